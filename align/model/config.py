@@ -66,7 +66,9 @@ class GPTConfig:
     """RMSNorm on each head's queries and keys (Qwen3)"""
     tied_embeddings: bool = True
     """The output matrix is the token embedding"""
-    embedding_scale: bool = False
-    """Multiply token embeddings by sqrt(width) at the input (embeddings then start at std width^-0.5)"""
+    init_std: float = 0.02
+    """Standard deviation of fresh matrices; projections into the residual stream get init_std / sqrt(2 layers)"""
+    embedding_std: float = 0.02
+    """Standard deviation of the fresh token embedding; 1.0 with an untied head learns to copy sooner in small models"""
     dropout: float = 0.0
     """Probability of zeroing attention weights and sub-layer outputs while training"""
