@@ -1,0 +1,33 @@
+"""The GPT: its shape, network, sampling, and the directory it is kept in.
+
+The public names are imported on first use, so that the shape of a network can be read without torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "GPT": "gpt",
+    "GPTConfig": "config",
+    "KVCache": "cache",
+    "RopeScaling": "config",
+    "Samples": "generation",
+    "SamplingConfig": "sampling",
+    "generate": "generation",
+    "load_network": "directory",
+    "read_config": "directory",
+    "read_manifest": "manifest",
+    "replacing_directory": "directory",
+    "save_network": "directory",
+    "weights_fingerprint": "directory",
+    "write_manifest": "manifest",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home the first time it is asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'align.model' has no attribute {name!r}")
+    return getattr(import_module(f"align.model.{_HOMES[name]}"), name)

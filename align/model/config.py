@@ -1,12 +1,19 @@
 """The shape of a GPT: one frozen dataclass, checked at construction."""
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any, Literal, get_args, get_type_hints
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 style stretching of the rotary frequencies to contexts longer than the trained one."""
+    """Llama-3 style stretching of the rotary frequencies to contexts longer than the trained one.
+
+    Raises:
+        ValueError: a setting is impossible; the message names it, its value, and what would be right.
+    """
 
     factor: float = 8.0
     """By how much low frequencies are divided"""
@@ -16,6 +23,18 @@ class RopeScaling:
     """Wavelengths below original_context / this are left alone"""
     original_context: int = 8192
     """Context the network was trained on, tokens"""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        _require("rope_scaling.factor", self.factor, self.factor >= 1, "at least 1")
+        _require("rope_scaling.low_freq_factor", self.low_freq_factor, self.low_freq_factor > 0, "above 0")
+        _require(
+            "rope_scaling.high_freq_factor",
+            self.high_freq_factor,
+            self.high_freq_factor > self.low_freq_factor,
+            f"above rope_scaling.low_freq_factor ({self.low_freq_factor})",
+        )
+        _require_count("rope_scaling.original_context", self.original_context)
 
 
 @dataclass(frozen=True)
@@ -72,3 +91,85 @@ class GPTConfig:
     """Standard deviation of the fresh token embedding; 1.0 with an untied head learns to copy sooner in small models"""
     dropout: float = 0.0
     """Probability of zeroing attention weights and sub-layer outputs while training"""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        for name in ("vocab_size", "layers", "heads", "width", "context"):
+            _require_count(name, getattr(self, name))
+        for name in ("kv_heads", "head_width", "ff_width"):
+            if getattr(self, name) is not None:
+                _require_count(name, getattr(self, name))
+        for name, kind in get_type_hints(GPTConfig).items():
+            if name in _CHOICES:
+                _require(name, getattr(self, name), getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
+        kv_heads, heads = self.resolved_kv_heads, self.heads
+        _require("kv_heads", kv_heads, heads % kv_heads == 0, f"a divisor of heads ({heads})")
+        if self.head_width is None:
+            _require("heads", heads, self.width % heads == 0, f"a divisor of width ({self.width}), or set head_width")
+        if self.positions == "rope":
+            head_width = self.resolved_head_width
+            _require("head_width", head_width, head_width % 2 == 0, "even: rope rotates pairs")
+        else:
+            _require("rope_scaling", self.rope_scaling, self.rope_scaling is None, "None unless positions is rope")
+        if self.positions == "sinusoidal":
+            _require("width", self.width, self.width % 2 == 0, "even: sinusoidal positions are sine-cosine pairs")
+        for name in ("norm_eps", "rope_theta", "init_std", "embedding_std"):
+            value = getattr(self, name)
+            _require(name, value, isfinite(value) and value > 0, "above 0")
+        _require("dropout", self.dropout, 0 <= self.dropout < 1, "in [0, 1)")
+
+    @property
+    def resolved_kv_heads(self) -> int:
+        """Key/value heads."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def resolved_head_width(self) -> int:
+        """Width of one head."""
+        return self.width // self.heads if self.head_width is None else self.head_width
+
+    @property
+    def resolved_ff_width(self) -> int:
+        """Width inside the feed-forward."""
+        if self.ff_width is not None:
+            return self.ff_width
+        return 4 * self.width if self.feed_forward == "gelu" else -(-8 * self.width // (3 * 32)) * 32
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain JSON values; ``from_dict`` takes them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "GPTConfig":
+        """A config from the plain values of ``to_dict``.
+
+        Raises:
+            ValueError: a key is unknown (the nearest valid one is named) or a value impossible.
+        """
+        values = _known(cls, settings)
+        if isinstance(scaling := values.get("rope_scaling"), Mapping):
+            values["rope_scaling"] = RopeScaling(**_known(RopeScaling, scaling))
+        return cls(**values)
+
+
+_CHOICES = ("norm", "norm_placement", "positions", "feed_forward")
+
+
+def _require(name: str, value: object, holds: bool, right: str) -> None:
+    if not holds:
+        raise ValueError(f"{name} is {value!r}; it must be {right}")
+
+
+def _require_count(name: str, value: object) -> None:
+    _require(name, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a whole number >= 1")
+
+
+def _known(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
+    names = [field.name for field in fields(kind)]
+    for key in settings:
+        if key not in names:
+            near = get_close_matches(key, names, n=1)
+            raise ValueError(
+                f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {names}")
+            )
+    return dict(settings)

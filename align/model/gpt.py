@@ -1,0 +1,207 @@
+"""The GPT: token ids to hidden states to logits.
+
+Legend: B rows, T tokens, V vocabulary, L layers, H query heads, E width of one head, D width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from align.model.attention import Context, attend_fast, attend_reference, cache_mask, document_mask
+from align.model.block import Block
+from align.model.cache import KVCache
+from align.model.config import GPTConfig
+from align.model.norms import make_norm
+from align.model.positions import rotary_frequencies, rotary_tables, sinusoidal_embedding
+
+
+class Trunk(nn.Module):
+    """Embeddings, blocks and the final norm: everything below the output matrix.
+
+    With post-norm placement there is no final norm: the last block already ends in one.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        """Build the layers."""
+        super().__init__()
+        self.config = config
+        self.reference_attention = False
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+        if config.positions == "learned":
+            self.embed_positions = nn.Embedding(config.context, config.width)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = make_norm(config) if config.norm_placement == "pre" else None
+
+    def embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Token embeddings plus absolute positions, if the network has any.
+
+        Sinusoids have amplitude 1, so beside them embeddings are multiplied by sqrt(D), as their paper does.
+
+        Args:
+            ids: ``[..., T]`` int64.
+            positions: int64, broadcastable to ``ids``.
+
+        Returns:
+            ``[..., T, D]``.
+        """
+        x = self.embed_tokens(ids)
+        if self.config.positions == "learned":
+            return x + self.embed_positions(positions)
+        if self.config.positions == "sinusoidal":
+            return x * self.config.width**0.5 + sinusoidal_embedding(positions, self.config.width).to(x.dtype)
+        return x
+
+    def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Rotary tables ``[..., T, E / 2]`` of ``positions`` ``[..., T]``, or None without rope."""
+        config = self.config
+        if config.positions != "rope":
+            return None
+        frequencies = rotary_frequencies(
+            config.resolved_head_width, theta=config.rope_theta, scaling=config.rope_scaling, device=positions.device
+        )
+        return rotary_tables(positions, frequencies)
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        *,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """See ``GPT.hidden``."""
+        if ids.dim() != 2:
+            raise ValueError(f"ids has shape {tuple(ids.shape)}; it must be [rows, tokens]")
+        if ids.shape[1] > self.config.context:
+            raise ValueError(f"{ids.shape[1]} tokens do not fit the network's context of {self.config.context}")
+        if cache is not None and (positions is None or documents is not None):
+            raise ValueError("with a cache, positions must be given (they are its slots) and documents must not")
+        if positions is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)
+        mask = None
+        if documents is not None:
+            mask = document_mask(documents)
+        elif cache is not None:
+            mask = cache_mask(positions, cache.length)
+        # A row of positions needs an axis for the heads.
+        rotary = self.rotary(positions if positions.dim() == 1 else positions[:, None])
+        attend = attend_reference if self.reference_attention else attend_fast
+        context = Context(attend, mask, rotary, positions, cache)
+        x = self.embed(ids, positions)
+        for layer in self.layers:
+            x = layer(x, context)
+        return x if self.norm is None else self.norm(x)
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer. Parameters are named as in Hugging Face's Llama for every style.
+
+    A fresh network is initialised with seed 0; ``initialise`` draws it again with another. Set
+    ``model.reference_attention`` to compute attention the readable way instead of the fast one.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        """Build the network of ``config`` on torch's default device."""
+        super().__init__()
+        self.config = config
+        self.model = Trunk(config)
+        self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, config.vocab_size, bias=False)
+        if not self.model.embed_tokens.weight.is_meta:
+            self.initialise(0)
+
+    @property
+    def output_weight(self) -> torch.Tensor:
+        """The output matrix ``[V, D]``: the head, or the token embedding when tied."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def hidden(
+        self,
+        ids: torch.Tensor,
+        *,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Hidden states after the final norm. Right padding needs no mask: nobody before it can see it.
+
+        Args:
+            ids: ``[B, T]`` int64.
+            positions: ``[T]`` or ``[B, T]`` int64, each token's place in its own document; None means 0..T-1.
+            documents: ``[B, T]`` int64, the token's document within its row, -1 on padding: attention stays inside a
+                document. Positions of packed rows are the caller's (absolute embeddings need them).
+            cache: keys and values of earlier tokens; the new ones are written to the slots ``positions``.
+
+        Returns:
+            ``[B, T, D]``.
+
+        Raises:
+            ValueError: more tokens than the context, or a cache without positions or with documents.
+        """
+        return self.model(ids, positions=positions, documents=documents, cache=cache)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token: ``hidden`` ``[..., D]`` to ``[..., V]``."""
+        return F.linear(hidden, self.output_weight) if self.lm_head is None else self.lm_head(hidden)
+
+    def forward(
+        self,
+        ids: torch.Tensor,
+        *,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Logits ``[B, T, V]`` of every position; arguments as in ``hidden``."""
+        return self.logits(self.hidden(ids, positions=positions, documents=documents, cache=cache))
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Draw every parameter afresh, touching no global generator.
+
+        Matrices are normal with ``init_std``, the token embedding with ``embedding_std``; the two projections of a
+        block into the residual stream are divided by sqrt(2 L), so that the sum of 2 L of them has the variance of
+        one (GPT-2, section 2.3). Norms start at 1, biases at 0. The same seed gives the same weights on one kind of
+        device.
+
+        Args:
+            seed: decides all of them.
+        """
+        config = self.config
+        generator = torch.Generator(device=self.output_weight.device).manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            std = config.init_std
+            if name == "model.embed_tokens.weight":
+                std = config.embedding_std
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                std /= (2 * config.layers) ** 0.5
+            parameter.normal_(0.0, std, generator=generator)
+
+    def num_parameters(self, *, embeddings: bool = True) -> int:
+        """Parameters, each counted once.
+
+        Args:
+            embeddings: False leaves out the token and position embeddings, and with them a tied output matrix.
+        """
+        return sum(
+            parameter.numel() for name, parameter in self.named_parameters() if embeddings or ".embed_" not in name
+        )
+
+    def flops_per_token(self, context: int) -> int:
+        """FLOPs of forward and backward per trained token, ``6 N + 12 L (H E) T`` (PaLM, arXiv:2204.02311, appendix B).
+
+        N counts the parameters of matrix products: all matrices of the blocks and the output matrix once, tied or
+        not. The attention term does not discount causality. Embedding look-ups, norms and softmax are left out.
+
+        Args:
+            context: T, tokens a row is trained on.
+
+        Returns:
+            FLOPs (a multiply-add is two).
+        """
+        matrices = sum(p.numel() for name, p in self.model.layers.named_parameters() if p.dim() == 2)
+        matrices += self.config.vocab_size * self.config.width
+        inner = self.config.heads * self.config.resolved_head_width
+        return 6 * matrices + 12 * self.config.layers * inner * context
