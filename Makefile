@@ -1,0 +1,35 @@
+# make demo   install what is needed and run the whole tiny pipeline
+# make test   lint, types and the fast tests
+# make slow   the tests marked slow: kill drills, two-process runs, the demo from an empty folder
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/align run recipes/tiny
+
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest
+
+slow: $(VENV)/installed-test
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,67 @@
+"""Who may import whom: the arrows between the rooms of align/."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "align"
+MAY_IMPORT = {
+    "batches": set(),
+    "objectives": set(),
+    "tokenizer": set(),
+    "sandbox": set(),
+    "model": {"objectives"},
+    "data": {"tokenizer", "batches"},
+    "rewards": {"model", "tokenizer", "sandbox"},
+    "stages": {"model", "objectives", "batches", "rewards"},
+    "callbacks": {"model", "tokenizer", "batches", "rewards"},
+}
+FREE = {"cli", "__main__", "__init__"}
+NEVER = {"transformers", "tokenizers", "tiktoken", "trl"}
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative imports hide where a name comes from"
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows(path: Path):
+    room = _room(path)
+    imports = _imports(path)
+    assert not {name.split(".")[0] for name in imports} & NEVER, "only tests compare with these"
+    rooms = {name.split(".")[1] for name in imports if name.startswith("align.")}
+    if room not in FREE:
+        assert rooms - {room} <= MAY_IMPORT[room]
+    if room != "__main__":
+        assert room in FREE or "cli" not in rooms
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("align", {"torch", "lightning", "numpy"}),
+        ("align.cli", {"torch", "lightning", "jsonargparse"}),
+        ("align.tokenizer", {"torch", "datasets"}),
+        ("align.sandbox", {"torch", "datasets"}),
+        ("align.data", {"torch", "lightning", "datasets"}),
+        ("align.model.config", {"torch"}),
+    ],
+)
+def test_imports_stay_light(module: str, heavy: set[str]):
+    code = f"import sys, {module}; print(*sorted(set(sys.modules) & {heavy!r}))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
