@@ -1,0 +1,118 @@
+"""The gold reward: what a response is really worth, by properties that can be checked."""
+
+import re
+from typing import NamedTuple
+
+from align.sandbox import words
+from align.sandbox.prompts import read_prompt
+from align.sandbox.stories import Checked, check
+from align.sandbox.world import Ingredients
+
+_ASKED = ("who", "friend", "object", "place", "mood", "rule", "length", "ending")
+# Equal weights make two answers with as many mistakes tie, instead of differing by less than anybody could learn.
+WEIGHTS = dict.fromkeys(_ASKED, 0.08) | {"grammar": 0.08, "repetition": 0.03, "complete": 0.25}
+_SHOWN = {word: mood for mood, shown in words.MOODS.items() for word in shown}
+
+
+class GoldReward(NamedTuple):
+    """The gold reward and its parts, each in [0, 1]; ``total`` is their mean under ``WEIGHTS``.
+
+    Evidence is read from well-formed sentences only. A part that an empty text would satisfy (no uninvited character,
+    nothing excluded mentioned, nothing repeated) is multiplied by ``grammar``, so that saying nothing earns nothing.
+
+    Attributes:
+        total: the weighted sum.
+        who: half for the hero's name, half for the hero's kind.
+        friend: the second character appears and no third one; without one asked for, none appears.
+        object: the asked object is mentioned.
+        place: the asked place is mentioned.
+        mood: a word that shows the asked mood appears; half if another mood is shown too.
+        rule: both asked events in the asked order, half in the wrong one; or the excluded object is not mentioned.
+        length: 1 for the asked number of sentences, 1/2 when one off.
+        ending: the last sentence is one of the world's closings.
+        grammar: share of sentences that are well formed where they stand.
+        repetition: share of distinct runs of four words.
+        complete: 1 where every part above is 1.
+    """
+
+    total: float
+    who: float
+    friend: float
+    object: float
+    place: float
+    mood: float
+    rule: float
+    length: float
+    ending: float
+    grammar: float
+    repetition: float
+    complete: float
+
+
+def gold_reward(prompt: str, response: str) -> GoldReward:
+    """Scores a response by what the prompt's own text asks for.
+
+    Args:
+        prompt: text that holds a prompt of this world (chat markup around it does no harm).
+        response: any text.
+
+    Returns:
+        The reward and its parts; all 0 for an empty response.
+
+    Raises:
+        ValueError: the prompt is none of this world's.
+    """
+    asked = read_prompt(prompt)
+    story = check(response)
+    if not story.sentences:
+        return GoldReward(*[0.0] * len(GoldReward._fields))
+    everything = _tokens(story.sentences)
+    evidence = _tokens([sentence for sentence, good in zip(story.sentences, story.good, strict=True) if good])
+    grammar = sum(story.good) / len(story.good)
+    parts = {
+        "who": 0.5 * (story.hero[0] == asked.name) + 0.5 * (story.hero[1] == asked.kind),
+        "friend": _friend(asked, story, everything, evidence, grammar),
+        "object": float(asked.object in evidence),
+        "place": float(asked.place in evidence),
+        "mood": _mood(asked, evidence),
+        "rule": _rule(asked, everything, evidence, grammar),
+        "length": max(0.0, 1 - abs(len(story.sentences) - asked.length) / 2),
+        "ending": float(story.ends),
+        "grammar": grammar,
+        "repetition": _distinct_runs(everything) * grammar,
+    }
+    parts["complete"] = float(min(parts.values()) == 1.0)
+    total = sum(WEIGHTS[part] * value for part, value in parts.items())
+    return GoldReward(total=round(total, 6), **parts)
+
+
+def _tokens(sentences: list[str]) -> list[str]:
+    return re.findall(r"[a-z]+", " ".join(sentences).lower())
+
+
+def _friend(asked: Ingredients, story: Checked, everything: list[str], evidence: list[str], grammar: float) -> float:
+    others = {token for token in everything if token in words.KINDS and token != story.hero[1]}
+    if asked.friend is None:
+        return 0.0 if others else grammar
+    if asked.friend not in evidence or asked.friend not in others:
+        return 0.0
+    return 1.0 if len(others) == 1 else 0.5
+
+
+def _mood(asked: Ingredients, evidence: list[str]) -> float:
+    shown = {_SHOWN[token] for token in evidence if token in _SHOWN}
+    return 0.0 if asked.mood not in shown else 1.0 if len(shown) == 1 else 0.5
+
+
+def _rule(asked: Ingredients, everything: list[str], evidence: list[str], grammar: float) -> float:
+    if asked.events is None:
+        return 0.0 if asked.excluded in everything else grammar
+    first, second = (words.EVENTS[event] for event in asked.events)
+    if first not in evidence or second not in evidence:
+        return 0.0
+    return 1.0 if evidence.index(first) < evidence.index(second) else 0.5
+
+
+def _distinct_runs(tokens: list[str]) -> float:
+    runs = [tuple(tokens[start : start + 4]) for start in range(max(1, len(tokens) - 3))]
+    return len(set(runs)) / len(runs)

@@ -1,0 +1,112 @@
+"""How people ask for a story, how raw text announces one, and how to read the ingredients back from either."""
+
+import re
+from random import Random
+
+from align.sandbox import words
+from align.sandbox.stories import HERO, hero_phrase, with_article
+from align.sandbox.world import Ingredients, pick
+
+PROMPTS = (
+    "Write {mood} story about {hero}{friend} at the {place}. Use {object}. {Rule}. {Length}.",
+    "Tell me {mood} tale of {hero}{friend} with {object} at the {place}. {Length}. {Rule}.",
+    "I want {mood} story with {object} at the {place}. It is about {hero}{friend}. {Rule}. {Length}.",
+    "Please write about {hero}{friend}. Put {object} in the {place}. Make it {feeling}. {Rule}. {Length}.",
+    "In {number} sentences, tell {mood} story of {hero}{friend}, {object} and the {place}. {Rule}.",
+    "Story time: {hero}{friend}, {object}, the {place}. {Rule}. {Length}. Make it {feeling}.",
+    "{Hero}{friend} at the {place} with {object}: write {mood} story. {Length}. {Rule}.",
+    "Give me {number} sentences on {hero}{friend}. {Rule}. I need {object}, the {place} and {mood} mood.",
+)
+TITLES = ("{mood} story about {hero}{friend}", "{mood} tale of {hero}{friend}", "the {feeling} day of {hero}{friend}")
+TITLE_CLAUSES = ("at the {place}", "with {object}", "in {number} sentences")
+ORDERS = (
+    "{name} {first} before {who} {second}",
+    "{name} {second} after {who} {first}",
+    "first {who} {first}, then {who} {second}",
+    "{name} {first} and later {second}",
+)
+EXCLUSIONS = ("do not mention the {excluded}", "leave out the {excluded}", "there is no {excluded}", "no {excluded}")
+LENGTHS = ("{number} sentences", "use {number} sentences", "make it {number} sentences long")
+
+
+def write_prompt(rng: Random, asked: Ingredients) -> str:
+    """One of many ways to ask for these ingredients."""
+    slots = _slots(rng, asked)
+    length = pick(rng, LENGTHS).format_map(slots)
+    return pick(rng, PROMPTS).format_map(
+        slots | {"Rule": _capital(slots["rule"]), "Length": _capital(length), "Hero": _capital(slots["hero"])}
+    )
+
+
+def write_title(rng: Random, asked: Ingredients, drop_rate: float) -> str:
+    """The line above a story in raw text; each part but the first is left out with probability ``drop_rate``."""
+    slots = _slots(rng, asked)
+    clauses = [clause for clause in TITLE_CLAUSES if rng.random() >= drop_rate]
+    if rng.random() < 0.5:
+        clauses.reverse()
+    title = _capital(", ".join([pick(rng, TITLES), *clauses]).format_map(slots) + ".")
+    return title if rng.random() < drop_rate else f"{title} {_capital(slots['rule'])}."
+
+
+def read_prompt(prompt: str) -> Ingredients:
+    """The ingredients that a prompt's own text asks for.
+
+    Raises:
+        ValueError: the text is no prompt of this world; the message names what is missing.
+    """
+    hero = HERO.search(prompt)
+    if hero is None:
+        raise ValueError(f"not a sandbox prompt: no hero such as 'Mia the fox' in {prompt[:120]!r}")
+    kind = (hero[2] or hero[3]).lower()
+    tokens = re.findall(r"[a-z]+", (prompt[: hero.start()] + prompt[hero.end() :]).lower())
+    excluded = re.search(rf"\b(?:mention the|leave out the|no) ({'|'.join(words.OBJECTS)})\b", prompt, re.IGNORECASE)
+    without = excluded[1].lower() if excluded else None
+    events = [token for token in tokens if token in words.EVENTS]
+    if len(events) == 2 and "after" in tokens:
+        events.reverse()
+    if (len(events) == 2) == (without is not None):
+        raise ValueError(f"not a sandbox prompt: needs two events or one exclusion in {prompt[:120]!r}")
+
+    def only(what: str, known: tuple[str, ...]) -> str:
+        found = [token for token in tokens if token in known and token != without]
+        if len(found) != 1:
+            raise ValueError(f"not a sandbox prompt: needs one {what}, has {len(found)} in {prompt[:120]!r}")
+        return found[0]
+
+    friends = [token for token in tokens if token in words.KINDS]
+    return Ingredients(
+        name=(hero[1] or hero[4]).capitalize(),
+        kind=kind,
+        friend=friends[0] if friends else None,
+        object=only("object", words.OBJECTS),
+        place=only("place", words.PLACES),
+        mood=only("mood", tuple(words.MOODS)),
+        length=words.LENGTHS[only("number of sentences", tuple(words.LENGTHS))],
+        events=None if without else (events[0], events[1]),
+        excluded=without,
+    )
+
+
+def _slots(rng: Random, asked: Ingredients) -> dict[str, str]:
+    first, second = asked.events or ("", "")
+    rule = pick(rng, ORDERS if asked.events else EXCLUSIONS)
+    return {
+        "hero": hero_phrase(rng, asked.name, asked.kind),
+        "friend": f" {pick(rng, ('and', 'with'))} {with_article(asked.friend)}" if asked.friend else "",
+        "object": with_article(asked.object),
+        "place": asked.place,
+        "mood": with_article(asked.mood),
+        "feeling": asked.mood,
+        "number": next(word for word, number in words.LENGTHS.items() if number == asked.length),
+        "rule": rule.format(
+            name=asked.name,
+            who="she" if asked.she else "he",
+            first=first,
+            second=second,
+            excluded=asked.excluded,
+        ),
+    }
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
