@@ -1,0 +1,7 @@
+"""The LightningModules, one per stage of the pipeline."""
+
+from align.stages.optimization import OptimizerConfig, ScheduleConfig
+from align.stages.pretrain import Pretrain
+from align.stages.sft import SFT
+
+__all__ = ["SFT", "OptimizerConfig", "Pretrain", "ScheduleConfig"]

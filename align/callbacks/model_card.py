@@ -1,0 +1,94 @@
+"""The model card: what a model directory says of itself to people."""
+
+import json
+from typing import Any
+
+from align.model import GPT
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [lightning-align, {stage}]
+---
+
+# {stage}, {parameters} parameters
+
+Made by [align]({home}) {version}, stage `{stage}`, {step} optimizer steps.
+
+| | |
+|---|---|
+| parent | {parent} |
+| shape | {layers} layers, width {width}, {heads} heads, context {context}, vocabulary {vocab} |
+| tokenizer | `{tokenizer}` |
+
+## Metrics at the time of writing
+
+{metrics}
+
+## Data
+
+{data}
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this directory")
+tokenizer = AutoTokenizer.from_pretrained("this directory")
+```
+
+or `align generate DIRECTORY --prompt TEXT`.
+
+## Limits
+
+Trained on the data above and nothing else; not evaluated for safety, and not meant for decisions about people.
+
+## Recipe
+
+```json
+{recipe}
+```
+"""
+
+
+def model_card(manifest: dict[str, Any], network: GPT) -> str:
+    """README.md of a model directory.
+
+    Args:
+        manifest: what ``align.json`` says.
+        network: the network beside it.
+
+    Returns:
+        str: Markdown with the Hub's metadata header.
+    """
+    config, parent = network.config, manifest["parent"]
+    metrics = [f"| {name} | {value:.4g} |" for name, value in sorted(manifest["metrics"].items())]
+    data = [f"- `{file}`: `{digest[:16]}`" for file, digest in manifest["data"].items()]
+    return _CARD.format(
+        stage=manifest["stage"],
+        parameters=_short(network.num_parameters()),
+        home="https://pypi.org/project/lightning-align/",
+        version=manifest["versions"]["lightning-align"],
+        step=manifest["step"],
+        parent=f"`{parent['directory']}`, weights `{(parent['weights'] or 'unknown')[:16]}`"
+        if parent
+        else "none: fresh",
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        context=config.context,
+        vocab=config.vocab_size,
+        tokenizer=(manifest["tokenizer"] or "none")[:16],
+        metrics="\n".join(["| metric | value |", "|---|---|", *metrics]),
+        data="\n".join(data) or "not recorded",
+        recipe=json.dumps(manifest["recipe"], indent=2, default=str),
+    )
+
+
+def _short(count: int) -> str:
+    """12345678 -> 12.3M."""
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)

@@ -1,0 +1,104 @@
+"""Writes the model directory, the only thing that stages hand each other."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info
+
+from align.callbacks.model_card import model_card
+from align.model import (
+    read_manifest,
+    replacing_directory,
+    save_network,
+    weights_fingerprint,
+    write_manifest,
+)
+
+
+class ModelDirectory(pl.Callback):
+    """Writes ``model/`` into the run folder, whole or not at all.
+
+    Args:
+        which: ``best``: the network of the lowest monitor, written whenever it improves; ``last``: the final one.
+        monitor: the metric that ``best`` goes by; lower is better.
+    """
+
+    recipe: dict[str, Any] | None = None
+    """The resolved recipe, for the manifest; the CLI sets it."""
+
+    def __init__(self, which: Literal["best", "last"] = "best", monitor: str = "val/loss") -> None:
+        """Nothing written yet."""
+        self.which = which
+        self.monitor = monitor
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value so far."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best value so far."""
+        self.best = state_dict["best"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write if the monitor improved."""
+        if self.which != "best" or trainer.sanity_checking or not trainer.training:
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"model_directory.monitor is {self.monitor!r}, which is not logged: "
+                f"it is one of {', '.join(sorted(trainer.callback_metrics))}"
+            )
+        value = float(trainer.callback_metrics[self.monitor])
+        if self.best is None or value < self.best:
+            self.best = value
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the final network, unless the best one is there."""
+        if self.which == "last" or self.best is None:
+            self._write(trainer, pl_module)
+
+    def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        target = Path(trainer.default_root_dir) / "model"
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        tokenizer = getattr(data, "tokenizer", None)
+        with replacing_directory(target) as directory:
+            ids = {"bos_id": None, "eos_ids": (), "pad_id": None}
+            if tokenizer is not None:
+                tokenizer.save(directory)
+                ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
+            save_network(pl_module.network, directory, **ids)
+            manifest = self._manifest(trainer, pl_module)
+            write_manifest(directory, manifest)
+            (directory / "README.md").write_text(model_card(manifest, pl_module.network))
+        rank_zero_info(f"wrote {target} (step {trainer.global_step})")
+
+    def _manifest(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        tokenizer = getattr(data, "tokenizer", None)
+        return {
+            "stage": type(pl_module).__name__.lower(),
+            "step": trainer.global_step,
+            "recipe": self.recipe,
+            "parent": _parent(pl_module.parent),
+            "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
+            "data": dict(getattr(data, "fingerprints", {})),
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "versions": {name: version(name) for name in ("lightning-align", "torch", "lightning")},
+        }
+
+
+def _parent(source: str | None) -> dict[str, Any] | None:
+    """Where the network came from, with its weights' hash if it lies on this disk."""
+    if source is None:
+        return None
+    directory = Path(source)
+    if not directory.is_dir():
+        return {"directory": source, "weights": None, "stage": None}
+    stage = read_manifest(directory)["stage"] if (directory / "align.json").is_file() else None
+    return {"directory": source, "weights": weights_fingerprint(directory), "stage": stage}

@@ -1,0 +1,130 @@
+"""Text samples while a network trains: numbers hide what a sentence shows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_only
+
+from align.model import GPT, SamplingConfig, generate
+from align.tokenizer import Tokenizer
+
+Prompt = str | Sequence[Mapping[str, str]]
+"""Raw text to continue, or the messages of a chat to answer."""
+
+
+class TextSample(NamedTuple):
+    """A response as text.
+
+    Attributes:
+        text: the decoded response, special tokens left out.
+        tokens: how many tokens were sampled, a stop token included.
+        finished: ended by a stop token, not by the length.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The ids a response to a prompt continues, as the network saw them in training.
+
+    Args:
+        tokenizer: the network's own.
+        prompt: raw text (the beginning of a document), or messages (rendered up to the assistant's turn).
+
+    Returns:
+        list[int]: never empty.
+
+    Raises:
+        ValueError: an empty text with a tokenizer that has nothing to begin a document with.
+    """
+    if not isinstance(prompt, str):
+        return tokenizer.render_chat(prompt, add_generation_prompt=True).ids
+    begins = tokenizer.bos_id is not None and tokenizer.bos_id != tokenizer.eos_id
+    start = [tokenizer.bos_id] if begins and tokenizer.bos_id is not None else []
+    ids = start + tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty and this tokenizer has no token that begins a document: give some text")
+    return ids
+
+
+def sample_texts(
+    network: GPT, tokenizer: Tokenizer, prompts: Sequence[Prompt], sampling: SamplingConfig, *, seed: int
+) -> list[TextSample]:
+    """One response to each prompt, all in one batch.
+
+    Args:
+        network: samples in eval mode.
+        tokenizer: the network's own.
+        prompts: what to answer or continue.
+        sampling: temperature, truncation and length.
+        seed: response i draws from seed + i.
+
+    Returns:
+        list[TextSample]: as many as prompts, in order.
+    """
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    seeds = range(seed, seed + len(ids))
+    stop = tokenizer.stop_ids
+    samples = generate(network, ids, sampling, stop_ids=stop, seeds=list(seeds), pad_id=tokenizer.pad_id or 0)
+    out = []
+    for row, mask, finished in zip(
+        samples.ids.tolist(), samples.mask.sum(1).tolist(), samples.finished.tolist(), strict=True
+    ):
+        out.append(TextSample(tokenizer.decode(row[:mask]), mask, finished))
+    return out
+
+
+class TextSamples(pl.Callback):
+    """Appends responses to fixed prompts to ``samples.jsonl`` after each validation.
+
+    Args:
+        prompts: what to answer (chat) or continue (not chat); an empty list turns the callback off.
+        chat: the prompts are user messages of a chat.
+        sampling: temperature, truncation and length.
+        seed: of the samples, the same at each validation, so that only the network changes.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str] | None = None,
+        *,
+        chat: bool = False,
+        sampling: SamplingConfig = SamplingConfig(max_new_tokens=64),  # noqa: B008 (frozen)
+        seed: int = 0,
+    ) -> None:
+        """Keep the settings."""
+        self.prompts = list(prompts or [])
+        self.chat = chat
+        self.sampling = sampling
+        self.seed = seed
+
+    @rank_zero_only
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Sample and write."""
+        tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        if trainer.sanity_checking or not trainer.training or not self.prompts or tokenizer is None:
+            return
+        prompts: list[Prompt] = [[{"role": "user", "content": p}] if self.chat else p for p in self.prompts]
+        texts = sample_texts(pl_module.network, tokenizer, prompts, self.sampling, seed=self.seed)
+        step = trainer.global_step
+        for logger in trainer.loggers:
+            if hasattr(logger.experiment, "add_text"):
+                for i, (prompt, sample) in enumerate(zip(self.prompts, texts, strict=True)):
+                    logger.experiment.add_text(f"samples/{i}", f"{prompt}\n\n---\n\n{sample.text}", step)
+        path = Path(trainer.default_root_dir) / "samples.jsonl"
+        earlier = (
+            [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step]
+            if path.is_file()
+            else []
+        )
+        fresh = [
+            json.dumps({"step": step, "prompt": prompt, **sample._asdict(), "sampling": asdict(self.sampling)})
+            for prompt, sample in zip(self.prompts, texts, strict=True)
+        ]
+        path.write_text("\n".join(earlier + fresh) + "\n")

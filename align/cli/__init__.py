@@ -1,0 +1,108 @@
+"""The ``align`` command: find the verb, import what it needs, turn a user's mistake into one line."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from align.cli.errors import UsageError, one_line
+
+
+class Verb(NamedTuple):
+    """A verb of the command line and the function that runs it.
+
+    Attributes:
+        home: ``module:function``; the function takes the rest of the command line and returns an exit code.
+        summary: one line for ``align --help``.
+    """
+
+    home: str
+    summary: str
+
+
+VERBS = {
+    "run": Verb("align.cli.pipeline:main", "run a recipe folder's pipeline, skipping what is up to date"),
+    "fit": Verb("align.cli.lightning:main", "train one stage from a recipe"),
+    "validate": Verb("align.cli.lightning:main", "run a recipe's validation"),
+    "test": Verb("align.cli.lightning:main", "run a recipe's test"),
+    "predict": Verb("align.cli.lightning:main", "run a recipe's prediction"),
+    "generate": Verb("align.cli.generate:main", "sample from a model directory, and score the samples"),
+    "tokenizer": Verb("align.cli.tokenizer:main", "train a byte-level BPE; encode and decode with it"),
+    "sandbox": Verb("align.cli.sandbox:main", "write the synthetic world's data"),
+}
+
+_EPILOG = """
+`align VERB --help` lists a verb's settings with units and defaults.
+--debug anywhere shows the traceback of a failure. Exit codes: 0 done, 1 failed, 2 wrong usage.
+
+First steps:   align run recipes/tiny
+               align generate runs/tiny/sft/model --prompt "Write two sentences about ..."
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the ``align`` command.
+
+    Args:
+        argv: the command line without the program's name; None reads ``sys.argv``.
+
+    Returns:
+        int: 0 done, 1 failed, 2 wrong usage.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    args = [arg for arg in args if arg != "--debug"]
+    if not args or args[0] in {"-h", "--help"}:
+        print(_help())
+        return 0 if args else 2
+    if args[0] == "--version":
+        from align import __version__
+
+        print(__version__)
+        return 0
+    return _guarded(args[0], args[1:], debug=debug)
+
+
+def _guarded(name: str, rest: list[str], *, debug: bool) -> int:
+    """Run a verb; a user's mistake becomes one line on stderr."""
+    try:
+        return _verb(name)(rest) or 0
+    except KeyboardInterrupt:
+        print(f"align {name}: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as end:  # argparse, after it printed its own message
+        return end.code if isinstance(end.code, int) else 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        message = one_line(error)
+        if message is None:  # not a mistake we foresaw: the traceback is what helps
+            if not debug:
+                traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"
+        print(f"align {name}: error: {message}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _verb(name: str) -> Callable[[list[str]], int | None]:
+    if name not in VERBS:
+        from align.cli.errors import nearest
+
+        raise UsageError(f"no verb {name!r}{nearest(name, VERBS)}; `align --help` lists them")
+    module, function = VERBS[name].home.split(":")
+    run: Callable[..., int | None] = getattr(import_module(module), function)
+    # The four Lightning verbs share a home, which has to know which one it is.
+    return (lambda rest: run(name, rest)) if module == "align.cli.lightning" else run
+
+
+def _help() -> str:
+    lines = [
+        "usage: align VERB [settings]",
+        "",
+        "From raw text to an aligned, compared and exported GPT.",
+        "",
+        "verbs:",
+    ]
+    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(lines) + "\n" + _EPILOG

@@ -1,0 +1,41 @@
+"""One line for a user's mistake: what, where, and what would be right."""
+
+import argparse
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """The command line or a recipe is wrong; exit code 2."""
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """A hint with the valid word most like a wrong one.
+
+    Args:
+        word: what was given.
+        valid: what would be right.
+
+    Returns:
+        str: ``; did you mean 'x'?``, or nothing if none is alike.
+    """
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def one_line(error: BaseException) -> str | None:
+    """The message of a foreseen mistake, on one line.
+
+    Args:
+        error: what a verb raised.
+
+    Returns:
+        str: the message; None for an error nobody foresaw (a bug), which deserves its traceback.
+    """
+    if isinstance(error, argparse.ArgumentError):
+        return " ".join(str(error).split())
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"{error.filename}: no such file or directory"
+    if isinstance(error, ValueError | OSError | FloatingPointError | ModuleNotFoundError):
+        return " ".join(str(error).split())
+    return None

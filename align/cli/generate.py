@@ -1,0 +1,158 @@
+"""``align generate``: sample from a model directory, and score the samples."""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from align.cli.errors import UsageError
+from align.cli.parsing import make_parser, parse
+
+
+def main(args: list[str]) -> int:
+    """Sample from a model directory.
+
+    Args:
+        args: the command line after ``align generate``.
+
+    Returns:
+        int: 0.
+    """
+    options = parse(_parser(), args)
+    if (options.prompt is None) == (options.prompts is None):
+        raise UsageError("give one of --prompt TEXT and --prompts FILE")
+    if options.n < 1 or options.batch_size < 1:
+        raise UsageError(f"--n is {options.n} and --batch_size {options.batch_size}: both must be at least 1")
+    samples = list(_with_progress(_sample(options), sys.stderr))
+    lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
+    if options.out:
+        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if options.json:
+        print("\n".join(lines))
+    else:
+        _show(samples, options.show, options.judge)
+    return 0
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    from align.model import SamplingConfig
+
+    parser = make_parser("generate", "Sample from a model directory, a Hugging Face directory or a Hub id.")
+    parser.add_argument("model", help="model directory, Hugging Face directory or Hub id")
+    parser.add_argument("--prompt", help="what to answer (chat models) or to continue (others)")
+    parser.add_argument("--prompts", help="JSONL file of {'prompt': text or messages}, instead of --prompt")
+    parser.add_argument("--limit", type=int, help="read only this many prompts of --prompts (default: all)")
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    parser.add_argument("--n", type=int, default=1, help="samples per prompt")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count up from it")
+    parser.add_argument("--batch_size", type=int, default=64, help="sequences sampled at once")
+    defaults = SamplingConfig()
+    for name, kind, text in (
+        ("temperature", float, "divides the logits; 0 is greedy"),
+        ("top_k", int, "sample among the k likeliest tokens; 0 turns it off"),
+        ("top_p", float, "sample among the likeliest tokens that hold this probability"),
+        ("min_p", float, "drop tokens less likely than this times the likeliest; 0 turns it off"),
+        ("repetition_penalty", float, "divides the logits of tokens already there; 1 turns it off"),
+        ("max_new_tokens", int, "longest response, tokens"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=getattr(defaults, name), help=text)
+    parser.add_argument("--judge", help="score the samples: sandbox, or module:function (prompts, responses) -> scores")
+    parser.add_argument("--out", help="also write the samples to this JSONL file")
+    parser.add_argument("--show", type=int, default=8, help="how many samples to print (without --json)")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a sample: prompt, text, tokens, finished (and reward)"
+    )
+    return parser
+
+
+def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+    """Samples, one batch at a time."""
+    from align.callbacks.samples import sample_texts
+    from align.model import SamplingConfig, load_network
+    from align.rewards import load_reward
+    from align.tokenizer import Tokenizer
+
+    judge = load_reward(options.judge) if options.judge else None
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+    sampling = SamplingConfig(**{name: getattr(options, name) for name in names})
+    prompts = _prompts(options)
+    tokenizer = Tokenizer.load(options.model)
+    network = load_network(options.model).eval()
+    chat = not options.raw and tokenizer.chat_template is not None and _stage(options.model) != "pretrain"
+    rows = [prompt for prompt in prompts for _ in range(options.n)]
+    for start in range(0, len(rows), options.batch_size):
+        batch = rows[start : start + options.batch_size]
+        rendered = [_as_messages(prompt) if chat else _as_text(prompt) for prompt in batch]
+        texts = sample_texts(network, tokenizer, rendered, sampling, seed=options.seed + start)
+        asked = [_as_text(prompt) for prompt in batch]
+        rewards = judge(asked, [text.text for text in texts]) if judge else None
+        yield [
+            {"prompt": prompt, **text._asdict()} | ({"reward": rewards[i]} if rewards is not None else {})
+            for i, (prompt, text) in enumerate(zip(asked, texts, strict=True))
+        ]
+
+
+def _prompts(options: jsonargparse.Namespace) -> list[Any]:
+    """The prompts of the command line: each a text or messages."""
+    if options.prompt is not None:
+        return [options.prompt]
+    prompts = []
+    with Path(options.prompts).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            if options.limit is not None and len(prompts) >= options.limit:
+                break
+            try:
+                prompts.append(json.loads(line)["prompt"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{options.prompts}:{number}: not a JSON object with the field 'prompt'") from error
+    if not prompts:
+        raise ValueError(f"{options.prompts} holds no prompts")
+    return prompts
+
+
+def _as_messages(prompt: Any) -> Any:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def _as_text(prompt: Any) -> str:
+    """What the prompt asks: the text itself, or the last message's."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def _stage(model: str) -> str | None:
+    """The stage that made a model directory, if it is one of ours."""
+    from align.model import read_manifest
+
+    return read_manifest(Path(model))["stage"] if (Path(model) / "align.json").is_file() else None
+
+
+def _with_progress(batches: Iterable[Sequence[dict[str, Any]]], stream: Any) -> Iterator[dict[str, Any]]:
+    done = 0
+    for batch in batches:
+        yield from batch
+        done += len(batch)
+        if stream.isatty():
+            print(f"\r{done} samples", end="", file=stream, flush=True)
+    if stream.isatty():
+        print("\r", end="", file=stream)
+
+
+def _show(samples: Sequence[dict[str, Any]], show: int, judge: str | None) -> None:
+    for sample in samples[:show]:
+        tail = f"  [{judge} reward {sample['reward']:.2f}]" if judge else ""
+        print(f"> {sample['prompt']}\n{sample['text']}{'' if sample['finished'] else ' ...'}{tail}\n")
+    if len(samples) > 1:
+        length = statistics.mean(sample["tokens"] for sample in samples)
+        ended = statistics.mean(sample["finished"] for sample in samples)
+        print(f"{len(samples)} samples, {length:.1f} tokens on average, {ended:.0%} ended by themselves")
+    if judge and len(samples) > 1:
+        rewards = [sample["reward"] for sample in samples]
+        error = statistics.stdev(rewards) / len(rewards) ** 0.5
+        print(
+            f"{judge} reward: mean {statistics.mean(rewards):.3f} +- {1.96 * error:.3f} (95%, {len(rewards)} samples)"
+        )

@@ -1,0 +1,117 @@
+"""What is wrong with a recipe, in one line: the full key, the reason and the nearest valid name.
+
+jsonargparse says it precisely but on many lines: one level of indentation per level of the recipe, every alternative
+type, and the whole configuration echoed.
+"""
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+from align.cli.errors import nearest
+
+_NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+_TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path") + (
+    "checkpoint",
+    "model_directory",
+    "samples",
+    "throughput",
+)
+
+
+def explain(message: str) -> str:
+    """One line for what jsonargparse says of a recipe.
+
+    Args:
+        message: of the error it raised.
+
+    Returns:
+        str: ``key: reason; did you mean 'x'?``, naming the key in full.
+    """
+    key, owner, reasons = "", None, []
+    for raw in message.splitlines():
+        line = raw.strip().removeprefix("- ")
+        if found := re.match(r"Parser key \"([^\"]+)\":", line):
+            key = f"{key}.{found[1]}" if key else found[1]
+            line = line[found.end() :].strip()
+        if found := re.match(r"Problem with given class_path '([^']+)':", line):
+            key, owner = f"{key}.init_args", found[1]
+            line = line[found.end() :].strip()
+        if line and not line.startswith(_NOISE):
+            reasons.append(line)
+    if value := re.search(r"^ *Given value: (\S+)$", message, re.MULTILINE):
+        reasons.append(f"Got value: {value[1]}")
+    reason = "; ".join(dict.fromkeys(reasons)) or " ".join(message.split())
+    return _unknown_key(key, owner, reason) or _wrong_value(key, reason)
+
+
+def _unknown_key(key: str, owner: str | None, reason: str) -> str | None:
+    """The line for a key that does not exist, if that is the reason."""
+    if found := re.search(r"Group '([^']+)' does not accept option '([^']+)'", reason):
+        group, wrong = found[1], found[2]
+    elif found := re.search(r"Option '([^']+)' is not accepted", reason):
+        *groups, wrong = found[1].split(".")
+        group = ".".join(groups)
+        if group and not owner and groups[0] not in _TOP_KEYS:
+            group, wrong = "", groups[0]
+    elif found := re.search(r"nrecognized arguments: --([\w.]+)", reason):
+        *groups, wrong = found[1].split(".")
+        group = ".".join(groups)
+    else:
+        return None
+    names = _names(owner, group)
+    full = ".".join(part for part in (key, group, wrong) if part)
+    hint = nearest(wrong, names) or (f"; valid keys: {', '.join(sorted(names))}" if 0 < len(names) <= 12 else "")
+    return f"{full}: no such key{hint}"
+
+
+def _wrong_value(key: str, reason: str) -> str:
+    """The line for a value of the wrong type, or out of its set."""
+    if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", reason):
+        key = key.replace(".init_args", ".class_path")
+        return f"{key}: {reason}{nearest(found[2], _exports(found[1]))}"
+    if value := re.search(r"Got value: (\S+)", reason):
+        reason += nearest(value[1], re.findall(r"'([\w-]+)'", reason))
+    return f"{key}: {reason}" if key else reason
+
+
+def _names(owner: str | None, group: str) -> list[str]:
+    """Names that a class, or the dataclass of one of its parameters, accepts."""
+    if owner:
+        parameters = _parameters(_load(owner))
+    elif group.split(".")[0] == "trainer":
+        from lightning.pytorch import Trainer
+
+        return list(_parameters(Trainer))
+    else:
+        return [] if group else list(_TOP_KEYS)
+    for part in group.split(".") if group else []:
+        parameters = _parameters(_dataclass_of(parameters.get(part)))
+    return list(parameters)
+
+
+def _parameters(owner: Any) -> dict[str, Any]:
+    """Name -> annotation of what a constructor takes."""
+    if owner is None:
+        return {}
+    signature = inspect.signature(owner)
+    return {name: parameter.annotation for name, parameter in signature.parameters.items()}
+
+
+def _dataclass_of(annotation: Any) -> Any:
+    """The dataclass in an annotation such as ``GPTConfig | None``."""
+    candidates: Iterable[Any] = [annotation, *typing.get_args(annotation)]
+    return next((candidate for candidate in candidates if dataclasses.is_dataclass(candidate)), None)
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def _exports(module: str) -> list[str]:
+    return list(getattr(import_module(module), "__all__", dir(import_module(module))))

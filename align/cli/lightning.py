@@ -1,0 +1,115 @@
+"""``align fit|validate|test|predict``: the Lightning CLI with our defaults."""
+
+import argparse
+from typing import Any
+
+import jsonargparse
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+
+from align.callbacks import ModelDirectory, RunLog, TextSamples, Throughput
+from align.cli.errors import UsageError
+from align.cli.keys import explain
+
+jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+_TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/unnamed",
+    # Our samplers shard by rank and resume exactly; Lightning's replacement does neither.
+    "use_distributed_sampler": False,
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+    "max_epochs": 1,
+}
+_CHECKPOINT_DEFAULTS = {
+    "checkpoint.save_last": True,
+    "checkpoint.save_top_k": 0,
+    "checkpoint.every_n_train_steps": 100,
+    "checkpoint.save_on_train_epoch_end": True,
+    "checkpoint.enable_version_counter": False,
+}
+
+
+class AlignCLI(LightningCLI):
+    """LightningCLI plus ``--run`` and the callbacks every run has."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is ours."""
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="Folder of the whole pipeline's runs; recipes refer to it as ${run}",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(_CHECKPOINT_DEFAULTS)
+        parser.add_lightning_class_args(ModelDirectory, "model_directory")
+        parser.add_lightning_class_args(TextSamples, "samples")
+        parser.add_lightning_class_args(Throughput, "throughput")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, with a mistake told in one line."""
+        try:
+            super().parse_arguments(parser, args)
+        except (argparse.ArgumentError, OmegaConfBaseException, TypeError, ValueError) as error:
+            raise UsageError(explain(str(error))) from error
+
+    def instantiate_classes(self) -> None:
+        """Build data, stage and Trainer; what they refuse is a mistake of the recipe."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise UsageError(explain(str(error))) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A Trainer that logs into the run folder, unless the recipe names its own loggers."""
+        settings = self.config[self.subcommand].trainer
+        if settings.logger in (None, True):
+            run = settings.default_root_dir
+            kwargs["logger"] = [RunLog(run), TensorBoardLogger(run, name="", version="tensorboard")]
+        trainer = super().instantiate_trainer(**kwargs)
+        if trainer.loggers:
+            trainer.callbacks.append(LearningRateMonitor(logging_interval="step"))
+        return trainer
+
+    def before_fit(self) -> None:
+        """Let the manifest tell the whole recipe."""
+        recipe = self.config_dump.get(self.subcommand, self.config_dump)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelDirectory):
+                callback.recipe = {key: recipe[key] for key in ("seed_everything", "model", "data")}
+
+
+def main(verb: str, args: list[str]) -> int:
+    """Run one of the Lightning verbs.
+
+    Args:
+        verb: fit, validate, test or predict.
+        args: the rest of the command line.
+
+    Returns:
+        int: exit code.
+
+    Raises:
+        UsageError: a key, type, path or value of the recipe or the command line is wrong.
+    """
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    parser_kwargs = {"parser_mode": "omegaconf+", "exit_on_error": False}
+    AlignCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_kwargs={"overwrite": True},
+        trainer_defaults=_TRAINER_DEFAULTS,
+        seed_everything_default=0,
+        parser_kwargs={name: parser_kwargs for name in ("fit", "validate", "test", "predict")} | parser_kwargs,
+        args=[verb, *args],
+    )
+    return 0

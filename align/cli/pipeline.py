@@ -1,0 +1,119 @@
+"""``align run``: a recipe folder's stages in order, each skipped when nothing it depends on has changed."""
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+
+from align.cli.errors import UsageError, nearest
+from align.cli.parsing import make_parser, parse
+from align.cli.recipe_folder import Pipeline, Stage, read_pipeline
+from align.cli.stage_record import StageRecord, content_hash
+
+
+def main(args: list[str]) -> int:
+    """Run the chosen stages of a recipe folder.
+
+    Args:
+        args: the command line after ``align run``.
+
+    Returns:
+        int: 0 when every stage is done or up to date, 1 when one failed (the later ones are not run).
+    """
+    options = parse(_parser(), args)
+    pipeline = read_pipeline(Path(options.folder), out=options.out, seed=options.seed, assignments=options.set or [])
+    chosen = _choose(pipeline, options.only, getattr(options, "from"))
+    must = options.force or getattr(options, "from") is not None
+    for stage in pipeline.stages:
+        if stage.name not in chosen:
+            continue
+        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+            status, seconds, why = _run_stage(stage, pipeline, must)
+        (_report_json if options.json else _report_text)(stage, status, seconds, why)
+        if status == "failed":
+            return 1
+    return 0
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = make_parser(
+        "run",
+        "Run a recipe folder's pipeline.yaml: each stage in order, skipping what is up to date and resuming what is "
+        "half done.",
+    )
+    parser.add_argument("folder", help="recipe folder, such as recipes/tiny")
+    parser.add_argument("--out", help="where the runs go (default: runs/NAME-OF-THE-FOLDER)")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="run these stages and no others")
+    parser.add_argument("--from", metavar="STAGE", help="run this stage and all after it, up to date or not")
+    parser.add_argument("--force", action="store_true", help="run every chosen stage, up to date or not")
+    parser.add_argument("--seed", type=int, default=0, help="seed of data, initial weights, order and sampling")
+    parser.add_argument(
+        "--set", action="append", metavar="NAME=VALUE", help="a variable of the pipeline, such as text=book.txt"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="one JSON object a stage on stdout (name, status done|up-to-date|failed, seconds, output); the rest goes "
+        "to stderr",
+    )
+    return parser
+
+
+Status = Literal["done", "up-to-date", "failed"]
+
+
+def _choose(pipeline: Pipeline, only: list[str] | None, from_: str | None) -> list[str]:
+    """The names of the stages to run, in order."""
+    names = [stage.name for stage in pipeline.stages]
+    for name in [*(only or []), *([from_] if from_ else [])]:
+        if name not in names:
+            raise UsageError(f"{pipeline.file} has no stage {name!r}{nearest(name, names)}; it has {', '.join(names)}")
+    if from_:
+        names = names[names.index(from_) :]
+    return [name for name in names if not only or name in only]
+
+
+def _run_stage(stage: Stage, pipeline: Pipeline, must: bool) -> tuple[Status, float, str]:
+    """Run a stage if need be; status, wall seconds and the reason."""
+    from align.cli import main
+
+    begun = time.perf_counter()
+    for path in stage.reads:
+        if not path.exists():
+            raise UsageError(f"stage {stage.name!r} of {pipeline.file} reads {path}, which does not exist")
+    record = StageRecord(pipeline.run / ".stages" / f"{stage.name}.json")
+    fingerprint = stage.fingerprint()
+    why = "forced" if must else record.why_stale(fingerprint, stage.writes)
+    if why is None:
+        return "up-to-date", time.perf_counter() - begun, "inputs, recipe and output are unchanged"
+    arguments = list(stage.arguments)
+    if stage.is_training:
+        if record.half_done(fingerprint) and not must:
+            why = "half done: resuming"
+            arguments.append("--ckpt_path=last")
+        else:
+            shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)
+    print(f"== {stage.name}: {why}", file=sys.stderr, flush=True)
+    record.begin(fingerprint)
+    code = main([*stage.command, *arguments])
+    seconds = time.perf_counter() - begun
+    if code:
+        if code == 130:
+            raise KeyboardInterrupt
+        return "failed", seconds, f"align {stage.command[0]} ended with exit code {code}"
+    record.finish(fingerprint, content_hash(stage.writes), seconds)
+    return "done", seconds, why
+
+
+def _report_text(stage: Stage, status: Status, seconds: float, why: str) -> None:
+    print(f"== {stage.name}: {status} in {seconds:.1f} s -> {stage.writes} ({why})", file=sys.stderr, flush=True)
+
+
+def _report_json(stage: Stage, status: Status, seconds: float, why: str) -> None:
+    line: dict[str, Any] = {"name": stage.name, "status": status, "seconds": round(seconds, 3)}
+    print(json.dumps(line | {"output": str(stage.writes), "why": why}), flush=True)

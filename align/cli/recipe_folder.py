@@ -1,0 +1,165 @@
+"""A recipe folder's pipeline.yaml: its stages, with the command line's values put in."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.cli.errors import UsageError, nearest
+from align.cli.stage_record import content_hash
+
+_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes"}
+_FOLDER_KEYS = {"variables", "stages"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a pipeline, everything resolved."""
+
+    name: str
+    command: tuple[str, ...]
+    """Words after ``align``, such as ("tokenizer", "train")"""
+    recipe: Path | None
+    """The --config of a training stage"""
+    arguments: tuple[str, ...]
+    """The rest of the command line"""
+    reads: tuple[Path, ...]
+    """Files and directories it depends on"""
+    writes: Path
+    """The file or directory it makes"""
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it can be resumed from checkpoints."""
+        return self.command == ("fit",)
+
+    @property
+    def folder(self) -> Path:
+        """Its run folder."""
+        return self.writes.parent
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the command, the recipe's text and the contents of what it reads."""
+        facts = {
+            "command": self.command,
+            "arguments": self.arguments,
+            "recipe": None if self.recipe is None else content_hash(self.recipe),
+            "reads": [content_hash(path) for path in self.reads],
+        }
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """The stages of a recipe folder, in order."""
+
+    file: Path
+    run: Path
+    """Where the runs go"""
+    stages: tuple[Stage, ...]
+
+
+def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list[str]) -> Pipeline:
+    """Read a folder's pipeline.yaml and put the command line's values in.
+
+    Args:
+        folder: the recipe folder.
+        out: where the runs go; None: runs/NAME.
+        seed: becomes ``${seed}``.
+        assignments: ``NAME=VALUE`` for the variables that the pipeline declares.
+
+    Returns:
+        Pipeline: with every ``${...}`` replaced.
+
+    Raises:
+        UsageError: no such folder, a wrong key, or a variable that is unknown, missing or malformed.
+    """
+    file = folder / "pipeline.yaml"
+    if not file.is_file():
+        found = [path.parent.name for path in folder.parent.glob("*/pipeline.yaml")]
+        raise UsageError(f"{file} does not exist{nearest(folder.name, found)}")
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+        raise UsageError(f"{file} must be a mapping with the key 'stages', itself a mapping of stages")
+    _check_keys(content, _FOLDER_KEYS, str(file))
+    run = Path(out) if out else Path("runs") / folder.resolve().name
+    values = _variables(file, content.get("variables") or {}, assignments) | {"run": str(run), "seed": str(seed)}
+    stages = tuple(_stage(file, name, body, values) for name, body in content["stages"].items())
+    return Pipeline(file, run, stages)
+
+
+def _variables(file: Path, declared: Mapping[str, Any], assignments: list[str]) -> dict[str, str]:
+    """Values of the declared variables; a variable declared as null has to be given."""
+    values = {name: None if default is None else str(default) for name, default in declared.items()}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set {assignment}: it must be NAME=VALUE")
+        if name not in values:
+            names = ", ".join(values) or "none"
+            raise UsageError(
+                f"--set {assignment}: {file} has no variable {name!r}{nearest(name, values)}; it has {names}"
+            )
+        values[name] = value
+    missing = [name for name, value in values.items() if value is None]
+    if missing:
+        raise UsageError(f"{file} needs a value: give " + " ".join(f"--set {name}=VALUE" for name in missing))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _stage(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Stage:
+    where = f"{file}: stage {name!r}"
+    if not isinstance(body, dict) or "command" not in body or "writes" not in body:
+        raise UsageError(f"{where} must be a mapping with at least 'command' and 'writes'")
+    _check_keys(body, _STAGE_KEYS, where)
+    body = _substitute(body, values, where)
+    command = tuple(str(body["command"]).split())
+    recipe = file.parent / body["recipe"] if "recipe" in body else None
+    arguments = (
+        [f"--config={recipe}", f"--run={values['run']}", f"--seed_everything={values['seed']}"] if recipe else []
+    )
+    for key, value in (body.get("arguments") or {}).items():
+        arguments += _argument(key, value)
+    reads = tuple(Path(path) for path in body.get("reads") or [])
+    return Stage(name, command, recipe, tuple(arguments), reads, Path(body["writes"]))
+
+
+def _argument(key: str, value: Any) -> list[str]:
+    """A setting as it stands on a command line; the key '-' holds positional ones."""
+    if key == "-":
+        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
+    return [f"--{key}={text}"]
+
+
+def _substitute(value: Any, values: Mapping[str, str], where: str) -> Any:
+    """Replace every ``${name}``, at any depth."""
+    if isinstance(value, dict):
+        return {key: _substitute(item, values, where) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, values, where) for item in value]
+    if not isinstance(value, str):
+        return value
+
+    def look_up(match: re.Match[str]) -> str:
+        if match[1] not in values:
+            raise UsageError(f"{where}: no variable ${{{match[1]}}}{nearest(match[1], values)}")
+        return values[match[1]]
+
+    return re.sub(r"\$\{(\w+)\}", look_up, value)
+
+
+def _check_keys(body: Mapping[str, Any], valid: set[str], where: str) -> None:
+    for key in body:
+        if key not in valid:
+            raise UsageError(
+                f"{where}: no key {key!r}{nearest(str(key), valid)}; valid keys: {', '.join(sorted(valid))}"
+            )

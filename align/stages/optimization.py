@@ -1,0 +1,126 @@
+"""How weights move: AdamW with decay on matrices only, and learning-rate schedules per optimizer step."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019).
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
+    lr: float = 3e-4
+    """Peak learning rate, per optimizer step"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of the gradient and of its square"""
+    eps: float = 1e-8
+    """Added to the root of the squared-gradient mean"""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; vectors (norms, biases) never decay"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        if not self.lr > 0:
+            raise ValueError(f"optimizer.lr is {self.lr}: it must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay is {self.weight_decay}: it must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas are {self.betas}: each must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over optimizer steps, as a factor of the peak.
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
+    kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """What follows the warm-up; wsd: constant, then a linear fall over the last decay_share (warm-up-stable-decay)"""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up from 0 to the peak"""
+    final_factor: float = 0.1
+    """Factor of the peak at the last step (not used by constant)"""
+    decay_share: float = 0.2
+    """wsd only: share of all steps that the fall takes"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        if self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}: it must be at least 0")
+        if not 0 <= self.final_factor <= 1:
+            raise ValueError(f"schedule.final_factor is {self.final_factor}: it must lie in [0, 1]")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"schedule.decay_share is {self.decay_share}: it must lie in (0, 1]")
+
+    def factor(self, step: int, total: int) -> float:
+        """Factor of the peak learning rate at an optimizer step.
+
+        Args:
+            step: optimizer steps already done, from 0.
+            total: optimizer steps of the run.
+
+        Returns:
+            float: in (0, 1] during warm-up (the first step already moves), in [final_factor, 1] after it.
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.kind == "constant":
+            return 1.0
+        start = self.warmup_steps
+        if self.kind == "wsd":
+            start = max(start, round(total * (1 - self.decay_share)))
+        progress = min(1.0, max(0, step - start) / max(1, total - 1 - start))
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
+        return self.final_factor + (1 - self.final_factor) * fall
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with decay only on matrices (two or more axes).
+
+    Args:
+        parameters: the parameters to train; frozen ones are left out.
+        config: its settings.
+
+    Returns:
+        torch.optim.AdamW: fused where every parameter's device has the fused kernel.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.device.type in {"cpu", "cuda"} for p in trained)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, total_steps: int) -> LambdaLR:
+    """The schedule as a torch scheduler, to be stepped once per optimizer step.
+
+    Args:
+        optimizer: whose learning rates it multiplies.
+        config: its settings.
+        total_steps: optimizer steps of the run.
+
+    Returns:
+        LambdaLR: multiplies each group's learning rate by ``config.factor(step, total_steps)``.
+
+    Raises:
+        ValueError: the warm-up is as long as the run.
+    """
+    if config.warmup_steps and config.warmup_steps >= total_steps:
+        raise ValueError(
+            f"schedule.warmup_steps is {config.warmup_steps} but the run has {total_steps} optimizer steps: "
+            "the peak learning rate would never be reached"
+        )
+    return LambdaLR(optimizer, lambda step: config.factor(step, total_steps))

@@ -1,0 +1,55 @@
+"""Pretraining: a fresh GPT, or one to go on with, learns next tokens of raw text."""
+
+from align.model import GPT, GPTConfig, load_network
+from align.stages.language_model import LanguageModelStage
+from align.stages.optimization import OptimizerConfig, ScheduleConfig
+
+
+class Pretrain(LanguageModelStage):
+    """Next-token training on documents.
+
+    Args:
+        gpt: shape of a fresh network.
+        init_from: model directory, Hugging Face directory or Hub id to go on from; then gpt must be left out.
+        init_seed: seed of the fresh weights.
+        optimizer: AdamW.
+        schedule: learning rate over optimizer steps.
+        z_loss: coefficient of the squared log-partition added to the loss, 0 turns it off; 1e-4 is usual.
+        compile: torch.compile the network; the first step then takes about a minute.
+        network: a network made in Python, instead of gpt and init_from.
+
+    Raises:
+        ValueError: not exactly one of gpt, init_from and network is given.
+    """
+
+    def __init__(
+        self,
+        gpt: GPTConfig | None = None,
+        init_from: str | None = None,
+        *,
+        init_seed: int = 0,
+        optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        z_loss: float = 0.0,
+        compile: bool = False,
+        network: GPT | None = None,
+    ) -> None:
+        """Keep the settings."""
+        if (gpt is not None) + (init_from is not None) + (network is not None) != 1:
+            raise ValueError(
+                "Pretrain takes exactly one of gpt (a fresh network) and init_from (a model to go on from)"
+            )
+
+        def build() -> GPT:
+            if network is not None:
+                return network
+            if init_from is not None:
+                return load_network(init_from)
+            assert gpt is not None
+            fresh = GPT(gpt)
+            fresh.initialise(init_seed)
+            return fresh
+
+        super().__init__(
+            build, optimizer=optimizer, schedule=schedule, z_loss=z_loss, compile=compile, parent=init_from
+        )

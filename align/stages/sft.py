@@ -1,0 +1,42 @@
+"""Supervised fine-tuning: a pretrained GPT learns to answer, from the tokens of the assistant's turns only."""
+
+from align.model import GPT, load_network
+from align.stages.language_model import LanguageModelStage
+from align.stages.optimization import OptimizerConfig, ScheduleConfig
+
+
+class SFT(LanguageModelStage):
+    """Next-token training on the assistant's turns of chats.
+
+    Args:
+        init_from: model directory, Hugging Face directory or Hub id to start from.
+        optimizer: AdamW.
+        schedule: learning rate over optimizer steps.
+        z_loss: coefficient of the squared log-partition added to the loss, 0 turns it off.
+        compile: torch.compile the network; the first step then takes about a minute.
+        network: a network made in Python, instead of init_from.
+
+    Raises:
+        ValueError: not exactly one of init_from and network is given.
+    """
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        *,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, weight_decay=0.0),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        z_loss: float = 0.0,
+        compile: bool = False,
+        network: GPT | None = None,
+    ) -> None:
+        """Keep the settings."""
+        if (init_from is None) == (network is None):
+            raise ValueError("SFT needs init_from: a model directory, a Hugging Face directory or a Hub id")
+
+        def build() -> GPT:
+            return network if network is not None else load_network(str(init_from))
+
+        super().__init__(
+            build, optimizer=optimizer, schedule=schedule, z_loss=z_loss, compile=compile, parent=init_from
+        )

@@ -1,0 +1,71 @@
+"""The messages are what jsonargparse really says (recorded); test_lightning.py drives the real parser."""
+
+import pytest
+
+from align.cli.errors import nearest, one_line
+from align.cli.keys import explain
+
+_ECHO = """Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'lightning.pytorch.core.module.LightningModule'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path '{owner}':
+        {problem}
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'dict'>
+  Given value: {{'class_path': '{owner}', 'init_args': {{'gpt': {{'layers': 'abc'}}}}}}"""
+
+
+@pytest.mark.parametrize(
+    ("problem", "line"),
+    [
+        ("Option 'z_los' is not accepted", "model.init_args.z_los: no such key; did you mean 'z_loss'?"),
+        (
+            "Group 'gpt' does not accept option 'layrs'",
+            "model.init_args.gpt.layrs: no such key; did you mean 'layers'?",
+        ),
+        (
+            "Parser key \"gpt.layers\":\n          Expected a <class 'int'>. Got value: abc",
+            "model.init_args.gpt.layers: Expected a <class 'int'>. Got value: abc",
+        ),
+    ],
+)
+def test_nested_problems_become_one_line(problem: str, line: str):
+    assert explain(_ECHO.format(owner="align.stages.Pretrain", problem=problem)) == line
+
+
+def test_wrong_class_names_the_nearest():
+    message = _ECHO.format(owner="align.stages.Pretran", problem="module 'align.stages' has no attribute 'Pretran'")
+    assert explain(message).startswith("model.class_path: module 'align.stages' has no attribute 'Pretran'")
+    assert explain(message).endswith("did you mean 'Pretrain'?")
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (
+            "Group 'trainer' does not accept option 'max_step'",
+            "trainer.max_step: no such key; did you mean 'max_steps'?",
+        ),
+        (
+            "unrecognized arguments: --trainer.max_stepss 3",
+            "trainer.max_stepss: no such key; did you mean 'max_steps'?",
+        ),
+        ("Option 'checkpont.a' is not accepted", "checkpont: no such key; did you mean 'checkpoint'?"),
+        (
+            "Parser key \"trainer.max_steps\":\n  Expected a <class 'int'>. Got value: many",
+            "trainer.max_steps: Expected a <class 'int'>. Got value: many",
+        ),
+    ],
+)
+def test_flat_problems(message: str, line: str):
+    assert explain(message) == line
+
+
+def test_nearest_says_nothing_when_nothing_is_alike():
+    assert nearest("zzz", ["layers", "width"]) == ""
+
+
+def test_a_bug_is_not_shortened():
+    assert one_line(KeyError("x")) is None
+    assert one_line(ValueError("two\nlines")) == "two lines"

@@ -1,0 +1,37 @@
+import subprocess
+import sys
+import time
+
+import pytest
+
+from align import __version__
+from align.cli import main
+
+
+def test_help_lists_the_verbs_quickly():
+    begun = time.perf_counter()
+    result = subprocess.run([sys.executable, "-m", "align", "--help"], capture_output=True, text=True, check=True)
+    assert "tokenizer" in result.stdout
+    assert time.perf_counter() - begun < 10, "about a second on a quiet machine"
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]):
+    assert main(["fti"]) == 2
+    assert "no verb 'fti'; did you mean 'fit'?" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path):
+    assert main(["sandbox", "--out", str(tmp_path), "--slip-rate", "2"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["sandbox", "--out", str(tmp_path), "--slip-rate", "2", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_both_spellings_of_a_setting(capsys: pytest.CaptureFixture[str]):
+    assert main(["sandbox", "--slp-rate", "1"]) == 2
+    assert "no setting --slp_rate; did you mean 'slip_rate'?" in capsys.readouterr().err

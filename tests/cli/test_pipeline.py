@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.cli.recipe_folder import read_pipeline
+
+PIPELINE = """
+variables: {{count: 3, size: null}}
+stages:
+  data:
+    command: sandbox
+    arguments: {{out: "${{run}}/data", seed: "${{seed}}", pretrain_documents: "${{count}}", {small}}}
+    writes: ${{run}}/data
+  more:
+    command: sandbox
+    arguments: {{out: "${{run}}/more", pretrain_documents: 2, {small}}}
+    reads: ["${{run}}/data/pretrain.jsonl"]
+    writes: ${{run}}/more
+"""
+_SIZES = ("pretrain_val_documents", "sft_chats", "sft_val_chats", "preference_pairs", "preference_val_pairs", "prompts")
+SMALL = ", ".join(f"{name}: 1" for name in _SIZES)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "recipes" / "small"
+    folder.mkdir(parents=True)
+    (folder / "pipeline.yaml").write_text(PIPELINE.format(small=SMALL))
+    return folder
+
+
+def _run(folder: Path, capsys: pytest.CaptureFixture[str], *extra: str) -> dict[str, dict]:
+    assert main(["run", str(folder), "--out", str(folder / "runs"), "--set", "size=1", "--json", *extra]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all({"name", "status", "seconds", "output"} <= set(line) for line in lines)
+    return {line["name"]: line for line in lines}
+
+
+def _status(folder: Path, capsys: pytest.CaptureFixture[str], *extra: str) -> dict[str, str]:
+    return {name: line["status"] for name, line in _run(folder, capsys, *extra).items()}
+
+
+def test_the_second_run_does_nothing_and_says_why(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert _status(folder, capsys) == {"data": "done", "more": "done"}
+    assert len((folder / "runs/data/pretrain.jsonl").read_text().splitlines()) == 3
+    again = _run(folder, capsys)
+    assert {line["status"] for line in again.values()} == {"up-to-date"}
+    assert again["data"]["why"] == "inputs, recipe and output are unchanged"
+
+
+def test_what_changed_runs_again_and_what_hangs_on_it(folder: Path, capsys: pytest.CaptureFixture[str]):
+    _run(folder, capsys)
+    assert _status(folder, capsys, "--set", "count=4") == {"data": "done", "more": "done"}
+    assert _status(folder, capsys, "--set", "count=4") == {"data": "up-to-date", "more": "up-to-date"}
+
+
+def test_a_damaged_output_is_made_again(folder: Path, capsys: pytest.CaptureFixture[str]):
+    _run(folder, capsys)
+    output = folder / "runs/more/pretrain.jsonl"
+    whole = output.read_bytes()
+    output.write_bytes(whole[:-5])
+    assert _status(folder, capsys) == {"data": "up-to-date", "more": "done"}
+    assert output.read_bytes() == whole
+
+
+def test_only_from_and_force(folder: Path, capsys: pytest.CaptureFixture[str]):
+    _run(folder, capsys)
+    assert _status(folder, capsys, "--only", "more") == {"more": "up-to-date"}
+    assert _status(folder, capsys, "--from", "more") == {"more": "done"}
+    assert _status(folder, capsys, "--force") == {"data": "done", "more": "done"}
+
+
+def test_a_failed_stage_stops_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]):
+    file = folder / "pipeline.yaml"
+    file.write_text(file.read_text().replace('pretrain_documents: "${count}"', "slip_rate: 2"))
+    assert main(["run", str(folder), "--out", str(folder / "runs"), "--set", "size=1", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["status"] for line in captured.out.splitlines()] == ["failed"]
+    assert "slip_rate is 2.0" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("edit", "extra", "message"),
+    [
+        (None, [], "needs a value: give --set size=VALUE"),
+        (None, ["--set", "size"], "--set size: it must be NAME=VALUE"),
+        (None, ["--set", "siz=1"], "no variable 'siz'; did you mean 'size'?"),
+        (None, ["--set", "size=1", "--only", "dta"], "no stage 'dta'; did you mean 'data'?"),
+        (("reads:", "raeds:"), ["--set", "size=1"], "no key 'raeds'; did you mean 'reads'?"),
+        (("${seed}", "${sed}"), ["--set", "size=1"], "no variable ${sed}; did you mean 'seed'?"),
+        (("stages:", "stags:"), ["--set", "size=1"], "must be a mapping with the key 'stages'"),
+        (("stages:", "stages: ["), ["--set", "size=1"], "is not YAML"),
+        (("data/pretrain", "data/pretrian"), ["--set", "size=1"], "pretrian.jsonl, which does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(folder: Path, capsys, edit, extra: list[str], message: str):
+    file = folder / "pipeline.yaml"
+    if edit:
+        file.write_text(file.read_text().replace(*edit))
+    assert main(["run", str(folder), "--out", str(folder / "runs"), *extra]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("align run: error: ")
+    assert message in last
+
+
+def test_a_misspelt_folder_names_the_nearest(folder: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["run", str(folder.parent / "smal")]) == 2
+    assert "does not exist; did you mean 'small'?" in capsys.readouterr().err
+
+
+def test_recipes_get_run_and_seed(tmp_path: Path):
+    (tmp_path / "pipeline.yaml").write_text("stages: {a: {command: fit, recipe: a.yaml, writes: '${run}/a/model'}}")
+    (tmp_path / "a.yaml").write_text("")
+    stage = read_pipeline(tmp_path, out="out", seed=7, assignments=[]).stages[0]
+    assert stage.arguments == (f"--config={tmp_path}/a.yaml", "--run=out", "--seed_everything=7")
+    assert stage.is_training
+    assert stage.folder == Path("out/a")
