@@ -62,3 +62,15 @@ class KVCache:
         self.keys[layer].scatter_(2, slots, keys.to(self.keys.dtype))
         self.values[layer].scatter_(2, slots, values.to(self.values.dtype))
         return self.keys[layer], self.values[layer]
+
+    def keep(self, rows: torch.Tensor, slots: int) -> None:
+        """Drop every other row.
+
+        Args:
+            rows: ``[B']`` int64, ascending.
+            slots: how many slots of them hold something worth keeping.
+        """
+        for tensor in (self.keys, self.values):
+            for layer in tensor:
+                layer[: len(rows), :, :slots] = layer[:, :, :slots][rows]
+        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]

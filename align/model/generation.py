@@ -1,0 +1,206 @@
+"""Sampling responses to a batch of prompts of different length.
+
+Legend: B rows, N tokens of the longest response, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from align.model.decoder import Decoder, PackedDecoder, can_pack
+from align.model.gpt import GPT
+from align.model.sampling import SamplingConfig, draw, penalise_repetition, row_seeds, row_uniforms, sampling_probs
+
+# Finished rows leave once they are this share of the batch: moving the others costs about one step.
+_IDLE_SHARE = 1 / 8
+
+
+class Samples(NamedTuple):
+    """What was sampled.
+
+    Attributes:
+        ids: ``[B, N]`` int64, the responses, right-padded with ``pad_id``.
+        logprobs: ``[B, N]`` float32, log-probability of each token under the distribution it was drawn from
+            (temperature and filters included; at temperature 0 under the plain softmax), 0 on padding.
+        mask: ``[B, N]`` bool, True on tokens of the response, a stop token included.
+        finished: ``[B]`` bool, True where a stop token ended the row, False where it was cut.
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    mask: torch.Tensor
+    finished: torch.Tensor
+
+
+@torch.no_grad()
+def generate(
+    network: GPT,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    stop_ids: Sequence[int] = (),
+    seeds: int | Sequence[int] = 0,
+    pad_id: int = 0,
+    on_token: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """Sample one response to each prompt.
+
+    A row ends with a stop token, after ``max_new_tokens``, or where prompt and response fill the context. Without
+    stop ids every row gets exactly ``max_new_tokens`` tokens if the context has room. The network is used in
+    evaluation mode and left as it was; no global generator is touched.
+
+    Args:
+        network: a GPT; one with adapters, hooks or sharded weights is sampled through its own forward, more slowly.
+        prompts: token ids, at least one each.
+        sampling: how tokens are drawn.
+        stop_ids: tokens that end a response.
+        seeds: one number for the whole call, or one per row: then a row's random numbers do not depend on its batch.
+        pad_id: what follows the end of a response in ``ids``.
+        on_token: called with (row, token) as soon as a token is known.
+
+    Returns:
+        Samples on the network's device.
+
+    Raises:
+        ValueError: a prompt is empty, leaves no room in the context or holds an id the network does not know; a stop
+            id it does not know; or seeds that are not one per row.
+    """
+    config = network.config
+    _check(prompts, stop_ids, vocab_size=config.vocab_size, context=config.context)
+    seeds = row_seeds(seeds, len(prompts)) if isinstance(seeds, int) else list(seeds)
+    if len(seeds) != len(prompts):
+        raise ValueError(f"{len(seeds)} seeds were given for {len(prompts)} prompts; give one each, or a single number")
+    # Longest first: the decoder reads and attends to neighbouring rows together.
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    prompts = [prompts[row] for row in order]
+    rooms = [min(sampling.max_new_tokens, config.context - len(prompt)) for prompt in prompts]
+    # The last token of a row is never read.
+    slots = max(len(prompt) + room - 1 for prompt, room in zip(prompts, rooms, strict=True))
+    told = None if on_token is None else lambda row, token: on_token(order[row], token)
+    with evaluating(network):
+        decoder = (PackedDecoder if can_pack(network) else Decoder)(network, prompts, slots=slots)
+        samples = _sample(
+            decoder,
+            sampling,
+            stops=_stop_table(stop_ids, config.vocab_size, device=decoder.positions.device),
+            rooms=rooms,
+            seeds=[seeds[row] for row in order],
+            pad_id=pad_id,
+            on_token=told,
+        )
+    back = torch.tensor(order, device=samples.ids.device).argsort()
+    return Samples(*(tensor[back] for tensor in samples))
+
+
+def _sample(
+    decoder: Decoder,
+    sampling: SamplingConfig,
+    *,
+    stops: torch.Tensor | None,
+    rooms: Sequence[int],
+    seeds: Sequence[int],
+    pad_id: int,
+    on_token: Callable[[int, int], None] | None,
+) -> Samples:
+    """The loop of ``generate``, in the decoder's order of rows.
+
+    1. read the prompts; 2. turn logits into a distribution; 3. draw; 4. note the tokens; 5. see which rows end, and
+    drop finished ones; 6. read the tokens and go on with 2.
+
+    Args:
+        decoder: holds the prompts.
+        sampling: how tokens are drawn.
+        stops: ``[V]`` bool, True on stop tokens; None when there are none.
+        rooms: tokens each row may get.
+        seeds: one per row.
+        pad_id: what follows the end of a response.
+        on_token: called with (row, token).
+    """
+    device, batch, longest = decoder.positions.device, len(rooms), max(rooms)
+    ids = torch.full((batch, longest), pad_id, device=device)
+    logprobs = torch.zeros(batch, longest, device=device)
+    mask = torch.zeros(batch, longest, dtype=torch.bool, device=device)
+    finished = torch.zeros(batch, dtype=torch.bool, device=device)
+    uniforms = row_uniforms(seeds, longest).to(device)
+    room = torch.tensor(rooms, device=device)
+    rows = torch.arange(batch, device=device)  # the decoder's rows; finished ones wait among them for their removal
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    logits = decoder.read_prompts()
+    seen = None if sampling.repetition_penalty == 1 else _seen(decoder.prompts, logits)
+    for step in range(longest):
+        if seen is not None:
+            logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+        probs = sampling_probs(logits, sampling)
+        tokens = probs.argmax(-1) if sampling.temperature == 0 else draw(probs, uniforms[rows, step])
+
+        ids[rows, step] = tokens.where(alive, pad_id)
+        logprobs[rows, step] = probs.gather(1, tokens[:, None])[:, 0].log().where(alive, 0)
+        mask[rows, step] = alive
+        if on_token is not None:
+            for row, token in zip(rows[alive].tolist(), tokens[alive].tolist(), strict=True):
+                on_token(row, token)
+
+        if stops is not None:
+            finished[rows[alive & stops[tokens]]] = True
+            alive = alive & ~stops[tokens]
+        alive = alive & (room[rows] > step + 1)
+        left = int(alive.sum())
+        if left == 0:
+            break
+        if left <= (1 - _IDLE_SHARE) * len(rows):
+            kept = alive.nonzero()[:, 0]
+            decoder.keep(kept)
+            rows, alive, tokens = rows[kept], alive[kept], tokens[kept]
+            seen = None if seen is None else seen[kept]
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
+        logits = decoder.step(tokens)
+    length = step + 1
+    return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)
+
+
+def _seen(prompts: Sequence[Sequence[int]], logits: torch.Tensor) -> torch.Tensor:
+    """``[B, V]`` bool, True on the tokens of each row's prompt."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, torch.tensor(prompt, device=logits.device)] = True
+    return seen
+
+
+def _stop_table(stop_ids: Sequence[int], vocab_size: int, *, device: torch.device) -> torch.Tensor | None:
+    if not stop_ids:
+        return None
+    table = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    table[list(stop_ids)] = True
+    return table
+
+
+def _check(prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], *, vocab_size: int, context: int) -> None:
+    if not prompts:
+        raise ValueError("there are no prompts; give at least one")
+    for row, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) < context:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens; it must have at least 1 and at most {context - 1}, "
+                f"to leave room for a response in the context of {context}"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            raise ValueError(f"prompt {row} holds an id outside the network's vocabulary of {vocab_size}")
+    for token in stop_ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"stop id {token} is outside the network's vocabulary of {vocab_size}")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode within; afterwards every module is back in the mode it was in."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
