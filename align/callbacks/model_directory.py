@@ -85,7 +85,7 @@ class ModelDirectory(pl.Callback):
             "stage": type(pl_module).__name__.lower(),
             "step": trainer.global_step,
             "recipe": self.recipe,
-            "parent": _parent(pl_module.parent),
+            "parent": _parent(getattr(pl_module, "parent", None)),
             "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
             "data": dict(getattr(data, "fingerprints", {})),
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},

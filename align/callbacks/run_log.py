@@ -31,7 +31,7 @@ class RunLog(CSVLogger):
 
     @property
     @override
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> Any:
         """The writer, made on first use on rank 0."""
         if self._experiment is None:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)

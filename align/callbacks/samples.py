@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from align.model import GPT, SamplingConfig, generate
@@ -114,7 +115,7 @@ class TextSamples(pl.Callback):
         texts = sample_texts(pl_module.network, tokenizer, prompts, self.sampling, seed=self.seed)
         step = trainer.global_step
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_text"):
+            if isinstance(logger, TensorBoardLogger):
                 for i, (prompt, sample) in enumerate(zip(self.prompts, texts, strict=True)):
                     logger.experiment.add_text(f"samples/{i}", f"{prompt}\n\n---\n\n{sample.text}", step)
         path = Path(trainer.default_root_dir) / "samples.jsonl"

@@ -8,6 +8,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from align.batches import TokenBatch
+from align.model import GPT
 
 
 class Throughput(pl.Callback):
@@ -56,7 +57,9 @@ class Throughput(pl.Callback):
         rate = self._tokens * trainer.world_size / self._seconds
         values = {"throughput/tokens_per_s": rate}
         if self._peak:
-            flops = pl_module.network.flops_per_token(length - 1)
+            network = pl_module.network
+            assert isinstance(network, GPT)
+            flops = network.flops_per_token(length - 1)
             values["throughput/mfu"] = rate * flops / (self._peak * trainer.world_size)
         pl_module.log_dict(values, prog_bar=True)
         self._tokens = self._batches = 0

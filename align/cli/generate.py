@@ -101,7 +101,7 @@ def _prompts(options: jsonargparse.Namespace) -> list[Any]:
     """The prompts of the command line: each a text or messages."""
     if options.prompt is not None:
         return [options.prompt]
-    prompts = []
+    prompts: list[Any] = []
     with Path(options.prompts).open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if options.limit is not None and len(prompts) >= options.limit:

@@ -74,7 +74,7 @@ class AlignCLI(LightningCLI):
             kwargs["logger"] = [RunLog(run), TensorBoardLogger(run, name="", version="tensorboard")]
         trainer = super().instantiate_trainer(**kwargs)
         if trainer.loggers:
-            trainer.callbacks.append(LearningRateMonitor(logging_interval="step"))
+            trainer.callbacks.append(LearningRateMonitor("step"))  # type: ignore[attr-defined]
         return trainer
 
     def before_fit(self) -> None:

@@ -14,17 +14,17 @@ CHUNK = 256
 
 
 class NextTokenLoss(NamedTuple):
-    """Sums over the counted targets of a batch; divide by ``count`` for means.
+    """Sums over the counted targets of a batch; divide by ``tokens`` for means.
 
     Attributes:
         loss: ``[]`` what to differentiate: nll plus the z-loss term, nats.
         nll: ``[]`` negative log-likelihood, nats, detached.
-        count: ``[]`` int64, targets that counted.
+        tokens: ``[]`` int64, targets that counted.
     """
 
     loss: torch.Tensor
     nll: torch.Tensor
-    count: torch.Tensor
+    tokens: torch.Tensor
 
 
 def next_token_loss(

@@ -65,7 +65,7 @@ class LanguageModelStage(pl.LightningModule):
             ValueError: the tokenizer has more ids than the network, or rows are longer than its context.
         """
         self.configure_model()
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         config, tokenizer = self.network.config, getattr(data, "tokenizer", None)
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
@@ -110,12 +110,12 @@ class LanguageModelStage(pl.LightningModule):
             FloatingPointError: the loss is not finite.
         """
         result = self.loss(batch)
-        mean = result.nll / result.count.clamp(min=1)
+        mean = result.nll / result.tokens.clamp(min=1)
         self.log("train/loss", mean, prog_bar=True)
         self._refuse_nonfinite(mean)
-        self._step_tokens = result.count if self._step_tokens is None else self._step_tokens + result.count
+        self._step_tokens = result.tokens if self._step_tokens is None else self._step_tokens + result.tokens
         # One process and no accumulation: the tokens of the step are known now, and the gradient needs no second pass.
-        return result.loss / result.count.clamp(min=1) if self._micro_batches == 1 else result.loss
+        return result.loss / result.tokens.clamp(min=1) if self._micro_batches == 1 else result.loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient by the tokens of the whole optimizer step."""
@@ -130,7 +130,8 @@ class LanguageModelStage(pl.LightningModule):
     def _refuse_nonfinite(self, loss: torch.Tensor) -> None:
         """Stop on NaN or infinity; a GPU is asked only when its numbers are fetched for the log anyway."""
         step = self.trainer.global_step
-        if loss.device.type != "cpu" and step % self.trainer.log_every_n_steps:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if loss.device.type != "cpu" and step % every:
             return
         if not torch.isfinite(loss):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -147,7 +148,7 @@ class LanguageModelStage(pl.LightningModule):
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add a batch to the validation sums."""
         result = self.loss(batch)
-        self.val_metric.update(result.nll, result.count, batch.num_bytes)
+        self.val_metric.update(result.nll, result.tokens, batch.num_bytes)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/loss``, ``val/perplexity`` and ``val/bits_per_byte``."""
@@ -156,7 +157,7 @@ class LanguageModelStage(pl.LightningModule):
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add a batch to the test sums."""
         result = self.loss(batch)
-        self.test_metric.update(result.nll, result.count, batch.num_bytes)
+        self.test_metric.update(result.nll, result.tokens, batch.num_bytes)
 
     def on_test_epoch_end(self) -> None:
         """Log ``test/loss``, ``test/perplexity`` and ``test/bits_per_byte``."""

@@ -74,7 +74,7 @@ def test_shift_and_mask_count_only_what_the_mask_says():
     mask = torch.tensor([[True, True, False, True]])
     got = next_token_loss(hidden[None], weight, ids, mask)
     expected = F.cross_entropy(F.linear(hidden[[0, 2]], weight), torch.tensor([1, 3]), reduction="sum")
-    assert got.count.item() == 2
+    assert got.tokens.item() == 2
     torch.testing.assert_close(got.loss, expected)
 
 
@@ -85,7 +85,7 @@ def test_padding_changes_nothing():
     padded = next_token_loss(
         F.pad(hidden, (0, 0, 0, 2), value=7.0)[None], weight, F.pad(ids, (0, 2)), F.pad(mask, (0, 2))
     )
-    assert padded.count == plain.count
+    assert padded.tokens == plain.tokens
     torch.testing.assert_close(padded.loss, plain.loss, rtol=0, atol=0)
 
 
@@ -93,7 +93,7 @@ def test_nothing_counted_gives_zero_loss_and_zero_gradients():
     hidden, weight, _ = _random(3, 4, 6)
     got = next_token_loss(hidden[None], weight, torch.tensor([[5, 1, 2, 3]]), torch.zeros(1, 4, dtype=torch.bool))
     got.loss.backward()
-    assert (got.loss.item(), got.count.item()) == (0.0, 0)
+    assert (got.loss.item(), got.tokens.item()) == (0.0, 0)
     assert hidden.grad.abs().max() == 0
     assert weight.grad.abs().max() == 0
 
