@@ -10,8 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from align.model.decoder import Decoder, PackedDecoder, can_pack
+from align.model.decoder import Decoder, PackedDecoder
 from align.model.gpt import GPT
+from align.model.packed import can_pack
 from align.model.sampling import SamplingConfig, draw, penalise_repetition, row_seeds, row_uniforms, sampling_probs
 
 # Finished rows leave once they are this share of the batch: moving the others costs about one step.
