@@ -1,0 +1,139 @@
+"""Token ids of a whole corpus on disk: written once in pieces, read through memory maps, shared by all processes.
+
+A corpus is a directory of flat files named by a hash of all that decides its content: the files' bytes, the tokenizer,
+the settings, the version of this code. It appears under its name only when it is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+VERSION = 1
+"""Raised whenever the same input would give other tokens: old caches are then not read."""
+
+
+def corpus_key(**decides: Any) -> str:
+    """Hash of what decides a corpus (values that JSON can hold)."""
+    text = json.dumps({"version": VERSION} | decides, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus on disk; pickles as its path, so that loader workers map the files themselves."""
+
+    path: Path
+    """Directory"""
+    ids: np.ndarray
+    """``[N]`` uint16 or uint32 token ids of all documents, one after another"""
+    offsets: np.ndarray
+    """``[documents + 1]`` int64: document d is ``ids[offsets[d]:offsets[d + 1]]``"""
+    counted: np.ndarray | None
+    """``[N]`` bool, True where the token counts as a target; None: all do"""
+    meta: Mapping[str, Any]
+    """Numbers and report lines from the making"""
+
+    @classmethod
+    def open(cls, path: Path) -> "Corpus":
+        """Map a corpus.
+
+        Raises:
+            ValueError: a file has not the length that the making wrote down.
+        """
+        meta = json.loads((path / "meta.json").read_text())
+
+        def mapped(name: str, dtype: str, length: int) -> np.ndarray:
+            file = path / name
+            if file.stat().st_size != length * np.dtype(dtype).itemsize:
+                raise ValueError(f"{file}: damaged cache ({file.stat().st_size} bytes); delete {path} to make it again")
+            return np.memmap(file, dtype=dtype, mode="r")
+
+        return cls(
+            path=path,
+            ids=mapped("ids.bin", meta["dtype"], meta["tokens"]),
+            offsets=mapped("offsets.bin", "int64", meta["documents"] + 1),
+            counted=mapped("counted.bin", "bool", meta["tokens"]) if meta["counted"] is not None else None,
+            meta=meta,
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path, not the tokens."""
+        return Corpus.open, (self.path,)
+
+
+class CorpusWriter:
+    """Context manager that writes a corpus beside its place and moves it there when the block ends well.
+
+    Of two processes that write the same corpus at once, the first to finish wins; the other's copy is the same and is
+    removed. On an error nothing is left.
+    """
+
+    def __init__(self, path: Path, *, vocab_size: int, masked: bool) -> None:
+        """Prepare to write ``path``.
+
+        Args:
+            path: directory that will hold the corpus.
+            vocab_size: decides between uint16 and uint32.
+            masked: a mask of counted tokens is written too.
+        """
+        self.path = path
+        self.dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+        self.counted = 0 if masked else None
+        self.tokens = self.documents = 0
+        self.meta: dict[str, Any] = {}
+        """Further numbers to keep"""
+
+    def __enter__(self) -> "CorpusWriter":
+        """Open the files."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._draft = self.path.parent / f".{self.path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        self._draft.mkdir()
+        names = ["ids", "offsets"] + (["counted"] if self.counted is not None else [])
+        self._files = {name: open(self._draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115
+        self._files["offsets"].write(np.zeros(1, np.int64).data)
+        return self
+
+    def append(self, ids: np.ndarray, lengths: np.ndarray, counted: np.ndarray | None = None) -> None:
+        """Write documents.
+
+        Args:
+            ids: ``[n]`` integer token ids.
+            lengths: ``[documents]`` tokens of each, n in all.
+            counted: ``[n]`` bool, given exactly when ``masked``.
+        """
+        self._files["ids"].write(np.ascontiguousarray(ids, dtype=self.dtype).data)
+        self._files["offsets"].write((self.tokens + np.cumsum(lengths, dtype=np.int64)).data)
+        if self.counted is not None:
+            assert counted is not None
+            self._files["counted"].write(np.ascontiguousarray(counted, dtype=bool).data)
+            self.counted += int(counted.sum())
+        self.tokens += len(ids)
+        self.documents += len(lengths)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Publish the corpus, or remove the draft."""
+        try:
+            for file in self._files.values():
+                file.close()
+            if kind is not None:
+                return
+            meta = {"dtype": self.dtype, "tokens": self.tokens, "documents": self.documents, "counted": self.counted}
+            (self._draft / "meta.json").write_text(json.dumps(meta | self.meta))
+            try:
+                self._draft.rename(self.path)
+            except OSError:
+                if not (self.path / "meta.json").exists():
+                    raise
+        finally:
+            shutil.rmtree(self._draft, ignore_errors=True)
