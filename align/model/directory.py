@@ -6,11 +6,12 @@ Hub id of Llama, Qwen2, Qwen3 or GPT-2 opens here. Names and configurations of e
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from align.model.config import GPTConfig
 from align.model.families import Family, Fields, FileTensor, config_from, family_in, family_of
@@ -103,7 +104,7 @@ def load_network(source: str | Path, *, dtype: torch.dtype = torch.float32) -> G
     fields = _read_fields(directory)
     config, family = config_from(fields), family_in(fields)
     stored = _by_canonical_name(stored_weights(directory), family)
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         network = GPT(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     layout = family.layout(shapes)
@@ -177,6 +178,18 @@ def save_network(
     if len(shards) > 1:
         size = sum(tensor.num_bytes for tensor in plan)
         _write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the normal_ of fresh embeddings: on the meta device it loads torch's compiler, over a second."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "normal_":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _from_hub(name: str) -> Path:

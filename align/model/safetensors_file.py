@@ -134,7 +134,7 @@ def read_tensor(stored: StoredTensor) -> "torch.Tensor":
     if stored.dtype not in _FLOATS:
         raise ValueError(f"{stored.path}: {stored.name} is {stored.dtype}; supported: {', '.join(_FLOATS)}")
     tensor = torch.empty(stored.shape, dtype=getattr(torch, _FLOATS[stored.dtype][0]))
-    view = memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    view = tensor.view(-1).view(torch.uint8).numpy().data
     with stored.path.open("rb") as file:
         file.seek(stored.start)
         done = 0
@@ -183,7 +183,7 @@ def write_tensors(path: Path, plan: Sequence[PlannedTensor], fetch: "Callable[[s
             values = fetch(tensor.name).detach().to(device="cpu", dtype=tensor.dtype).contiguous()
             if values.shape != tensor.shape:
                 raise ValueError(f"{path}: {tensor.name} is {tuple(values.shape)}, planned as {tensor.shape}")
-            file.write(memoryview(values.view(-1).view(torch.uint8).numpy()))
+            file.write(values.view(-1).view(torch.uint8).numpy().data)
 
 
 def _stored(path: Path, name: str, entry: dict[str, Any], base: int) -> StoredTensor:

@@ -8,6 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 from align.model.config import GPTConfig
 
 _UNSET: Any = object()
+_LLAMA3 = {
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_position_embeddings": "original_context",
+}
 
 
 class FileTensor(NamedTuple):
@@ -55,6 +61,17 @@ class Fields:
         if value not in supported:
             raise self.unsupported(name, value, " or ".join(repr(known) for known in supported))
         return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """A field that holds fields; empty where it is absent or null.
+
+        Raises:
+            ValueError: it holds something else.
+        """
+        value = self.get(name, {})
+        if not isinstance(value, dict):
+            raise self.unsupported(name, value, "a mapping or null")
+        return dict(value)
 
     def unsupported(self, name: str, value: Any, supported: str) -> ValueError:
         """The error for a field that asks for what our network does not do."""
@@ -157,13 +174,7 @@ def write_rope(config: GPTConfig) -> dict[str, Any]:
     if scaling is None:
         rope: dict[str, Any] = {"rope_type": "default"}
     else:
-        rope = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor,
-            "original_max_position_embeddings": scaling.original_context,
-        }
+        rope = {"rope_type": "llama3"} | {theirs: getattr(scaling, ours) for theirs, ours in _LLAMA3.items()}
     return {
         "rope_theta": config.rope_theta,
         "rope_scaling": rope if scaling else None,
@@ -173,8 +184,8 @@ def write_rope(config: GPTConfig) -> dict[str, Any]:
 
 def read_rope(fields: Fields) -> tuple[float, dict[str, Any] | None]:
     """Base of the wavelengths and their scaling, from the new spelling or the old one."""
-    name = "rope_parameters" if fields.get("rope_parameters", None) else "rope_scaling"
-    rope = dict(fields.get(name, {}))
+    name = "rope_parameters" if fields.mapping("rope_parameters") else "rope_scaling"
+    rope = fields.mapping(name)
     theta = rope.pop("rope_theta", fields.get("rope_theta", 10000.0))
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
@@ -183,15 +194,14 @@ def read_rope(fields: Fields) -> tuple[float, dict[str, Any] | None]:
         raise fields.unsupported("partial_rotary_factor", partial, "1.0")
     if kind not in ("default", "llama3"):
         raise fields.unsupported(f"{name}.rope_type", kind, "'default' or 'llama3'")
-    renamed = {"original_max_position_embeddings": "original_context"}
-    known = {"factor", "low_freq_factor", "high_freq_factor", *renamed} if kind == "llama3" else set()
+    known = set(_LLAMA3) if kind == "llama3" else set()
     if surplus := sorted(rope.keys() - known):
         raise fields.unsupported(f"{name}.{surplus[0]}", rope[surplus[0]], f"rope_type {kind!r} without it")
     if missing := sorted(known - rope.keys()):
         raise ValueError(f"{fields.path}: {name}.{missing[0]} is missing")
     if kind == "default":
         return float(theta), None
-    return float(theta), {renamed.get(key, key): value for key, value in rope.items()}
+    return float(theta), {_LLAMA3[name]: value for name, value in rope.items()}
 
 
 def refuse_sliding_window(fields: Fields) -> None:

@@ -19,4 +19,4 @@ class Own(Family):
 
     def read(self, fields: Fields) -> dict[str, Any]:
         """The configuration as it was."""
-        return dict(fields.get("gpt"))
+        return fields.mapping("gpt")

@@ -1,0 +1,192 @@
+"""Logits of our network against transformers', through files, in both directions.
+
+transformers takes RMSNorm in float32 even where everything else is float64, which alone moves logits by 1e-8 to 1e-6.
+``exact_norms`` lifts that, so that 1e-9 tests everything; without it float64 is held to 1e-5 and float32 to 1e-4.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+from align.model.config import GPTConfig, RopeScaling
+from align.model.directory import load_network, save_network
+from align.model.families import family_of
+from align.model.gpt import GPT
+
+# Contexts longer than the original one, so that scaled positions are met.
+SCALING = RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16)
+SHAPE = {"vocab_size": 40, "layers": 2, "heads": 4, "width": 32, "ff_width": 24, "context": 64}
+ROTARY = [
+    {"kv_heads": kv_heads, "tied_embeddings": tied, "rope_scaling": scaling, "head_width": head_width}
+    for kv_heads, tied, scaling, head_width in product((None, 2), (True, False), (None, SCALING), (None, 16))
+]
+GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qkv_bias": True, "bias": True}
+OURS = {
+    "LlamaForCausalLM": [options | {"qkv_bias": b, "bias": b} for options, b in product(ROTARY, (False, True))],
+    "Qwen2ForCausalLM": [options | {"qkv_bias": True} for options in ROTARY],
+    "Qwen3ForCausalLM": [options | {"qk_norm": True} for options in ROTARY],
+    "GPT2LMHeadModel": [
+        GPT2 | {"tied_embeddings": tied, "ff_width": ff_width} for tied, ff_width in product((True, False), (None, 24))
+    ],
+}
+OURS["LlamaForCausalLM"].append({"kv_heads": 1, "rope_theta": 500000.0, "norm_eps": 1e-3})
+OURS["Qwen3ForCausalLM"].append({"qk_norm": True, "heads": 3, "width": 32, "head_width": 8})
+
+
+@pytest.fixture
+def exact_norms(monkeypatch):
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    for norm in (LlamaRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(norm, "forward", forward)
+
+
+@torch.no_grad()
+def shuffled(network):
+    """Every parameter away from its start, norms and biases too: a tensor in the wrong place shows."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.2)
+    return network.eval()
+
+
+def written(network, directory, **options):
+    save_network(network, directory, bos_id=0, eos_ids=[1, 2], pad_id=3, **options)
+    return directory
+
+
+@torch.no_grad()
+def difference(ours, theirs):
+    ids = torch.randint(0, 40, (2, 50), generator=torch.Generator().manual_seed(6))
+    return (ours.eval()(ids) - theirs.eval()(ids).logits).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [(name, options) for name, choices in OURS.items() for options in choices],
+    ids=lambda value: value if isinstance(value, str) else "-".join(f"{k}={v}" for k, v in value.items()),
+)
+@pytest.mark.usefixtures("exact_norms")
+def test_ours_opens_in_transformers(tmp_path, architecture, options):
+    config = GPTConfig(**SHAPE | options)
+    network = shuffled(GPT(config).double())
+    assert family_of(config).architecture == architecture
+    theirs = AutoModelForCausalLM.from_pretrained(written(network, tmp_path))
+    assert type(theirs).__name__ == architecture
+    assert theirs.dtype == torch.float64
+    assert difference(network, theirs) <= 1e-9
+    again = load_network(tmp_path, dtype=torch.float64)
+    assert again.config == config
+    assert difference(again, theirs) <= 1e-9
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_ours_opens_in_transformers_as_it_comes(tmp_path, architecture):
+    network = shuffled(GPT(GPTConfig(**SHAPE | OURS[architecture][0])).double())
+    theirs = AutoModelForCausalLM.from_pretrained(written(network, tmp_path / "double"))
+    assert difference(network, theirs) <= 1e-5
+    network.float()
+    theirs = AutoModelForCausalLM.from_pretrained(written(network, tmp_path / "single"))
+    assert theirs.dtype == torch.float32
+    assert difference(network, theirs) <= 1e-4
+
+
+def test_special_ids_and_generation_arrive(tmp_path):
+    """Greedy decoding stops at either of the two ids that end a response."""
+    network = GPT(GPTConfig(**SHAPE))
+    theirs = AutoModelForCausalLM.from_pretrained(written(network, tmp_path))
+    assert (theirs.config.bos_token_id, theirs.config.eos_token_id, theirs.config.pad_token_id) == (0, [1, 2], 3)
+    generation = theirs.generation_config
+    assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (0, [1, 2], 3)
+    assert theirs.generate(torch.tensor([[5, 6]]), max_new_tokens=4).shape[0] == 1
+
+
+def test_sharded_ours_opens_in_transformers(tmp_path):
+    network = shuffled(GPT(GPTConfig(**SHAPE)))
+    written(network, tmp_path, max_shard_bytes=4000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    assert difference(network, AutoModelForCausalLM.from_pretrained(tmp_path)) <= 1e-4
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+PLAIN = {"rope_type": "default", "rope_theta": 777.0}
+THEIR_SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+THEIR_ROTARY = [
+    {"num_key_value_heads": kv_heads, "tie_word_embeddings": tied, "rope_parameters": rope}
+    for kv_heads, tied, rope in product((1, 4), (True, False), (PLAIN, LLAMA3))
+]
+BIASED = {"attention_bias": True, "mlp_bias": True}
+THEIR_GPT2 = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+THEIRS = (
+    [("Llama", options) for options in THEIR_ROTARY]
+    + [("Llama", BIASED), ("Llama", {"head_dim": 6}), ("Llama", BIASED | {"head_dim": 16, "num_key_value_heads": 2})]
+    + [("Qwen2", options) for options in THEIR_ROTARY]
+    + [("Qwen3", options | {"head_dim": 12}) for options in THEIR_ROTARY]
+    + [("Qwen3", {"num_key_value_heads": 2})]
+    + [("GPT2", options) for options in ({}, {"tie_word_embeddings": False}, {"n_inner": 20}, {"resid_pdrop": 0.0})]
+)
+
+
+def random_theirs(family, options, seed=0):
+    shape = THEIR_GPT2 if family == "GPT2" else THEIR_SHAPE
+    config = getattr(transformers, f"{family}Config")(**shape | {"num_key_value_heads": 4} | options)
+    torch.manual_seed(seed)
+    return shuffled(AutoModelForCausalLM.from_config(config).double())
+
+
+@pytest.mark.parametrize(("family", "options"), THEIRS, ids=str)
+@pytest.mark.usefixtures("exact_norms")
+def test_transformers_opens_in_ours(tmp_path, family, options):
+    theirs = random_theirs(family, options)
+    theirs.save_pretrained(tmp_path)
+    ours = load_network(tmp_path, dtype=torch.float64)
+    assert difference(ours, theirs) <= 1e-9
+    assert difference(load_network(tmp_path).double(), theirs) <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "GPT2"])
+@pytest.mark.usefixtures("exact_norms")
+def test_transformers_sharded_opens_in_ours(tmp_path, family):
+    theirs = random_theirs(family, {})
+    theirs.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 3
+    assert difference(load_network(tmp_path, dtype=torch.float64), theirs) <= 1e-9
+
+
+@pytest.mark.usefixtures("exact_norms")
+def test_gpt2_without_its_head_has_no_prefix(tmp_path):
+    """GPT2Model files call the embedding wte.weight, as openai-community/gpt2 does; architectures is the caller's."""
+    theirs = random_theirs("GPT2", {})
+    theirs.transformer.save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("GPT2Model", "GPT2LMHeadModel"))
+    assert difference(load_network(tmp_path, dtype=torch.float64), theirs) <= 1e-9
+
+
+def test_what_has_no_twin_is_refused_by_transformers(tmp_path):
+    written(GPT(GPTConfig(**SHAPE | {"norm_placement": "post"})), tmp_path)
+    with pytest.raises(ValueError, match="align_gpt"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
