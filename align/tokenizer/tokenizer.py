@@ -1,0 +1,352 @@
+"""The tokenizer: text to ids, ids to text, chats to ids with a loss mask."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from align.tokenizer import chat
+from align.tokenizer.merging import Merger, WordCache
+from align.tokenizer.parallel import chunked, ordered_map
+from align.tokenizer.spec import AddedToken, TokenizerSpec
+from align.tokenizer.splitting import Split, split_words
+from align.tokenizer.streaming import StreamDecoder
+
+_CACHED_WORDS = 1 << 18
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_PARALLEL_FROM = 1 << 20  # characters; below, starting processes costs more than they save
+
+_EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+_PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+_END_OF_TURN_NAMES = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>")
+
+
+def own_special_tokens(first_id: int) -> tuple[AddedToken, ...]:
+    """The special tokens of the tokenizers that we train, from ``first_id`` on."""
+    names = (chat.PAD, chat.BOS, chat.EOS, *chat.ROLE_TOKENS.values(), chat.END)
+    return tuple(AddedToken(first_id + i, name) for i, name in enumerate(names))
+
+
+class Tokenizer:
+    """A byte-level BPE tokenizer.
+
+    Attributes:
+        spec: everything that decides ids.
+        vocab_size: number of ids, special ones included (the largest id + 1).
+        special_tokens: ids of the tokens that ordinary text can't produce.
+        dtype: the smallest unsigned type that holds every id.
+    """
+
+    def __init__(self, spec: TokenizerSpec) -> None:
+        """Make a tokenizer from its data; see `load` and `train_tokenizer` for the usual ways."""
+        self.spec = spec
+        self.special_tokens: dict[str, int] = {t.content: t.id for t in spec.added if t.special}
+        added = {t.id: t.content.encode() for t in spec.added}
+        self.vocab_size: int = max(max(spec.vocab.values()), max(added, default=0)) + 1
+        self.dtype: type[np.unsignedinteger] = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        self._bytes: list[bytes | None] = [None] * self.vocab_size
+        for token, number in spec.vocab.items():
+            self._bytes[number] = token
+        for number, content in added.items():
+            self._bytes[number] = content
+        self._special_ids = frozenset(self.special_tokens.values())
+        self._merger = Merger([spec.vocab[bytes([byte])] for byte in range(256)], spec.ranks, spec.made)
+        self._added_ids = {t.content: t.id for t in spec.added}
+        self._find_any = _added_pattern(spec.added)
+        self._find_plain = _added_pattern([t for t in spec.added if not t.special])
+        self._start_caches()
+
+    def _start_caches(self) -> None:
+        self._ids_cache = WordCache(lambda word: tuple(self._encode_word(word.encode())), _CACHED_WORDS)
+        self._packed_cache = WordCache(lambda word: self._pack(self._encode_word(word.encode())), _CACHED_WORDS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: everything but the caches."""
+        return {key: value for key, value in self.__dict__.items() if not key.endswith("_cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled and start with empty caches."""
+        self.__dict__.update(state)
+        self._start_caches()
+
+    @classmethod
+    def from_merges(
+        cls, tokens: list[bytes], merges: Mapping[tuple[int, int], int], *, splits: tuple[Split, ...]
+    ) -> "Tokenizer":
+        """A tokenizer of ours: byte-level tokens by id, merges in order, and our special tokens after them."""
+        return cls(
+            TokenizerSpec(
+                vocab={token: i for i, token in enumerate(tokens)},
+                ranks={pair: rank for rank, pair in enumerate(merges)},
+                made=list(merges.values()),
+                splits=splits,
+                added=own_special_tokens(len(tokens)),
+                config={"bos_token": chat.BOS, "eos_token": chat.EOS, "pad_token": chat.PAD},
+                chat_template=chat.TEMPLATE,
+            )
+        )
+
+    @classmethod
+    def load(cls, source: str | Path) -> "Tokenizer":
+        """Read a model directory, a tokenizer.json, or a model on the Hugging Face Hub (``owner/name``).
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged or not byte-level BPE.
+        """
+        from align.tokenizer.files import read_spec
+
+        return cls(read_spec(source))
+
+    def save(self, directory: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, which transformers opens too."""
+        from align.tokenizer.files import write_spec
+
+        write_spec(self.spec, Path(directory))
+
+    # -- text to ids ---------------------------------------------------------------------------------------------------
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """The ids of ordinary text; the names of special tokens in it are text like any other.
+
+        Args:
+            text: a string, or bytes, which need not be valid UTF-8.
+
+        Raises:
+            ValueError: the string holds a lone surrogate, which has no UTF-8 form.
+        """
+        if isinstance(text, bytes):
+            try:
+                return self._encode(text.decode(), self._find_plain)
+            except UnicodeDecodeError:
+                return self._encode_invalid(text)
+        return self._encode(text, self._find_plain)
+
+    def encode_batch(self, texts: Sequence[str], *, processes: int = 1) -> list[list[int]]:
+        """As `encode`, for many texts; on several processes where the texts are long enough to be worth it."""
+        if processes == 1 or sum(map(len, texts)) < _PARALLEL_FROM:
+            return [self.encode(text) for text in texts]
+        packed = ordered_map(partial(_pack_texts, self), chunked(texts), processes)
+        return [np.frombuffer(data, self.dtype).tolist() for chunk in packed for data in chunk]
+
+    def encode_to_array(
+        self, texts: Iterable[str], *, separator: Sequence[int] = (), processes: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Many texts as one array, the fast way to pack a corpus.
+
+        Args:
+            texts: read once.
+            separator: ids put after each text.
+            processes: processes that encode.
+
+        Returns:
+            ``ids`` ``[N]`` of `dtype`, and ``offsets`` ``[texts + 1]`` int64: text i, its separator included, is
+            ``ids[offsets[i]:offsets[i + 1]]``.
+        """
+        after = self._pack(separator)
+        parts: list[bytes] = []
+        for chunk in ordered_map(partial(_pack_texts, self), chunked(texts), processes):
+            parts += [data + after for data in chunk] if after else chunk
+        offsets = np.zeros(len(parts) + 1, dtype=np.int64)
+        np.cumsum([len(part) // np.dtype(self.dtype).itemsize for part in parts], out=offsets[1:])
+        return np.frombuffer(b"".join(parts), self.dtype), offsets
+
+    def encode_template(self, text: str) -> list[int]:
+        """The ids of text that a chat template wrote, in which the names of added tokens stand for them."""
+        return self._encode(text, self._find_any)
+
+    def _encode(self, text: str, find: re.Pattern[str] | None) -> list[int]:
+        ids: list[int] = []
+        try:
+            for part, added in self._segments(text, find):
+                ids += chain.from_iterable(map(self._ids_cache.__getitem__, self._split(part)))
+                if added is not None:
+                    ids.append(added)
+        except UnicodeEncodeError:
+            raise _surrogate_error(text) from None
+        return ids
+
+    def _encode_packed(self, text: str) -> bytes:
+        """The ids of ordinary text as the bytes of an array of `dtype`."""
+        packed: list[bytes] = []
+        try:
+            for part, added in self._segments(text, self._find_plain):
+                packed.append(b"".join(map(self._packed_cache.__getitem__, self._split(part))))
+                if added is not None:
+                    packed.append(self._pack((added,)))
+        except UnicodeEncodeError:
+            raise _surrogate_error(text) from None
+        return b"".join(packed)
+
+    def _encode_invalid(self, data: bytes) -> list[int]:
+        """The ids of bytes that are not UTF-8: an invalid byte is cut like a symbol and kept as it is."""
+        words = self._split(data.decode(errors="surrogateescape"))
+        return [i for word in words for i in self._encode_word(word.encode(errors="surrogateescape"))]
+
+    def _segments(self, text: str, find: re.Pattern[str] | None) -> Iterator[tuple[str, int | None]]:
+        """Ordinary stretches of a text, each with the id of the added token behind it."""
+        start = 0
+        for match in find.finditer(text) if find else ():
+            yield text[start : match.start()], self._added_ids[match.group().strip()]
+            start = match.end()
+        if start < len(text):
+            yield text[start:], None
+
+    def _split(self, text: str) -> list[str]:
+        if self.spec.nfc and not text.isascii():
+            text = unicodedata.normalize("NFC", text)
+        return split_words(text, self.spec.splits)
+
+    def _encode_word(self, word: bytes) -> list[int]:
+        if self.spec.ignore_merges and (number := self.spec.vocab.get(word)) is not None:
+            return [number]
+        return self._merger.merge(word)
+
+    def _pack(self, ids: Sequence[int]) -> bytes:
+        return np.array(ids, dtype=self.dtype).tobytes()
+
+    # -- ids to text ---------------------------------------------------------------------------------------------------
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of ids; bytes that are not UTF-8 become U+FFFD.
+
+        Args:
+            ids: of this tokenizer.
+            skip_special: leave special tokens out, instead of writing their names.
+
+        Raises:
+            ValueError: an id is not of this tokenizer.
+        """
+        return self.decode_bytes(ids, skip_special=skip_special).decode(errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
+        """As `decode`, exactly, for bytes that need not be UTF-8."""
+        special = self._special_ids if skip_special else frozenset()
+        parts = []
+        for number in map(int, ids):
+            if number in special:
+                continue
+            part = self._bytes[number] if 0 <= number < self.vocab_size else None
+            if part is None:
+                raise ValueError(f"id {number} is not of this tokenizer, whose ids are 0 to {self.vocab_size - 1}")
+            parts.append(part)
+        return b"".join(parts)
+
+    def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
+        """A decoder for ids that come one by one."""
+        return StreamDecoder(self, skip_special=skip_special)
+
+    def token_text(self, number: int) -> str:
+        """One token for people to read: special tokens by name, bytes that are no character as U+FFFD."""
+        return self.decode((number,), skip_special=False)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """``[vocab_size]`` int32: UTF-8 bytes of each id, 0 for special tokens and unused ids."""
+        lengths = [0 if i in self._special_ids else len(token or b"") for i, token in enumerate(self._bytes)]
+        return np.array(lengths, dtype=np.int32)
+
+    # -- chats ---------------------------------------------------------------------------------------------------------
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
+    ) -> chat.RenderedChat:
+        """The ids of a chat, and which of them an assistant said.
+
+        Args:
+            messages: each with ``role`` (system, user or assistant) and ``content``.
+            add_generation_prompt: end with what opens an assistant's turn.
+
+        Raises:
+            ValueError: a message is not of this form, or the tokenizer has no chat template.
+        """
+        return chat.render_chat(self, messages, add_generation_prompt=add_generation_prompt)
+
+    def _named(self, role: str) -> int | None:
+        """The id of a token that tokenizer_config.json names, as a string or as an object with its content."""
+        name = self.spec.config.get(role)
+        name = name.get("content") if isinstance(name, dict) else name
+        return self._id_of(name) if isinstance(name, str) else None
+
+    def _id_of(self, name: str) -> int | None:
+        return self._added_ids.get(name, self.spec.vocab.get(name.encode()))
+
+    @cached_property
+    def bos_id(self) -> int | None:
+        """What starts a text."""
+        if (named := self._named("bos_token")) is not None:
+            return named
+        # Llama-3's tokenizer.json says it only here.
+        for step in _post_processor_steps(self.spec.post_processor):
+            first = (step.get("single") or [{}])[0].get("SpecialToken")
+            if first:
+                return self._id_of(first["id"])
+        return None
+
+    @cached_property
+    def eos_id(self) -> int | None:
+        """What ends a text."""
+        named = self._named("eos_token")
+        return named if named is not None else self._first_special(_EOS_NAMES)
+
+    @cached_property
+    def pad_id(self) -> int | None:
+        """What fills rows up; never the end of a text, which would then be masked away."""
+        named = self._named("pad_token")
+        if named is not None and named not in self.stop_ids:
+            return named
+        return self._first_special(name for name in _PAD_NAMES if self._id_of(name) not in self.stop_ids)
+
+    @cached_property
+    def end_of_turn_id(self) -> int | None:
+        """What ends a chat turn: the special token that the chat template puts behind an assistant's content."""
+        if self.spec.chat_template is None:
+            return self._first_special(_END_OF_TURN_NAMES)
+        return chat.end_of_turn(self)
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What ends a response: the end of a text and the end of a turn."""
+        return tuple(dict.fromkeys(i for i in (self.eos_id, self.end_of_turn_id) if i is not None))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over what decides ids."""
+        return self.spec.fingerprint()
+
+    def _first_special(self, names: Iterable[str]) -> int | None:
+        return next((self.special_tokens[name] for name in names if name in self.special_tokens), None)
+
+
+def _pack_texts(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:
+    """What a process does in `Tokenizer.encode_to_array`."""
+    return [tokenizer._encode_packed(text) for text in texts]
+
+
+def _added_pattern(added: Sequence[AddedToken]) -> re.Pattern[str] | None:
+    """Finds added tokens in a text, the longest first; with the white space that they take along."""
+    alternatives = [
+        (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
+        for token in sorted(added, key=lambda token: -len(token.content))
+    ]
+    return re.compile("|".join(alternatives)) if alternatives else None
+
+
+def _post_processor_steps(post_processor: dict[str, Any] | None) -> list[dict[str, Any]]:
+    if post_processor is None:
+        return []
+    return post_processor.get("processors", [post_processor])
+
+
+def _surrogate_error(text: str) -> ValueError:
+    found = _SURROGATE.search(text)
+    place, char = (found.start(), found.group()) if found else (0, "")
+    return ValueError(
+        f"character {place} is the lone surrogate U+{ord(char):04X}, which has no UTF-8 form; "
+        "pass bytes to encode what is not text"
+    )
