@@ -32,7 +32,7 @@ def write_manifest(directory: str | Path, manifest: Mapping[str, Any]) -> None:
     Args:
         directory: the model directory.
         manifest: ``stage`` (name), ``recipe`` (path or settings), ``parent`` (``directory`` and ``weights``, its
-            ``weights_fingerprint``), ``tokenizer`` (fingerprint), ``data`` (file to fingerprint), ``libraries``, and
+            ``weights_fingerprint``, or None where it is unknown), ``tokenizer`` (fingerprint), ``data`` (file to fingerprint), ``libraries``, and
             any further fields of JSON values, as in ``reward_mean``. Without a default: ``stage``. ``libraries``
             defaults to the versions that are running; ``schema_version`` is filled in.
 
@@ -99,12 +99,15 @@ def _check(manifest: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"{path}: {name} is missing")
         if not isinstance(manifest[name], kinds):
             raise ValueError(f"{path}: {name} is {manifest[name]!r}; it must be {right}")
-    for name in ("parent", "data", "libraries"):
-        for key, value in (manifest[name] or {}).items():
+    parent = manifest["parent"]
+    if parent is not None and not (
+        isinstance(parent.get("directory"), str) and isinstance(parent.get("weights", 0), (str, type(None)))
+    ):
+        raise ValueError(f"{path}: parent is {parent!r}; it must be {_KINDS['parent'][1]}")
+    for name in ("data", "libraries"):
+        for key, value in manifest[name].items():
             if not isinstance(value, str):
                 raise ValueError(f"{path}: {name}.{key} is {value!r}; it must be a string")
-    if manifest["parent"] is not None and not {"directory", "weights"} <= manifest["parent"].keys():
-        raise ValueError(f"{path}: parent is {manifest['parent']!r}; it must be {_KINDS['parent'][1]}")
 
 
 def _running_versions() -> dict[str, str]:

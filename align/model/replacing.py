@@ -41,6 +41,8 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     recover(target)
+    for leftover in _leftovers(target, "new|old"):
+        shutil.rmtree(leftover, ignore_errors=True)
     fresh = target.with_name(f".{target.name}.{os.getpid()}.new")
     try:
         fresh.mkdir()
@@ -61,23 +63,26 @@ def replacing_directory(path: str | Path) -> Iterator[Path]:
 
 
 def recover(path: str | Path) -> None:
-    """Finish the swap that a killed process left half done, and remove its leftovers.
+    """Finish the swap that a killed process left half done, if there is one.
 
     Args:
-        path: the directory whose hidden siblings are looked through. Those of living processes are let be.
+        path: a directory that two renames were putting in place.
     """
     target = Path(path).resolve()
-    if not target.parent.is_dir():
+    if target.exists():
         return
-    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.(new|old)")
-    left = [entry for entry in target.parent.iterdir() if (match := pattern.fullmatch(entry.name)) and _dead(match[1])]
-    # An old one lies aside only once the new one is whole, and only until that has the name.
-    for old in left:
-        if old.suffix == ".old" and not target.exists():
-            new = old.with_suffix(".new")
-            os.rename(new if new.exists() else old, target)
-    for entry in left:
-        shutil.rmtree(entry, ignore_errors=True)
+    # The old one lies aside only once the new one is whole.
+    for old in _leftovers(target, "old"):
+        new = old.with_suffix(".new")
+        os.rename(new if new.exists() else old, target)
+        return
+
+
+def _leftovers(target: Path, kind: str) -> list[Path]:
+    """Hidden siblings of ``target`` that no living process is at work on."""
+    pattern = re.compile(rf"\.{re.escape(target.name)}\.(\d+)\.({kind})")
+    siblings = target.parent.iterdir() if target.parent.is_dir() else ()
+    return [path for path in siblings if (match := pattern.fullmatch(path.name)) and _dead(match[1])]
 
 
 def _check_target(target: Path) -> None:

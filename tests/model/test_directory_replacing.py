@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from align.model import replacing
+from align.model.directory import locate
 from align.model.replacing import recover, replacing_directory
 
 NAMES = ("config.json", "a", "b")
@@ -146,16 +147,37 @@ def test_leftovers_of_dead_processes_go_those_of_living_ones_stay(model):
     assert sorted(os.listdir(model.parent)) == [living.name, "model"]
 
 
-def test_recover_finishes_a_half_done_swap(model):
-    """Between the two renames the old one lies aside and the new one is whole: the new one gets the name."""
+def half_swap(model):
     pid = dead_pid()
     model.rename(model.with_name(f".model.{pid}.old"))
-    new = model.with_name(f".model.{pid}.new")
+    return model.with_name(f".model.{pid}.new")
+
+
+def test_recover_finishes_a_half_done_swap(model):
+    """Between the two renames the old one lies aside and the new one is whole: the new one gets the name."""
+    new = half_swap(model)
     new.mkdir()
     fill(new, "new")
-    recover(model)
+    assert locate(model) == model
     assert contents(model) == whole("new")
+    with replacing_directory(model) as fresh:
+        fill(fresh, "newer")
     assert os.listdir(model.parent) == ["model"]
+
+
+def test_recover_puts_the_old_one_back(model):
+    half_swap(model)
+    recover(model)
+    assert contents(model) == whole("old")
+
+
+def test_looking_for_a_model_leaves_one_in_the_making_alone(tmp_path):
+    target = tmp_path / "model"
+    with replacing_directory(target) as fresh:
+        fill(fresh, "new")
+        with pytest.raises(FileNotFoundError, match="no such model directory"):
+            locate(target)
+    assert contents(target) == whole("new")
 
 
 KILLED = """
@@ -190,10 +212,10 @@ def test_a_kill_at_any_step_leaves_one_of_them_whole(model, way):
     """SIGKILL at the 1st, 2nd, ... system call that makes, opens, renames or removes, until the process survives."""
     seen = []
     for step in range(1, 60):
-        recover(model)
-        assert contents(model) in (whole("old"), whole("new"))
+        with replacing_directory(model) as fresh:
+            assert contents(model) in (whole("old"), whole("new"))
+            fill(fresh, "old")
         assert os.listdir(model.parent) == ["model"]
-        fill(model, "old")
         done = subprocess.run([sys.executable, "-c", KILLED, model, way, str(step)])
         if way == "exchange":
             assert contents(model) in (whole("old"), whole("new"))

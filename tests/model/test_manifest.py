@@ -13,7 +13,7 @@ from align.model.manifest import read_manifest, weights_fingerprint, write_manif
 WHOLE = {
     "stage": "sft",
     "recipe": "recipes/tiny/sft.yaml",
-    "parent": {"directory": "runs/tiny/pretrain/model", "weights": "ab" * 32},
+    "parent": {"directory": "runs/tiny/pretrain/model", "weights": "ab" * 32, "stage": None},
     "tokenizer": "cd" * 32,
     "data": {"sft.jsonl": "ef" * 32},
     "libraries": {"torch": "2.13"},
@@ -42,7 +42,8 @@ def test_defaults(tmp_path):
         ({"stage": 3}, "stage is 3; it must be a string"),
         ({"parent": "runs/a"}, "parent is 'runs/a'; it must be null or"),
         ({"parent": {"directory": "runs/a"}}, "parent is {'directory': 'runs/a'}; it must be null or"),
-        ({"parent": {"directory": "runs/a", "weights": None}}, "parent.weights is None; it must be a string"),
+        ({"parent": {"directory": "runs/a", "weights": 5}}, "parent is {'directory': 'runs/a', 'weights': 5}; it must"),
+        ({"parent": {}}, "parent is {}; it must be null or"),
         ({"data": {"a.jsonl": 5}}, "data.a.jsonl is 5; it must be a string"),
         ({"schema_version": 2}, "schema_version is 2; this version of align reads up to 1"),
         ({"schema_version": "1"}, "schema_version is '1'; it must be a whole number >= 1"),
