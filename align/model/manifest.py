@@ -15,7 +15,7 @@ from align.model.safetensors_file import stored_bytes, stored_weights
 
 MANIFEST = "align.json"
 SCHEMA_VERSION = 1
-_LIBRARIES = ("lightning-align", "torch", "lightning", "safetensors")
+_LIBRARIES = ("lightning-align", "torch", "lightning")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "stage": ((str,), "a string"),
     "recipe": ((str, dict, type(None)), "a string, a mapping or null"),
@@ -32,9 +32,10 @@ def write_manifest(directory: str | Path, manifest: Mapping[str, Any]) -> None:
     Args:
         directory: the model directory.
         manifest: ``stage`` (name), ``recipe`` (path or settings), ``parent`` (``directory`` and ``weights``, its
-            ``weights_fingerprint``, or None where it is unknown), ``tokenizer`` (fingerprint), ``data`` (file to fingerprint), ``libraries``, and
-            any further fields of JSON values, as in ``reward_mean``. Without a default: ``stage``. ``libraries``
-            defaults to the versions that are running; ``schema_version`` is filled in.
+            ``weights_fingerprint``, or None where it is unknown), ``tokenizer`` (fingerprint), ``data`` (file to
+            fingerprint), ``libraries``, and any further fields of JSON values, as in ``reward_mean``. Without a
+            default: ``stage``. ``libraries`` defaults to the versions that are running; ``schema_version`` is
+            filled in.
 
     Raises:
         ValueError: a field is missing, of the wrong kind, or no JSON value (NaN is none).
@@ -101,7 +102,9 @@ def _check(manifest: Mapping[str, Any], path: Path) -> None:
             raise ValueError(f"{path}: {name} is {manifest[name]!r}; it must be {right}")
     parent = manifest["parent"]
     if parent is not None and not (
-        isinstance(parent.get("directory"), str) and isinstance(parent.get("weights", 0), (str, type(None)))
+        {"directory", "weights"} <= parent.keys()
+        and isinstance(parent["directory"], str)
+        and isinstance(parent["weights"], (str, type(None)))
     ):
         raise ValueError(f"{path}: parent is {parent!r}; it must be {_KINDS['parent'][1]}")
     for name in ("data", "libraries"):
