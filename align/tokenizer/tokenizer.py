@@ -135,23 +135,24 @@ class Tokenizer:
         return [np.frombuffer(data, self.dtype).tolist() for chunk in packed for data in chunk]
 
     def encode_to_array(
-        self, texts: Iterable[str], *, separator: Sequence[int] = (), processes: int = 1
+        self, texts: Iterable[str], *, prefix: Sequence[int] = (), suffix: Sequence[int] = (), processes: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
         """Many texts as one array, the fast way to pack a corpus.
 
         Args:
             texts: read once.
-            separator: ids put after each text.
+            prefix: ids put before each text.
+            suffix: ids put after each text.
             processes: processes that encode.
 
         Returns:
-            ``ids`` ``[N]`` of `dtype`, and ``offsets`` ``[texts + 1]`` int64: text i, its separator included, is
+            ``ids`` ``[N]`` of `dtype`, and ``offsets`` ``[texts + 1]`` int64: text i, with its prefix and suffix, is
             ``ids[offsets[i]:offsets[i + 1]]``.
         """
-        after = self._pack(separator)
+        before, after = self._pack(prefix), self._pack(suffix)
         parts: list[bytes] = []
         for chunk in ordered_map(partial(_pack_texts, self), chunked(texts), processes):
-            parts += [data + after for data in chunk] if after else chunk
+            parts += [before + data + after for data in chunk]
         offsets = np.zeros(len(parts) + 1, dtype=np.int64)
         np.cumsum([len(part) // np.dtype(self.dtype).itemsize for part in parts], out=offsets[1:])
         return np.frombuffer(b"".join(parts), self.dtype), offsets
