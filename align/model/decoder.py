@@ -4,7 +4,7 @@ Legend: R rows, T tokens, S slots of the cache, H query heads, K key/value heads
 V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
 import torch
@@ -14,13 +14,13 @@ from align.model.attention import attend_fast
 from align.model.block import Block
 from align.model.cache import KVCache
 from align.model.gpt import GPT
-from align.model.packed import Attend, PackedBlock, pack
+from align.model.packed import Attend, PackedBlock, normalise, pack
 
 # Rows that attend together, over the slots of the longest of them: fewer read more memory for nothing (rows of one
 # batch differ in length), more cost calls. 16 was the best of 4..64 on a CPU with prompts of 16..96 tokens.
 _GROUP = 16
 # Padded tokens of the prompts that are read together: large enough for full-speed products, small enough for caches.
-_PREFILL_TOKENS = 1024
+_PREFILL_TOKENS = 512
 
 
 class Decoder:
@@ -87,6 +87,7 @@ class PackedDecoder(Decoder):
         tables = network.model.rotary(torch.arange(slots, device=self.positions.device))
         self.turns = None if tables is None else torch.complex(*tables)[:, None]
         self.lengths = [len(prompt) for prompt in prompts]
+        self._view()
 
     def read_prompts(self) -> torch.Tensor:
         """See ``Decoder.read_prompts``; rows of like length are read together, so little is padding."""
@@ -99,36 +100,46 @@ class PackedDecoder(Decoder):
         kv_heads, head_width = config.resolved_kv_heads, config.resolved_head_width
         hidden_slots = torch.arange(self.lengths[0] + 1, device=ids.device) > self.positions[:, None]
         mask = torch.zeros_like(hidden_slots, dtype=self.dtype).masked_fill(hidden_slots, -torch.inf)[:, None, None]
+        # The slots that the longest row of each group looks at, its new token included.
+        live = [self.lengths[start] + 1 for start in range(0, len(ids), self.group)]
+        masks = [rows[..., :slots] for rows, slots in zip(mask.split(self.group), live, strict=True)]
         # The cache as one column of vectors, and where in it each row's new ones go.
         heads = torch.arange(len(ids) * kv_heads, device=ids.device)
         places = heads * self.cache.length + self.positions.repeat_interleave(kv_heads)
 
         def attend(layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-            kept_keys, kept_values = self.cache.keys[layer], self.cache.values[layer]
-            kept_keys.view(-1, head_width).index_copy_(0, places, keys.reshape(-1, head_width).to(self.dtype))
-            kept_values.view(-1, head_width).index_copy_(0, places, values.reshape(-1, head_width).to(self.dtype))
+            for kept, new in ((self.cache.keys, keys), (self.cache.values, values)):
+                kept[layer].view(-1, head_width).index_copy_(0, places, new.reshape(-1, head_width).to(self.dtype))
             # The H / K query heads of one key head see the same slots: to the kernel they are queries of one head.
-            queries = queries.unflatten(1, (kv_heads, -1)).squeeze(3)
+            grouped = queries.view(len(ids), kv_heads, -1, head_width).split(self.group)
             mixed = [
                 F.scaled_dot_product_attention(
-                    queries[rows],
-                    kept_keys[rows, :, :live],
-                    kept_values[rows, :, :live],
-                    attn_mask=mask[rows, ..., :live],
+                    rows, kept_keys[:, :, :slots], kept_values[:, :, :slots], attn_mask=visible
                 )
-                for rows, live in self._groups()
+                for rows, (kept_keys, kept_values), slots, visible in zip(
+                    grouped, self.views[layer], live, masks, strict=True
+                )
             ]
-            return torch.cat(mixed).reshape(len(ids), 1, -1)
+            return torch.cat(mixed).view(len(ids), 1, -1)
 
         hidden = self._run(ids[:, None], self.positions[:, None], attend)
         self._advance()
         self.lengths = [min(length + 1, self.cache.length - 1) for length in self.lengths]
-        return F.linear(hidden, self.output)
+        return F.linear(hidden[:, 0], self.output)
 
     def keep(self, rows: torch.Tensor) -> None:
         """See ``Decoder.keep``."""
         super().keep(rows)
         self.lengths = [self.lengths[row] for row in rows.tolist()]
+        self._view()
+
+    def _view(self) -> None:
+        """Note each layer's keys and values by groups of rows, so that a step need not cut them again."""
+        self.group = _GROUP if self.positions.device.type == "cpu" else len(self.lengths)
+        self.views = [
+            list(zip(keys.split(self.group), values.split(self.group), strict=True))
+            for keys, values in zip(self.cache.keys, self.cache.values, strict=True)
+        ]
 
     def _read(self, start: int, stop: int) -> torch.Tensor:
         """Read the prompts of rows ``start:stop``; returns ``[stop - start, D]`` after the last token of each."""
@@ -136,14 +147,22 @@ class PackedDecoder(Decoder):
         width = ids.shape[1]
 
         def attend(layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+            queries, keys, values = (heads.transpose(1, 2) for heads in (queries, keys, values))
             self.cache.keys[layer, start:stop, :, :width] = keys
             self.cache.values[layer, start:stop, :, :width] = values
             return attend_fast(queries, keys, values, mask=None, dropout=0.0).transpose(1, 2).flatten(-2)
 
-        return self._run(ids, torch.arange(width, device=ids.device), attend, self.positions[start:stop])
+        def only_last(x: torch.Tensor) -> torch.Tensor:
+            return _last(x, self.positions[start:stop])[:, None]
+
+        return self._run(ids, torch.arange(width, device=ids.device), attend, only_last)[:, 0]
 
     def _run(
-        self, ids: torch.Tensor, positions: torch.Tensor, attend: Attend, lengths: torch.Tensor | None = None
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attend,
+        only: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         """Embeddings, blocks, final norm.
 
@@ -151,18 +170,19 @@ class PackedDecoder(Decoder):
             ids: ``[R, T]``.
             positions: ``[T]`` or ``[R, T]``.
             attend: attention over the cache.
-            lengths: ``[R]``, tokens of each row that are not padding; None means T.
+            only: chooses the tokens whose hidden state is wanted; None means all.
 
         Returns:
-            ``[R, D]``, after the last token of each row.
+            ``[R, T', D]``.
         """
         trunk = self.network.model
         turns = None if self.turns is None else self.turns[positions]
         x = trunk.embed(ids, positions)
-        for number, layer in enumerate(self.layers):
-            x = layer(number, x, turns, attend)
-        x = x[:, -1] if lengths is None else _last(x, lengths)
-        return x if trunk.norm is None else trunk.norm(x)
+        *others, last = self.layers
+        for layer in others:
+            x = layer(x, turns=turns, attend=attend)
+        x = last(x, turns=turns, attend=attend, only=only)
+        return x if trunk.norm is None else normalise(trunk.norm, x)
 
     def _prefill_chunks(self) -> Iterator[tuple[int, int]]:
         start = 0
@@ -170,12 +190,6 @@ class PackedDecoder(Decoder):
             stop = min(start + max(1, _PREFILL_TOKENS // self.lengths[start]), len(self.lengths))
             yield start, stop
             start = stop
-
-    def _groups(self) -> Iterator[tuple[slice, int]]:
-        """Slices of rows and the slots that the longest of each looks at, its new token included."""
-        size = _GROUP if self.positions.device.type == "cpu" else len(self.lengths)
-        for start in range(0, len(self.lengths), size):
-            yield slice(start, start + size), self.lengths[start] + 1
 
 
 def _last(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
