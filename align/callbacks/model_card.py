@@ -63,13 +63,13 @@ def model_card(manifest: dict[str, Any], network: GPT) -> str:
         str: Markdown with the Hub's metadata header.
     """
     config, parent = network.config, manifest["parent"]
-    metrics = [f"| {name} | {value:.4g} |" for name, value in sorted(manifest["metrics"].items())]
+    metrics = [f"| {name} | {float(value):.4g} |" for name, value in sorted(manifest["metrics"].items())]
     data = [f"- `{file}`: `{digest[:16]}`" for file, digest in manifest["data"].items()]
     return _CARD.format(
         stage=manifest["stage"],
         parameters=_short(network.num_parameters()),
         home="https://pypi.org/project/lightning-align/",
-        version=manifest["versions"]["lightning-align"],
+        version=manifest["libraries"].get("lightning-align", ""),
         step=manifest["step"],
         parent=f"`{parent['directory']}`, weights `{(parent['weights'] or 'unknown')[:16]}`"
         if parent

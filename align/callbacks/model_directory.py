@@ -1,6 +1,6 @@
 """Writes the model directory, the only thing that stages hand each other."""
 
-from importlib.metadata import version
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,9 +73,8 @@ class ModelDirectory(pl.Callback):
                 tokenizer.save(directory)
                 ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
             save_network(pl_module.network, directory, **ids)
-            manifest = self._manifest(trainer, pl_module)
-            write_manifest(directory, manifest)
-            (directory / "README.md").write_text(model_card(manifest, pl_module.network))
+            write_manifest(directory, self._manifest(trainer, pl_module))
+            (directory / "README.md").write_text(model_card(read_manifest(directory), pl_module.network))
         rank_zero_info(f"wrote {target} (step {trainer.global_step})")
 
     def _manifest(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
@@ -88,9 +87,13 @@ class ModelDirectory(pl.Callback):
             "parent": _parent(getattr(pl_module, "parent", None)),
             "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
             "data": dict(getattr(data, "fingerprints", {})),
-            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-            "versions": {name: version(name) for name in ("lightning-align", "torch", "lightning")},
+            "metrics": {name: _json_number(float(value)) for name, value in trainer.callback_metrics.items()},
         }
+
+
+def _json_number(value: float) -> float | str:
+    """JSON has no infinity: an early perplexity may be one."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _parent(source: str | None) -> dict[str, Any] | None:

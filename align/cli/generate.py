@@ -35,7 +35,7 @@ def main(args: list[str]) -> int:
     if options.json:
         print("\n".join(lines))
     else:
-        _show(samples, options.show, options.judge)
+        _show(samples, options)
     return 0
 
 
@@ -83,7 +83,7 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     prompts = _prompts(options)
     tokenizer = Tokenizer.load(options.model)
     network = load_network(options.model).eval()
-    chat = not options.raw and tokenizer.chat_template is not None and _stage(options.model) != "pretrain"
+    chat = not options.raw and tokenizer.spec.chat_template is not None and _stage(options.model) != "pretrain"
     rows = [prompt for prompt in prompts for _ in range(options.n)]
     for start in range(0, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
@@ -142,10 +142,12 @@ def _with_progress(batches: Iterable[Sequence[dict[str, Any]]], stream: Any) -> 
         print("\r", end="", file=stream)
 
 
-def _show(samples: Sequence[dict[str, Any]], show: int, judge: str | None) -> None:
-    for sample in samples[:show]:
+def _show(samples: Sequence[dict[str, Any]], options: jsonargparse.Namespace) -> None:
+    judge = options.judge
+    for sample in samples[: options.show]:
         tail = f"  [{judge} reward {sample['reward']:.2f}]" if judge else ""
-        print(f"> {sample['prompt']}\n{sample['text']}{'' if sample['finished'] else ' ...'}{tail}\n")
+        gap = "" if options.raw else "\n"
+        print(f"> {sample['prompt']}{gap}{sample['text']}{'' if sample['finished'] else ' ...'}{tail}\n")
     if len(samples) > 1:
         length = statistics.mean(sample["tokens"] for sample in samples)
         ended = statistics.mean(sample["finished"] for sample in samples)

@@ -1,6 +1,7 @@
 """``align fit|validate|test|predict``: the Lightning CLI with our defaults."""
 
 import argparse
+import warnings
 from typing import Any
 
 import jsonargparse
@@ -36,7 +37,7 @@ _CHECKPOINT_DEFAULTS = {
 
 
 class AlignCLI(LightningCLI):
-    """LightningCLI plus ``--run`` and the callbacks every run has."""
+    """LightningCLI plus ``--run``, ``--ckpt_path`` and the callbacks every run has."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours."""
@@ -45,6 +46,12 @@ class AlignCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder of the whole pipeline's runs; recipes refer to it as ${run}",
+        )
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to go on from or to look at: a file, or last for the run's newest",
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(_CHECKPOINT_DEFAULTS)
@@ -68,21 +75,17 @@ class AlignCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that logs into the run folder, unless the recipe names its own loggers."""
-        settings = self.config[self.subcommand].trainer
+        settings = self.config.trainer
         if settings.logger in (None, True):
             run = settings.default_root_dir
             kwargs["logger"] = [RunLog(run), TensorBoardLogger(run, name="", version="tensorboard")]
         trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelDirectory):
+                callback.recipe = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
         if trainer.loggers:
             trainer.callbacks.append(LearningRateMonitor("step"))  # type: ignore[attr-defined]
         return trainer
-
-    def before_fit(self) -> None:
-        """Let the manifest tell the whole recipe."""
-        recipe = self.config_dump.get(self.subcommand, self.config_dump)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelDirectory):
-                callback.recipe = {key: recipe[key] for key in ("seed_everything", "model", "data")}
 
 
 def main(verb: str, args: list[str]) -> int:
@@ -100,16 +103,45 @@ def main(verb: str, args: list[str]) -> int:
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    parser_kwargs = {"parser_mode": "omegaconf+", "exit_on_error": False}
-    AlignCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults=_TRAINER_DEFAULTS,
-        seed_everything_default=0,
-        parser_kwargs={name: parser_kwargs for name in ("fit", "validate", "test", "predict")} | parser_kwargs,
-        args=[verb, *args],
-    )
+    cli = make_cli(args)
+    run = getattr(cli.trainer, verb)
+    run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)
     return 0
+
+
+def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
+    """The Lightning CLI with our defaults; the caller runs its Trainer.
+
+    The verb is ours, not one of LightningCLI's subcommands: below a subcommand ``${run}`` could not be written so.
+
+    Args:
+        args: the command line after the verb.
+        parse_only: read the recipe and build nothing.
+
+    Returns:
+        AlignCLI: with ``config``, and with ``model``, ``datamodule`` and ``trainer`` unless parse_only.
+
+    Raises:
+        UsageError: a key, type, path or value of the recipe or the command line is wrong.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+        return (_ParseOnly if parse_only else AlignCLI)(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=_TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            args=args,
+            run=False,
+        )
+
+
+class _ParseOnly(AlignCLI):
+    """Reads a recipe and stops."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""

@@ -1,5 +1,7 @@
 """Pretraining: a fresh GPT, or one to go on with, learns next tokens of raw text."""
 
+import torch
+
 from align.model import GPT, GPTConfig, load_network
 from align.stages.language_model import LanguageModelStage
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
@@ -11,7 +13,7 @@ class Pretrain(LanguageModelStage):
     Args:
         gpt: shape of a fresh network.
         init_from: model directory, Hugging Face directory or Hub id to go on from; then gpt must be left out.
-        init_seed: seed of the fresh weights.
+        init_seed: seed of the fresh weights; None: the run's (seed_everything).
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
         z_loss: coefficient of the squared log-partition added to the loss, 0 turns it off; 1e-4 is usual.
@@ -27,7 +29,7 @@ class Pretrain(LanguageModelStage):
         gpt: GPTConfig | None = None,
         init_from: str | None = None,
         *,
-        init_seed: int = 0,
+        init_seed: int | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         z_loss: float = 0.0,
@@ -47,7 +49,7 @@ class Pretrain(LanguageModelStage):
                 return load_network(init_from)
             assert gpt is not None
             fresh = GPT(gpt)
-            fresh.initialise(init_seed)
+            fresh.initialise(torch.initial_seed() if init_seed is None else init_seed)
             return fresh
 
         super().__init__(

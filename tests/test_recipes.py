@@ -1,0 +1,69 @@
+"""Every YAML in recipes/ is read by the parser that a run would use, and every pipeline's stages hang together."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = sorted(ROOT.glob("recipes/**/*.y*ml"))
+PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
+OVERLAYS = [path for path in RECIPES if path.parent.name == "hardware"]
+STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS]
+
+
+def _parse(*files: Path) -> object:
+    """Parse as ``align fit`` does, without building anything."""
+    from align.cli.lightning import make_cli
+
+    args = [word for file in files for word in ("--config", str(file))]
+    return make_cli(args, parse_only=True).config
+
+
+def test_there_are_recipes():
+    assert len(PIPELINES) >= 3
+    assert len(OVERLAYS) >= 2
+    assert len(STAGES) >= 4
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_stage_recipes_parse(path: Path):
+    config = _parse(path)
+    assert config.model.class_path.startswith("align.stages.")
+    assert config.data.class_path.startswith("align.data.")
+    assert config.run == f"runs/{path.parent.name}"
+    assert config.trainer.default_root_dir == f"runs/{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+def test_overlays_parse_over_a_recipe(path: Path):
+    overlay = yaml.safe_load(path.read_text())
+    config = _parse(ROOT / "recipes/tiny/pretrain.yaml", path)
+    for key, value in overlay["trainer"].items():
+        assert config.trainer[key] == value
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_each_says_what_it_is_and_how_to_run_it(path: Path):
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("align " in line for line in header), "the header comment shows the command"
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
+    from align.cli.recipe_folder import read_pipeline
+
+    variables = yaml.safe_load(path.read_text()).get("variables") or {}
+    assignments = [f"{name}=given" for name, default in variables.items() if default is None]
+    pipeline = read_pipeline(path.parent, out="out", seed=0, assignments=assignments)
+    written: list[Path] = [Path("given")]
+    for stage in pipeline.stages:
+        for read in stage.reads:
+            assert any(read == w or w in read.parents for w in written), f"{stage.name} reads {read}"
+        assert stage.recipe is None or stage.recipe in STAGES
+        written.append(stage.writes)
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_each_stage_recipe_is_in_its_pipeline(path: Path):
+    assert f"recipe: {path.name}" in (path.parent / "pipeline.yaml").read_text()
