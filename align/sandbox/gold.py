@@ -17,8 +17,8 @@ _SHOWN = {word: mood for mood, shown in words.MOODS.items() for word in shown}
 class GoldReward(NamedTuple):
     """The gold reward and its parts, each in [0, 1]; ``total`` is their mean under ``WEIGHTS``.
 
-    Evidence is read from well-formed sentences only. A part that an empty text would satisfy (no uninvited character,
-    nothing excluded mentioned, nothing repeated) is multiplied by ``grammar``, so that saying nothing earns nothing.
+    Evidence is read from well-formed sentences only. A part that needs no evidence (nobody uninvited, nothing excluded
+    mentioned, nothing repeated, the right length) is multiplied by ``grammar``, so that saying nothing earns nothing.
 
     Attributes:
         total: the weighted sum.
@@ -28,8 +28,8 @@ class GoldReward(NamedTuple):
         place: the asked place is mentioned.
         mood: a word that shows the asked mood appears; half if another mood is shown too.
         rule: both asked events in the asked order, half in the wrong one; or the excluded object is not mentioned.
-        length: 1 for the asked number of sentences, 1/2 when one off.
-        ending: the last sentence is one of the world's closings.
+        length: the asked number of sentences, exactly.
+        ending: the last sentence is one of the world's closings; shared among all closings when there are several.
         grammar: share of sentences that are well formed where they stand.
         repetition: share of distinct runs of four words.
         complete: 1 where every part above is 1.
@@ -76,8 +76,8 @@ def gold_reward(prompt: str, response: str) -> GoldReward:
         "place": float(asked.place in evidence),
         "mood": _mood(asked, evidence),
         "rule": _rule(asked, everything, evidence, grammar),
-        "length": max(0.0, 1 - abs(len(story.sentences) - asked.length) / 2),
-        "ending": float(story.ends),
+        "length": grammar * (len(story.sentences) == asked.length),
+        "ending": story.closings[-1] / sum(story.closings) if story.closings[-1] else 0.0,
         "grammar": grammar,
         "repetition": _distinct_runs(everything) * grammar,
     }

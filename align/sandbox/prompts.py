@@ -8,25 +8,25 @@ from align.sandbox.stories import HERO, hero_phrase, with_article
 from align.sandbox.world import Ingredients, pick
 
 PROMPTS = (
-    "Write {mood} story about {hero}{friend} at the {place}. Use {object}. {Rule}. {Length}.",
-    "Tell me {mood} tale of {hero}{friend} with {object} at the {place}. {Length}. {Rule}.",
-    "I want {mood} story with {object} at the {place}. It is about {hero}{friend}. {Rule}. {Length}.",
-    "Please write about {hero}{friend}. Put {object} in the {place}. Make it {feeling}. {Rule}. {Length}.",
+    "Write {mood} story of {hero}{friend} at the {place} with {object}. {Rule}. {Length}.",
+    "Tell {mood} tale of {hero}{friend}, {object} and the {place}. {Length}. {Rule}.",
+    "{Number} sentences on {hero}{friend}, {object}, the {place} and {mood} day. {Rule}.",
+    "{Hero}{friend} with {object} at the {place}: make it {feeling}. {Rule}. {Length}.",
     "In {number} sentences, tell {mood} story of {hero}{friend}, {object} and the {place}. {Rule}.",
-    "Story time: {hero}{friend}, {object}, the {place}. {Rule}. {Length}. Make it {feeling}.",
-    "{Hero}{friend} at the {place} with {object}: write {mood} story. {Length}. {Rule}.",
-    "Give me {number} sentences on {hero}{friend}. {Rule}. I need {object}, the {place} and {mood} mood.",
+    "Put {hero}{friend} and {object} at the {place}. Make it {feeling}. {Length}. {Rule}.",
+    "Story time: {hero}{friend}, {object}, the {place}. {Rule}. {Length}, {feeling}.",
+    "Give me {mood} story with {object} at the {place}. {Length}. {Rule}. It is about {hero}{friend}.",
 )
-TITLES = ("{mood} story about {hero}{friend}", "{mood} tale of {hero}{friend}", "the {feeling} day of {hero}{friend}")
-TITLE_CLAUSES = ("at the {place}", "with {object}", "in {number} sentences")
+TITLES = ("{mood} story of {hero}{friend}", "{mood} tale of {hero}{friend}", "{hero}{friend} on {mood} day")
+TITLE_CLAUSES = ("at the {place}", "with {object}", "{number} sentences")
 ORDERS = (
     "{name} {first} before {who} {second}",
     "{name} {second} after {who} {first}",
-    "first {who} {first}, then {who} {second}",
-    "{name} {first} and later {second}",
+    "{who} {first}, then {second}",
+    "first {name} {first}, then {second}",
 )
-EXCLUSIONS = ("do not mention the {excluded}", "leave out the {excluded}", "there is no {excluded}", "no {excluded}")
-LENGTHS = ("{number} sentences", "use {number} sentences", "make it {number} sentences long")
+EXCLUSIONS = ("no {excluded}", "leave out the {excluded}", "do not mention the {excluded}")
+LENGTHS = ("{number} sentences", "use {number} sentences")
 
 
 def write_prompt(rng: Random, asked: Ingredients) -> str:
@@ -34,7 +34,9 @@ def write_prompt(rng: Random, asked: Ingredients) -> str:
     slots = _slots(rng, asked)
     length = pick(rng, LENGTHS).format_map(slots)
     return pick(rng, PROMPTS).format_map(
-        slots | {"Rule": _capital(slots["rule"]), "Length": _capital(length), "Hero": _capital(slots["hero"])}
+        slots
+        | {"Rule": _capital(slots["rule"]), "Length": _capital(length)}
+        | {"Hero": _capital(slots["hero"]), "Number": _capital(slots["number"])}
     )
 
 

@@ -71,13 +71,13 @@ class Checked(NamedTuple):
         sentences: the text cut after each full stop, in order.
         good: for each sentence, whether it is well formed where it stands.
         hero: name and kind of the hero that a well-formed opening introduces, or two Nones.
-        ends: whether the last sentence is a well-formed closing.
+        closings: for each sentence, whether it is a well-formed closing.
     """
 
     sentences: list[str]
     good: list[bool]
     hero: tuple[str | None, str | None]
-    ends: bool
+    closings: list[bool]
 
 
 def with_article(noun: str) -> str:
@@ -100,7 +100,7 @@ def tell(rng: Random, draft: Draft) -> str:
             case "hero":
                 return hero_phrase(rng, asked.name, asked.kind)
             case "who":
-                return asked.name if rng.random() < 0.3 else "she" if asked.she else "he"
+                return asked.name if rng.random() < 0.1 else "she" if asked.she else "he"
             case "them":
                 return "her" if asked.she else "him"
             case "friend":
@@ -134,27 +134,28 @@ def hero_phrase(rng: Random, name: str, kind: str) -> str:
 def check(text: str) -> Checked:
     """Holds ``text`` against the grammar.
 
-    A sentence is well formed when it has one of the forms (openings only first and always first, closings only last)
-    and speaks of the hero by the name and the pronoun that the opening gave.
+    A sentence is well formed when it has one of the forms (an opening if it is the first, none if it is not) and
+    speaks of the hero by the name and the pronoun that the opening gave.
     """
     text = text.strip()
     sentences = re.split(r"(?<=[.!?]) ", text) if text else []
     good: list[bool] = []
+    closings: list[bool] = []
     name = kind = None
-    ends = False
     for number, sentence in enumerate(sentences):
-        lowered = sentence[:1].lower() + sentence[1:]
         # A sentence that begins with a name keeps its capital in the forms; every other must have one here.
-        told = sentence if _NAME.match(sentence) else lowered if sentence[:1].isupper() else ""
+        lowered = sentence[:1].lower() + sentence[1:] if sentence[:1].isupper() else ""
+        told = sentence if _NAME.match(sentence) else lowered
         if number == 0:
             good.append(_OPENING.fullmatch(told) is not None)
+            closings.append(False)
             if good[0] and (hero := HERO.search(told)):
                 name, kind = hero[1] or hero[4], hero[2] or hero[3]
             continue
-        closing = number == len(sentences) - 1 and _CLOSING.fullmatch(told) is not None
-        good.append((closing or _MIDDLE.fullmatch(told) is not None) and _agrees(told, name))
-        ends = closing and good[-1]
-    return Checked(sentences, good, (name, kind), ends)
+        agrees = _agrees(told, name)
+        closings.append(agrees and _CLOSING.fullmatch(told) is not None)
+        good.append(closings[-1] or (agrees and _MIDDLE.fullmatch(told) is not None))
+    return Checked(sentences, good, (name, kind), closings)
 
 
 def _agrees(sentence: str, hero: str | None) -> bool:

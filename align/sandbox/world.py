@@ -112,7 +112,7 @@ def misunderstand(rng: Random, asked: Ingredients, rate: float) -> Draft:
 
     wrong = asked
     if slips():
-        if rng.random() < 0.5:
+        if rng.random() < 1 / 3:
             wrong = replace(wrong, name=pick_other(rng, words.NAMES, asked.name))
         else:
             wrong = replace(wrong, kind=pick_other(rng, words.KINDS, asked.kind, asked.friend))

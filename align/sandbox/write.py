@@ -20,11 +20,11 @@ Record = dict[str, Any]
 class SandboxConfig:
     """How much of the world is written, and how careless its writers are."""
 
-    pretrain_documents: int = 24_000
+    pretrain_documents: int = 30_000
     """Documents of raw text for training."""
     pretrain_val_documents: int = 400
     """Documents of raw text for validation."""
-    sft_chats: int = 8_000
+    sft_chats: int = 12_000
     """Demonstrations for training."""
     sft_val_chats: int = 400
     """Demonstrations for validation."""
@@ -40,7 +40,7 @@ class SandboxConfig:
     """Prompts for the final comparison."""
     title_drop_rate: float = 0.1
     """Probability that a title in the raw text leaves out one of its parts, in [0, 1]."""
-    slip_rate: float = 0.4
+    slip_rate: float = 0.35
     """Probability that a demonstration or an answer of a pair gets any one asked thing wrong, in [0, 1]."""
     label_temperature: float = 0.04
     """Temperature of the Bradley-Terry coin that labels pairs, in units of gold reward; near 0 gold decides alone."""
