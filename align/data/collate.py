@@ -51,7 +51,7 @@ class RowDataset:
         number = ranges(np.zeros_like(count), count)  # of the piece within its row
         row = np.repeat(np.arange(len(chosen)), count)
         filled = np.bincount(row, lengths, len(chosen)).astype(np.int64)
-        width = self.width if self.fixed_width else self._padded_width(int(filled.max()))
+        width = self.width if self.fixed_width else self.padded_width(int(filled.max()))
         # Pieces of a row follow each other, so a piece begins where all earlier ones end, less the rows before its own.
         column = np.cumsum(lengths) - lengths - (np.cumsum(filled) - filled)[row]
 
@@ -75,8 +75,11 @@ class RowDataset:
             num_bytes=torch.from_numpy(num_bytes),
         )
 
-    def _padded_width(self, longest: int) -> int:
-        """The network reads all but the last token: 8 k + 1 tokens, but no more than the widest row."""
+    def padded_width(self, longest: int) -> int:
+        """How wide a batch is whose longest row has ``longest`` tokens.
+
+        The network reads all but the last token: 8 k + 1 tokens, but no more than the widest row.
+        """
         return min(max(1, -(-(longest - 1) // 8)) * 8 + 1, self.width)
 
 

@@ -98,10 +98,12 @@ def _from_prompt_completion(fields: Mapping[str, Any]) -> Messages:
     messages: Messages = []
     for field, role in (("prompt", "user"), ("completion", "assistant")):
         value = _get(fields, field)
-        if isinstance(value, str):
+        if isinstance(value, list):
+            messages.extend(_message_list(value, field))
+        elif isinstance(value, str):
             messages.append({"role": role, "content": require_text(value, field)})
         else:
-            messages.extend(_message_list(value, field))
+            raise ValueError(f"field {field!r} must be text or a list of messages, found {type(value).__name__}")
     return messages
 
 

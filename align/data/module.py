@@ -78,7 +78,13 @@ class TokenData(pl.LightningDataModule):
             ValueError: a setting is impossible.
         """
         super().__init__()
-        for name, value, least in (("context", context, 2), ("batch_size", batch_size, 1), ("workers", workers, 0)):
+        least_values = {
+            "context": (context, 2),
+            "batch_size": (batch_size, 1),
+            "seed": (seed, 0),
+            "workers": (workers, 0),
+        }
+        for name, (value, least) in least_values.items():
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not 0 <= val_fraction < 1:
@@ -205,7 +211,7 @@ class TokenData(pl.LightningDataModule):
         else:
             # Bytes, not tokens, decide, so that the cut falls at the same text whatever the tokenizer.
             filled = np.cumsum(self.tokenizer.token_bytes[corpus.ids])
-            cut = int(np.searchsorted(filled, filled[-1] * (1 - self.val_fraction)))
+            cut = int(np.searchsorted(filled, int(filled[-1] * (1 - self.val_fraction)))) + 1
             offsets_of = {"train": np.array([0, cut]), "validation": np.array([cut, offsets[-1]])}
         return offsets_of[split]
 
@@ -275,9 +281,22 @@ class TokenData(pl.LightningDataModule):
             "tokens": tokens,
             "counted_tokens": self._counted(dataset),
             "rows": len(rows),
-            "padding_share": 1 - tokens / (len(rows) * dataset.width) if dataset.fixed_width else 0.0,
+            "padding_share": 1 - tokens / self._places(split),
         }
         return numbers | (meta.get("truncation", {}) if self._given[split] else {})
+
+    def _places(self, split: str) -> int:
+        """Places for tokens in the rows, padding included, without the rows that only fill up the last batch."""
+        dataset = self._datasets[split]
+        if dataset.fixed_width:
+            return len(dataset.rows) * dataset.width
+        table = self._order(split, seed=self.seed if split == "train" else None).batches(0)
+        widest = np.where(table >= 0, dataset.rows.widths[table], 0).max(axis=1)
+        return int(
+            sum(
+                dataset.padded_width(width) * used for width, used in zip(widest, (table >= 0).sum(axis=1), strict=True)
+            )
+        )
 
     def _counted(self, dataset: RowDataset) -> int:
         """Targets of one pass."""
@@ -291,6 +310,7 @@ class TokenData(pl.LightningDataModule):
         yield f"{split}: " + ", ".join(
             f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' ')} {value:.1%}"
             for name, value in self._numbers(split).items()
+            if value or name == "padding_share"
         )
         if self._given[split]:  # what was held out of train is told there
             yield from (f"{split}: {line}" for line in self._datasets[split].corpus.meta["report"])

@@ -112,8 +112,9 @@ class Source:
         csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the standard 128 kB is less than a long document
         with open(self.name, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
+            line = 1
             try:
-                line = reader.line_num + 1 if reader.fieldnames else 1
+                line = reader.line_num + 1 if reader.fieldnames else line
                 for fields in reader:
                     if None in fields:
                         bad.add(
@@ -123,7 +124,7 @@ class Source:
                         yield Record(self.name, f"line {line}", fields)
                     line = reader.line_num + 1
             except (csv.Error, UnicodeDecodeError) as error:
-                raise ValueError(f"{self.name}: line {reader.line_num + 1}: not CSV: {error}") from None
+                raise ValueError(f"{self.name}: line {line}: not CSV: {error}") from None
 
     def _object(self, fields: Any, place: str, bad: BadRecords) -> Iterator[Record]:
         if isinstance(fields, dict):

@@ -32,7 +32,7 @@ class Rows(NamedTuple):
         ends = np.concatenate([[0], np.cumsum(self.lengths)])
         return np.diff(ends[self.offsets])
 
-    def __len__(self) -> int:  # type: ignore[override]
+    def __len__(self) -> int:
         """R."""
         return len(self.offsets) - 1
 

@@ -105,7 +105,6 @@ class BatchLoader:
                 sampler=self._row_numbers(start),
                 num_workers=self.workers,
                 pin_memory=is_available(),
-                collate_fn=_as_it_is,
                 generator=Generator(),  # else every new iterator moves torch's global generator
             )
         )
@@ -169,7 +168,3 @@ class ResumableLoader(BatchLoader):
                     "resume with the settings and files it was made with, or start anew from its model directory"
                 )
         self.delivered = state["pass"] * len(self) + state["position"]
-
-
-def _as_it_is(batch: TokenBatch) -> TokenBatch:
-    return batch

@@ -1,6 +1,7 @@
 """Plain text for pretraining: documents packed into rows of the context."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -12,9 +13,8 @@ from align.data.module import Layout, TokenData, progress_bar
 from align.data.readers import Source
 from align.data.records import BadRecords
 from align.data.rows import document_rows, stream_rows
-
-_CHUNK = 4_000_000
-"""Characters that one process tokenises at a time: the memory of tokenising is a small multiple of it"""
+from align.tokenizer import Tokenizer
+from align.tokenizer.parallel import chunked, ordered_map
 
 
 class TextData(TokenData):
@@ -56,33 +56,22 @@ class TextData(TokenData):
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         bos, eos = self.tokenizer.bos_id, self._eos_id()
-        prefix = [bos] if bos is not None and bos != eos else []
+        opening = [bos] if bos is not None and bos != eos else []
+        encode = partial(_encode_documents, self.tokenizer, opening, [eos])
         with progress_bar(sources, split) as advance:
-            for texts in self._chunks(sources, bad):
-                ids, offsets = self.tokenizer.encode_to_array(
-                    texts, prefix=prefix, suffix=[eos], processes=self.processes
-                )
-                writer.append(ids, np.diff(offsets))
-                advance(sum(map(len, texts)))
+            for ids, lengths in ordered_map(encode, chunked(self._texts(sources, bad, advance)), self.processes):
+                writer.append(ids, lengths)
         return []
 
-    def _chunks(self, sources: Sequence[Source], bad: BadRecords) -> Iterator[list[str]]:
-        """Documents, a few megabytes at a time."""
-        texts: list[str] = []
-        room = _CHUNK * self.processes
+    def _texts(self, sources: Sequence[Source], bad: BadRecords, advance: Callable[[int], None]) -> Iterator[str]:
         for record in chain.from_iterable(source.records(bad) for source in sources):
             try:
                 text = document_text(record.fields, self.field)
             except ValueError as error:
                 bad.add(record.source, record.place, str(error))
                 continue
-            texts.append(text)
-            room -= len(text)
-            if room <= 0:
-                yield texts
-                texts, room = [], _CHUNK * self.processes
-        if texts:
-            yield texts
+            advance(len(text))
+            yield text
 
     def _lay_out(self, bounds: np.ndarray) -> Layout:
         width = self.context + 1
@@ -90,3 +79,11 @@ class TextData(TokenData):
             return Layout(document_rows(bounds, width), fixed_width=True, block_diagonal=True)
         rows = stream_rows(bounds, width, block_diagonal=self.block_diagonal)
         return Layout(rows, fixed_width=True, block_diagonal=self.block_diagonal)
+
+
+def _encode_documents(
+    tokenizer: Tokenizer, opening: list[int], closing: list[int], texts: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of documents, one after another, and the tokens of each (here, so that processes can be sent it)."""
+    ids, offsets = tokenizer.encode_to_array(texts, prefix=opening, suffix=closing)
+    return ids, np.diff(offsets)

@@ -13,11 +13,11 @@ from align.tokenizer import Tokenizer
 class TruncationReport:
     """What was cut, over a whole file."""
 
-    chats: int = 0
+    cut_chats: int = 0
     """Chats that were cut"""
-    prompt_tokens: int = 0
+    cut_prompt_tokens: int = 0
     """Tokens cut from the start of prompts"""
-    response_tokens: int = 0
+    cut_response_tokens: int = 0
     """Tokens cut from the end of responses"""
     responses_without_end: int = 0
     """Responses that lost their end-of-turn token: the model is not shown that they end"""
@@ -29,12 +29,12 @@ class TruncationReport:
 
     def lines(self, *, total: int, limit: int) -> list[str]:
         """One line when something was cut, else none."""
-        if not self.chats:
+        if not self.cut_chats:
             return []
         return [
-            f"cut {self.chats} of {total} chats to {limit} tokens: {self.prompt_tokens} prompt and "
-            f"{self.response_tokens} response tokens; {self.responses_without_end} response(s) lost their end-of-turn "
-            "(a larger context keeps them)"
+            f"cut {self.cut_chats} of {total} chats to {limit} tokens: {self.cut_prompt_tokens} prompt and "
+            f"{self.cut_response_tokens} response tokens; {self.responses_without_end} response(s) lost their "
+            "end-of-turn (a larger context keeps them)"
         ]
 
     def as_dict(self) -> dict[str, int]:

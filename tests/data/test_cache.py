@@ -1,0 +1,208 @@
+"""Tokenised once, by content; whole or not there; shared by processes."""
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from align.data import ChatData, TextData
+from align.data.corpus import Corpus, CorpusWriter
+from align.data.readers import find_sources
+from align.data.records import BadRecords
+
+
+@pytest.fixture
+def build(tokenizer_dir, tmp_path):
+    def build(train, **settings):
+        data = TextData(tokenizer_dir, train, cache_dir=str(tmp_path / "cache"), **settings)
+        data.setup("fit")
+        return data
+
+    return build
+
+
+def caches(tmp_path):
+    return sorted((tmp_path / "cache").iterdir())
+
+
+def test_content_decides(build, write, tmp_path):
+    """The same bytes under another name, another context or packing: one cache. Other bytes or field: another."""
+    build(write("a.jsonl", [{"text": "abc", "body": "d"}]))
+    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), context=7, packing="documents")
+    assert len(caches(tmp_path)) == 1
+    build(write("a.jsonl", [{"text": "abd", "body": "d"}]))
+    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), field="body")
+    assert len(caches(tmp_path)) == 3
+
+
+def test_fingerprints(build, write):
+    """SHA-256 of the bytes "abc"."""
+    path = write("a.txt", "abc")
+    assert build(path).fingerprints == {path: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"}
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path):
+    """An error in mid-writing, and then a good one."""
+    for error in (OSError("No space left on device"), None):
+        try:
+            with CorpusWriter(tmp_path / "cache" / "c", vocab_size=300, masked=True) as writer:
+                writer.append(np.array([1, 2, 3]), np.array([2, 1]), np.array([False, True, True]))
+                if error:
+                    raise error
+        except OSError:
+            assert caches(tmp_path) == []
+    assert [path.name for path in caches(tmp_path)] == ["c"]
+
+
+def test_two_writers_of_one_corpus(tmp_path):
+    """Both write, the first to finish stays, the second's copy goes."""
+    path = tmp_path / "cache" / "c"
+    with CorpusWriter(path, vocab_size=300, masked=False) as one:
+        one.append(np.array([1, 2, 3]), np.array([2, 1]))
+        with CorpusWriter(path, vocab_size=300, masked=False) as two:
+            two.append(np.array([1, 2, 3]), np.array([2, 1]))
+    assert [entry.name for entry in caches(tmp_path)] == ["c"]
+    corpus = Corpus.open(path)
+    assert corpus.ids.tolist() == [1, 2, 3]
+    assert corpus.offsets.tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
+def test_dtype(tmp_path, vocab_size, dtype):
+    """The largest id of 65536 is 65535, the largest of two bytes."""
+    with CorpusWriter(tmp_path / "c", vocab_size=vocab_size, masked=False) as writer:
+        writer.append(np.array([vocab_size - 1]), np.array([1]))
+    corpus = Corpus.open(tmp_path / "c")
+    assert corpus.ids.dtype == dtype
+    assert corpus.ids[0] == vocab_size - 1
+
+
+def test_damaged_cache(build, write, tmp_path):
+    """A file cut short is named, with the cure."""
+    path = write("a.txt", "abc")
+    build(path)
+    ids = caches(tmp_path)[0] / "ids.bin"
+    ids.write_bytes(ids.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="ids.bin: damaged cache .* delete .* to make it again"):
+        build(path)
+
+
+def test_workers_get_the_path(build, write):
+    """A pickled dataset is small: the tokens stay on disk."""
+    dataset = build(write("a.txt", "abc" * 100_000))._datasets["train"]
+    assert len(pickle.dumps(dataset.corpus)) < 1000
+    assert (pickle.loads(pickle.dumps(dataset.corpus)).ids == dataset.corpus.ids).all()
+
+
+def test_every_kind_of_file_gives_the_same_records(write, tmp_path):
+    """Two records as JSONL, JSON, CSV and Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    records = [{"text": "one, two\nthree"}, {"text": "007"}]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "r.parquet")
+    files = [
+        write("r.jsonl", records),
+        write("r.json", json.dumps(records)),
+        write("r.csv", 'text\n"one, two\nthree"\n007\n'),
+        str(tmp_path / "r.parquet"),
+    ]
+    for file in files:
+        (source,) = find_sources(file)
+        found = list(source.records(BadRecords("stop")))
+        assert [record.fields for record in found] == records
+        assert [record.place for record in found] == {
+            "jsonl": ["line 1", "line 2"],
+            "csv": ["line 2", "line 4"],
+        }.get(source.kind, ["record 1", "record 2"])
+
+
+def test_globs_lists_and_hub_ids(write, tmp_path):
+    """A glob's files by name; a list in its order; owner/name with no such folder is a Hub id."""
+    one, two = write("a1.txt", "a"), write("a2.txt", "b")
+    assert [source.name for source in find_sources(str(tmp_path / "a*.txt"))] == [one, two]
+    assert [source.name for source in find_sources([two, one])] == [two, one]
+    assert [source.kind for source in find_sources(["owner/name", "owner/name@en:validation"])] == ["hub", "hub"]
+
+
+def test_hub(build, monkeypatch):
+    """A Hub dataset is streamed; its commit is the fingerprint."""
+    import types
+
+    import datasets
+    import huggingface_hub
+
+    calls = []
+
+    def load_dataset(*args, **kwargs):
+        calls.append((args, kwargs))
+        return iter([{"text": "abc"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    info = types.SimpleNamespace(sha="c0ffee")
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "dataset_info", lambda self, name: info if name == "owner/name" else None
+    )
+    data = build("owner/name@en:validation")
+    assert calls == [(("owner/name", "en"), {"split": "validation", "streaming": True})]
+    assert data.fingerprints == {"owner/name@en:validation": "hub:owner/name@en:validation@c0ffee"}
+    assert data.describe()["train"]["tokens"] == 5
+
+
+def test_last_documents_are_held_out(build, write):
+    """A quarter of 4 documents is the last one; each document of n letters is n + 2 tokens."""
+    data = build(write("a.jsonl", [{"text": text} for text in ("a", "bb", "ccc", "dddd")]), val_fraction=0.25)
+    numbers = data.describe()
+    assert [numbers[split]["documents"] for split in ("train", "validation")] == [3, 1]
+    assert [numbers[split]["tokens"] for split in ("train", "validation")] == [12, 6]
+    assert data.tokenizer.decode(next(iter(data.val_dataloader())).ids[0].tolist()) == "dddd"
+
+
+def test_the_end_of_a_single_text_is_held_out(build, write):
+    """A tenth of 100 bytes: with bos, training has 91 tokens; the last 10 bytes and eos are held out."""
+    data = build(write("a.txt", "a" * 90 + "b" * 10), val_fraction=0.1, context=12)
+    train, held_out = data._datasets["train"].rows, data._datasets["validation"].rows
+    ids = data._datasets["train"].corpus.ids
+    assert ids[train.starts[0]] == 257
+    assert (train.starts[-1] + train.lengths[-1]) == 91
+    assert data.tokenizer.decode(ids[held_out.starts[0] :].tolist()) == "b" * 10
+
+
+def test_settings_reach_the_command_line():
+    """jsonargparse shows a kind's own settings and the shared ones, with their meaning."""
+    from jsonargparse import ArgumentParser
+
+    for kind in (TextData, ChatData):
+        parser = ArgumentParser(prog="x")
+        parser.add_class_arguments(kind, "data")
+        text = " ".join(parser.format_help().split())
+        for setting in ("--data.context", "--data.val_fraction", "--data.packing", "--data.on_bad_record {stop,skip}"):
+            assert setting in text
+        assert "Rows of a batch on each rank" in text
+        assert parser.parse_args(["--data.tokenizer=t", "--data.train=[a, b]"]).data.train == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        ("tinyshakespeare.txt", TextData, {"val_fraction": 0.1}),
+        ("instructions-1100.json", ChatData, {"val_fraction": 0.1, "packing": True}),
+    ],
+)
+def test_real_files(tokenizer_dir, tmp_path, name, kind, settings):
+    """The real files go through; every byte of the text is a target or the first of the stream's rows."""
+    file = Path(__file__).resolve().parents[2].parent / "shared" / "data" / name
+    if not file.exists():
+        pytest.skip(f"needs ../shared/data/{name}")
+    data = kind(tokenizer_dir, str(file), cache_dir=str(tmp_path), context=512, batch_size=16, **settings)
+    data.setup("fit")
+    numbers = data.describe()
+    if kind is TextData:
+        tokens = file.stat().st_size + 2
+        assert sum(numbers[split]["tokens"] - numbers[split]["rows"] + 1 for split in numbers) == tokens
+        assert sum(int(batch.num_bytes.sum()) for batch in data.train_dataloader()) == file.stat().st_size * 9 // 10
+    else:
+        assert sum(numbers[split]["documents"] for split in numbers) == 1100
+        assert numbers["train"]["padding_share"] < 0.02
