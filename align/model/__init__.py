@@ -17,9 +17,9 @@ _HOMES = {
     "load_network": "directory",
     "read_config": "directory",
     "read_manifest": "manifest",
-    "replacing_directory": "directory",
+    "replacing_directory": "replacing",
     "save_network": "directory",
-    "weights_fingerprint": "directory",
+    "weights_fingerprint": "manifest",
     "write_manifest": "manifest",
 }
 

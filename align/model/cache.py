@@ -71,6 +71,6 @@ class KVCache:
             slots: how many slots of them hold something worth keeping.
         """
         for tensor in (self.keys, self.values):
-            for layer in tensor:
-                layer[: len(rows), :, :slots] = layer[:, :, :slots][rows]
+            for layer in range(len(tensor)):  # one at a time: the copy in between stays small
+                tensor[layer, : len(rows), :, :slots] = tensor[layer, :, :, :slots][rows]
         self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
