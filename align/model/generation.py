@@ -67,7 +67,7 @@ def generate(
 
     Raises:
         ValueError: a prompt is empty, leaves no room in the context or holds an id the network does not know; a stop
-            id it does not know; or seeds that are not one per row.
+            id it does not know; seeds are not one per row; or the logits are not finite.
     """
     config = network.config
     _check(prompts, stop_ids, vocab_size=config.vocab_size, context=config.context)
@@ -159,6 +159,8 @@ def _sample(
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         logits = decoder.step(tokens)
+    if not bool(logprobs.isfinite().all()):
+        raise ValueError("the network's logits are not finite while sampling: look for NaN or infinity in its weights")
     length = step + 1
     return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)
 

@@ -150,13 +150,13 @@ def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         uniforms: ``[B]`` in [0, 1).
 
     Returns:
-        ``[B]`` int64.
+        ``[B]`` int64; for a row that is not finite, any token.
     """
     cumulative = probs.cumsum(-1)
     total = cumulative[:, -1]
     # Rounding may lift u * total to the total, beyond every token.
     targets = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0]
+    return torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
 def row_uniforms(seeds: Sequence[int], steps: int) -> torch.Tensor:
