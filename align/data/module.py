@@ -218,10 +218,10 @@ class TokenData(pl.LightningDataModule):
     def _dataset(self, split: str) -> RowDataset:
         corpus = self._corpus("train" if split == "validation" and self.val_fraction else split)
         layout = self._lay_out(self._bounds(split))
-        ranks = self._data_parallel()["num_replicas"]
-        if len(layout.rows) < ranks:
+        least = self._data_parallel()["num_replicas"] if split == "train" else 1
+        if len(layout.rows) < least:
             raise ValueError(
-                f"{split}: {len(layout.rows)} row(s) of {self.context} tokens for {ranks} rank(s): too little"
+                f"{split}: the data fill {len(layout.rows)} row(s); at least {least} is needed, one a rank"
             )
         pad_id = self.tokenizer.pad_id
         return RowDataset(
@@ -274,14 +274,13 @@ class TokenData(pl.LightningDataModule):
 
     def _numbers(self, split: str) -> dict[str, float]:
         dataset = self._datasets[split]
-        rows, meta = dataset.rows, dataset.corpus.meta
-        tokens = int(rows.lengths.sum())
+        rows, meta, bounds = dataset.rows, dataset.corpus.meta, self._bounds(split)
         numbers = {
-            "documents": len(self._bounds(split)) - 1,
-            "tokens": tokens,
+            "documents": len(bounds) - 1,
+            "tokens": int(bounds[-1] - bounds[0]),
             "counted_tokens": self._counted(dataset),
             "rows": len(rows),
-            "padding_share": 1 - tokens / self._places(split),
+            "padding_share": 1 - int(rows.lengths.sum()) / self._places(split),
         }
         return numbers | (meta.get("truncation", {}) if self._given[split] else {})
 

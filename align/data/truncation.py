@@ -77,7 +77,7 @@ def encode_chat(
 
     before = np.flatnonzero(~counted)
     response = int(before[-1]) + 1 if len(before) else 0
-    header = min(_header_length(messages, tokenizer), response)
+    header = min(_header_length(messages, tokenizer, response), response)
     opening = min(_opening_length(messages, ids, tokenizer), response - header)
     if opening + header > limit // 2:
         opening = min(opening, int(len(ids) > 0 and ids[0] == tokenizer.bos_id))
@@ -87,7 +87,7 @@ def encode_chat(
     kept_to = min(end, kept_from + limit - opening)
     if kept_to <= response:
         raise ValueError(f"with a context of {limit - 1} tokens nothing is left of the response")
-    if counted[kept_from] and kept_from > opening and kept_from < response:
+    if opening < kept_from < response and counted[kept_from - 1] and counted[kept_from]:
         fragment = int(np.flatnonzero(~counted[kept_from:])[0])
         counted[kept_from : kept_from + fragment] = False
     keep = np.r_[0:opening, kept_from:kept_to]
@@ -95,12 +95,12 @@ def encode_chat(
     return ids[keep], counted[keep], report
 
 
-def _header_length(messages: Messages, tokenizer: Tokenizer) -> int:
-    """Tokens that open the last response."""
+def _header_length(messages: Messages, tokenizer: Tokenizer, response: int) -> int:
+    """Tokens that open the last response, which begins at ``response``."""
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     earlier = messages[:last]
     if not earlier:
-        return 0
+        return response
     opened = tokenizer.render_chat(earlier, add_generation_prompt=True)
     return max(0, len(opened.ids) - len(tokenizer.render_chat(earlier).ids))
 

@@ -158,3 +158,11 @@ def test_json_round_trip_of_odd_text(load):
     data = load(TextData, "odd.json", json.dumps([{"text": "a\0\U0001f600e\u0301"}]), context=12)
     row = next(iter(data.train_dataloader())).ids[0].tolist()
     assert data.tokenizer.decode(row) == "a\0\U0001f600e\u0301"
+
+
+def test_too_little_for_a_row(load):
+    """A held-out hundredth of 100 letters: 99 and their bos stay, 1 and eos go, one row; of 1 letter only bos stays,
+    which is no row."""
+    assert load(TextData, "a.txt", "a" * 100, val_fraction=0.01).describe()["validation"]["rows"] == 1
+    with pytest.raises(ValueError, match=r"train: the data fill 0 row\(s\); at least 1 is needed"):
+        load(TextData, "b.txt", "a", val_fraction=0.01)
