@@ -76,15 +76,14 @@ def encode_chat(
         return ids, counted, TruncationReport()
 
     before = np.flatnonzero(~counted)
-    response = int(before[-1]) + 1 if len(before) else 0
+    response = int(before[-1]) + 1 if len(before) else 0  # where it begins
     header = min(_header_length(messages, tokenizer, response), response)
     opening = min(_opening_length(messages, ids, tokenizer), response - header)
-    if opening + header > limit // 2:
-        opening = min(opening, int(len(ids) > 0 and ids[0] == tokenizer.bos_id))
-    kept_from = (
-        response - header - max(0, min(response - header - opening, limit - opening - (end - response) - header))
-    )
-    kept_to = min(end, kept_from + limit - opening)
+    if opening + header > limit // 2:  # 2
+        opening = min(opening, int(ids[0] == tokenizer.bos_id))
+    room = limit - opening - header - (end - response)
+    kept_from = response - header - max(0, min(room, response - header - opening))  # 1
+    kept_to = min(end, kept_from + limit - opening)  # 3
     if kept_to <= response:
         raise ValueError(f"with a context of {limit - 1} tokens nothing is left of the response")
     if opening < kept_from < response and counted[kept_from - 1] and counted[kept_from]:
