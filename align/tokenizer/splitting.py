@@ -5,8 +5,11 @@ as fast as the ``regex`` package, so each expression is rewritten with explicit 
 
 1. ``\p{..}``, ``\s`` and ``\d`` become ranges of Unicode 16.0 (see unicode16.py).
 2. The ranges are clipped to what the text holds: ASCII, the basic plane, or all of Unicode. A text's kind is known from
-   its size alone, and ``re`` answers membership in a clipped set with one look-up.
-3. Text that no alternative matches is a word too ("Isolated" in tokenizer files), so nothing is lost.
+   its size alone, and ``re`` answers membership in the first two with one look-up.
+3. In the third it walks along hundreds of ranges. So in texts with characters beyond the basic plane (emoji) each of
+   these is first replaced by one of the basic plane of the same category, and the words are cut from the text where
+   those of the replaced text lie.
+4. Text that no alternative matches is a word too ("Isolated" in tokenizer files), so nothing is lost.
 
 An expression that uses more than this (``\w``, ``\b``, scripts, set operations) is left to the ``regex`` package.
 """
@@ -14,10 +17,10 @@ An expression that uses more than this (``\w``, ``\b``, scripts, set operations)
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
-from align.tokenizer.unicode16 import LAST, WHITE_SPACE, Ranges, category_ranges, complement
+from align.tokenizer.unicode16 import LAST, WHITE_SPACE, Ranges, category, category_ranges, complement
 
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -29,6 +32,8 @@ PATTERNS = {
 """Names that `train_tokenizer` knows. Both match every character of any text."""
 
 _ASCII, _BASIC = 0x7F, 0xFFFF
+_BEYOND_BASIC = re.compile("[\U00010000-\U0010ffff]")
+_NAMED_CHAR = re.compile(r"\\[xuU]")
 _PLAIN_ESCAPES = frozenset("nrtfvax") | frozenset("uU0")
 _GROUPS = ("(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:")
 
@@ -59,18 +64,35 @@ def resolve_pattern(pattern: str) -> str:
 
 def split_words(text: str, splits: tuple[Split, ...]) -> list[str]:
     """Cut a text by each split in turn; without splits the text is one word."""
-    if text.isascii():
-        last = _ASCII
-    elif len(text.encode("utf-16-le", "surrogatepass")) == 2 * len(text):
-        last = _BASIC
-    else:
-        last = LAST
     if not splits:
         return [text] if text else []
+    if text.isascii():
+        return _cut(text, splits, _ASCII)
+    if len(text.encode("utf-16-le", "surrogatepass")) == 2 * len(text):
+        return _cut(text, splits, _BASIC)
+    if not all(
+        split.keep_gaps and split.pattern.isascii() and not _NAMED_CHAR.search(split.pattern) for split in splits
+    ):
+        return _cut(text, splits, LAST)  # it may tell characters of one category apart, or drop some
+    lengths = map(len, _cut(_BEYOND_BASIC.sub(_stand_in, text), splits, _BASIC))
+    return [text[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]
+
+
+def _cut(text: str, splits: tuple[Split, ...], last: int) -> list[str]:
     words = _findall(splits[0], last)(text)
     for split in splits[1:]:
         words = list(chain.from_iterable(map(_findall(split, last), words)))
     return words
+
+
+def _stand_in(match: re.Match[str]) -> str:
+    return _stand_in_of(match.group())
+
+
+@lru_cache(maxsize=4096)
+def _stand_in_of(char: str) -> str:
+    """A character of the basic plane and the same category, the last one, which no expression names."""
+    return chr(next(b for _, b in reversed(category_ranges(category(char))) if b <= _BASIC))
 
 
 @lru_cache(maxsize=64)

@@ -49,21 +49,22 @@ class Tokenizer:
         added = {t.id: t.content.encode() for t in spec.added}
         self.vocab_size: int = max(max(spec.vocab.values()), max(added, default=0)) + 1
         self.dtype: type[np.unsignedinteger] = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
-        self._bytes: list[bytes | None] = [None] * self.vocab_size
-        for token, number in spec.vocab.items():
-            self._bytes[number] = token
-        for number, content in added.items():
-            self._bytes[number] = content
-        self._special_ids = frozenset(self.special_tokens.values())
-        self._merger = Merger([spec.vocab[bytes([byte])] for byte in range(256)], spec.ranks, spec.made)
+        self._name_of: dict[int, bytes] = {number: token for token, number in spec.vocab.items()} | added
+        self._text_of = self._name_of | dict.fromkeys(self.special_tokens.values(), b"")
+        byte_ids = [spec.vocab[bytes([byte])] for byte in range(256)]
+        self._merger = Merger(byte_ids, spec.ranks, spec.made, self._name_of)
         self._added_ids = {t.content: t.id for t in spec.added}
         self._find_any = _added_pattern(spec.added)
         self._find_plain = _added_pattern([t for t in spec.added if not t.special])
         self._start_caches()
 
     def _start_caches(self) -> None:
-        self._ids_cache = WordCache(lambda word: tuple(self._encode_word(word.encode())), _CACHED_WORDS)
-        self._packed_cache = WordCache(lambda word: self._pack(self._encode_word(word.encode())), _CACHED_WORDS)
+        self._ids_cache: WordCache[str, tuple[int, ...]] = WordCache(
+            lambda word: tuple(self._encode_word(word.encode())), _CACHED_WORDS
+        )
+        self._packed_cache: WordCache[str, bytes] = WordCache(
+            lambda word: self._pack(self._encode_word(word.encode())), _CACHED_WORDS
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: everything but the caches."""
@@ -227,16 +228,13 @@ class Tokenizer:
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
         """As `decode`, exactly, for bytes that need not be UTF-8."""
-        special = self._special_ids if skip_special else frozenset()
-        parts = []
-        for number in map(int, ids):
-            if number in special:
-                continue
-            part = self._bytes[number] if 0 <= number < self.vocab_size else None
-            if part is None:
-                raise ValueError(f"id {number} is not of this tokenizer, whose ids are 0 to {self.vocab_size - 1}")
-            parts.append(part)
-        return b"".join(parts)
+        table = self._text_of if skip_special else self._name_of
+        try:
+            return b"".join(map(table.__getitem__, map(int, ids)))
+        except KeyError as error:
+            raise ValueError(
+                f"id {error.args[0]} is not of this tokenizer, whose ids are 0 to {self.vocab_size - 1}"
+            ) from None
 
     def stream_decoder(self, *, skip_special: bool = True) -> StreamDecoder:
         """A decoder for ids that come one by one."""
@@ -249,8 +247,7 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> np.ndarray:
         """``[vocab_size]`` int32: UTF-8 bytes of each id, 0 for special tokens and unused ids."""
-        lengths = [0 if i in self._special_ids else len(token or b"") for i, token in enumerate(self._bytes)]
-        return np.array(lengths, dtype=np.int32)
+        return np.array([len(self._text_of.get(i, b"")) for i in range(self.vocab_size)], dtype=np.int32)
 
     # -- chats ---------------------------------------------------------------------------------------------------------
 

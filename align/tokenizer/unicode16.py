@@ -6,6 +6,7 @@ of the `regex` package (18.0 in 2026) split newly assigned letters differently. 
 """
 
 from base64 import b85decode
+from bisect import bisect_right
 from functools import cache
 from zlib import decompress
 
@@ -78,6 +79,11 @@ def _runs() -> tuple[tuple[str, int, int], ...]:
         runs.append((run[:2], start, end - 1))
         start = end
     return tuple(runs)
+
+
+def category(char: str) -> str:
+    """The general category of a character."""
+    return _runs()[bisect_right(_runs(), ord(char), key=lambda run: run[1]) - 1][0]
 
 
 @cache

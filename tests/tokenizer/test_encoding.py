@@ -1,0 +1,216 @@
+"""Round trips, odd input and speed of growth."""
+
+import pickle
+import random
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from align.tokenizer import Tokenizer, train_tokenizer
+from align.tokenizer.merging import Merger, WordCache
+
+ODD_TEXTS = [
+    "",
+    "\0",
+    "a\0b",
+    "😀",
+    "👩‍👩‍👧‍👦",
+    "漢字かな",
+    "e\u0301\u0323",
+    "\ufeffx",
+    "\U0010ffff",
+    "\r\n \t\x1c\x85",
+    "<|end|><|bos|>",
+]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_odd_texts_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert not set(ids) & set(tokenizer.special_tokens.values())
+    assert tokenizer.encode(text.encode()) == ids
+    assert tokenizer.token_bytes[ids].sum() == len(text.encode())
+
+
+@given(st.text())
+def test_any_text_round_trips(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@given(st.binary())
+def test_any_bytes_round_trip(tokenizer, data):
+    assert tokenizer.decode_bytes(tokenizer.encode(data)) == data
+
+
+@given(st.lists(st.sampled_from(["ab", "é", "😀", "漢", " the", "\xff"]), max_size=8), st.randoms())
+def test_stream_decoder_never_cuts_a_character(tokenizer, parts, rng):
+    """Encoding bytes one by one gives ids that each hold a part of a character; the pieces must join to the whole."""
+    ids = [i for part in parts for byte in part.encode() for i in tokenizer.encode(bytes([byte]))]
+    decoder = tokenizer.stream_decoder()
+    pieces = [decoder.push(i) for i in ids]
+    assert "".join(pieces) == "".join(parts)
+    assert decoder.flush() == ""
+
+
+def test_stream_decoder_replaces_what_never_became_whole(tokenizer):
+    """b'\\xf0\\x9f' starts an emoji that does not come: one U+FFFD at the end, as in decode."""
+    decoder = tokenizer.stream_decoder()
+    ids = tokenizer.encode(b"a\xf0\x9f")
+    assert [decoder.push(i) for i in ids] == ["a"] + [""] * (len(ids) - 1)
+    assert decoder.flush() == "\ufffd"
+    assert tokenizer.decode(ids) == "a\ufffd"
+
+
+def test_special_tokens_in_decoding(tokenizer):
+    end = tokenizer.end_of_turn_id
+    ids = [*tokenizer.encode("a"), end]
+    assert tokenizer.decode(ids) == "a"
+    assert tokenizer.decode(ids, skip_special=False) == "a<|end|>"
+    assert tokenizer.token_bytes[end] == 0
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcffb"])
+def test_lone_surrogates_are_refused(tokenizer, text):
+    place = next(i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
+    for encode in (tokenizer.encode, lambda t: tokenizer.encode_to_array([t])):
+        with pytest.raises(ValueError, match=f"character {place} is the lone surrogate U\\+D"):
+            encode(text)
+
+
+def test_invalid_bytes_leave_no_trace_in_the_cache(tokenizer):
+    tokenizer.encode(b"\xff")
+    with pytest.raises(ValueError, match="lone surrogate"):
+        tokenizer.encode("\udcff")
+
+
+@pytest.mark.parametrize("number", [-1, 10**6])
+def test_unknown_ids_are_refused(tokenizer, number):
+    with pytest.raises(ValueError, match=f"id {number} is not of this tokenizer, whose ids are 0 to 599"):
+        tokenizer.decode([number])
+
+
+def test_batches_equal_single_texts(tokenizer, sentences):
+    """On two processes too; 2 x 1 MB is enough for two chunks, so that order counts."""
+    texts = [s * n for n, s in enumerate(sentences)] + [sentences[0] * 14_000, "", sentences[3] * 50_000]
+    single = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch(texts) == single
+    assert tokenizer.encode_batch(texts, processes=2) == single
+    for processes in (1, 2):
+        ids, offsets = tokenizer.encode_to_array(texts, suffix=[tokenizer.eos_id], processes=processes)
+        assert ids.dtype == np.uint16
+        assert offsets[0] == 0
+        assert offsets[-1] == len(ids)
+        for i, expected in enumerate(single):
+            assert ids[offsets[i] : offsets[i + 1]].tolist() == [*expected, tokenizer.eos_id]
+
+
+def test_pickling_drops_caches(tokenizer):
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert not copy._ids_cache
+    assert copy.encode("the quick") == tokenizer.encode("the quick")
+
+
+def test_word_cache_is_bounded():
+    """With room for 3 words, the fourth empties it; a word of 65 characters is never kept."""
+    cache = WordCache(len, 3)
+    assert [cache[word] for word in ("a", "bb", "ccc")] == [1, 2, 3]
+    assert cache["dddd"] == 4
+    assert dict(cache) == {"dddd": 4}
+    assert cache["x" * 65] == 65
+    assert len(cache) == 1
+
+
+def _merge_plainly(merger: Merger, ids: list[int]) -> list[int]:
+    """The rule word for word: lowest rank, leftmost; one merge at a time."""
+    while True:
+        ranked = [(merger.ranks[p], i) for i, p in enumerate(zip(ids, ids[1:], strict=False)) if p in merger.ranks]
+        if not ranked:
+            return ids
+        rank, i = min(ranked)
+        ids = [*ids[:i], merger.made[rank], *ids[i + 2 :]]
+
+
+@st.composite
+def _mergers(draw):
+    """Tables over a and b whose merges come in any order, also two that make the same token."""
+    tokens, ids, pairs = [bytes([b]) for b in range(256)], {}, []
+    ids = {token: i for i, token in enumerate(tokens)}
+    letters = [97, 98]
+    for _ in range(draw(st.integers(1, 12))):
+        a, b = draw(st.sampled_from(letters)), draw(st.sampled_from(letters))
+        token = tokens[a] + tokens[b]
+        if (a, b) in pairs or len(token) > 40:
+            continue
+        if token not in ids:
+            ids[token] = len(tokens)
+            tokens.append(token)
+            letters.append(ids[token])
+        pairs.append((a, b))
+    pairs = draw(st.permutations(pairs))
+    made = [ids[tokens[a] + tokens[b]] for a, b in pairs]
+    return Merger(list(range(256)), {pair: rank for rank, pair in enumerate(pairs)}, made, dict(enumerate(tokens)))
+
+
+@given(_mergers(), st.text("ab", max_size=200))
+def test_all_ways_of_merging_agree(merger, text):
+    data = text.encode()
+    expected = _merge_plainly(merger, list(data))
+    assert merger._merge_list(list(data)) == expected
+    assert merger._merge_heap(list(data)) == expected
+    assert merger._merge_windows(data) == expected
+    assert merger.merge(data) == expected
+
+
+@given(st.data())
+def test_windows_that_do_not_agree_grow(data):
+    """Short windows of a table made of long tokens seldom agree; the answer is exact all the same."""
+    merger = data.draw(_mergers())
+    text = data.draw(st.text("ab", max_size=60)).encode()
+    expected = _merge_plainly(merger, list(text))
+    for size in (2, 5, 16):
+        joined = merger._join_windows(text, size)
+        assert joined is None or joined == expected
+
+
+@pytest.mark.parametrize(
+    "kind", ["prose", "one letter", pytest.param("letters", marks=pytest.mark.slow), "spaces", "signs", "han"]
+)
+def test_ten_megabytes_on_one_line(tokenizer, kind):
+    """10 MB without a line end, in most kinds without a single border between words; takes seconds, not hours."""
+    rng = random.Random(0)
+    line = {
+        "prose": lambda: "the quick brown fox jumps over " * 322_581,
+        "one letter": lambda: "a" * 10_000_000,
+        "letters": lambda: "".join(rng.choices("etaoin", k=1_000_000)) * 10,
+        "spaces": lambda: " " * 10_000_000,
+        "signs": lambda: "=-" * 5_000_000,
+        "han": lambda: "人工智能正在改变世界" * 333_334,
+    }[kind]()
+    start = time.process_time()
+    ids = tokenizer.encode(line)
+    assert time.process_time() - start < 60
+    assert tokenizer.decode(ids) == line
+
+
+def test_a_long_word_takes_linear_time(tokenizer):
+    """Four times the word, four times the time; quadratic would be sixteen."""
+    rng = random.Random(1)
+    times = []
+    for size in (100_000, 400_000):
+        word = "".join(rng.choices("etaoinshr", k=size))
+        start = time.process_time()
+        tokenizer.encode(word)
+        times.append(time.process_time() - start)
+    assert times[1] < 8 * times[0]
+
+
+def test_fingerprint_follows_the_ids(tokenizer):
+    again = train_tokenizer(["the quick brown fox"] * 3, vocab_size=270)
+    other = train_tokenizer(["the quick brown fax"] * 3, vocab_size=270)
+    assert again.fingerprint == train_tokenizer(["the quick brown fox"] * 3, vocab_size=270).fingerprint
+    assert len({tokenizer.fingerprint, again.fingerprint, other.fingerprint}) == 3
+    assert Tokenizer(again.spec).fingerprint == again.fingerprint
