@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import os
+import signal
 
 import lightning.pytorch as pl
 import pytest
@@ -33,6 +35,27 @@ def test_two_processes_prepare_the_same_files(tokenizer_dir, write, tmp_path):
     data = TextData(tokenizer_dir, train, cache_dir=str(tmp_path / "cache"))
     data.setup("fit")
     assert data.describe()["train"]["tokens"] == 1500
+
+
+def _die_while_writing(tokenizer, train, cache):
+    data = TextData(tokenizer, train, cache_dir=cache)
+    data._texts = lambda *_: (text if text else os.kill(os.getpid(), signal.SIGKILL) for text in ("a", ""))
+    data.prepare_data()
+
+
+def test_killed_while_writing(tokenizer_dir, write, tmp_path):
+    """Nothing stands under the corpus's name but a draft; the next process makes it whole: a, bos and eos."""
+    train, cache = write("a.jsonl", [{"text": "a"}]), tmp_path / "cache"
+    process = multiprocessing.get_context("fork").Process(
+        target=_die_while_writing, args=(tokenizer_dir, train, str(cache))
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name[0] for path in cache.iterdir()] == ["."]
+    data = TextData(tokenizer_dir, train, cache_dir=str(cache))
+    data.setup("fit")
+    assert data.describe()["train"]["tokens"] == 3
 
 
 @pytest.mark.parametrize("processes", [1, 2])
