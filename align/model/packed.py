@@ -54,7 +54,7 @@ def pack(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 def normalise(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What ``norm`` makes of ``x`` ``[..., D]``; an RMSNorm in fewer passes than its kernel takes on a CPU."""
-    if not isinstance(norm, RMSNorm) or x.dtype not in (torch.float32, torch.float64):
+    if not isinstance(norm, RMSNorm) or not (x.dtype == torch.float32 or (x.dtype == torch.float64 and norm.exact)):
         return norm(x)
     return (x * x.square().mean(-1, keepdim=True).add_(norm.eps).rsqrt_()).mul_(norm.weight)
 

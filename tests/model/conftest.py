@@ -4,10 +4,17 @@ import pytest
 import torch
 
 from align.model import GPT, GPTConfig
+from align.model.norms import RMSNorm
 
 
 @pytest.fixture
-def network_of():
+def exact_norms(monkeypatch):
+    """Float64 norms in float64: by default they are taken in float32, as transformers takes them."""
+    monkeypatch.setattr(RMSNorm, "exact", True)
+
+
+@pytest.fixture
+def network_of(exact_norms):
     """Build a float64 network in evaluation mode, with norms and biases away from 1 and 0 and attention that looks."""
 
     def build(**settings):
