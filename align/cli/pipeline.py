@@ -97,7 +97,7 @@ def _run_stage(stage: Stage, pipeline: Pipeline, must: bool) -> tuple[Status, fl
             why = "half done: resuming"
             arguments.append("--ckpt_path=last")
         else:
-            shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)
+            _forget(stage.folder)
     print(f"== {stage.name}: {why}", file=sys.stderr, flush=True)
     record.begin(fingerprint)
     code = main([*stage.command, *arguments])
@@ -108,6 +108,14 @@ def _run_stage(stage: Stage, pipeline: Pipeline, must: bool) -> tuple[Status, fl
         return "failed", seconds, f"align {stage.command[0]} ended with exit code {code}"
     record.finish(fingerprint, content_hash(stage.writes), seconds)
     return "done", seconds, why
+
+
+def _forget(folder: Path) -> None:
+    """Remove what an earlier try of another recipe left, except its model: that is replaced when the new one is whole."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.csv", "samples.jsonl"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _report_text(stage: Stage, status: Status, seconds: float, why: str) -> None:
