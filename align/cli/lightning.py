@@ -1,6 +1,7 @@
 """``align fit|validate|test|predict``: the Lightning CLI with our defaults."""
 
 import argparse
+import logging
 import warnings
 from typing import Any
 
@@ -25,6 +26,8 @@ _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
+    # One line of ours instead (LanguageModelStage.setup): Lightning's table counts FLOPs it does not know.
+    "enable_model_summary": False,
     "max_epochs": 1,
 }
 _CHECKPOINT_DEFAULTS = {
@@ -124,6 +127,7 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
     Raises:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
     """
+    _hush()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         return (_ParseOnly if parse_only else AlignCLI)(
@@ -138,6 +142,13 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
             args=args,
             run=False,
         )
+
+
+def _hush() -> None:
+    """Leave out what Lightning says of its own affairs: advertising, and torch's deprecations inside it."""
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
 
 
 class _ParseOnly(AlignCLI):

@@ -111,7 +111,7 @@ def _run_stage(stage: Stage, pipeline: Pipeline, must: bool) -> tuple[Status, fl
 
 
 def _forget(folder: Path) -> None:
-    """Remove what an earlier try of another recipe left, except its model: that is replaced when the new one is whole."""
+    """Remove what an earlier try of another recipe left; its model stays until the new one is whole."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.csv", "samples.jsonl"):

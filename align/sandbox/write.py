@@ -20,7 +20,7 @@ Record = dict[str, Any]
 class SandboxConfig:
     """How much of the world is written, and how careless its writers are."""
 
-    pretrain_documents: int = 30_000
+    pretrain_documents: int = 24_000
     """Documents of raw text for training."""
     pretrain_val_documents: int = 400
     """Documents of raw text for validation."""
@@ -95,9 +95,13 @@ def write_sandbox(out: Path, *, seed: int = 0, config: SandboxConfig = SandboxCo
 
 
 def document(rng: Random, split: Split, config: SandboxConfig) -> Record:
-    """Raw text: a title that names ingredients and a story that has them all."""
-    told = sample_ingredients(rng, split)
-    return {"text": f"{write_title(rng, told, config.title_drop_rate)}\n{tell(rng, Draft(told))}"}
+    """Raw text: a title that names ingredients and two stories that have them all.
+
+    The second story doubles what is learnt about copying for half as many tokens more: titles are mostly chance.
+    """
+    told = Draft(sample_ingredients(rng, split))
+    title = write_title(rng, told.ingredients, config.title_drop_rate)
+    return {"text": f"{title}\n{tell(rng, told)}\n{tell(rng, told)}"}
 
 
 def demonstration(rng: Random, split: Split, config: SandboxConfig) -> Record:

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
@@ -67,6 +68,10 @@ class LanguageModelStage(pl.LightningModule):
         self.configure_model()
         data: Any = getattr(self.trainer, "datamodule", None)
         config, tokenizer = self.network.config, getattr(data, "tokenizer", None)
+        rank_zero_info(
+            f"network: {self.network.num_parameters():,} parameters, {config.layers} layers of width {config.width}, "
+            f"context {config.context}, {self.network.flops_per_token(config.context) / 1e6:.1f} MFLOP a training token"
+        )
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} ids but the network's vocab_size is {config.vocab_size}: "

@@ -7,7 +7,7 @@ from typing import Any
 
 from align.tokenizer.alphabet import bytes_to_chars, chars_to_bytes
 from align.tokenizer.merging import Pair
-from align.tokenizer.spec import AddedToken, TokenizerSpec
+from align.tokenizer.spec import PLAIN_CONFIG, AddedToken, TokenizerSpec
 from align.tokenizer.splitting import PATTERNS, Split, split_words
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -38,7 +38,7 @@ def read_spec(source: str | Path) -> TokenizerSpec:
 def write_spec(spec: TokenizerSpec, directory: Path) -> None:
     """See `Tokenizer.save`."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False} | spec.config
+    config = PLAIN_CONFIG | spec.config
     if spec.chat_template is not None:
         config["chat_template"] = spec.chat_template
     _write_object(directory / "tokenizer.json", _describe(spec))

@@ -8,6 +8,9 @@ from typing import Any
 from align.tokenizer.merging import Pair
 from align.tokenizer.splitting import Split
 
+PLAIN_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+"""What tokenizer_config.json says of any tokenizer that its tokenizer.json describes wholly"""
+
 
 @dataclass(frozen=True)
 class AddedToken:

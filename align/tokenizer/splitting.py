@@ -169,9 +169,9 @@ def _escape(pattern: str, place: int) -> tuple[int, Ranges | None]:
     if letter in ("d", "D"):
         return 2, category_ranges("Nd") if letter == "d" else complement(category_ranges("Nd"))
     if letter in ("p", "P"):
-        found = re.compile(r"\\[pP](?:\{(\^?)(\w+)\}|([A-Z]))").match(pattern, place)
+        found = re.compile(r"\\[pP](?:\{(\^?)([^{}]+)\}|([A-Z]))").match(pattern, place)
         if not found:
-            raise _TooRichError
+            raise re.error("\\p is not followed by a name in braces")
         try:
             ranges = category_ranges(found[2] or found[3])
         except KeyError:

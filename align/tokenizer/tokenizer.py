@@ -13,7 +13,7 @@ import numpy as np
 from align.tokenizer import chat
 from align.tokenizer.merging import Merger, WordCache
 from align.tokenizer.parallel import chunked, ordered_map
-from align.tokenizer.spec import AddedToken, TokenizerSpec
+from align.tokenizer.spec import PLAIN_CONFIG, AddedToken, TokenizerSpec
 from align.tokenizer.splitting import Split, split_words
 from align.tokenizer.streaming import StreamDecoder
 
@@ -87,7 +87,7 @@ class Tokenizer:
                 made=list(merges.values()),
                 splits=splits,
                 added=own_special_tokens(len(tokens)),
-                config={"bos_token": chat.BOS, "eos_token": chat.EOS, "pad_token": chat.PAD},
+                config=PLAIN_CONFIG | {"bos_token": chat.BOS, "eos_token": chat.EOS, "pad_token": chat.PAD},
                 chat_template=chat.TEMPLATE,
             )
         )

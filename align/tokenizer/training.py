@@ -214,7 +214,7 @@ def _count_pairs(raw: dict[bytes, int]) -> tuple[dict[str, int], dict[str, list[
     sums = np.bincount(keys, weights=frequency[holders], minlength=1).astype(np.int64)
     order = np.argsort(keys, kind="stable")
     present, starts = np.unique(keys[order], return_index=True)
-    groups = np.split(holders[order], starts[1:])
+    groups = np.split(holders[order], starts[1:])[: len(present)]  # no pair at all gives one empty group
     names = [chr(key >> 8) + chr(key & 255) for key in present.tolist()]
     where = {name: np.unique(group).tolist() for name, group in zip(names, groups, strict=True)}
     return dict(zip(names, sums[present].tolist(), strict=True)), where

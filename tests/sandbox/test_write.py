@@ -78,7 +78,7 @@ def test_formats(world: Path) -> None:
     for name in ("pretrain", "pretrain_val"):
         for record in records(world / f"{name}.jsonl"):
             assert record.keys() == {"text"}
-            assert len(record["text"].split("\n")) == 2
+            assert len(record["text"].split("\n")) == 3
     for name in ("sft_train", "sft_val"):
         for record in records(world / f"{name}.jsonl"):
             assert record.keys() == {"messages"}
@@ -124,7 +124,10 @@ def test_no_combination_is_in_two_splits(world: Path) -> None:
 
 def test_pretraining_text_is_clean_and_demonstrations_are_mixed(tmp_path: Path) -> None:
     write_sandbox(tmp_path, seed=2, config=replace(SMALL, pretrain_documents=300, sft_chats=600, title_drop_rate=0.0))
-    clean = [gold_reward(*record["text"].split("\n")).total for record in records(tmp_path / "pretrain.jsonl")]
+    clean = []
+    for record in records(tmp_path / "pretrain.jsonl"):
+        title, *stories = record["text"].split("\n")
+        clean += [gold_reward(title, story).total for story in stories]
     assert sum(clean) / len(clean) > 0.99
     mixed = [
         gold_reward(*(message["content"] for message in record["messages"])).total

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import AddedToken as PeerAddedToken
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as PeerTokenizer
 
 from align.tokenizer import Tokenizer, train_tokenizer
