@@ -109,7 +109,8 @@ def llama_directory(tmp_path_factory) -> Path:
     )
     directory = _write(tmp_path_factory.mktemp("llama") / "model", peer, {"eos_token": "<|end_of_text|>"})
     config = json.loads((directory / "tokenizer_config.json").read_text())
-    config |= {"bos_token": {"content": begin, "special": True}, "chat_template": LLAMA_TEMPLATE}
+    added = {"__type": "AddedToken", "content": begin, "lstrip": False, "rstrip": False, "single_word": False}
+    config |= {"bos_token": added | {"normalized": False, "special": True}, "chat_template": LLAMA_TEMPLATE}
     (directory / "tokenizer_config.json").write_text(json.dumps(config))
     return directory
 

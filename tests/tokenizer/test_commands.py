@@ -1,0 +1,131 @@
+"""The commands, the files they read, and what they say of bad ones."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from align.tokenizer import Tokenizer, train_tokenizer
+from align.tokenizer.commands import decode, encode, train
+from align.tokenizer.inputs import read_texts
+from align.tokenizer.report import report
+
+
+@pytest.fixture
+def corpus(tmp_path, sentences):
+    file = tmp_path / "corpus.txt"
+    file.write_text("".join(sentences) * 50, newline="")
+    return file
+
+
+def test_train_encode_decode(corpus, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    train([str(corpus)], out, vocab_size=400, json=True)
+    told = json.loads(capsys.readouterr().out)
+    tokenizer = Tokenizer.load(out)
+    assert told["fingerprint"] == tokenizer.fingerprint
+    assert told["vocab_size"] == 400
+    assert told["bytes"] == corpus.stat().st_size
+    assert told["bytes_per_token"] == told["bytes"] / told["tokens"]
+    encode(out, text="Größe <|end|>", json=True)
+    ids = json.loads(capsys.readouterr().out)
+    assert ids == tokenizer.encode("Größe <|end|>")
+    decode(out, ids=ids)
+    assert capsys.readouterr().out == "Größe <|end|>\n"
+    encode(out, file=str(corpus))
+    written = capsys.readouterr().out
+    assert list(map(int, written.split())) == tokenizer.encode(corpus.read_bytes())
+    for text in (written, json.dumps(list(map(int, written.split())))):
+        (tmp_path / "ids").write_text(text)
+        decode(out, file=str(tmp_path / "ids"))
+        assert capsys.readouterr().out == corpus.read_bytes().decode() + "\n"
+
+
+def test_train_for_people(corpus, tmp_path, capsys):
+    train([str(corpus)], str(tmp_path / "out"), vocab_size=300, sample_bytes=500)
+    said = capsys.readouterr().out
+    assert "300 tokens" in said
+    assert "bytes per token" in said
+    assert "longest tokens" in said
+
+
+def test_report_by_hand():
+    """ab x4 in words of its own: one merge; 8 bytes of ab, 4 signs: 12 bytes in 8 tokens, 1.5 each."""
+    tokenizer = train_tokenizer(["ab!ab!"], vocab_size=264)
+    found = report(tokenizer, ["ab!ab!", "ab!ab!"], longest=2)
+    assert (found.bytes, found.tokens, found.bytes_per_token, found.tokens_used) == (12, 8, 1.5, 2)
+    assert [(t.text, t.bytes, t.uses) for t in found.longest] == [("ab", 2, 4), ("!", 1, 4)]
+    with pytest.raises(ValueError, match="every text was empty"):
+        report(tokenizer, [""])
+
+
+def test_records_are_read(tmp_path):
+    lines = [{"text": "a"}, {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}]
+    (tmp_path / "x.jsonl").write_text("\n\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "x.json").write_text(json.dumps([{"body": "d", "text": "e"}]))
+    assert list(read_texts([tmp_path / "x.jsonl"])) == ["a", "b", "c"]
+    assert list(read_texts([tmp_path / "x.json"], field="body")) == ["d"]
+
+
+def test_plain_files_are_read_in_pieces_that_join(tmp_path):
+    """3 MB, and a character of three bytes across every border of 1 MB; then 3 MB without a line end."""
+    for text in ("漢字かな\n" * 250_000, "漢" * 1_000_000):
+        (tmp_path / "x.txt").write_text(text)
+        pieces = list(read_texts([tmp_path / "x.txt"]))
+        assert "".join(pieces) == text
+        assert len(pieces) == (3 if "\n" in text else 1) or len(pieces) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"", "a.txt: the file is empty"),
+        ("a.bin", b"ab\0\xff\xfe\0", "a.bin: a binary file: byte 0xff at offset 3"),
+        ("a.txt", b"x" * 10 + b"\n" + b"caf\xe9", "a.txt: not UTF-8 text: byte 0xe9 at offset 14"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"body": "a"}', "a.jsonl:3: no text in field 'text' .* the fields are body"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: no text in field 'text'"),
+        ("a.jsonl", b'["a"]', "a.jsonl:1: holds list; it must hold a record"),
+        ("a.jsonl", b'{"text": "\xff"}', "a.jsonl: not UTF-8 text: byte 0xff at offset 10"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "a.jsonl:1: no text"),
+        ("a.json", b'{"text": "a"}', "a.json: holds dict; it must hold a list"),
+        ("a.json", b'[{"text": "a"}, {"b": 1}]', "a.json: record 1: no text"),
+        ("a.jsonl", b'{"text": ""}', "every text was empty"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=message) as caught:
+        train([str(tmp_path / name)], str(tmp_path / "out"), vocab_size=300)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_arguments(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    for call, kind, message in [
+        (lambda: train([], "out"), ValueError, "inputs is empty"),
+        (lambda: train(["nowhere.txt"], "out"), FileNotFoundError, "nowhere.txt: no such file"),
+        (lambda: encode(str(tmp_path)), ValueError, "give exactly one of text and file"),
+        (lambda: encode(str(tmp_path), text="a", file="b"), ValueError, "give exactly one of text and file"),
+        (lambda: encode(str(tmp_path), file="nowhere"), FileNotFoundError, "nowhere: no such file"),
+        (lambda: encode("nowhere", text="a"), FileNotFoundError, "nowhere: no such file or directory"),
+        (lambda: decode(str(tmp_path)), ValueError, "give exactly one of ids and file"),
+        (lambda: decode(str(tmp_path), ids=[10**9]), ValueError, "id 1000000000 is not of this tokenizer"),
+    ]:
+        with pytest.raises(kind, match=message):
+            call()
+    (tmp_path / "ids").write_text("[1, 2, x]")
+    with pytest.raises(ValueError, match="ids: 'x' is not an id"):
+        decode(str(tmp_path), file=str(tmp_path / "ids"))
+    (tmp_path / "ids").write_text("")
+    with pytest.raises(ValueError, match="ids: the file is empty"):
+        encode(str(tmp_path), file=str(tmp_path / "ids"))
+
+
+def test_importing_stays_cheap():
+    """Neither torch nor what only some paths need; a fresh process says what came along."""
+    heavy = ["torch", "transformers", "tokenizers", "datasets", "jinja2", "rich", "regex", "huggingface_hub"]
+    code = f"import sys, align.tokenizer; print([name for name in {heavy} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,219 @@
+"""Tokenizer files: ours open in transformers, theirs open here, with the same ids."""
+
+import json
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as PeerTokenizer
+from tokenizers import models, normalizers, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from align.tokenizer import Tokenizer
+
+FAMILIES = ["gpt2", "llama", "qwen"]
+ODD = [
+    "",
+    " ",
+    "\0",
+    "zqxjk zqxjk",
+    "e\u0301 \u212b ﬁ",
+    "a<think>b</think>",
+    "a  \n\n\t b",
+    "😀\U0001e900١٢٣",
+    "\U000e0001",
+]
+
+
+@pytest.fixture(params=FAMILIES)
+def directory(request):
+    return request.getfixturevalue(f"{request.param}_directory")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.one_of(st.text(), st.sampled_from(ODD)))
+def test_foreign_ids(directory, text):
+    """As tokenizers gives them without a post-processor's tokens; no name of a special token comes up here."""
+    peer = PeerTokenizer.from_file(str(directory / "tokenizer.json"))
+    ids = _loaded(directory).encode(text)
+    assert ids == peer.encode(text, add_special_tokens=False).ids
+    assert _loaded(directory).decode(ids) == peer.decode(ids)
+
+
+_cache: dict = {}
+
+
+def _loaded(directory) -> Tokenizer:
+    return _cache.setdefault(directory, Tokenizer.load(directory))
+
+
+def test_foreign_ids_of_sentences(directory, sentences):
+    peer = PeerTokenizer.from_file(str(directory / "tokenizer.json"))
+    for text in [*sentences, "".join(sentences), *ODD]:
+        assert _loaded(directory).encode(text) == peer.encode(text, add_special_tokens=False).ids
+
+
+def test_special_names_in_ordinary_text(directory):
+    """tokenizers with encode_special_tokens on does as we do: the names are text."""
+    peer = PeerTokenizer.from_file(str(directory / "tokenizer.json"))
+    peer.encode_special_tokens = True
+    tokenizer = _loaded(directory)
+    text = "a" + "b".join(tokenizer.special_tokens) + " <think> c"
+    ids = tokenizer.encode(text)
+    assert ids == peer.encode(text, add_special_tokens=False).ids
+    assert not set(ids) & set(tokenizer.special_tokens.values())
+    array, _ = tokenizer.encode_to_array([text])
+    assert array.tolist() == ids
+
+
+def test_names_of_special_ids(gpt2_directory, llama_directory, qwen_directory):
+    """GPT-2: one token for bos and eos, no pad. Llama-3: bos from the post-processor, pad by its name, turns by the
+    template. Qwen: no bos, eos is the end of turn, pad is <|endoftext|>."""
+    expected = {
+        gpt2_directory: ("<|endoftext|>", "<|endoftext|>", None, None),
+        llama_directory: ("<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", "<|eot_id|>"),
+        qwen_directory: (None, "<|im_end|>", "<|endoftext|>", "<|im_end|>"),
+    }
+    for path, names in expected.items():
+        t = Tokenizer.load(path)
+        ids = [None if name is None else t.special_tokens[name] for name in names]
+        assert [t.bos_id, t.eos_id, t.pad_id, t.end_of_turn_id] == ids
+        assert t.stop_ids == tuple(dict.fromkeys(i for i in (ids[1], ids[3]) if i is not None))
+        assert not t.token_bytes[list(t.special_tokens.values())].any()
+
+
+def test_bos_from_the_post_processor_alone(llama_directory, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes((llama_directory / "tokenizer.json").read_bytes())
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.bos_id == tokenizer.special_tokens["<|begin_of_text|>"]
+    assert tokenizer.eos_id == tokenizer.special_tokens["<|end_of_text|>"]
+    assert tokenizer.end_of_turn_id == tokenizer.special_tokens["<|eot_id|>"]
+
+
+def test_foreign_tokenizers_survive_saving(directory, tmp_path, sentences):
+    original = Tokenizer.load(directory)
+    original.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.spec == original.spec
+    assert again.fingerprint == original.fingerprint
+    before, after = (AutoTokenizer.from_pretrained(path) for path in (directory, tmp_path))
+    for text in [*sentences, *ODD]:
+        assert after(text)["input_ids"] == before(text)["input_ids"]
+    assert after.eos_token_id == before.eos_token_id
+
+
+# Without AutoTokenizer beside qwen2: whatever the files say, transformers 5 then cuts words as Qwen does.
+@pytest.mark.parametrize(
+    ("reader", "model_type"),
+    [
+        *((AutoTokenizer, model_type) for model_type in (None, "llama", "qwen3", "gpt2")),
+        *((PreTrainedTokenizerFast, model_type) for model_type in (None, "llama", "qwen2")),
+    ],
+)
+def test_our_ids_in_transformers(tokenizer, tmp_path, sentences, reader, model_type):
+    """Also beside a config.json, from which AutoTokenizer might take a class of its own."""
+    tokenizer.save(tmp_path)
+    if model_type:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 600}))
+    peer = reader.from_pretrained(tmp_path)
+    for text in [*sentences, *(text for text in ODD if "<" not in text)]:
+        ids = tokenizer.encode(text)
+        assert peer(text)["input_ids"] == ids
+        assert peer.decode(ids) == text
+    assert len(peer) == tokenizer.vocab_size
+    assert peer.bos_token_id == tokenizer.bos_id
+    assert peer.eos_token_id == tokenizer.eos_id
+    assert peer.pad_token_id == tokenizer.pad_id
+    ids = [*tokenizer.encode("a"), tokenizer.end_of_turn_id, tokenizer.eos_id]
+    assert peer.decode(ids, skip_special_tokens=True) == tokenizer.decode(ids) == "a"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text())
+def test_our_ids_in_tokenizers(tokenizer, tmp_path_factory, text):
+    if "peer" not in _cache:
+        directory = tmp_path_factory.mktemp("ours")
+        tokenizer.save(directory)
+        _cache["peer"] = PeerTokenizer.from_file(str(directory / "tokenizer.json"))
+    assert _cache["peer"].encode(text).ids == tokenizer.encode(text)
+
+
+def _changed(path, tmp_path, change) -> str:
+    data = json.loads((path / "tokenizer.json").read_text())
+    change(data)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["model"].update(type="Unigram"), "the model is Unigram"),
+        (lambda d: d["model"].update(type="WordPiece"), "the model is WordPiece"),
+        (lambda d: d["model"].update(byte_fallback=True), "model.byte_fallback is True"),
+        (lambda d: d["model"].update(dropout=0.1), "model.dropout is 0.1"),
+        (lambda d: d.update(normalizer={"type": "Lowercase"}), "the normalizer Lowercase is not supported"),
+        (lambda d: d.update(pre_tokenizer={"type": "Metaspace"}), "the last pre-tokenizer is not ByteLevel"),
+        (lambda d: d.update(pre_tokenizer=None), "the last pre-tokenizer is not ByteLevel"),
+        (lambda d: d["pre_tokenizer"].update(add_prefix_space=True), "ByteLevel has add_prefix_space"),
+        (lambda d: d["model"]["vocab"].pop("a"), "vocabulary"),
+        (lambda d: d["model"]["merges"].append(["q", "☃"]), r"merge \d+ \('q', '☃'\) is of tokens outside"),
+        (lambda d: d["model"]["vocab"].update({"☃": 9999}), "'☃' in token '☃' is not a byte-level character"),
+        (lambda d: d["added_tokens"][0].update(single_word=True), "has single_word"),
+        (lambda d: d.pop("model"), "damaged: KeyError"),
+        (lambda d: d["model"].update(vocab=[1]), "damaged: AttributeError"),
+    ],
+)
+def test_what_is_not_byte_level_bpe_is_refused(gpt2_directory, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        Tokenizer.load(_changed(gpt2_directory, tmp_path, change))
+    assert str(tmp_path / "tokenizer.json") in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_peers_own_other_kinds_are_refused(tmp_path):
+    """As saved by tokenizers itself: SentencePiece-like BPE, WordPiece, Unigram."""
+    kinds = {
+        "bpe": models.BPE({"<unk>": 0, "▁a": 1}, [], unk_token="<unk>", byte_fallback=True),
+        "wordpiece": models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"),
+        "unigram": models.Unigram([("<unk>", 0.0)], unk_id=0),
+    }
+    for name, model in kinds.items():
+        peer = PeerTokenizer(model)
+        peer.normalizer, peer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+        peer.save(str(tmp_path / f"{name}.json"))
+        with pytest.raises(ValueError, match="not a byte-level BPE tokenizer that align can read"):
+            Tokenizer.load(tmp_path / f"{name}.json")
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file or directory"):
+        Tokenizer.load(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="has no tokenizer.json"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": ')
+    with pytest.raises(ValueError, match="tokenizer.json: not JSON"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds list; it must hold a JSON object"):
+        Tokenizer.load(tmp_path)
+
+
+def test_an_unreachable_hub_id_is_one_line(monkeypatch):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise OSError("no network\nsecond line")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(
+        FileNotFoundError, match=r"someone/model: no such directory, and not on the .* Hub: no network$"
+    ):
+        Tokenizer.load("someone/model")
+
+
+def test_a_hub_id_loads(monkeypatch, qwen_directory):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(qwen_directory))
+    assert Tokenizer.load("someone/model").fingerprint == Tokenizer.load(qwen_directory).fingerprint
