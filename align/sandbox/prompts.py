@@ -18,7 +18,7 @@ PROMPTS = (
     "Give me {mood} story with {object} at the {place}. {Length}. {Rule}. It is about {hero}{friend}.",
 )
 TITLES = ("{mood} story of {hero}{friend}", "{mood} tale of {hero}{friend}", "{hero}{friend} on {mood} day")
-TITLE_CLAUSES = ("at the {place}", "with {object}", "{number} sentences")
+TITLE_CLAUSES = ("at the {place}", "with {object}")
 ORDERS = (
     "{name} {first} before {who} {second}",
     "{name} {second} after {who} {first}",
@@ -40,14 +40,17 @@ def write_prompt(rng: Random, asked: Ingredients) -> str:
     )
 
 
-def write_title(rng: Random, asked: Ingredients, drop_rate: float) -> str:
-    """The line above a story in raw text; each part but the first is left out with probability ``drop_rate``."""
-    slots = _slots(rng, asked)
+def write_title(rng: Random, told: Ingredients, drop_rate: float) -> str:
+    """The line above stories in raw text; each part but the first is left out with probability ``drop_rate``."""
+    slots = _slots(rng, told)
     clauses = [clause for clause in TITLE_CLAUSES if rng.random() >= drop_rate]
     if rng.random() < 0.5:
         clauses.reverse()
-    title = _capital(", ".join([pick(rng, TITLES), *clauses]).format_map(slots) + ".")
-    return title if rng.random() < drop_rate else f"{title} {_capital(slots['rule'])}."
+    sentences = [", ".join([pick(rng, TITLES), *clauses]), "{rule}", "{number} sentences"]
+    kept = [sentence.format_map(slots) for sentence in sentences if rng.random() >= drop_rate or "{hero}" in sentence]
+    if rng.random() < 0.5:
+        kept[1:] = reversed(kept[1:])
+    return " ".join(f"{_capital(sentence)}." for sentence in kept)
 
 
 def read_prompt(prompt: str) -> Ingredients:

@@ -113,7 +113,9 @@ def misunderstand(rng: Random, asked: Ingredients, rate: float) -> Draft:
     wrong = asked
     if slips():
         if rng.random() < 1 / 3:
-            wrong = replace(wrong, name=pick_other(rng, words.NAMES, asked.name))
+            # Of the same sex: small models mix the pronouns of the asked and the told name, which breaks sentences.
+            same = words.SHE_NAMES if asked.she else words.HE_NAMES
+            wrong = replace(wrong, name=pick_other(rng, same, asked.name))
         else:
             wrong = replace(wrong, kind=pick_other(rng, words.KINDS, asked.kind, asked.friend))
     if slips():
