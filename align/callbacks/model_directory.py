@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from align.callbacks.model_card import model_card
+from align.callbacks.samples import validating_in_fit
 from align.model import (
     read_manifest,
     replacing_directory,
@@ -44,7 +45,7 @@ class ModelDirectory(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write if the monitor improved."""
-        if self.which != "best" or trainer.sanity_checking or not trainer.training:
+        if self.which != "best" or not validating_in_fit(trainer):
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from align.model import GPT, SamplingConfig, generate
@@ -81,6 +82,11 @@ def sample_texts(
     return out
 
 
+def validating_in_fit(trainer: pl.Trainer) -> bool:
+    """Whether a validation is one of training's, and not the sanity check or ``align validate``."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+
+
 class TextSamples(pl.Callback):
     """Appends responses to fixed prompts to ``samples.jsonl`` after each validation.
 
@@ -109,7 +115,7 @@ class TextSamples(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample and write."""
         tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if trainer.sanity_checking or not trainer.training or not self.prompts or tokenizer is None:
+        if not validating_in_fit(trainer) or not self.prompts or tokenizer is None:
             return
         prompts: list[Prompt] = [[{"role": "user", "content": p}] if self.chat else p for p in self.prompts]
         texts = sample_texts(pl_module.network, tokenizer, prompts, self.sampling, seed=self.seed)

@@ -39,7 +39,8 @@ def explain(message: str) -> str:
             key = f"{key}.{found[1]}" if key else found[1]
             line = line[found.end() :].strip()
         if found := re.match(r"Problem with given class_path '([^']+)':", line):
-            key, owner = f"{key}.init_args", found[1]
+            owner = found[1]
+            key = key if dataclasses.is_dataclass(_load(owner)) else f"{key}.init_args"
             line = line[found.end() :].strip()
         if line and not line.startswith(_NOISE):
             reasons.append(line)
@@ -109,8 +110,12 @@ def _dataclass_of(annotation: Any) -> Any:
 
 
 def _load(path: str) -> Any:
+    """The object at a dotted path, None if there is none."""
     module, _, name = path.rpartition(".")
-    return getattr(import_module(module), name)
+    try:
+        return getattr(import_module(module), name, None)
+    except ImportError:
+        return None
 
 
 def _exports(module: str) -> list[str]:

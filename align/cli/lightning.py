@@ -138,7 +138,7 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
             save_config_kwargs={"overwrite": True},
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=0,
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
             args=args,
             run=False,
         )

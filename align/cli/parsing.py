@@ -21,7 +21,9 @@ def make_parser(verb: str, description: str) -> jsonargparse.ArgumentParser:
         jsonargparse.ArgumentParser: to add arguments to.
     """
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    return jsonargparse.ArgumentParser(prog=f"align {verb}", description=description, exit_on_error=False)
+    return jsonargparse.ArgumentParser(
+        prog=f"align {verb}", description=description, exit_on_error=False, allow_abbrev=False
+    )
 
 
 def parse(parser: jsonargparse.ArgumentParser, args: list[str]) -> jsonargparse.Namespace:

@@ -1,0 +1,129 @@
+"""What the pipeline leaves behind: run folders, model directories that transformers opens, samples, manifests."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from align.cli import main
+from align.model import load_network, read_manifest, weights_fingerprint
+from align.tokenizer import Tokenizer
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Tell me a happy tale of Dora the goat, please! \U0001f410"},
+    {"role": "assistant", "content": "Dora the goat danced.\nShe was happy."},
+    {"role": "user", "content": "More"},
+]
+
+
+def test_run_folder(run: Path):
+    names = {path.name for path in (run / "pretrain").iterdir()}
+    assert {"config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard"} <= names
+    assert [path.name for path in (run / "pretrain/checkpoints").iterdir()] == ["last.ckpt"]
+    assert yaml.safe_load((run / "pretrain/config.yaml").read_text())["run"] == str(run)
+
+
+def test_every_logged_metric_stands_in_the_glossary(run: Path):
+    glossary = (Path(__file__).resolve().parents[2] / "docs/metrics.md").read_text()
+    with (run / "pretrain/metrics.csv").open(newline="") as file:
+        columns = csv.DictReader(file).fieldnames
+    logged = [name for name in columns or [] if name != "step"]
+    assert {"train/loss", "val/loss", "val/bits_per_byte", "throughput/tokens_per_s"} <= set(logged)
+    assert [name for name in logged if f"`{name}`" not in glossary] == []
+
+
+def test_samples_at_each_validation(run: Path):
+    lines = [json.loads(line) for line in (run / "sft/samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert {"prompt", "text", "tokens", "finished", "sampling"} <= set(lines[0])
+
+
+def test_manifest_tells_the_lineage(run: Path):
+    manifest = read_manifest(run / "sft/model")
+    assert manifest["stage"] == "sft"
+    assert manifest["parent"] == {
+        "directory": str(run / "pretrain/model"),
+        "weights": weights_fingerprint(run / "pretrain/model"),
+        "stage": "pretrain",
+    }
+    assert manifest["tokenizer"] == Tokenizer.load(run / "tokenizer").fingerprint
+    assert str(run / "data/sft_train.jsonl") in manifest["data"]
+    assert manifest["recipe"]["model"]["class_path"] == "align.stages.SFT"
+    assert "# sft" in (run / "sft/model/README.md").read_text()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_transformers_gives_our_logits_and_our_ids(run: Path, dtype: torch.dtype, tolerance: float):
+    """As a user would: AutoModelForCausalLM and AutoTokenizer on the directory, chat template included."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = run / "sft/model"
+    ours, tokenizer = load_network(directory, dtype=dtype).eval(), Tokenizer.load(directory)
+    theirs, their_tokenizer = (
+        AutoModelForCausalLM.from_pretrained(directory, dtype=dtype),
+        AutoTokenizer.from_pretrained(directory),
+    )
+    ids = tokenizer.render_chat(CHAT, add_generation_prompt=True).ids
+    assert their_tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"] == ids
+    assert their_tokenizer(CHAT[1]["content"])["input_ids"] == tokenizer.encode(CHAT[1]["content"])
+    with torch.no_grad():
+        difference = (ours(torch.tensor([ids])) - theirs(torch.tensor([ids])).logits).abs().max().item()
+    assert difference <= tolerance
+
+
+def test_the_samples_stage_scored_held_out_prompts(run: Path):
+    lines = [json.loads(line) for line in (run / "samples/samples.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert all(0 <= line["reward"] <= 1 for line in lines)
+
+
+def test_greedy_generation_is_transformers_greedy_generation(run: Path, capsys: pytest.CaptureFixture[str]):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    directory = run / "sft/model"
+    prompt = "Tell me a happy tale of a goat named Dora."
+    command = ["generate", str(directory), "--prompt", prompt, "--temperature", "0", "--max-new-tokens", "9", "--json"]
+    assert main(command) == 0
+    sample = json.loads(capsys.readouterr().out)
+    assert set(sample) == {"prompt", "text", "tokens", "finished"}
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(directory), AutoTokenizer.from_pretrained(directory)
+    chat = [{"role": "user", "content": prompt}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=9, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert sample["text"] == tokenizer.decode(out, skip_special_tokens=True)
+    assert sample["tokens"] == len(out)
+
+
+def test_generation_does_not_depend_on_the_batch(run: Path, capsys: pytest.CaptureFixture[str]):
+    command = [
+        "generate",
+        str(run / "sft/model"),
+        "--prompts",
+        str(run / "data/prompts_test.jsonl"),
+        "--json",
+        "--n",
+        "2",
+    ]
+    texts = []
+    for size in ("1", "5", "64"):
+        assert main([*command, "--max_new_tokens=8", "--batch-size", size]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_tokenizer_encode_prints_one_json_list(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    file = tmp_path / "text.txt"
+    file.write_text("Dora the goat\n")
+    assert main(["tokenizer", "encode", str(run / "sft/model"), "--file", str(file), "--json"]) == 0
+    ids = json.loads(capsys.readouterr().out)
+    assert ids == Tokenizer.load(run / "tokenizer").encode("Dora the goat\n")
+
+
+def test_validate_reads_the_checkpoint(run: Path, recipes: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["validate", "--config", str(recipes / "pretrain.yaml"), "--run", str(run), "--ckpt_path", "last"]
+    assert main([*command, "--trainer.default_root_dir", str(run / "pretrain")]) == 0
+    assert "val/loss" in capsys.readouterr().out

@@ -1,0 +1,113 @@
+"""Mistakes in a recipe or its files are one line, and lose nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+
+
+def fit(recipes: Path, run: Path, name: str, *extra: str) -> list[str]:
+    return ["fit", "--config", str(recipes / f"{name}.yaml"), "--run", str(run), *extra]
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        (["--model.init_args.gpt.layrs", "3"], 2, "model.init_args.gpt.layrs: no such key; did you mean 'layers'?"),
+        (["--model.init_args.gpt.layers", "many"], 2, "model.init_args.gpt.layers: Expected a <class 'int'>"),
+        (["--model.init_args.gpt.norm", "rms"], 2, "did you mean 'rmsnorm'?"),
+        (["--model.init_args.gpt.width", "33"], 2, "heads is 4; it must be a divisor of width (33)"),
+        (["--model.init_args.optimizer.lr", "-1"], 2, "optimizer.lr is -1.0: it must be above 0"),
+        (["--trainer.max_step", "3"], 2, "trainer.max_step: no such key; did you mean 'max_steps'?"),
+        (["--trainer.precision", "bf17"], 2, "trainer.precision: "),
+        (["--data.init_args.packng", "x"], 2, "data.init_args.packng: no such key; did you mean 'packing'?"),
+        (["--data.class_path", "align.data.TextDta"], 2, "TextDta"),
+        (["--data.init_args.train", "nothing.jsonl"], 1, "nothing.jsonl"),
+        (["--data.init_args.tokenizer", "nowhere"], 2, "nowhere"),
+        (["--config", "nothing.yaml"], 2, "nothing.yaml"),
+        (
+            ["--model.init_args.gpt.vocab_size", "512"],
+            1,
+            "the tokenizer has 1024 ids but the network's vocab_size is 512",
+        ),
+        (["--model.init_args.gpt.context", "64"], 1, "data.context is 192 tokens but the network's context is 64"),
+        (["--model_directory.monitor", "val/los"], 1, "model_directory.monitor is 'val/los', which is not logged"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Path, recipes: Path, capsys, extra: list[str], code: int, message: str):
+    model = run / "pretrain/model/model.safetensors"
+    before = model.read_bytes()
+    assert main(fit(recipes, run, "pretrain", *extra)) == code
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("align fit: error: ")
+    assert message in last
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe", "bad.jsonl"),
+        (b'{"messages": [{"role": "user", "content": "hi"}]}\n', "assistant"),
+        (b'{"messages": [{"role": "wizard", "content": "hi"}]}\n', "wizard"),
+        (b'{"messages": [{"role": "user"}]}\n', "content"),
+    ],
+)
+def test_a_bad_file_is_one_line(run: Path, recipes: Path, tmp_path: Path, capsys, content: bytes, message: str):
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(content)
+    assert main(fit(recipes, run, "sft", "--data.init_args.train", str(file))) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("align fit: error: ")
+    assert "bad.jsonl" in last
+    assert message in last
+
+
+def test_a_truncated_model_directory_is_one_line(run: Path, recipes: Path, tmp_path: Path, capsys):
+    import shutil
+
+    broken = tmp_path / "model"
+    shutil.copytree(run / "pretrain/model", broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(fit(recipes, run, "sft", "--model.init_args.init_from", str(broken))) == 1
+    assert str(weights) in capsys.readouterr().err.strip().splitlines()[-1]
+    weights.unlink()
+    assert main(["generate", str(broken), "--prompt", "x"]) == 1
+    assert str(broken) in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_full_disk_while_writing_the_model_keeps_the_old_one(run: Path, recipes: Path, capsys, monkeypatch):
+    """The device is full when the weights are written: exit 1, one line, and model/ is the one from before."""
+    import errno
+
+    from align.callbacks import model_directory
+
+    before = {path.name: path.read_bytes() for path in (run / "sft/model").iterdir()}
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(model_directory, "save_network", full)
+    assert main(fit(recipes, run, "sft")) == 1
+    assert "No space left on device" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert {path.name: path.read_bytes() for path in (run / "sft/model").iterdir()} == before
+    assert [path.name for path in (run / "sft").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "message"),
+    [
+        ([], 2, "give one of --prompt TEXT and --prompts FILE"),
+        (["--prompt", "x", "--n", "0"], 2, "--n is 0"),
+        (["--prompt", "x", "--temperature", "-1"], 1, "temperature is -1.0"),
+        (["--prompt", "x", "--temprature", "1"], 2, "no setting --temprature; did you mean 'temperature'?"),
+        (["--prompts", "nothing.jsonl"], 1, "nothing.jsonl: no such file"),
+        (["--prompt", "x", "--judge", "sandbx"], 1, "no reward 'sandbx'"),
+    ],
+)
+def test_generate_mistakes(run: Path, capsys, extra: list[str], code: int, message: str):
+    assert main(["generate", str(run / "sft/model"), *extra]) == code
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
