@@ -20,6 +20,7 @@ import random
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import partial
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Literal
@@ -84,7 +85,7 @@ def train_tokenizer(
     splits = (Split(resolve_pattern(pattern)),)
     if sample_bytes is not None:
         texts = sample_texts(texts, sample_bytes)
-    with _progress_bars(progress) as bars:
+    with _progress_bars() if progress else nullcontext() as bars:
         counts = count_words(texts, splits, processes=processes, bars=bars)
         if not counts:
             raise ValueError("no text to learn a tokenizer from: every text was empty")
@@ -216,7 +217,8 @@ def _count_pairs(raw: dict[bytes, int]) -> tuple[dict[str, int], dict[str, list[
     present, starts = np.unique(keys[order], return_index=True)
     groups = np.split(holders[order], starts[1:])[: len(present)]  # no pair at all gives one empty group
     names = [chr(key >> 8) + chr(key & 255) for key in present.tolist()]
-    where = {name: np.unique(group).tolist() for name, group in zip(names, groups, strict=True)}
+    # A word that holds a pair twice is named twice; the second visit finds the pair gone.
+    where = {name: group.tolist() for name, group in zip(names, groups, strict=True)}
     return dict(zip(names, sums[present].tolist(), strict=True)), where
 
 
@@ -270,10 +272,10 @@ def _replace_pair(
     return [made for _, made, _ in changes]
 
 
-def _progress_bars(shown: bool) -> "Progress":
-    """Progress bars on stderr, or hidden ones."""
+def _progress_bars() -> "Progress":
+    """Progress bars on stderr."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True, disable=not shown)
+    return Progress(*columns, console=Console(stderr=True), transient=True)
