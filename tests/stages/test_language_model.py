@@ -63,7 +63,8 @@ def fit(stage: pl.LightningModule, data: pl.LightningDataModule, **settings) -> 
 
 def pretrain(**settings) -> Pretrain:
     schedule = ScheduleConfig(kind="constant")
-    return Pretrain(CONFIG, optimizer=OptimizerConfig(lr=0.1, weight_decay=0.0), schedule=schedule, **settings)
+    optimizer = OptimizerConfig(lr=0.1, weight_decay=0.0)
+    return Pretrain(CONFIG, init_seed=0, optimizer=optimizer, schedule=schedule, **settings)
 
 
 def test_accumulation_gives_the_gradient_of_one_big_batch():
