@@ -1,6 +1,11 @@
 """What holds for every test: a skip that nobody expected is a failure."""
 
+import hypothesis
 import pytest
+
+# A machine with neighbours is no reason to fail.
+hypothesis.settings.register_profile("align", deadline=None)
+hypothesis.settings.load_profile("align")
 
 EXPECTED_SKIPS = ("needs a GPU", "needs ../shared")
 """Beginnings of the reasons for which a test may be skipped."""
