@@ -18,7 +18,7 @@ SMALL = SandboxConfig(
     **{field.name: 60 for field in fields(SandboxConfig) if isinstance(field.default, int)},  # type: ignore[arg-type]
 )
 # What seed 0 and 60 records a file gave when this was written. Changes of the world change it, and must be meant.
-FINGERPRINT = "7f82a884afca97f6d24dfdaf4cd2fdde7ad9b7a440eab03d0df5215db63e79f3"
+FINGERPRINT = "2f0d5daac14b32a8ce0bb7ef02e6accb71cacf9595bebdb164df4fc55b8b518c"
 
 
 def fingerprint(folder: Path) -> str:
@@ -41,6 +41,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_bytes_are_pinned(world: Path) -> None:
     assert fingerprint(world) == FINGERPRINT
+
+
+@pytest.mark.slow
+def test_the_card_names_the_default_files(tmp_path: Path) -> None:
+    write_sandbox(tmp_path, seed=0)
+    card = (Path(__file__).resolve().parents[2] / "data_cards" / "sandbox.md").read_text(encoding="utf-8")
+    for path in tmp_path.glob("*.jsonl"):
+        content = path.read_bytes()
+        assert f"- `{path.name}` {hashlib.sha256(content).hexdigest()}" in card
+        assert f"| {len(records(path)):,} | {len(content):,} |" in card
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
