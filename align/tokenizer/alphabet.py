@@ -10,9 +10,8 @@ _OTHERS = [byte for byte in range(256) if byte not in set(_PRINTABLE)]
 BYTE_ORDER = bytes(_PRINTABLE + _OTHERS)
 """The 256 bytes sorted by their character: the ids 0..255 of GPT-2, of Hugging Face's trainer, and ours"""
 
-CHAR_OF_BYTE = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(0x100 + i) for i, byte in enumerate(_OTHERS)}
-_TO_CHARS: dict[int, str] = CHAR_OF_BYTE
-_TO_BYTES = {ord(char): byte for byte, char in CHAR_OF_BYTE.items()}
+_TO_CHARS = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(0x100 + i) for i, byte in enumerate(_OTHERS)}
+_TO_BYTES = {ord(char): byte for byte, char in _TO_CHARS.items()}
 
 
 def bytes_to_chars(data: bytes) -> str:

@@ -2,11 +2,12 @@
 
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from align.tokenizer.streaming import StreamDecoder
 
 _CACHED_WORDS = 1 << 18
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_SPACE = re.compile(r"\s+")
 _PARALLEL_FROM = 1 << 20  # characters; below, starting processes costs more than they save
 
 _EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
@@ -48,12 +50,13 @@ class Tokenizer:
         self.special_tokens: dict[str, int] = {t.content: t.id for t in spec.added if t.special}
         added = {t.id: t.content.encode() for t in spec.added}
         self.vocab_size: int = max(max(spec.vocab.values()), max(added, default=0)) + 1
-        self.dtype: type[np.unsignedinteger] = np.uint16 if self.vocab_size <= 1 << 16 else np.uint32
+        self._typecode: Literal["H", "I"] = "H" if self.vocab_size <= 1 << 16 else "I"
+        self.dtype = np.dtype(self._typecode)
         self._name_of: dict[int, bytes] = {number: token for token, number in spec.vocab.items()} | added
         self._text_of = self._name_of | dict.fromkeys(self.special_tokens.values(), b"")
         byte_ids = [spec.vocab[bytes([byte])] for byte in range(256)]
         self._merger = Merger(byte_ids, spec.ranks, spec.made, self._name_of)
-        self._added_ids = {t.content: t.id for t in spec.added}
+        self._added = {t.content: t for t in spec.added}
         self._find_any = _added_pattern(spec.added)
         self._find_plain = _added_pattern([t for t in spec.added if not t.special])
         self._start_caches()
@@ -133,7 +136,8 @@ class Tokenizer:
         if processes == 1 or sum(map(len, texts)) < _PARALLEL_FROM:
             return [self.encode(text) for text in texts]
         packed = ordered_map(partial(_pack_texts, self), chunked(texts), processes)
-        return [np.frombuffer(data, self.dtype).tolist() for chunk in packed for data in chunk]
+        shared = list(range(self.vocab_size)).__getitem__  # one object an id, not one a token
+        return [list(map(shared, memoryview(data).cast(self._typecode))) for chunk in packed for data in chunk]
 
     def encode_to_array(
         self, texts: Iterable[str], *, prefix: Sequence[int] = (), suffix: Sequence[int] = (), processes: int = 1
@@ -155,7 +159,7 @@ class Tokenizer:
         for chunk in ordered_map(partial(_pack_texts, self), chunked(texts), processes):
             parts += [before + data + after for data in chunk]
         offsets = np.zeros(len(parts) + 1, dtype=np.int64)
-        np.cumsum([len(part) // np.dtype(self.dtype).itemsize for part in parts], out=offsets[1:])
+        np.cumsum([len(part) // self.dtype.itemsize for part in parts], out=offsets[1:])
         return np.frombuffer(b"".join(parts), self.dtype), offsets
 
     def encode_template(self, text: str) -> list[int]:
@@ -194,8 +198,11 @@ class Tokenizer:
         """Ordinary stretches of a text, each with the id of the added token behind it."""
         start = 0
         for match in find.finditer(text) if find else ():
-            yield text[start : match.start()], self._added_ids[match.group().strip()]
-            start = match.end()
+            token = self._added[match.group()]
+            part, start = text[start : match.start()], match.end()
+            if token.rstrip and (space := _SPACE.match(text, start)):
+                start = space.end()
+            yield part.rstrip() if token.lstrip else part, token.id
         if start < len(text):
             yield text[start:], None
 
@@ -210,7 +217,7 @@ class Tokenizer:
         return self._merger.merge(word)
 
     def _pack(self, ids: Sequence[int]) -> bytes:
-        return np.array(ids, dtype=self.dtype).tobytes()
+        return array(self._typecode, ids).tobytes()
 
     # -- ids to text ---------------------------------------------------------------------------------------------------
 
@@ -272,7 +279,7 @@ class Tokenizer:
         return self._id_of(name) if isinstance(name, str) else None
 
     def _id_of(self, name: str) -> int | None:
-        return self._added_ids.get(name, self.spec.vocab.get(name.encode()))
+        return self._added[name].id if name in self._added else self.spec.vocab.get(name.encode())
 
     @cached_property
     def bos_id(self) -> int | None:
@@ -327,12 +334,9 @@ def _pack_texts(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:
 
 
 def _added_pattern(added: Sequence[AddedToken]) -> re.Pattern[str] | None:
-    """Finds added tokens in a text, the longest first; with the white space that they take along."""
-    alternatives = [
-        (r"\s*" if token.lstrip else "") + re.escape(token.content) + (r"\s*" if token.rstrip else "")
-        for token in sorted(added, key=lambda token: -len(token.content))
-    ]
-    return re.compile("|".join(alternatives)) if alternatives else None
+    """Finds the contents of added tokens in a text, the longest first."""
+    contents = sorted((token.content for token in added), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, contents))) if contents else None
 
 
 def _post_processor_steps(post_processor: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -5,8 +5,8 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as PeerTokenizer
-from tokenizers import models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from align.tokenizer import Tokenizer
@@ -64,6 +64,21 @@ def test_special_names_in_ordinary_text(directory):
     assert not set(ids) & set(tokenizer.special_tokens.values())
     array, _ = tokenizer.encode_to_array([text])
     assert array.tolist() == ids
+
+
+@given(text=st.lists(st.sampled_from(["<a>", "<b>", "<c>", "\n\n", " ", "\n", "x", "\t", "<", "é"])).map("".join))
+def test_added_tokens_that_take_white_space(qwen_directory, text):
+    """lstrip, rstrip, a token of white space alone, and one that is not special, as tokenizers finds them."""
+    if "stripping" not in _cache:
+        peer = PeerTokenizer.from_file(str(qwen_directory / "tokenizer.json"))
+        added = {"<a>": {"lstrip": True}, "<b>": {"rstrip": True}, "\n\n": {}}
+        peer.add_special_tokens([AddedToken(name, normalized=False, **strips) for name, strips in added.items()])
+        peer.add_tokens([AddedToken("<c>", normalized=False, lstrip=True, rstrip=True)])
+        file = qwen_directory.parent / "stripping.json"
+        peer.save(str(file))
+        _cache["stripping"] = peer, Tokenizer.load(file)
+    peer, tokenizer = _cache["stripping"]
+    assert tokenizer.encode_template(text) == peer.encode(text, add_special_tokens=False).ids
 
 
 def test_names_of_special_ids(gpt2_directory, llama_directory, qwen_directory):
