@@ -81,7 +81,7 @@ class AlignCLI(LightningCLI):
         settings = self.config.trainer
         if settings.logger in (None, True):
             run = settings.default_root_dir
-            kwargs["logger"] = [RunLog(run), TensorBoardLogger(run, name="", version="tensorboard")]
+            kwargs["logger"] = [RunLog(run), TensorBoardLogger(run, name="tensorboard", version="")]
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelDirectory):
