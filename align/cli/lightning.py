@@ -1,8 +1,10 @@
 """``align fit|validate|test|predict``: the Lightning CLI with our defaults."""
 
 import argparse
+import json
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -108,8 +110,17 @@ def main(verb: str, args: list[str]) -> int:
         torch.set_float32_matmul_precision("high")
     cli = make_cli(args)
     run = getattr(cli.trainer, verb)
-    run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)
+    result = run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)
+    if verb == "predict":
+        _write_predictions(Path(cli.config.trainer.default_root_dir) / "predictions.jsonl", result)
     return 0
+
+
+def _write_predictions(file: Path, batches: list[list[dict[str, float]]]) -> None:
+    rows = [json.dumps({"row": number} | row) for number, row in enumerate(row for batch in batches for row in batch)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(rows) + "\n")
+    print(f"wrote {file} ({len(rows)} rows)")
 
 
 def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:

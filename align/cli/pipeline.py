@@ -37,6 +37,9 @@ def main(args: list[str]) -> int:
         (_report_json if options.json else _report_text)(stage, status, seconds, why)
         if status == "failed":
             return 1
+    models = [stage.writes for stage in pipeline.stages if stage.is_training and stage.writes.exists()]
+    if models and not options.json:
+        print(f"Try it: align generate {models[-1]} --prompt TEXT", file=sys.stderr)
     return 0
 
 

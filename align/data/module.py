@@ -19,7 +19,12 @@ from align.data.rows import Rows
 from align.data.sampler import BatchLoader, BatchOrder, ResumableLoader
 from align.tokenizer import Tokenizer
 
-_SPLITS = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ()}
+_SPLITS = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("validation", "test"),
+}
 
 
 class Layout(NamedTuple):
@@ -155,6 +160,16 @@ class TokenData(pl.LightningDataModule):
         if not self._has("test"):
             raise ValueError("data.test is not set: name the files to test on")
         return self._fixed_loader("test")
+
+    def predict_dataloader(self) -> BatchLoader:
+        """Every row of the test files once, in order; of the validation data where no test files were given.
+
+        Raises:
+            ValueError: neither was given.
+        """
+        if not self._has("test") and not self._has("validation"):
+            raise ValueError("neither data.test nor data.validation is set: name the files to predict on")
+        return self._fixed_loader("test" if self._has("test") else "validation")
 
     def describe(self) -> dict[str, dict[str, float]]:
         """Per split that was set up: documents, tokens, counted tokens, rows, padding share, what was cut."""

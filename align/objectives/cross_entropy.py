@@ -63,6 +63,24 @@ def next_token_loss(
     return NextTokenLoss(loss, nll, counted.sum())
 
 
+def row_nll(
+    hidden: torch.Tensor, output_weight: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed negative log-likelihood of each row's counted tokens; not differentiable.
+
+    Args:
+        hidden: ``[B, T-1, D]`` final hidden states of ``ids[:, :-1]``.
+        output_weight: ``[V, D]`` the output matrix.
+        ids: ``[B, T]`` int64.
+        mask: ``[B, T]`` bool, True where a token counts as a target.
+
+    Returns:
+        tuple: ``nll [B]`` nats, and ``tokens [B]`` int64 that counted.
+    """
+    rows = [next_token_loss(hidden[i, None], output_weight, ids[i, None], mask[i, None]) for i in range(len(ids))]
+    return torch.stack([row.nll for row in rows]), torch.stack([row.tokens for row in rows])
+
+
 def linear_cross_entropy(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, z_loss: float = 0.0, chunk: int = CHUNK
 ) -> tuple[torch.Tensor, torch.Tensor]:

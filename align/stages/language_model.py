@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from align.batches import TokenBatch
 from align.model import GPT
-from align.objectives import NextTokenLoss, next_token_loss
+from align.objectives import NextTokenLoss, next_token_loss, row_nll
 from align.stages.metrics import TokenLoss
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 
@@ -89,15 +89,20 @@ class LanguageModelStage(pl.LightningModule):
         schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def loss(self, batch: TokenBatch) -> NextTokenLoss:
-        """Summed next-token loss of a batch."""
+    def hidden(self, batch: TokenBatch) -> torch.Tensor:
+        """Hidden states ``[B, T-1, D]`` of ``ids[:, :-1]``."""
         documents, positions = batch.documents, batch.positions
-        hidden = self.network.hidden(
+        return self.network.hidden(
             batch.ids[:, :-1],
             positions=None if positions is None else positions[:, :-1],
             documents=None if documents is None else documents[:, :-1],
         )
-        return next_token_loss(hidden, self.network.output_weight, batch.ids, batch.mask, z_loss=self.z_loss)
+
+    def loss(self, batch: TokenBatch) -> NextTokenLoss:
+        """Summed next-token loss of a batch."""
+        return next_token_loss(
+            self.hidden(batch), self.network.output_weight, batch.ids, batch.mask, z_loss=self.z_loss
+        )
 
     def on_fit_start(self) -> None:
         """Remember the run's seed (``seed_everything``)."""
@@ -167,6 +172,12 @@ class LanguageModelStage(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log ``test/loss``, ``test/perplexity`` and ``test/bits_per_byte``."""
         self._log_metric("test", self.test_metric)
+
+    def predict_step(self, batch: TokenBatch, batch_idx: int) -> list[dict[str, float]]:
+        """What each row costs: ``nll`` nats, ``tokens`` counted and ``bytes`` of text; rows of padding are left out."""
+        nll, tokens = row_nll(self.hidden(batch), self.network.output_weight, batch.ids, batch.mask)
+        rows = zip(nll.tolist(), tokens.tolist(), batch.num_bytes.tolist(), strict=True)
+        return [{"nll": cost, "tokens": count, "bytes": size} for cost, count, size in rows if count]
 
     def _log_metric(self, split: str, metric: TokenLoss) -> None:
         values: dict[str, Any] = metric.compute()

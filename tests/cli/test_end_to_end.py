@@ -127,3 +127,18 @@ def test_validate_reads_the_checkpoint(run: Path, recipes: Path, capsys: pytest.
     command = ["validate", "--config", str(recipes / "pretrain.yaml"), "--run", str(run), "--ckpt_path", "last"]
     assert main([*command, "--trainer.default_root_dir", str(run / "pretrain")]) == 0
     assert "val/loss" in capsys.readouterr().out
+
+
+def test_predictions_add_up_to_the_validation_loss(run: Path, recipes: Path, tmp_path: Path):
+    """The mean over predicted rows is what `align validate` logs on the same rows."""
+    root = tmp_path / "predict"
+    common = ["--config", str(recipes / "pretrain.yaml"), "--run", str(run), "--trainer.default_root_dir", str(root)]
+    common += ["--ckpt_path", str(run / "pretrain/checkpoints/last.ckpt"), "--trainer.limit_val_batches=1.0"]
+    assert main(["predict", *common]) == 0
+    rows = [json.loads(line) for line in (root / "predictions.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rows] == list(range(len(rows)))
+    assert main(["validate", *common]) == 0
+    with (root / "metrics.csv").open(newline="") as file:
+        logged = float(list(csv.DictReader(file))[-1]["val/loss"])
+    mean = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
+    assert mean == pytest.approx(logged, rel=1e-5)

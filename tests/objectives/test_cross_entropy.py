@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.objectives import linear_cross_entropy, next_token_loss
+from align.objectives import linear_cross_entropy, next_token_loss, row_nll
 
 
 def _random(n: int, width: int, vocab: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -96,6 +96,18 @@ def test_nothing_counted_gives_zero_loss_and_zero_gradients():
     assert (got.loss.item(), got.tokens.item()) == (0.0, 0)
     assert hidden.grad.abs().max() == 0
     assert weight.grad.abs().max() == 0
+
+
+def test_rows_add_up_to_the_batch():
+    hidden, weight, _ = _random(6, 4, 6)
+    ids = torch.tensor([[5, 1, 2, 3], [0, 4, 4, 1]])
+    mask = torch.tensor([[True, True, False, True], [False, False, True, True]])
+    nll, tokens = row_nll(hidden.view(2, 3, 4), weight, ids, mask)
+    assert tokens.tolist() == [2, 2]
+    whole = next_token_loss(hidden.view(2, 3, 4), weight, ids, mask)
+    torch.testing.assert_close(nll.sum(), whole.nll)
+    first = F.cross_entropy(F.linear(hidden[[0, 2]], weight), torch.tensor([1, 3]), reduction="sum")
+    torch.testing.assert_close(nll[0], first.detach())
 
 
 def test_hidden_of_the_whole_row_is_refused():

@@ -176,3 +176,25 @@ def test_exactly_one_source_of_weights():
     with pytest.raises(ValueError, match="SFT needs init_from"):
         SFT()
     assert SFT(network=GPT(CONFIG)).parent is None
+
+
+def test_bfloat16_products_keep_float32_weights():
+    """bf16-mixed: weights and optimizer state stay float32, the loss is float32 and comes down."""
+    batch = make_batch(4, 5, 0)
+    stage = pretrain()
+    trainer = fit(stage, Batches([batch] * 20), precision="bf16-mixed")
+    assert {p.dtype for p in stage.network.parameters()} == {torch.float32}
+    assert trainer.callback_metrics["train/loss"].dtype == torch.float32
+    assert trainer.callback_metrics["train/loss"].item() < 1.0
+
+
+@pytest.mark.slow
+def test_compiled_training_is_eager_training():
+    """Five steps, compiled and not: the same losses to float32's rounding, and the same parameter names."""
+    batches = [make_batch(4, 5, i) for i in range(5)]
+    eager, compiled = pretrain(), pretrain(compile=True)
+    one, other = fit(eager, Batches(batches)), fit(compiled, Batches(batches))
+    assert other.callback_metrics["train/loss"].item() == pytest.approx(
+        one.callback_metrics["train/loss"].item(), rel=1e-3
+    )
+    assert list(compiled.network.state_dict()) == list(eager.network.state_dict())
