@@ -64,6 +64,21 @@ def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
         written.append(stage.writes)
 
 
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+def test_sampling_stages_are_command_lines_that_generate_reads(path: Path):
+    from align.cli.generate import _parser
+    from align.cli.parsing import parse
+    from align.cli.recipe_folder import read_pipeline
+
+    variables = yaml.safe_load(path.read_text()).get("variables") or {}
+    assignments = [f"{name}=given" for name, default in variables.items() if default is None]
+    pipeline = read_pipeline(path.parent, out="out", seed=0, assignments=assignments)
+    sampling = [stage for stage in pipeline.stages if stage.command == ("generate",)]
+    assert sampling, "every pipeline ends with something to look at"
+    for stage in sampling:
+        assert parse(_parser(), list(stage.arguments)).out == str(stage.writes)
+
+
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_each_stage_recipe_is_in_its_pipeline(path: Path):
     assert f"recipe: {path.name}" in (path.parent / "pipeline.yaml").read_text()

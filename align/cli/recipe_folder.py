@@ -127,15 +127,20 @@ def _stage(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Stage
         [f"--config={recipe}", f"--run={values['run']}", f"--seed_everything={values['seed']}"] if recipe else []
     )
     for key, value in (body.get("arguments") or {}).items():
-        arguments += _argument(key, value)
+        arguments += _argument(key, value, flags=recipe is None)
     reads = tuple(Path(path) for path in body.get("reads") or [])
     return Stage(name, command, recipe, tuple(arguments), reads, Path(body["writes"]))
 
 
-def _argument(key: str, value: Any) -> list[str]:
-    """A setting as it stands on a command line; the key '-' holds positional ones."""
+def _argument(key: str, value: Any, *, flags: bool) -> list[str]:
+    """A setting as it stands on a command line; the key '-' holds positional ones.
+
+    Our own verbs have flags (``--raw``); a recipe's switches are settings like any other (``--x=true``).
+    """
     if key == "-":
         return [str(item) for item in (value if isinstance(value, list) else [value])]
+    if flags and isinstance(value, bool):
+        return [f"--{key}"] if value else []
     text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
     return [f"--{key}={text}"]
 
