@@ -47,9 +47,7 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """
     if not isinstance(prompt, str):
         return tokenizer.render_chat(prompt, add_generation_prompt=True).ids
-    begins = tokenizer.bos_id is not None and tokenizer.bos_id != tokenizer.eos_id
-    start = [tokenizer.bos_id] if begins and tokenizer.bos_id is not None else []
-    ids = start + tokenizer.encode(prompt)
+    ids = [*tokenizer.opening_ids, *tokenizer.encode(prompt)]
     if not ids:
         raise ValueError("the prompt is empty and this tokenizer has no token that begins a document: give some text")
     return ids

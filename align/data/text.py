@@ -55,9 +55,7 @@ class TextData(TokenData):
         return {"field": self.field}
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        bos, eos = self.tokenizer.bos_id, self._eos_id()
-        opening = [bos] if bos is not None and bos != eos else []
-        encode = partial(_encode_documents, self.tokenizer, opening, [eos])
+        encode = partial(_encode_documents, self.tokenizer, self.tokenizer.opening_ids, (self._eos_id(),))
         with progress_bar(sources, split) as advance:
             for ids, lengths in ordered_map(encode, chunked(self._texts(sources, bad, advance)), self.processes):
                 writer.append(ids, lengths)
@@ -82,7 +80,7 @@ class TextData(TokenData):
 
 
 def _encode_documents(
-    tokenizer: Tokenizer, opening: list[int], closing: list[int], texts: list[str]
+    tokenizer: Tokenizer, opening: Sequence[int], closing: Sequence[int], texts: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ids of documents, one after another, and the tokens of each (here, so that processes can be sent it)."""
     ids, offsets = tokenizer.encode_to_array(texts, prefix=opening, suffix=closing)

@@ -315,6 +315,11 @@ class Tokenizer:
         return chat.end_of_turn(self)
 
     @cached_property
+    def opening_ids(self) -> tuple[int, ...]:
+        """What begins a document, in training and sampling alike: bos, unless it is the eos too."""
+        return () if self.bos_id is None or self.bos_id == self.eos_id else (self.bos_id,)
+
+    @cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """What ends a response: the end of a text and the end of a turn."""
         return tuple(dict.fromkeys(i for i in (self.eos_id, self.end_of_turn_id) if i is not None))

@@ -226,3 +226,10 @@ def test_fingerprint_follows_the_ids(tokenizer):
     assert again.fingerprint == train_tokenizer(["the quick brown fox"] * 3, vocab_size=270).fingerprint
     assert len({tokenizer.fingerprint, again.fingerprint, other.fingerprint}) == 3
     assert Tokenizer(again.spec).fingerprint == again.fingerprint
+
+
+def test_a_document_opens_with_bos_unless_it_is_the_eos(tokenizer):
+    assert tokenizer.opening_ids == (tokenizer.bos_id,)
+    same = Tokenizer(replace(tokenizer.spec, config={"bos_token": "<|eos|>", "eos_token": "<|eos|>"}))
+    assert same.bos_id == same.eos_id
+    assert same.opening_ids == ()
