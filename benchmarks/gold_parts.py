@@ -3,14 +3,31 @@
 python benchmarks/gold_parts.py runs/tiny/samples/samples.jsonl
 """
 
-import json, statistics, sys
-from align.sandbox import gold_reward
+import argparse
+import json
+import statistics
+from pathlib import Path
 
-pairs = []
-for line in open(sys.argv[1]):
-    row = json.loads(line)
-    prompt, response = (m["content"] for m in row["messages"]) if "messages" in row else (row["prompt"], row["text"])
-    pairs.append(gold_reward(prompt, response))
-for part in pairs[0]._fields:
-    print(part, round(statistics.mean(getattr(gold, part) for gold in pairs), 3))
-print("well-formed texts", sum(g.grammar == 1 for g in pairs) / len(pairs), len(pairs))
+from align.sandbox import GoldReward, gold_reward
+
+
+def score(row: dict) -> GoldReward:
+    """Gold of a demonstration (messages) or of a sample (prompt, text)."""
+    if "messages" in row:
+        prompt, response = (message["content"] for message in row["messages"])
+        return gold_reward(prompt, response)
+    return gold_reward(row["prompt"], row["text"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="JSONL: demonstrations, or what align generate --out wrote")
+    file = parser.parse_args().file
+    golds = [score(json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()]
+    for part in GoldReward._fields:
+        print(f"{part} {statistics.mean(getattr(gold, part) for gold in golds):.3f}")
+    print(f"well-formed texts {statistics.mean(gold.grammar == 1 for gold in golds):.3f} of {len(golds)}")
+
+
+if __name__ == "__main__":
+    main()
