@@ -1,6 +1,6 @@
 """What data makes and stages consume.
 
-Legend: B rows of a batch, T tokens of a row.
+Legend: B rows (pairs, prompts) of a batch, T tokens of a row, P tokens of the longest prompt.
 """
 
 from typing import NamedTuple
@@ -28,3 +28,39 @@ class TokenBatch(NamedTuple):
     positions: torch.Tensor | None
     documents: torch.Tensor | None
     num_bytes: torch.Tensor
+
+
+class PairBatch(NamedTuple):
+    """Preference pairs: row b of the first half is the chosen answer to prompt b, row b of the second the rejected one.
+
+    Attributes:
+        ids: ``[2B, T]`` int64, prompt and response, right-padded: B rows of chosen, then B of rejected.
+        mask: ``[2B, T]`` bool, True on the tokens of the response, the end of its turn included.
+        lengths: ``[2B]`` int64, tokens of each row without padding; 0 on rows that only fill up the last batch.
+        prompt_lengths: ``[B]`` int64, tokens of each prompt: the same in both halves.
+        index: ``[B]`` int64, number of the pair within its split, -1 on padding.
+        prompts: B texts, what each prompt asks (its last message), for reward functions; empty on padding.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    lengths: torch.Tensor
+    prompt_lengths: torch.Tensor
+    index: torch.Tensor
+    prompts: tuple[str, ...]
+
+
+class PromptBatch(NamedTuple):
+    """Prompts to answer.
+
+    Attributes:
+        ids: ``[B, P]`` int64, rendered up to the assistant's turn, right-padded.
+        lengths: ``[B]`` int64, tokens of each prompt; 0 on rows that only fill up the last batch.
+        index: ``[B]`` int64, number of the prompt within its split, -1 on padding.
+        prompts: B texts, what each prompt asks (its last message), for reward functions; empty on padding.
+    """
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    index: torch.Tensor
+    prompts: tuple[str, ...]
