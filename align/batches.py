@@ -38,7 +38,7 @@ class PairBatch(NamedTuple):
         mask: ``[2B, T]`` bool, True on the tokens of the response, the end of its turn included.
         lengths: ``[2B]`` int64, tokens of each row without padding; 0 on rows that only fill up the last batch.
         prompt_lengths: ``[B]`` int64, tokens of each prompt: the same in both halves.
-        index: ``[B]`` int64, number of the pair within its split, -1 on padding.
+        numbers: ``[B]`` int64, number of the pair within its split, -1 on padding.
         prompts: B texts, what each prompt asks (its last message), for reward functions; empty on padding.
     """
 
@@ -46,7 +46,7 @@ class PairBatch(NamedTuple):
     mask: torch.Tensor
     lengths: torch.Tensor
     prompt_lengths: torch.Tensor
-    index: torch.Tensor
+    numbers: torch.Tensor
     prompts: tuple[str, ...]
 
 
@@ -56,11 +56,11 @@ class PromptBatch(NamedTuple):
     Attributes:
         ids: ``[B, P]`` int64, rendered up to the assistant's turn, right-padded.
         lengths: ``[B]`` int64, tokens of each prompt; 0 on rows that only fill up the last batch.
-        index: ``[B]`` int64, number of the prompt within its split, -1 on padding.
+        numbers: ``[B]`` int64, number of the prompt within its split, -1 on padding.
         prompts: B texts, what each prompt asks (its last message), for reward functions; empty on padding.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
-    index: torch.Tensor
+    numbers: torch.Tensor
     prompts: tuple[str, ...]
