@@ -28,7 +28,7 @@ _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
-    # One line of ours instead (LanguageModelStage.setup): Lightning's table counts FLOPs it does not know.
+    # One line of ours instead (Stage.setup): Lightning's table counts FLOPs it does not know.
     "enable_model_summary": False,
     "max_epochs": 1,
 }

@@ -1,0 +1,172 @@
+"""What every stage shares: building networks under the Trainer, exact gradients over micro-batches, seeds, NaN."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from align.model import GPT, GPTConfig
+from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
+
+
+class Stage(pl.LightningModule):
+    """A LightningModule that trains ``network`` and may hold frozen networks beside it.
+
+    Losses are sums and come with a weight (tokens, pairs): the gradient is divided by the weight of the whole
+    optimizer step, over all micro-batches and ranks, so that accumulation and data parallelism give the gradient of
+    one big batch, however unevenly the weight is spread.
+
+    Frozen networks are submodules, so that they move with the stage, and stay out of checkpoints: they are rebuilt
+    from where they came from.
+    """
+
+    network: Any
+    """What is trained, and what ModelDirectory writes"""
+    frozen_names: tuple[str, ...] = ()
+    """Submodules that are never trained nor saved"""
+
+    def __init__(self, *, optimizer: OptimizerConfig, schedule: ScheduleConfig, parent: str | None) -> None:
+        """Keep the settings.
+
+        Args:
+            optimizer: AdamW.
+            schedule: learning rate over optimizer steps.
+            parent: where the network comes from, for the manifest.
+        """
+        super().__init__()
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.parent = parent
+        self.strict_loading = not self.frozen_names
+        self._step_weight: torch.Tensor | None = None
+
+    # What a stage has to say.
+
+    def build(self) -> None:
+        """Set ``network`` and the frozen networks; called once, under the Trainer's strategy."""
+        raise NotImplementedError
+
+    # Lightning's hooks.
+
+    def configure_model(self) -> None:
+        """Build the networks once."""
+        if hasattr(self, "network"):
+            return
+        self.build()
+        for name in self.frozen_names:
+            frozen = getattr(self, name)
+            if frozen is not None:
+                frozen.requires_grad_(False).eval()
+
+    def setup(self, stage: str) -> None:
+        """Check that the network can read what the data writes.
+
+        Raises:
+            ValueError: the tokenizer has more ids than the network, or rows are longer than its context.
+        """
+        self.configure_model()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        network: Any = self.network
+        config: GPTConfig = network.config
+        tokenizer = getattr(data, "tokenizer", None)
+        self._introduce()
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} ids but the network's vocab_size is {config.vocab_size}: "
+                f"set vocab_size to at least {tokenizer.vocab_size}"
+            )
+        if getattr(data, "context", 0) > config.context:
+            raise ValueError(
+                f"data.context is {data.context} tokens but the network's context is {config.context}: "
+                f"set data.context to at most {config.context}"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW and its schedule, stepped per optimizer step."""
+        optimizer = build_optimizer(self.trained(), self.optimizer_config)
+        schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained(self) -> Iterable[nn.Parameter]:
+        """The parameters that the optimizer moves."""
+        return self.network.parameters()
+
+    def on_fit_start(self) -> None:
+        """Remember the run's seed (``seed_everything``)."""
+        self._seed = torch.initial_seed() % 2**31
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make a batch's random draws a function of its number, so that nothing has to be saved to resume."""
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed((self._seed * 1_000_003 + number) * 4_099 + self.global_rank)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradient by the weight of the whole optimizer step."""
+        assert self._step_weight is not None
+        weight, self._step_weight = self._step_weight, None
+        if self._micro_batches > 1:
+            # Lightning divided by the accumulation and the ranks, as if every micro-batch weighed as much.
+            weight = self.trainer.strategy.reduce(weight, reduce_op="sum")
+            gradients = [p.grad for p in self.trained() if p.grad is not None]
+            torch._foreach_mul_(gradients, self._micro_batches / weight.clamp(min=1))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Everything but the frozen networks."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        prefixes = tuple(f"{name}." for name in self.frozen_names)
+        return {key: value for key, value in state.items() if not key.startswith(prefixes)} if prefixes else state
+
+    # What stages use.
+
+    def weighted(self, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """What a training step returns.
+
+        Args:
+            loss: ``[]`` sum over what counts in this micro-batch.
+            weight: ``[]`` how much counts in it.
+
+        Returns:
+            ``[]``: to differentiate; ``on_before_optimizer_step`` does the rest.
+        """
+        self._step_weight = weight if self._step_weight is None else self._step_weight + weight
+        # One process and no accumulation: the weight of the step is known now, and the gradient needs no second pass.
+        return loss / weight.clamp(min=1) if self._micro_batches == 1 else loss
+
+    def refuse_nonfinite(self, loss: torch.Tensor) -> None:
+        """Stop on NaN or infinity; a GPU is asked only when its numbers are fetched for the log anyway.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        step = self.trainer.global_step
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if loss.device.type != "cpu" and step % every:
+            return
+        if not torch.isfinite(loss):
+            lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise FloatingPointError(
+                f"the training loss is {loss.item()} at optimizer step {step} (learning rate {lr:.3g}): the last "
+                "checkpoint is from before it; lower optimizer.lr, lengthen schedule.warmup_steps or look at the data"
+            )
+
+    @property
+    def _micro_batches(self) -> int:
+        """Micro-batches of an optimizer step, over all ranks."""
+        return self.trainer.accumulate_grad_batches * self.trainer.world_size
+
+    def _introduce(self) -> None:
+        """Say in one line what is trained."""
+        network: Any = self.network
+        config: GPTConfig = network.config
+        line = (
+            f"network: {sum(p.numel() for p in network.parameters()):,} parameters, {config.layers} layers of "
+            f"width {config.width}, context {config.context}"
+        )
+        if isinstance(network, GPT):
+            line += f", {network.flops_per_token(config.context) / 1e6:.1f} MFLOP a training token"
+        rank_zero_info(line)
