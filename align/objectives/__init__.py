@@ -1,5 +1,61 @@
-"""Losses and estimators as pure functions on tensors: no config, no ``self``, no logging, no Lightning."""
+"""Losses and estimators as pure functions on tensors: no config, no ``self``, no logging, no Lightning.
 
+The KL controllers are the exception: a number that moves, and nothing else.
+"""
+
+from align.objectives.advantages import gae, grpo, rloo
 from align.objectives.cross_entropy import NextTokenLoss, linear_cross_entropy, next_token_loss, row_nll
+from align.objectives.kl import KLKind, KLUse, check_kl_use, kl_estimate
+from align.objectives.kl_control import AdaptiveKL, FixedKL
+from align.objectives.logprobs import (
+    response_logprobs,
+    sequence_logprobs,
+    token_logprobs,
+    token_logprobs_and_entropy,
+)
+from align.objectives.masked import masked_mean, masked_sum, masked_var, masked_whiten
+from align.objectives.policy import PolicyLoss, explained_variance, ppo_policy_loss, ppo_value_loss
+from align.objectives.preference import (
+    PREFERENCE_LOSSES,
+    PairLogprobs,
+    PreferenceLoss,
+    check_preference_settings,
+    needs_reference,
+    preference_loss,
+)
+from align.objectives.reward import bradley_terry_loss
 
-__all__ = ["NextTokenLoss", "linear_cross_entropy", "next_token_loss", "row_nll"]
+__all__ = [
+    "PREFERENCE_LOSSES",
+    "AdaptiveKL",
+    "FixedKL",
+    "KLKind",
+    "KLUse",
+    "NextTokenLoss",
+    "PairLogprobs",
+    "PolicyLoss",
+    "PreferenceLoss",
+    "bradley_terry_loss",
+    "check_kl_use",
+    "check_preference_settings",
+    "explained_variance",
+    "gae",
+    "grpo",
+    "kl_estimate",
+    "linear_cross_entropy",
+    "masked_mean",
+    "masked_sum",
+    "masked_var",
+    "masked_whiten",
+    "needs_reference",
+    "next_token_loss",
+    "ppo_policy_loss",
+    "ppo_value_loss",
+    "preference_loss",
+    "response_logprobs",
+    "rloo",
+    "row_nll",
+    "sequence_logprobs",
+    "token_logprobs",
+    "token_logprobs_and_entropy",
+]

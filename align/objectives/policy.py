@@ -1,0 +1,137 @@
+"""PPO's losses (Schulman et al. 2017): sums over the tokens that count, to be divided by an optimizer step's count.
+
+What the mask hides is never read, and has no gradient.
+
+Legend: B responses, N tokens of a response.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class PolicyLoss(NamedTuple):
+    """The clipped policy loss of a batch and what to watch about it.
+
+    Attributes:
+        loss: ``[]`` sum over counted tokens; divide by the tokens of the whole optimizer step.
+        clip_fraction: ``[]`` share of counted tokens whose gradient the clip took away.
+        approx_kl: ``[]`` mean over counted tokens of k3, KL(old || new) per token, nats.
+        ratio_max: ``[]`` the largest new / old probability among counted tokens.
+        tokens: ``[]`` int64, counted tokens. With none, everything above is 0.
+    """
+
+    loss: torch.Tensor
+    clip_fraction: torch.Tensor
+    approx_kl: torch.Tensor
+    ratio_max: torch.Tensor
+    tokens: torch.Tensor
+
+
+def ppo_policy_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    clip: float = 0.2,
+) -> PolicyLoss:
+    """-min(ratio A, clip(ratio, 1 - clip, 1 + clip) A), summed (equation 7).
+
+    The gradient of a token vanishes once the ratio has left the interval in the direction its advantage pushes.
+
+    Args:
+        logprobs: ``[B, N]`` of the sampled tokens under the policy now, nats.
+        old_logprobs: ``[B, N]`` under the policy that sampled them.
+        advantages: ``[B, N]``.
+        mask: ``[B, N]`` bool, True = counts.
+        clip: half-width of the interval around ratio 1, in (0, 1).
+
+    Returns:
+        PolicyLoss: all but the loss detached.
+
+    Raises:
+        ValueError: the clip is out of range, or shapes differ.
+    """
+    if not 0 < clip < 1:
+        raise ValueError(f"clip is {clip}; it must lie in (0, 1)")
+    _check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
+    # Filled before exp: padding could overflow there, and infinity times 0 is NaN in the gradient.
+    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0)
+    advantages = advantages.masked_fill(~mask, 0)
+    ratio = log_ratio.exp()
+    plain = -ratio * advantages
+    clipped = -ratio.clamp(1 - clip, 1 + clip) * advantages
+    tokens = mask.sum()
+    count = tokens.clamp(min=1)
+    with torch.no_grad():
+        clip_fraction = (clipped > plain).sum() / count
+        approx_kl = (torch.expm1(log_ratio) - log_ratio).sum() / count
+        ratio_max = ratio.masked_fill(~mask, 0).max() if ratio.numel() else ratio.new_zeros(())
+    return PolicyLoss(torch.maximum(plain, clipped).sum(), clip_fraction, approx_kl, ratio_max, tokens)
+
+
+def ppo_value_loss(
+    values: torch.Tensor,
+    old_values: torch.Tensor,
+    returns: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    clip: float = 0.2,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """0.5 max((V - R)^2, (clip(V, old - clip, old + clip) - R)^2), summed.
+
+    A value that has moved further than ``clip`` towards its return has no gradient left.
+
+    Args:
+        values: ``[B, N]`` of the value model now.
+        old_values: ``[B, N]`` when the responses were sampled.
+        returns: ``[B, N]`` what they should be.
+        mask: ``[B, N]`` bool, True = counts.
+        clip: how far a value may move in one iteration, > 0, in units of reward.
+
+    Returns:
+        tuple: ``loss []``, a sum over counted tokens, and ``clip fraction []``, the share of them whose gradient the
+        clip took away, detached; 0 where nothing counts.
+
+    Raises:
+        ValueError: the clip is not above 0, or shapes differ.
+    """
+    if not clip > 0:
+        raise ValueError(f"clip is {clip}; it must be above 0")
+    _check_shapes(mask, values=values, old_values=old_values, returns=returns)
+    values, old_values, returns = (x.masked_fill(~mask, 0) for x in (values, old_values, returns))
+    plain = (values - returns).square()
+    clipped = (torch.clamp(values, old_values - clip, old_values + clip) - returns).square()
+    fraction = (clipped > plain).sum() / mask.sum().clamp(min=1)
+    return 0.5 * torch.maximum(plain, clipped).sum(), fraction
+
+
+@torch.no_grad()
+def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant one, below 0 a misleading one.
+
+    Args:
+        values: ``[B, N]``.
+        returns: ``[B, N]``.
+        mask: ``[B, N]`` bool, True = counts.
+
+    Returns:
+        ``[]``; 0 where the returns do not vary, since there is nothing to explain.
+
+    Raises:
+        ValueError: shapes differ, or nothing counts.
+    """
+    _check_shapes(mask, values=values, returns=returns)
+    if not mask.any():
+        raise ValueError("explained variance of no tokens: the mask is empty")
+    target = returns[mask]
+    total = target.var(correction=0)
+    rest = (target - values[mask]).var(correction=0)
+    return torch.where(total > 0, 1 - rest / total, torch.zeros_like(total))
+
+
+def _check_shapes(mask: torch.Tensor, **tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.shape != mask.shape:
+            raise ValueError(f"{name} {tuple(tensor.shape)} and mask {tuple(mask.shape)} must have one shape")
