@@ -1,9 +1,10 @@
 """From row numbers to a ``TokenBatch``, with one gather over the memory-mapped corpus.
 
-Legend: B rows of a batch, T tokens of a row.
+Legend: B rows of a batch, R rows of a split, T tokens of a row.
 """
 
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,39 @@ import torch
 from align.batches import TokenBatch
 from align.data.corpus import Corpus
 from align.data.rows import Rows, ranges
+
+Batch = TypeVar("Batch", covariant=True)
+
+
+class BatchDataset(Protocol[Batch]):
+    """What loaders draw batches from and the account counts."""
+
+    @property
+    def corpus(self) -> Corpus:
+        """Tokens."""
+        ...
+
+    def __len__(self) -> int:
+        """R."""
+        ...
+
+    def __getitem__(self, chosen: np.ndarray) -> Batch:
+        """The batch of rows ``[B]``; -1 gives a row of nothing but padding."""
+        ...
+
+    @property
+    def sort_widths(self) -> np.ndarray | None:
+        """``[R]`` tokens of each row, by which rows share batches; None: lengths don't matter."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the rows, beside the corpus and the context."""
+        ...
+
+    def padding_share(self, table: np.ndarray) -> float:
+        """How much of the batches ``[batches, B]`` is padding, without the rows that only fill up the last one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +67,27 @@ class RowDataset:
     block_diagonal: bool
     """Positions and documents are given, so that attention stays inside a piece"""
 
+    def __len__(self) -> int:
+        """R."""
+        return len(self.rows)
+
+    @property
+    def sort_widths(self) -> np.ndarray | None:
+        """``[R]`` tokens of each row; None where every batch is as wide."""
+        return None if self.fixed_width else self.rows.widths
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """How many tokens stand in the rows, and whether they see other documents'."""
+        return {"tokens": int(self.rows.lengths.sum()), "block_diagonal": self.block_diagonal}
+
+    def padding_share(self, table: np.ndarray) -> float:
+        """How much of the batches ``[batches, B]`` is padding."""
+        return padding_share(self.rows.widths, self._width(batch_widths(self.rows.widths, table)), table)
+
+    def _width(self, longest: np.ndarray) -> np.ndarray:
+        return np.full_like(longest, self.width) if self.fixed_width else padded_width(longest, self.width)
+
     def __getitem__(self, chosen: np.ndarray) -> TokenBatch:
         """Lay out rows.
 
@@ -51,7 +106,7 @@ class RowDataset:
         number = ranges(np.zeros_like(count), count)  # of the piece within its row
         row = np.repeat(np.arange(len(chosen)), count)
         filled = np.bincount(row, lengths, len(chosen)).astype(np.int64)
-        width = self.width if self.fixed_width else self.padded_width(int(filled.max()))
+        width = int(self._width(filled.max()))
         # Pieces of a row follow each other, so a piece begins where all earlier ones end, less the rows before its own.
         column = np.cumsum(lengths) - lengths - (np.cumsum(filled) - filled)[row]
 
@@ -75,12 +130,39 @@ class RowDataset:
             num_bytes=torch.from_numpy(num_bytes),
         )
 
-    def padded_width(self, longest: int) -> int:
-        """How wide a batch is whose longest row has ``longest`` tokens.
 
-        The network reads all but the last token: 8 k + 1 tokens, but no more than the widest row.
-        """
-        return min(max(1, -(-(longest - 1) // 8)) * 8 + 1, self.width)
+def padded_width(longest: np.ndarray, most: int) -> np.ndarray:
+    """How wide a batch is.
+
+    The network reads all but the last token: 8 k + 1 tokens, but no more than the widest row.
+
+    Args:
+        longest: tokens of the batch's longest row, of any shape.
+        most: tokens of the widest row there may be.
+    """
+    return np.minimum(np.maximum(1, -(-(longest - 1) // 8)) * 8 + 1, most)
+
+
+def batch_widths(widths: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Tokens of the longest row of each batch.
+
+    Args:
+        widths: ``[R]`` tokens of each row.
+        table: ``[batches, B]`` row numbers, -1 for padding.
+    """
+    return np.where(table >= 0, widths[table], 0).max(axis=1)
+
+
+def padding_share(tokens: np.ndarray, widths: np.ndarray, table: np.ndarray) -> float:
+    """How much of some batches is padding, without the rows that only fill up the last one.
+
+    Args:
+        tokens: ``[R]`` tokens of each row.
+        widths: ``[batches]`` places of a row of each batch.
+        table: ``[batches, B]`` row numbers, -1 for padding.
+    """
+    used = table >= 0
+    return 1 - float(tokens[table][used].sum() / (widths * used.sum(axis=1)).sum())
 
 
 def _scatter(shape: tuple[int, int], target: np.ndarray, values: np.ndarray, *, fill: int) -> np.ndarray:

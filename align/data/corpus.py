@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +39,10 @@ class Corpus:
     """``[documents + 1]`` int64: document d is ``ids[offsets[d]:offsets[d + 1]]``"""
     counted: np.ndarray | None
     """``[N]`` bool, True where the token counts as a target; None: all do"""
+    text_bytes: np.ndarray | None
+    """UTF-8 of the records' texts, one after another; None: none were kept"""
+    text_offsets: np.ndarray | None
+    """``[records + 1]`` int64: record r has ``text_bytes[text_offsets[r]:text_offsets[r + 1]]``"""
     meta: Mapping[str, Any]
     """Numbers and report lines from the making"""
 
@@ -62,8 +66,17 @@ class Corpus:
             ids=mapped("ids.bin", meta["dtype"], meta["tokens"]),
             offsets=mapped("offsets.bin", "int64", meta["documents"] + 1),
             counted=mapped("counted.bin", "bool", meta["tokens"]) if meta["counted"] is not None else None,
+            text_bytes=mapped("texts.bin", "uint8", meta["text_bytes"]) if "text_bytes" in meta else None,
+            text_offsets=mapped("text_offsets.bin", "int64", meta["texts"] + 1) if "texts" in meta else None,
             meta=meta,
         )
+
+    def text(self, record: int) -> str:
+        """The text that was kept of a record."""
+        assert self.text_bytes is not None
+        assert self.text_offsets is not None
+        first, last = self.text_offsets[record : record + 2]
+        return bytes(self.text_bytes[first:last]).decode()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path, not the tokens."""
@@ -77,18 +90,20 @@ class CorpusWriter:
     removed. On an error nothing is left.
     """
 
-    def __init__(self, path: Path, *, vocab_size: int, masked: bool) -> None:
+    def __init__(self, path: Path, *, vocab_size: int, masked: bool, with_texts: bool = False) -> None:
         """Prepare to write ``path``.
 
         Args:
             path: directory that will hold the corpus.
             vocab_size: decides between uint16 and uint32.
             masked: a mask of counted tokens is written too.
+            with_texts: a text of each record is written too.
         """
         self.path = path
         self.dtype = "uint16" if vocab_size <= 2**16 else "uint32"
         self.counted = 0 if masked else None
-        self.tokens = self.documents = 0
+        self.tokens = self.documents = self.texts = self.text_bytes = 0
+        self._with_texts = with_texts
         self.meta: dict[str, Any] = {}
         """Further numbers to keep"""
 
@@ -98,17 +113,27 @@ class CorpusWriter:
         self._draft = self.path.parent / f".{self.path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         self._draft.mkdir()
         names = ["ids", "offsets"] + (["counted"] if self.counted is not None else [])
+        names += ["texts", "text_offsets"] if self._with_texts else []
         self._files = {name: open(self._draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115
-        self._files["offsets"].write(np.zeros(1, np.int64).data)
+        for name in {"offsets", "text_offsets"} & set(names):
+            self._files[name].write(np.zeros(1, np.int64).data)
         return self
 
-    def append(self, ids: np.ndarray, lengths: np.ndarray, counted: np.ndarray | None = None) -> None:
+    def append(
+        self,
+        ids: np.ndarray,
+        lengths: Sequence[int] | np.ndarray,
+        counted: np.ndarray | None = None,
+        *,
+        text: str | None = None,
+    ) -> None:
         """Write documents.
 
         Args:
             ids: ``[n]`` integer token ids.
             lengths: ``[documents]`` tokens of each, n in all.
             counted: ``[n]`` bool, given exactly when ``masked``.
+            text: of the record these documents are, given exactly when ``with_texts``.
         """
         self._files["ids"].write(np.ascontiguousarray(ids, dtype=self.dtype).data)
         self._files["offsets"].write((self.tokens + np.cumsum(lengths, dtype=np.int64)).data)
@@ -116,6 +141,13 @@ class CorpusWriter:
             assert counted is not None
             self._files["counted"].write(np.ascontiguousarray(counted, dtype=bool).data)
             self.counted += int(counted.sum())
+        if self._with_texts:
+            assert text is not None
+            data = text.encode()
+            self._files["texts"].write(data)
+            self.text_bytes += len(data)
+            self.texts += 1
+            self._files["text_offsets"].write(np.array([self.text_bytes]).data)
         self.tokens += len(ids)
         self.documents += len(lengths)
 
@@ -129,6 +161,8 @@ class CorpusWriter:
             if kind is not None:
                 return
             meta = {"dtype": self.dtype, "tokens": self.tokens, "documents": self.documents, "counted": self.counted}
+            if self._with_texts:
+                meta |= {"texts": self.texts, "text_bytes": self.text_bytes}
             (self._draft / "meta.json").write_text(json.dumps(meta | self.meta))
             try:
                 self._draft.rename(self.path)

@@ -4,7 +4,7 @@ Every function raises ``ValueError`` with a reason that names the field; the cal
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 ChatFormat = Literal["messages", "prompt_completion", "alpaca", "sharegpt"]
@@ -12,7 +12,7 @@ Messages = list[dict[str, str]]
 
 ROLES = ("system", "user", "assistant")
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"} | {role: role for role in ROLES}
-_FIELDS: dict[ChatFormat, tuple[str, ...]] = {
+CHAT_FIELDS: dict[str, tuple[str, ...]] = {
     "messages": ("messages",),
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
@@ -20,20 +20,27 @@ _FIELDS: dict[ChatFormat, tuple[str, ...]] = {
 }
 
 
-def detect_format(fields: Mapping[str, Any]) -> ChatFormat:
-    """Tell the format of a chat file from the fields of its first record.
+def detect_format(
+    fields: Mapping[str, Any], formats: Mapping[str, Sequence[str]] = CHAT_FIELDS, kind: str = "chat"
+) -> Any:
+    """Tell the format of a file from the fields of its first record.
+
+    Args:
+        fields: of the record.
+        formats: name -> the fields that a record of it has.
+        kind: what the formats are of, for messages.
 
     Raises:
         ValueError: the fields fit no format, or more than one.
     """
-    fits = [name for name, needed in _FIELDS.items() if all(fields.get(field) is not None for field in needed)]
+    fits = [name for name, needed in formats.items() if all(fields.get(field) is not None for field in needed)]
     if len(fits) == 1:
         return fits[0]
     found = ", ".join(map(repr, fields)) or "none"
     if fits:
         raise ValueError(f"the fields {found} fit more than one format: set format to {' or '.join(fits)}")
-    known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in _FIELDS.items())
-    raise ValueError(f"the fields {found} fit no chat format ({known})")
+    known = "; ".join(f"{name}: {', '.join(needed)}" for name, needed in formats.items())
+    raise ValueError(f"the fields {found} fit no {kind} format ({known})")
 
 
 def require_text(value: Any, field: str) -> str:
@@ -52,7 +59,7 @@ def require_text(value: Any, field: str) -> str:
     return value
 
 
-def _get(fields: Mapping[str, Any], name: str, *, inside: str = "") -> Any:
+def require(fields: Mapping[str, Any], name: str, *, inside: str = "") -> Any:
     """The field's value, or an error that names the nearest field there is."""
     value = fields.get(name)
     if value is None:
@@ -68,7 +75,7 @@ def document_text(fields: Mapping[str, Any], field: str) -> str:
     Raises:
         ValueError: the field is missing, not text, or empty.
     """
-    text = require_text(_get(fields, field), field)
+    text = require_text(require(fields, field), field)
     if not text:
         raise ValueError(f"field {field!r} is an empty document")
     return text
@@ -91,35 +98,46 @@ def chat_messages(fields: Mapping[str, Any], format: ChatFormat) -> Messages:
 
 
 def _from_messages(fields: Mapping[str, Any]) -> Messages:
-    return _message_list(_get(fields, "messages"), "messages")
+    return _message_list(require(fields, "messages"), "messages")
+
+
+def field_messages(fields: Mapping[str, Any], field: str, role: str) -> Messages:
+    """The messages of a field that holds a text, said by ``role``, or a list of messages.
+
+    Raises:
+        ValueError: it is missing or holds something else.
+    """
+    value = require(fields, field)
+    if isinstance(value, list):
+        return _message_list(value, field)
+    if isinstance(value, str):
+        return [{"role": role, "content": require_text(value, field)}]
+    raise ValueError(f"field {field!r} must be text or a list of messages, found {type(value).__name__}")
+
+
+def alpaca_prompt(fields: Mapping[str, Any]) -> Messages:
+    """The question of an alpaca record: the instruction and, after an empty line, the input.
+
+    Raises:
+        ValueError: the instruction is missing, or one of them is not text.
+    """
+    prompt = require_text(require(fields, "instruction"), "instruction")
+    context = require_text(fields.get("input") or "", "input")
+    return [{"role": "user", "content": f"{prompt}\n\n{context}" if context else prompt}]
 
 
 def _from_prompt_completion(fields: Mapping[str, Any]) -> Messages:
-    messages: Messages = []
-    for field, role in (("prompt", "user"), ("completion", "assistant")):
-        value = _get(fields, field)
-        if isinstance(value, list):
-            messages.extend(_message_list(value, field))
-        elif isinstance(value, str):
-            messages.append({"role": role, "content": require_text(value, field)})
-        else:
-            raise ValueError(f"field {field!r} must be text or a list of messages, found {type(value).__name__}")
-    return messages
+    return field_messages(fields, "prompt", "user") + field_messages(fields, "completion", "assistant")
 
 
 def _from_alpaca(fields: Mapping[str, Any]) -> Messages:
-    prompt = require_text(_get(fields, "instruction"), "instruction")
-    context = require_text(fields.get("input") or "", "input")
-    output = require_text(_get(fields, "output"), "output")
-    return [
-        {"role": "user", "content": f"{prompt}\n\n{context}" if context else prompt},
-        {"role": "assistant", "content": output},
-    ]
+    output = require_text(require(fields, "output"), "output")
+    return [*alpaca_prompt(fields), {"role": "assistant", "content": output}]
 
 
 def _from_sharegpt(fields: Mapping[str, Any]) -> Messages:
     return _message_list(
-        _get(fields, "conversations"), "conversations", role_key="from", content_key="value", roles=_SHAREGPT_ROLES
+        require(fields, "conversations"), "conversations", role_key="from", content_key="value", roles=_SHAREGPT_ROLES
     )
 
 
@@ -138,10 +156,10 @@ def _message_list(
     messages = []
     for index, message in enumerate(value):
         inside = f"{field}[{index}]."
-        role = _get(message, role_key, inside=inside)
+        role = require(message, role_key, inside=inside)
         if role not in names:
             raise ValueError(f"field {inside + role_key!r} is the unknown role {role!r}; known: {', '.join(names)}")
-        content = require_text(_get(message, content_key, inside=inside), inside + content_key)
+        content = require_text(require(message, content_key, inside=inside), inside + content_key)
         messages.append({"role": names[role], "content": content})
     return messages
 

@@ -1,21 +1,19 @@
-"""What TextData and ChatData share: files to a cached corpus, splits, rows, loaders, and an account of them."""
+"""What all kinds of data share: files to a cached corpus, splits, rows, loaders, and an account of them."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from align.data.collate import RowDataset
+from align.data.collate import BatchDataset
 from align.data.corpus import Corpus, CorpusWriter, corpus_key
 from align.data.readers import Source, find_sources
 from align.data.records import BadRecords, OnBadRecord
-from align.data.rows import Rows
 from align.data.sampler import BatchLoader, BatchOrder, ResumableLoader
 from align.tokenizer import Tokenizer
 
@@ -27,20 +25,6 @@ _SPLITS = {
 }
 
 
-class Layout(NamedTuple):
-    """How documents stand in rows.
-
-    Attributes:
-        rows: the rows.
-        fixed_width: every batch is ``context + 1`` tokens wide; otherwise batches are of rows of similar length.
-        block_diagonal: attention stays inside a document.
-    """
-
-    rows: Rows
-    fixed_width: bool
-    block_diagonal: bool
-
-
 class TokenData(pl.LightningDataModule):
     """Files or Hub datasets to batches of tokens.
 
@@ -49,7 +33,7 @@ class TokenData(pl.LightningDataModule):
         train: File, glob, Hub id (owner/name:split) or a list of them: .jsonl .json .csv .parquet .txt
         validation: The same for validation; None: see val_fraction
         test: The same for `align test`
-        val_fraction: Share of train's documents, from the end, that is held out instead of validation files; of a
+        val_fraction: Share of train's records, from the end, that is held out instead of validation files; of a
             single document the last share of its text
         context: Tokens the network reads at once; a row holds one more
         batch_size: Rows of a batch on each rank
@@ -59,8 +43,12 @@ class TokenData(pl.LightningDataModule):
         on_bad_record: Stop at the first record that can't be used, or skip and count them
     """
 
-    _masked: ClassVar[bool]
+    _masked: ClassVar[bool] = False
     """Whether some tokens are no targets"""
+    _with_texts: ClassVar[bool] = False
+    """Whether a text of each record is kept beside its tokens"""
+    _documents_per_record: ClassVar[int] = 1
+    """Documents of the corpus that a record makes"""
 
     def __init__(
         self,
@@ -103,7 +91,7 @@ class TokenData(pl.LightningDataModule):
         self.val_fraction, self.on_bad_record, self.cache_dir = val_fraction, on_bad_record, Path(cache_dir)
         self._given = {"train": train, "validation": validation, "test": test}
         self._corpora: dict[str, Corpus] = {}
-        self._datasets: dict[str, RowDataset] = {}
+        self._datasets: dict[str, Any] = {}
 
     # What a kind of data has to say.
 
@@ -115,8 +103,12 @@ class TokenData(pl.LightningDataModule):
         """Write the corpus of ``sources``; return the lines of the report."""
         raise NotImplementedError
 
-    def _lay_out(self, bounds: np.ndarray) -> Layout:
-        """Rows of the documents between ``bounds``."""
+    def _dataset(self, split: str) -> BatchDataset[Any]:
+        """What the loaders of a split draw from."""
+        raise NotImplementedError
+
+    def _counts(self, split: str) -> dict[str, Any]:
+        """The numbers of a split that was set up, by name."""
         raise NotImplementedError
 
     # Lightning's hooks.
@@ -136,22 +128,28 @@ class TokenData(pl.LightningDataModule):
         for split in _SPLITS[stage]:
             if split in self._datasets or not self._has(split):
                 continue
-            self._datasets[split] = self._dataset(split)
+            dataset = self._dataset(split)
+            least = self._data_parallel()["num_replicas"] if split == "train" else 1
+            if len(dataset) < least:
+                raise ValueError(
+                    f"{split}: the data fill {len(dataset)} row(s); at least {least} is needed, one a rank"
+                )
+            self._datasets[split] = dataset
             for line in self._account(split):
                 rank_zero_info(line)
 
-    def train_dataloader(self) -> BatchLoader:
+    def train_dataloader(self) -> BatchLoader[Any]:
         """Shuffled, resumable batches; with the Trainer's overfit_batches the first ones, always."""
         order = self._order("train", seed=self.seed)
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return BatchLoader(self._datasets["train"], self._order("train"), workers=self.workers)
         return ResumableLoader(self._datasets["train"], order, workers=self.workers, identity=self._identity())
 
-    def val_dataloader(self) -> BatchLoader | list[Any]:
+    def val_dataloader(self) -> BatchLoader[Any] | list[Any]:
         """Every row once, in order; nothing where there is no validation data."""
         return self._fixed_loader("validation") if self._has("validation") else []
 
-    def test_dataloader(self) -> BatchLoader:
+    def test_dataloader(self) -> BatchLoader[Any]:
         """Every row once, in order.
 
         Raises:
@@ -161,7 +159,7 @@ class TokenData(pl.LightningDataModule):
             raise ValueError("data.test is not set: name the files to test on")
         return self._fixed_loader("test")
 
-    def predict_dataloader(self) -> BatchLoader:
+    def predict_dataloader(self) -> BatchLoader[Any]:
         """Every row of the test files once, in order; of the validation data where no test files were given.
 
         Raises:
@@ -172,7 +170,7 @@ class TokenData(pl.LightningDataModule):
         return self._fixed_loader("test" if self._has("test") else "validation")
 
     def describe(self) -> dict[str, dict[str, float]]:
-        """Per split that was set up: documents, tokens, counted tokens, rows, padding share, what was cut."""
+        """Per split that was set up: what there is of records and tokens, the padding share, what was cut."""
         return {split: self._numbers(split) for split in self._datasets}
 
     # From files to rows.
@@ -181,7 +179,9 @@ class TokenData(pl.LightningDataModule):
         return bool(self._given[split]) or (split == "validation" and self.val_fraction > 0)
 
     def _corpus(self, split: str) -> Corpus:
-        """Open the corpus of a split's files; make it first if the cache has none."""
+        """Open the corpus that holds a split; make it first if the cache has none."""
+        if split == "validation" and self.val_fraction:
+            split = "train"
         if split in self._corpora:
             return self._corpora[split]
         given = self._given[split]
@@ -204,7 +204,9 @@ class TokenData(pl.LightningDataModule):
 
     def _make(self, path: Path, sources: Sequence[Source], split: str) -> None:
         bad = BadRecords(self.on_bad_record)
-        with CorpusWriter(path, vocab_size=self.tokenizer.vocab_size, masked=self._masked) as writer:
+        with CorpusWriter(
+            path, vocab_size=self.tokenizer.vocab_size, masked=self._masked, with_texts=self._with_texts
+        ) as writer:
             report = self._tokenise(sources, writer, bad, split)
             report = bad.report() + report
             if not writer.documents:
@@ -213,41 +215,17 @@ class TokenData(pl.LightningDataModule):
                 )
             writer.meta["report"] = report
 
-    def _bounds(self, split: str) -> np.ndarray:
-        """Where a split's documents begin in its corpus, and the end."""
-        corpus = self._corpus("train" if split == "validation" and self.val_fraction else split)
-        offsets = np.asarray(corpus.offsets)
+    def _records(self, split: str) -> range:
+        """Which records of its corpus a split has."""
+        count = (len(self._corpus(split).offsets) - 1) // self._documents_per_record
         if not self.val_fraction or split == "test":
-            return offsets
-        documents = len(offsets) - 1
-        if documents > 1:
-            held_out = min(documents - 1, max(1, round(documents * self.val_fraction)))
-            offsets_of = {"train": offsets[: documents - held_out + 1], "validation": offsets[documents - held_out :]}
-        else:
-            # Bytes, not tokens, decide, so that the cut falls at the same text whatever the tokenizer.
-            filled = np.cumsum(self.tokenizer.token_bytes[corpus.ids])
-            cut = int(np.searchsorted(filled, int(filled[-1] * (1 - self.val_fraction)))) + 1
-            offsets_of = {"train": np.array([0, cut]), "validation": np.array([cut, offsets[-1]])}
-        return offsets_of[split]
+            return range(count)
+        held_out = min(count - 1, max(1, round(count * self.val_fraction)))
+        return range(count - held_out) if split == "train" else range(count - held_out, count)
 
-    def _dataset(self, split: str) -> RowDataset:
-        corpus = self._corpus("train" if split == "validation" and self.val_fraction else split)
-        layout = self._lay_out(self._bounds(split))
-        least = self._data_parallel()["num_replicas"] if split == "train" else 1
-        if len(layout.rows) < least:
-            raise ValueError(
-                f"{split}: the data fill {len(layout.rows)} row(s); at least {least} is needed, one a rank"
-            )
+    def _pad_id(self) -> int:
         pad_id = self.tokenizer.pad_id
-        return RowDataset(
-            corpus=corpus,
-            rows=layout.rows,
-            token_bytes=self.tokenizer.token_bytes,
-            pad_id=pad_id if pad_id is not None else self._eos_id(),
-            width=self.context + 1,
-            fixed_width=layout.fixed_width,
-            block_diagonal=layout.block_diagonal,
-        )
+        return pad_id if pad_id is not None else self._eos_id()
 
     def _eos_id(self) -> int:
         if self.tokenizer.eos_id is None:
@@ -264,61 +242,29 @@ class TokenData(pl.LightningDataModule):
     def _order(self, split: str, *, seed: int | None = None) -> BatchOrder:
         dataset, sharing = self._datasets[split], self._data_parallel()
         return BatchOrder(
-            rows=len(dataset.rows),
+            rows=len(dataset),
             batch_size=self.batch_size,
             seed=seed,
             ranks=sharing["num_replicas"],
             rank=sharing["rank"],
-            widths=None if dataset.fixed_width else dataset.rows.widths,
+            widths=dataset.sort_widths,
         )
 
-    def _fixed_loader(self, split: str) -> BatchLoader:
+    def _fixed_loader(self, split: str) -> BatchLoader[Any]:
         return BatchLoader(self._datasets[split], self._order(split), workers=self.workers)
 
     def _identity(self) -> dict[str, Any]:
         """What a place in the data means, beside the order: which tokens, in which rows."""
         dataset = self._datasets["train"]
-        return {
-            "data": dataset.corpus.path.name,
-            "tokens": int(dataset.rows.lengths.sum()),
-            "context": self.context,
-            "block_diagonal": dataset.block_diagonal,
-        }
+        return {"data": dataset.corpus.path.name, "context": self.context} | dataset.identity
 
     # The account.
 
     def _numbers(self, split: str) -> dict[str, float]:
         dataset = self._datasets[split]
-        rows, meta, bounds = dataset.rows, dataset.corpus.meta, self._bounds(split)
-        numbers = {
-            "documents": len(bounds) - 1,
-            "tokens": int(bounds[-1] - bounds[0]),
-            "counted_tokens": self._counted(dataset),
-            "rows": len(rows),
-            "padding_share": 1 - int(rows.lengths.sum()) / self._places(split),
-        }
-        return numbers | (meta.get("truncation", {}) if self._given[split] else {})
-
-    def _places(self, split: str) -> int:
-        """Places for tokens in the rows, padding included, without the rows that only fill up the last batch."""
-        dataset = self._datasets[split]
-        if dataset.fixed_width:
-            return len(dataset.rows) * dataset.width
         table = self._order(split, seed=self.seed if split == "train" else None).batches(0)
-        widest = np.where(table >= 0, dataset.rows.widths[table], 0).max(axis=1)
-        return int(
-            sum(
-                dataset.padded_width(width) * used for width, used in zip(widest, (table >= 0).sum(axis=1), strict=True)
-            )
-        )
-
-    def _counted(self, dataset: RowDataset) -> int:
-        """Targets of one pass."""
-        if dataset.corpus.counted is None:
-            return int((dataset.rows.lengths - 1).sum())
-        ends = np.cumsum(dataset.corpus.counted)
-        first, last = dataset.rows.starts, dataset.rows.starts + dataset.rows.lengths - 1
-        return int((ends[last] - ends[first]).sum())
+        cut = dataset.corpus.meta.get("truncation", {}) if self._given[split] else {}
+        return self._counts(split) | {"padding_share": dataset.padding_share(table)} | cut
 
     def _account(self, split: str) -> Iterable[str]:
         yield f"{split}: " + ", ".join(

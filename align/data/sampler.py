@@ -6,15 +6,14 @@ from a random generator that lives longer than one pass.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 from torch import Generator
 from torch.cuda import is_available
 from torch.utils.data import DataLoader
 
-from align.batches import TokenBatch
-from align.data.collate import RowDataset
+from align.data.collate import Batch, BatchDataset
 
 _SORTED_BATCHES = 64
 """Length buckets are cut from this many batches' worth of shuffled rows, sorted: enough for even batches, few enough
@@ -72,13 +71,13 @@ class BatchOrder:
         return table[:, self.rank :: self.ranks]
 
 
-class BatchLoader:
+class BatchLoader(Generic[Batch]):
     """A sized iterable of batches, always from the first one: validation and test.
 
     Not a torch ``DataLoader``, so that Lightning puts no sampler of its own into it.
     """
 
-    def __init__(self, dataset: RowDataset, order: BatchOrder, *, workers: int = 0) -> None:
+    def __init__(self, dataset: BatchDataset[Batch], order: BatchOrder, *, workers: int = 0) -> None:
         """Build the loader.
 
         Args:
@@ -92,11 +91,11 @@ class BatchLoader:
         """Batches of one pass."""
         return len(self.order)
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         """Go through one pass."""
         return self._batches(0)
 
-    def _batches(self, start: int) -> Iterator[TokenBatch]:
+    def _batches(self, start: int) -> Iterator[Batch]:
         """As many batches as a pass has, from batch ``start`` of the endless row of passes."""
         return iter(
             DataLoader(
@@ -116,7 +115,7 @@ class BatchLoader:
             yield from self.order.batches(number + 1)[:position]
 
 
-class ResumableLoader(BatchLoader):
+class ResumableLoader(BatchLoader[Batch]):
     """The train loader: an endless row of passes, and a count of the batches that were delivered.
 
     Every iterator gives as many batches as a pass has, going on from where the last one was left. An epoch that
@@ -126,7 +125,12 @@ class ResumableLoader(BatchLoader):
     """
 
     def __init__(
-        self, dataset: RowDataset, order: BatchOrder, *, workers: int = 0, identity: Mapping[str, Any] | None = None
+        self,
+        dataset: BatchDataset[Batch],
+        order: BatchOrder,
+        *,
+        workers: int = 0,
+        identity: Mapping[str, Any] | None = None,
     ) -> None:
         """Build the loader.
 
@@ -144,7 +148,7 @@ class ResumableLoader(BatchLoader):
             "seed": order.seed,
         }
 
-    def __iter__(self) -> Iterator[TokenBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         """Go on from the batch after the last one delivered."""
         for number, batch in enumerate(self._batches(self.delivered), self.delivered + 1):
             self.delivered = number

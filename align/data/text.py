@@ -9,15 +9,16 @@ import numpy as np
 
 from align.data.corpus import CorpusWriter
 from align.data.formats import document_text
-from align.data.module import Layout, TokenData, progress_bar
+from align.data.module import progress_bar
 from align.data.readers import Source
 from align.data.records import BadRecords
+from align.data.row_data import Layout, RowData
 from align.data.rows import document_rows, stream_rows
 from align.tokenizer import Tokenizer
 from align.tokenizer.parallel import chunked, ordered_map
 
 
-class TextData(TokenData):
+class TextData(RowData):
     """Documents ``<bos> text <eos>`` (bos where the tokenizer has one of its own), tokenised once and packed.
 
     Args:
@@ -27,8 +28,6 @@ class TextData(TokenData):
         field: Field of a record that holds the text
         processes: Processes that tokenise
     """
-
-    _masked = False
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from align.tokenizer import Tokenizer
 class TruncationReport:
     """What was cut, over a whole file."""
 
-    cut_chats: int = 0
-    """Chats that were cut"""
+    cut: int = 0
+    """Chats, or pairs, that were cut"""
     cut_prompt_tokens: int = 0
     """Tokens cut from the start of prompts"""
     cut_response_tokens: int = 0
@@ -27,24 +28,44 @@ class TruncationReport:
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
-    def lines(self, *, total: int, limit: int) -> list[str]:
-        """One line when something was cut, else none."""
-        if not self.cut_chats:
+    def lines(self, kind: str, *, total: int, limit: int) -> list[str]:
+        """One line when something was cut, else none; ``kind`` is what was cut, in the plural."""
+        if not self.cut:
             return []
         return [
-            f"cut {self.cut_chats} of {total} chats to {limit} tokens: {self.cut_prompt_tokens} prompt and "
+            f"cut {self.cut} of {total} {kind} to {limit} tokens: {self.cut_prompt_tokens} prompt and "
             f"{self.cut_response_tokens} response tokens; {self.responses_without_end} response(s) lost their "
             "end-of-turn (a larger context keeps them)"
         ]
 
-    def as_dict(self) -> dict[str, int]:
-        """The numbers by name."""
-        return asdict(self)
+    def as_dict(self, kind: str) -> dict[str, int]:
+        """The numbers by name; ``cut_chats`` where ``kind`` is chats."""
+        return {name if name != "cut" else f"cut_{kind}": value for name, value in asdict(self).items()}
 
 
-def encode_chat(
-    messages: Messages, tokenizer: Tokenizer, limit: int
-) -> tuple[np.ndarray, np.ndarray, TruncationReport]:
+class EncodedChat(NamedTuple):
+    """A chat as it stands in a row.
+
+    Attributes:
+        ids: ``[n]`` int64.
+        counted: ``[n]`` bool, True on the tokens that are targets.
+        cut: what was cut.
+    """
+
+    ids: np.ndarray
+    counted: np.ndarray
+    cut: TruncationReport
+
+
+class _Kept(NamedTuple):
+    """What a row keeps of a prompt and a response: ``prompt[:opening]``, ``prompt[start:]``, ``response[:length]``."""
+
+    opening: int
+    start: int
+    length: int
+
+
+def encode_chat(messages: Messages, tokenizer: Tokenizer, limit: int) -> EncodedChat:
     """Render a chat and, where it is longer than ``limit``, cut it.
 
     What follows the last counted token is never read and goes first. Then, in order:
@@ -59,9 +80,6 @@ def encode_chat(
         tokenizer: renders.
         limit: most tokens of a row.
 
-    Returns:
-        ids ``[n]`` int64, counted ``[n]`` bool, what was cut.
-
     Raises:
         ValueError: nothing of the response would be left, or the tokenizer's template counts nothing of it.
     """
@@ -73,25 +91,34 @@ def encode_chat(
     end = int(places[-1]) + 1
     ids, counted = ids[:end], counted[:end]
     if end <= limit:
-        return ids, counted, TruncationReport()
+        return EncodedChat(ids, counted, TruncationReport())
 
     before = np.flatnonzero(~counted)
     response = int(before[-1]) + 1 if len(before) else 0  # where it begins
-    header = min(_header_length(messages, tokenizer, response), response)
-    opening = min(_opening_length(messages, ids, tokenizer), response - header)
+    header = _header_length(messages, tokenizer, response)
+    opening, start, length = _fit(messages, ids[:response], end - response, tokenizer, header=header, limit=limit)
+    if opening < start < response and counted[start - 1] and counted[start]:
+        fragment = int(np.flatnonzero(~counted[start:])[0])
+        counted[start : start + fragment] = False
+    keep = np.r_[0:opening, start : response + length]
+    report = TruncationReport(1, start - opening, end - response - length, int(response + length < end))
+    return EncodedChat(ids[keep], counted[keep], report)
+
+
+def _fit(
+    messages: Messages, prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, header: int, limit: int
+) -> _Kept:
+    """Fit ``prompt`` and ``response`` tokens into a row of ``limit``; steps as in ``encode_chat``."""
+    header = min(header, len(prompt))
+    opening = min(_opening_length(messages, prompt, tokenizer), len(prompt) - header)
     if opening + header > limit // 2:  # 2
-        opening = min(opening, int(ids[0] == tokenizer.bos_id))
-    room = limit - opening - header - (end - response)
-    kept_from = response - header - max(0, min(room, response - header - opening))  # 1
-    kept_to = min(end, kept_from + limit - opening)  # 3
-    if kept_to <= response:
+        opening = min(opening, int(len(prompt) > 0 and prompt[0] == tokenizer.bos_id))
+    room = limit - opening - header - response
+    start = len(prompt) - header - max(0, min(room, len(prompt) - header - opening))  # 1
+    length = min(response, limit - opening - (len(prompt) - start))  # 3
+    if length < 1:
         raise ValueError(f"with a context of {limit - 1} tokens nothing is left of the response")
-    if opening < kept_from < response and counted[kept_from - 1] and counted[kept_from]:
-        fragment = int(np.flatnonzero(~counted[kept_from:])[0])
-        counted[kept_from : kept_from + fragment] = False
-    keep = np.r_[0:opening, kept_from:kept_to]
-    report = TruncationReport(1, kept_from - opening, end - kept_to, int(kept_to < end))
-    return ids[keep], counted[keep], report
+    return _Kept(opening, start, length)
 
 
 def _header_length(messages: Messages, tokenizer: Tokenizer, response: int) -> int:
@@ -107,7 +134,7 @@ def _header_length(messages: Messages, tokenizer: Tokenizer, response: int) -> i
 def _opening_length(messages: Messages, ids: np.ndarray, tokenizer: Tokenizer) -> int:
     """Tokens of bos and a leading system message."""
     if messages[0]["role"] != "system":
-        return int(ids[0] == tokenizer.bos_id)
+        return int(len(ids) > 0 and ids[0] == tokenizer.bos_id)
     return _common_prefix(tokenizer.render_chat(messages[:1]).ids, ids)
 
 

@@ -30,7 +30,7 @@ def test_what_is_kept(tokenizer, system, turns, answer, limit):
     assert len(ids) == len(counted) == min(limit, len(whole.ids))
     assert ids[0] == tokenizer.bos_id
     assert len(whole.ids) - len(ids) == report.cut_prompt_tokens + report.cut_response_tokens
-    assert report.cut_chats == (len(ids) < len(whole.ids))
+    assert report.cut == (len(ids) < len(whole.ids))
 
     response = [*tokenizer.encode(answer), tokenizer.end_of_turn_id]
     kept = len(response) - report.cut_response_tokens
