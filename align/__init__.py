@@ -16,6 +16,8 @@ _HOMES = {
     "load_network": "align.model",
     "Tokenizer": "align.tokenizer",
     "ChatData": "align.data",
+    "PreferenceData": "align.data",
+    "PromptData": "align.data",
     "TextData": "align.data",
     "Pretrain": "align.stages",
     "SFT": "align.stages",

@@ -3,7 +3,12 @@
 from importlib import import_module
 from typing import Any
 
-_HOMES = {"ChatData": "align.data.chat", "TextData": "align.data.text"}
+_HOMES = {
+    "ChatData": "align.data.chat",
+    "PreferenceData": "align.data.preference",
+    "PromptData": "align.data.prompt",
+    "TextData": "align.data.text",
+}
 
 __all__ = sorted(_HOMES)
 

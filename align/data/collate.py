@@ -117,14 +117,14 @@ class RowDataset:
         if self.corpus.counted is not None:
             counts &= self.corpus.counted[source]
         shape = (len(chosen), width)
-        ids = _scatter(shape, target, self.corpus.ids[source], fill=self.pad_id)
-        mask = _scatter(shape, target, counts, fill=False)
+        ids = scatter(shape, target, self.corpus.ids[source], fill=self.pad_id)
+        mask = scatter(shape, target, counts, fill=False)
         num_bytes = (self.token_bytes[ids] * mask).sum(axis=1, dtype=np.int64)
         return TokenBatch(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
-            positions=torch.from_numpy(_scatter(shape, target, within, fill=0)) if self.block_diagonal else None,
-            documents=torch.from_numpy(_scatter(shape, target, np.repeat(number, lengths), fill=-1))
+            positions=torch.from_numpy(scatter(shape, target, within, fill=0)) if self.block_diagonal else None,
+            documents=torch.from_numpy(scatter(shape, target, np.repeat(number, lengths), fill=-1))
             if self.block_diagonal
             else None,
             num_bytes=torch.from_numpy(num_bytes),
@@ -165,7 +165,7 @@ def padding_share(tokens: np.ndarray, widths: np.ndarray, table: np.ndarray) -> 
     return 1 - float(tokens[table][used].sum() / (widths * used.sum(axis=1)).sum())
 
 
-def _scatter(shape: tuple[int, int], target: np.ndarray, values: np.ndarray, *, fill: int) -> np.ndarray:
+def scatter(shape: tuple[int, int], target: np.ndarray, values: np.ndarray, *, fill: int) -> np.ndarray:
     """A bool or int64 array of ``fill`` with ``values`` at the flat places ``target``."""
     out = np.full(shape, fill, dtype=bool if values.dtype == bool else np.int64)
     out.reshape(-1)[target] = values

@@ -121,7 +121,7 @@ class CorpusWriter:
 
     def append(
         self,
-        ids: np.ndarray,
+        ids: Sequence[int] | np.ndarray,
         lengths: Sequence[int] | np.ndarray,
         counted: np.ndarray | None = None,
         *,

@@ -98,7 +98,7 @@ def chat_messages(fields: Mapping[str, Any], format: ChatFormat) -> Messages:
 
 
 def _from_messages(fields: Mapping[str, Any]) -> Messages:
-    return _message_list(require(fields, "messages"), "messages")
+    return message_list(require(fields, "messages"), "messages")
 
 
 def field_messages(fields: Mapping[str, Any], field: str, role: str) -> Messages:
@@ -109,7 +109,7 @@ def field_messages(fields: Mapping[str, Any], field: str, role: str) -> Messages
     """
     value = require(fields, field)
     if isinstance(value, list):
-        return _message_list(value, field)
+        return message_list(value, field)
     if isinstance(value, str):
         return [{"role": role, "content": require_text(value, field)}]
     raise ValueError(f"field {field!r} must be text or a list of messages, found {type(value).__name__}")
@@ -136,12 +136,12 @@ def _from_alpaca(fields: Mapping[str, Any]) -> Messages:
 
 
 def _from_sharegpt(fields: Mapping[str, Any]) -> Messages:
-    return _message_list(
+    return message_list(
         require(fields, "conversations"), "conversations", role_key="from", content_key="value", roles=_SHAREGPT_ROLES
     )
 
 
-def _message_list(
+def message_list(
     value: Any,
     field: str,
     *,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from align.data.formats import Messages
+from align.data.pairs import Pair
 from align.tokenizer import Tokenizer
 
 
@@ -57,6 +58,22 @@ class EncodedChat(NamedTuple):
     cut: TruncationReport
 
 
+class EncodedPair(NamedTuple):
+    """A pair as it stands in its two rows: prompt and chosen, prompt and rejected.
+
+    Attributes:
+        prompt: ``[p]`` int64, up to what opens the assistant's turn.
+        chosen: ``[n]`` int64, the answer and the end of its turn.
+        rejected: ``[m]`` int64, likewise.
+        cut: what was cut.
+    """
+
+    prompt: np.ndarray
+    chosen: np.ndarray
+    rejected: np.ndarray
+    cut: TruncationReport
+
+
 class _Kept(NamedTuple):
     """What a row keeps of a prompt and a response: ``prompt[:opening]``, ``prompt[start:]``, ``response[:length]``."""
 
@@ -103,6 +120,43 @@ def encode_chat(messages: Messages, tokenizer: Tokenizer, limit: int) -> Encoded
     keep = np.r_[0:opening, start : response + length]
     report = TruncationReport(1, start - opening, end - response - length, int(response + length < end))
     return EncodedChat(ids[keep], counted[keep], report)
+
+
+def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
+    """Render a prompt and two answers apart, as sampling does, and cut them where a row is longer than ``limit``.
+
+    The prompt is cut, as in ``encode_chat``, until the longer answer fits, or nothing but the opening and the header
+    is left; then the answers from their ends. Both rows keep the same prompt.
+
+    Args:
+        pair: checked.
+        tokenizer: renders.
+        limit: most tokens of a row.
+
+    Raises:
+        ValueError: nothing of the answers would be left, or nothing of what they differ in, or the tokenizer's
+            template ends no turn.
+    """
+    end = tokenizer.end_of_turn_id
+    if end is None:
+        raise ValueError("the tokenizer's chat template ends no turn of the assistant with a special token")
+    prompt = np.array(tokenizer.render_chat(pair.prompt, add_generation_prompt=True).ids, np.int64)
+    chosen, rejected = (np.array([*tokenizer.encode(text), end], np.int64) for text in (pair.chosen, pair.rejected))
+    longest = max(len(chosen), len(rejected))
+    if len(prompt) + longest <= limit:
+        return EncodedPair(prompt, chosen, rejected, TruncationReport())
+
+    header = len(prompt) - len(tokenizer.render_chat(pair.prompt).ids)
+    opening, start, length = _fit(pair.prompt, prompt, longest, tokenizer, header=header, limit=limit)
+    if np.array_equal(chosen[:length], rejected[:length]):
+        raise ValueError(
+            f"chosen and rejected differ only after {length} tokens, which is all that a context of {limit - 1} tokens "
+            f"leaves of them behind {opening + len(prompt) - start} of the prompt"
+        )
+    lost = [max(0, len(answer) - length) for answer in (chosen, rejected)]
+    report = TruncationReport(1, start - opening, sum(lost), sum(map(bool, lost)))
+    keep = np.r_[0:opening, start : len(prompt)]
+    return EncodedPair(prompt[keep], chosen[:length], rejected[:length], report)
 
 
 def _fit(
