@@ -26,4 +26,4 @@ def test_make_demo_from_an_empty_folder(tmp_path: Path):
     assert 0.4 <= float(gold[1]) <= 0.6
     assert result.stdout.count("[sandbox reward") == 5
     again = subprocess.run(["make", "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
-    assert again.stderr.count("up-to-date") == 5
+    assert again.stderr.count("up-to-date") == 7

@@ -54,7 +54,12 @@ def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def sample_texts(
-    network: GPT, tokenizer: Tokenizer, prompts: Sequence[Prompt], sampling: SamplingConfig, *, seed: int
+    network: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    *,
+    seed: int | Sequence[int],
 ) -> list[TextSample]:
     """One response to each prompt, all in one batch.
 
@@ -63,15 +68,28 @@ def sample_texts(
         tokenizer: the network's own.
         prompts: what to answer or continue.
         sampling: temperature, truncation and length.
-        seed: response i draws from seed + i.
+        seed: response i draws from seed + i, or from the i-th of as many seeds.
 
     Returns:
         list[TextSample]: as many as prompts, in order.
     """
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    seeds = range(seed, seed + len(ids))
+    return sample_continuations(
+        network, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling, seed=seed
+    )
+
+
+def sample_continuations(
+    network: GPT,
+    tokenizer: Tokenizer,
+    ids: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    seed: int | Sequence[int],
+) -> list[TextSample]:
+    """As ``sample_texts``, of prompts that are already ids."""
+    seeds = list(range(seed, seed + len(ids))) if isinstance(seed, int) else seed
     stop = tokenizer.stop_ids
-    samples = generate(network, ids, sampling, stop_ids=stop, seeds=list(seeds), pad_id=tokenizer.pad_id or 0)
+    samples = generate(network, ids, sampling, stop_ids=stop, seeds=seeds, pad_id=tokenizer.pad_id or 0)
     out = []
     for row, mask, finished in zip(
         samples.ids.tolist(), samples.mask.sum(1).tolist(), samples.finished.tolist(), strict=True

@@ -28,6 +28,9 @@ VERBS = {
     "test": Verb("align.cli.lightning:main", "run a recipe's test"),
     "predict": Verb("align.cli.lightning:main", "run a recipe's prediction"),
     "generate": Verb("align.cli.generate:main", "sample from a model directory, and score the samples"),
+    "preferences": Verb(
+        "align.cli.preferences:main", "sample answers, compare them with a judge, write preference pairs or the best"
+    ),
     "tokenizer": Verb("align.cli.tokenizer:main", "train a byte-level BPE; encode and decode with it"),
     "sandbox": Verb("align.cli.sandbox:main", "write the synthetic world's data"),
 }
@@ -104,5 +107,5 @@ def _help() -> str:
         "",
         "verbs:",
     ]
-    lines += [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    lines += [f"  {name:<11} {verb.summary}" for name, verb in VERBS.items()]
     return "\n".join(lines) + "\n" + _EPILOG

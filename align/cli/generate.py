@@ -11,6 +11,7 @@ import jsonargparse
 
 from align.cli.errors import UsageError
 from align.cli.parsing import make_parser, parse
+from align.cli.sampling import add_sampling_arguments, as_messages, as_text, read_prompts, sampling_config
 
 
 def main(args: list[str]) -> int:
@@ -40,8 +41,6 @@ def main(args: list[str]) -> int:
 
 
 def _parser() -> jsonargparse.ArgumentParser:
-    from align.model import SamplingConfig
-
     parser = make_parser("generate", "Sample from a model directory, a Hugging Face directory or a Hub id.")
     parser.add_argument("model", help="model directory, Hugging Face directory or Hub id")
     parser.add_argument("--prompt", help="what to answer (chat models) or to continue (others)")
@@ -51,16 +50,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=1, help="samples per prompt")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count up from it")
     parser.add_argument("--batch_size", type=int, default=64, help="sequences sampled at once")
-    defaults = SamplingConfig()
-    for name, kind, text in (
-        ("temperature", float, "divides the logits; 0 is greedy"),
-        ("top_k", int, "sample among the k likeliest tokens; 0 turns it off"),
-        ("top_p", float, "sample among the likeliest tokens that hold this probability"),
-        ("min_p", float, "drop tokens less likely than this times the likeliest; 0 turns it off"),
-        ("repetition_penalty", float, "divides the logits of tokens already there; 1 turns it off"),
-        ("max_new_tokens", int, "longest response, tokens"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, default=getattr(defaults, name), help=text)
+    add_sampling_arguments(parser)
     parser.add_argument("--judge", help="score the samples: sandbox, or module:function (prompts, responses) -> scores")
     parser.add_argument("--out", help="also write the samples to this JSONL file")
     parser.add_argument("--show", type=int, default=8, help="how many samples to print (without --json)")
@@ -73,55 +63,27 @@ def _parser() -> jsonargparse.ArgumentParser:
 def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Samples, one batch at a time."""
     from align.callbacks.samples import sample_texts
-    from align.model import SamplingConfig, load_network
+    from align.model import load_network
     from align.rewards import load_reward
     from align.tokenizer import Tokenizer
 
     judge = load_reward(options.judge) if options.judge else None
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
-    sampling = SamplingConfig(**{name: getattr(options, name) for name in names})
-    prompts = _prompts(options)
+    sampling = sampling_config(options)
+    prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts, limit=options.limit)
     tokenizer = Tokenizer.load(options.model)
     network = load_network(options.model).eval()
     chat = not options.raw and tokenizer.spec.chat_template is not None and _stage(options.model) != "pretrain"
     rows = [prompt for prompt in prompts for _ in range(options.n)]
     for start in range(0, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
-        rendered = [_as_messages(prompt) if chat else _as_text(prompt) for prompt in batch]
+        rendered = [as_messages(prompt) if chat else as_text(prompt) for prompt in batch]
         texts = sample_texts(network, tokenizer, rendered, sampling, seed=options.seed + start)
-        asked = [_as_text(prompt) for prompt in batch]
+        asked = [as_text(prompt) for prompt in batch]
         rewards = judge(asked, [text.text for text in texts]) if judge else None
         yield [
             {"prompt": prompt, **text._asdict()} | ({"reward": rewards[i]} if rewards is not None else {})
             for i, (prompt, text) in enumerate(zip(asked, texts, strict=True))
         ]
-
-
-def _prompts(options: jsonargparse.Namespace) -> list[Any]:
-    """The prompts of the command line: each a text or messages."""
-    if options.prompt is not None:
-        return [options.prompt]
-    prompts: list[Any] = []
-    with Path(options.prompts).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if options.limit is not None and len(prompts) >= options.limit:
-                break
-            try:
-                prompts.append(json.loads(line)["prompt"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{options.prompts}:{number}: not a JSON object with the field 'prompt'") from error
-    if not prompts:
-        raise ValueError(f"{options.prompts} holds no prompts")
-    return prompts
-
-
-def _as_messages(prompt: Any) -> Any:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
-def _as_text(prompt: Any) -> str:
-    """What the prompt asks: the text itself, or the last message's."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
 def _stage(model: str) -> str | None:

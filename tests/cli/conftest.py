@@ -18,6 +18,9 @@ def shrink(folder: Path) -> Path:
     sizes |= {"preference_pairs": 2, "preference_val_pairs": 2, "prompts": 4, "prompts_val": 4, "prompts_test": 6}
     pipeline["stages"]["data"]["arguments"] |= sizes
     pipeline["stages"]["samples"]["arguments"] |= {"max_new_tokens": 12}
+    for name in ("preferences", "preferences_val"):
+        # Six steps teach no end of turn.
+        pipeline["stages"][name]["arguments"] |= {"max_new_tokens": 12, "keep_unfinished": True}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     for name in ("pretrain", "sft"):
         recipe = yaml.safe_load((ROOT / f"recipes/tiny/{name}.yaml").read_text())

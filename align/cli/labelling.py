@@ -1,0 +1,199 @@
+"""From the scored answers to a prompt to preference pairs, or to the best of them."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from random import Random
+from typing import Any, NamedTuple
+
+
+class Answer(NamedTuple):
+    """An answer with its judge's score.
+
+    Attributes:
+        text: what was said.
+        tokens: how many tokens were sampled, a stop token included.
+        finished: ended by a stop token, not by the length.
+        score: the judge's, in its own unit; higher is better.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+    score: float
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Which answers are compared, and how noisily.
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
+    label_temperature: float = 0.0
+    """Temperature of the Bradley-Terry coin, in units of the judge's score; 0: the higher score is always chosen"""
+    pairs_per_prompt: int = 6
+    """Most pairs of one prompt"""
+    keep_unfinished: bool = False
+    """Use answers that were cut by the length too"""
+    seed: int = 0
+    """Of the choice among pairs and of the coin"""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        if not 0 <= self.label_temperature < math.inf:
+            raise ValueError(f"label_temperature is {self.label_temperature}; it must be 0 (noiseless) or above")
+        if self.pairs_per_prompt < 1:
+            raise ValueError(f"pairs_per_prompt is {self.pairs_per_prompt}; it must be at least 1")
+
+
+@dataclass
+class Tally:
+    """What became of prompts and answers."""
+
+    prompts: int = 0
+    """Prompts read"""
+    prompts_too_long: int = 0
+    """Prompts that leave no room for an answer; skipped"""
+    prompts_all_equal: int = 0
+    """Prompts whose usable answers say the same; skipped for pairs"""
+    prompts_too_few: int = 0
+    """Prompts with fewer usable answers than needed: two for pairs, one for the best of them; skipped"""
+    answers: int = 0
+    """Answers sampled"""
+    answers_unfinished: int = 0
+    """Answers cut by the length"""
+    answers_empty: int = 0
+    """Answers that say nothing; never used"""
+    answers_identical: int = 0
+    """Usable answers that repeat an earlier one to the same prompt; never compared with it"""
+    ties: int = 0
+    """Pairs of equal score: a fair coin labels them, or at label_temperature 0 they are left out"""
+    untied: int = 0
+    """Written pairs of unequal score"""
+    agreeing: int = 0
+    """Of these, pairs whose label is the judge's order"""
+    records: int = 0
+    """Records written"""
+    score_sum: float = 0.0
+    """Over all answers"""
+    kept_score_sum: float = 0.0
+    """Over chosen answers, or the best ones"""
+    rejected_score_sum: float = 0.0
+    """Over rejected answers"""
+    kept_tokens: int = 0
+    """Over chosen answers, or the best ones"""
+    rejected_tokens: int = 0
+    """Over rejected answers"""
+
+    def summary(self, *, best_of: bool) -> dict[str, Any]:
+        """Counts, shares and means, ready for JSON."""
+        sums = {"score_sum", "kept_score_sum", "rejected_score_sum", "kept_tokens", "rejected_tokens"}
+        pairs_only = {"ties", "untied", "agreeing", "prompts_all_equal", "answers_identical"} if best_of else set()
+        counts = {name: value for name, value in asdict(self).items() if name not in sums | pairs_only}
+        kept = "best" if best_of else "chosen"
+        means = {
+            "answers": _mean(self.score_sum, self.answers),
+            kept: _mean(self.kept_score_sum, self.records),
+        }
+        tokens = {kept: _mean(self.kept_tokens, self.records)}
+        if best_of:
+            return {"counts": counts, "mean_score": means, "mean_tokens": tokens}
+        means["rejected"] = _mean(self.rejected_score_sum, self.records)
+        tokens["rejected"] = _mean(self.rejected_tokens, self.records)
+        agreement = _mean(self.agreeing, self.untied)
+        return {"counts": counts, "label_agreement": agreement, "mean_score": means, "mean_tokens": tokens}
+
+
+def label_pairs(
+    number: int, answers: Sequence[Answer], config: LabelConfig, tally: Tally
+) -> list[tuple[Answer, Answer]]:
+    """Pairs of (chosen, rejected) among the answers to a prompt.
+
+    1. leave out answers that are empty, were cut (unless kept) or repeat an earlier one;
+    2. all pairs of what is left, without ties if labels are noiseless;
+    3. shuffle, and take the first ``pairs_per_prompt``;
+    4. a coin labels each: P(first chosen) = sigmoid((s1 - s2) / temperature) (Bradley & Terry 1952).
+
+    Everything random depends on the seed and the prompt's number alone.
+
+    Args:
+        number: of the prompt in its file.
+        answers: to the prompt.
+        config: the settings.
+        tally: is counted up.
+
+    Returns:
+        list: possibly empty.
+    """
+    tally.prompts += 1
+    if not answers:
+        tally.prompts_too_long += 1
+        return []
+    usable = _usable(answers, config, tally)
+    distinct = list({answer.text: answer for answer in reversed(usable)}.values())[::-1]
+    tally.answers_identical += len(usable) - len(distinct)
+    if len(distinct) < 2:
+        tally.prompts_all_equal += len(usable) > 1
+        tally.prompts_too_few += len(usable) <= 1
+        return []
+    rng = Random(f"{config.seed}/pairs/{number}")
+    pairs = list(combinations(distinct, 2))
+    if config.label_temperature == 0:
+        tally.ties += sum(first.score == second.score for first, second in pairs)
+        pairs = [(first, second) for first, second in pairs if first.score != second.score]
+    rng.shuffle(pairs)
+    labelled = [_toss(rng, first, second, config.label_temperature) for first, second in pairs]
+    labelled = labelled[: config.pairs_per_prompt]
+    for chosen, rejected in labelled:
+        tied = chosen.score == rejected.score
+        tally.ties += tied
+        tally.untied += not tied
+        tally.agreeing += chosen.score > rejected.score
+        tally.rejected_score_sum += rejected.score
+        tally.rejected_tokens += rejected.tokens
+        _count_kept(chosen, tally)
+    return labelled
+
+
+def best_answer(answers: Sequence[Answer], config: LabelConfig, tally: Tally) -> Answer | None:
+    """The answer of the highest score, the first of them on a tie; None if none is usable."""
+    tally.prompts += 1
+    if not answers:
+        tally.prompts_too_long += 1
+        return None
+    usable = _usable(answers, config, tally)
+    if not usable:
+        tally.prompts_too_few += 1
+        return None
+    best = max(usable, key=lambda answer: answer.score)
+    _count_kept(best, tally)
+    return best
+
+
+def _usable(answers: Sequence[Answer], config: LabelConfig, tally: Tally) -> list[Answer]:
+    tally.answers += len(answers)
+    tally.score_sum += math.fsum(answer.score for answer in answers)
+    tally.answers_unfinished += sum(not answer.finished for answer in answers)
+    # Data refuses an assistant's turn that says nothing.
+    tally.answers_empty += sum(not answer.text.strip() for answer in answers)
+    return [answer for answer in answers if answer.text.strip() and (answer.finished or config.keep_unfinished)]
+
+
+def _toss(rng: Random, first: Answer, second: Answer, temperature: float) -> tuple[Answer, Answer]:
+    gap = first.score - second.score
+    if temperature == 0:
+        return (first, second) if gap > 0 else (second, first)
+    return (first, second) if rng.random() < 0.5 * (1 + math.tanh(gap / temperature / 2)) else (second, first)
+
+
+def _count_kept(answer: Answer, tally: Tally) -> None:
+    tally.records += 1
+    tally.kept_score_sum += answer.score
+    tally.kept_tokens += answer.tokens
+
+
+def _mean(total: float, count: int) -> float | None:
+    return round(total / count, 6) if count else None

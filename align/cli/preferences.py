@@ -1,0 +1,291 @@
+"""``align preferences``: a model's own answers, compared by a judge, as preference data or as the best of N."""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+from align.cli.errors import UsageError
+from align.cli.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
+from align.cli.parsing import make_parser, parse
+from align.cli.sample_log import SampleLog, replacing_file
+from align.cli.sampling import Prompt, add_sampling_arguments, as_messages, as_text, read_prompts, sampling_config
+
+if TYPE_CHECKING:
+    from align.model import GPT, SamplingConfig
+    from align.tokenizer import Tokenizer
+
+
+def main(args: list[str]) -> int:
+    """Sample, score, label and write.
+
+    1. sample N answers to each prompt and score them, a batch at a time, into a log that outlives a kill;
+    2. label pairs (or pick the best) from the whole log;
+    3. move the output and its ``.meta.json`` into place, and drop the log.
+
+    Args:
+        args: the command line after ``align preferences``.
+
+    Returns:
+        int: 0.
+    """
+    options = parse(_parser(), args)
+    _check(options)
+    config = LabelConfig(
+        label_temperature=options.label_temperature,
+        pairs_per_prompt=options.pairs_per_prompt,
+        keep_unfinished=options.keep_unfinished,
+        seed=options.seed,
+    )
+    prompts = read_prompts(options.prompts, skip=options.skip, limit=options.limit)
+    origin = _origin(options)
+    out = Path(options.out)
+    log = SampleLog(out, origin)
+    if log.done:
+        print(f"going on after the {log.done} prompts that {log.file} holds", file=sys.stderr)
+    if log.done < len(prompts):
+        _sample(options, prompts, log)
+    summary = _write(out, prompts, log, config, options, origin)
+    log.remove()
+    if options.json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        _show(out, summary, best_of=options.best_of)
+    return 0
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = make_parser(
+        "preferences",
+        "Sample several answers to each prompt, score them with a judge, and write preference pairs labelled by a "
+        "Bradley-Terry coin, or with --best_of the best answer to each prompt as SFT data.",
+    )
+    parser.add_argument("model", help="model directory, Hugging Face directory or Hub id of a chat model")
+    parser.add_argument("--prompts", required=True, help="JSONL file of {'prompt': text or messages}")
+    parser.add_argument(
+        "--judge",
+        required=True,
+        help="what scores the answers: sandbox, module:function (prompts, responses) -> scores, or the directory of a "
+        "reward model",
+    )
+    parser.add_argument("--out", required=True, help="JSONL file to write; OUT.meta.json beside it tells where from")
+    parser.add_argument("--n", type=int, default=4, help="answers to each prompt")
+    parser.add_argument("--best_of", action="store_true", help="write the best of N as chats for SFT, not pairs")
+    labels = LabelConfig()
+    parser.add_argument(
+        "--label_temperature",
+        type=float,
+        default=labels.label_temperature,
+        help="temperature of the coin that labels a pair, P(first chosen) = sigmoid((s1 - s2) / temperature), in units "
+        "of the judge's score; 0: the judge's order, ties left out",
+    )
+    parser.add_argument("--pairs_per_prompt", type=int, default=labels.pairs_per_prompt, help="most pairs of a prompt")
+    parser.add_argument("--keep_unfinished", action="store_true", help="use answers that the length cut off too")
+    parser.add_argument("--skip", type=int, default=0, help="leave out this many prompts at the start of the file")
+    parser.add_argument("--limit", type=int, help="read only this many prompts (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of answers, choice of pairs and labels")
+    parser.add_argument("--batch_size", type=int, default=256, help="answers sampled at once")
+    add_sampling_arguments(parser)
+    parser.add_argument(
+        "--json", action="store_true", help="print the summary (as in OUT.meta.json) as one JSON object"
+    )
+    return parser
+
+
+def _check(options: jsonargparse.Namespace) -> None:
+    least = 1 if options.best_of else 2
+    if options.n < least:
+        raise UsageError(
+            f"--n is {options.n}: it must be at least {least}" + ("" if options.best_of else " for a pair")
+        )
+    if options.batch_size < 1:
+        raise UsageError(f"--batch_size is {options.batch_size}: it must be at least 1")
+    if options.skip < 0:
+        raise UsageError(f"--skip is {options.skip}: it must be at least 0")
+    if options.limit is not None and options.limit < 1:
+        raise UsageError(f"--limit is {options.limit}: it must be at least 1")
+
+
+def _origin(options: jsonargparse.Namespace) -> dict[str, Any]:
+    """Everything that answers and scores depend on: no dates, so that the same run gives the same bytes."""
+    from align.model import weights_fingerprint
+    from align.model.directory import locate
+    from align.tokenizer import Tokenizer
+
+    sampling = asdict(sampling_config(options)) | {"n": options.n, "seed": options.seed}
+    with Path(options.prompts).open("rb") as file:
+        prompts = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "model": {
+            "directory": options.model,
+            "weights": weights_fingerprint(locate(options.model)),
+            "tokenizer": Tokenizer.load(options.model).fingerprint,
+        },
+        "judge": {
+            "name": options.judge,
+            "weights": weights_fingerprint(options.judge) if Path(options.judge).is_dir() else None,
+        },
+        "prompts": {"file": options.prompts, "sha256": prompts, "skip": options.skip, "limit": options.limit},
+        "sampling": sampling,
+    }
+
+
+def _sample(options: jsonargparse.Namespace, prompts: Sequence[Prompt], log: SampleLog) -> None:
+    """Fill the log with scored answers to the prompts it does not have yet."""
+    from align.model import load_network
+    from align.rewards import load_reward
+    from align.tokenizer import Tokenizer
+
+    judge = load_reward(options.judge)
+    tokenizer = Tokenizer.load(options.model)
+    if tokenizer.spec.chat_template is None:
+        raise ValueError(f"{options.model} has no chat template: preferences are between answers of a chat model")
+    network = load_network(options.model).eval()
+    sampling = sampling_config(options)
+    group = max(1, options.batch_size // options.n)
+    with _progress(len(prompts), log.done) as advance:
+        while log.done < len(prompts):
+            batch = prompts[log.done : log.done + group]
+            first = options.skip + log.done
+            log.append(_answers(network, tokenizer, batch, sampling, judge, options, first=first))
+            advance(len(batch))
+
+
+def _answers(
+    network: "GPT",
+    tokenizer: "Tokenizer",
+    prompts: Sequence[Prompt],
+    sampling: "SamplingConfig",
+    judge: Any,
+    options: jsonargparse.Namespace,
+    *,
+    first: int,
+) -> list[list[Answer]]:
+    """Scored answers to each prompt, none where a prompt leaves no room for one."""
+    from align.callbacks.samples import encode_prompt, sample_continuations
+
+    ids = [encode_prompt(tokenizer, as_messages(prompt)) for prompt in prompts]
+    rows = [
+        (number, answer)
+        for number in range(len(prompts))
+        if len(ids[number]) < network.config.context
+        for answer in range(options.n)
+    ]
+    found: list[list[Answer]] = [[] for _ in prompts]
+    if not rows:
+        return found
+    seeds = [_seed(options.seed, first + number, answer) for number, answer in rows]
+    texts = sample_continuations(network, tokenizer, [ids[number] for number, _ in rows], sampling, seed=seeds)
+    asked = [as_text(prompts[number]) for number, _ in rows]
+    scores = judge(asked, [text.text for text in texts])
+    for (number, _), text, score in zip(rows, texts, scores, strict=True):
+        found[number].append(Answer(text.text, text.tokens, text.finished, float(score)))
+    return found
+
+
+def _seed(seed: int, prompt: int, answer: int) -> int:
+    """Seed of an answer, of (seed, prompt's number, answer's number) alone: runs of other seeds share none."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt}/{answer}".encode()).digest()[:8], "little") >> 1
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    """A bar over the prompts on the terminal, if there is one, with the rate and the remaining time."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    columns = (
+        "sampling",
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn("{task.speed:.1f} prompts/s", show_speed=True),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("sampling", total=total, completed=done)
+        yield lambda count: progress.advance(task, count)
+
+
+def _write(
+    out: Path,
+    prompts: Sequence[Prompt],
+    log: SampleLog,
+    config: LabelConfig,
+    options: jsonargparse.Namespace,
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the records and the sidecar; the summary."""
+    tally = Tally()
+    with replacing_file(out) as file:
+        for number, (prompt, answers) in enumerate(zip(prompts, log.rows(), strict=True), options.skip):
+            for record in _records(number, as_messages(prompt), answers, config, tally, best_of=options.best_of):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        if not tally.records:
+            what = "usable answer" if options.best_of else "two answers that differ"
+            counts = ", ".join(f"{name} {count}" for name, count in vars(tally).items() if count and "sum" not in name)
+            raise ValueError(f"nothing to write: no prompt got {what} ({counts}); {log.file} keeps the answers")
+        labels = {"keep_unfinished": config.keep_unfinished} if options.best_of else asdict(config)
+        summary = {
+            "what": "best of n" if options.best_of else "preference pairs",
+            **origin,
+            "labels": labels,
+            **tally.summary(best_of=options.best_of),
+        }
+        with replacing_file(out.with_name(f"{out.name}.meta.json")) as meta:
+            meta.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return summary
+
+
+def _records(
+    number: int,
+    prompt: list[dict[str, str]],
+    answers: Sequence[Answer],
+    config: LabelConfig,
+    tally: Tally,
+    *,
+    best_of: bool,
+) -> Iterator[dict[str, Any]]:
+    if best_of:
+        best = best_answer(answers, config, tally)
+        if best is not None:
+            yield {"messages": [*prompt, _turn(best)], "score": best.score}
+        return
+    for chosen, rejected in label_pairs(number, answers, config, tally):
+        yield {
+            "prompt": prompt,
+            "chosen": [_turn(chosen)],
+            "rejected": [_turn(rejected)],
+            "score_chosen": chosen.score,
+            "score_rejected": rejected.score,
+        }
+
+
+def _turn(answer: Answer) -> dict[str, str]:
+    return {"role": "assistant", "content": answer.text}
+
+
+def _show(out: Path, summary: dict[str, Any], *, best_of: bool) -> None:
+    counts, scores = summary["counts"], summary["mean_score"]
+    print(
+        f"{out}: {counts['records']} {summary['what']} from {counts['answers']} answers to {counts['prompts']} prompts"
+    )
+    skipped = {name: counts[name] for name in counts if name.startswith("prompts_") and counts[name]}
+    if skipped:
+        print(
+            "prompts skipped: " + ", ".join(f"{count} {name[8:].replace('_', ' ')}" for name, count in skipped.items())
+        )
+    left = {name: counts[name] for name in counts if name.startswith("answers_") and counts[name]}
+    if left:
+        print("answers: " + ", ".join(f"{count} {name[8:]}" for name, count in left.items()))
+    print("mean score: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    if not best_of:
+        agreement = summary["label_agreement"]
+        share = "" if agreement is None else f"{agreement:.1%} of the untied labels are the judge's order; "
+        print(f"{share}{counts['ties']} ties")
