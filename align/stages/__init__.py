@@ -2,6 +2,7 @@
 
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
 from align.stages.pretrain import Pretrain
+from align.stages.probe import Probe, ProbeConfig
 from align.stages.sft import SFT
 
-__all__ = ["SFT", "OptimizerConfig", "Pretrain", "ScheduleConfig"]
+__all__ = ["SFT", "OptimizerConfig", "Pretrain", "Probe", "ProbeConfig", "ScheduleConfig"]
