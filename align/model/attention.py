@@ -120,8 +120,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
-        """Attend within ``x`` ``[B, T, D]``, and to the cache when there is one."""
+    def forward(self, x: torch.Tensor, context: Context, last: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend within ``x`` ``[B, T, D]``, and to the cache when there is one; ``last`` as in ``Block``."""
         queries, keys, values = (
             projection(x).unflatten(-1, (-1, self.head_width)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -134,4 +134,10 @@ class Attention(nn.Module):
             keys, values = context.cache.update(self.layer, keys, values, positions=context.positions)
         dropout = self.dropout if self.training else 0.0
         mixed = context.attend(queries, keys, values, mask=context.mask, dropout=dropout)
-        return self.o_proj(mixed.transpose(1, 2).flatten(-2))
+        mixed = mixed.transpose(1, 2).flatten(-2)
+        return self.o_proj(mixed if last is None else at(mixed, last))
+
+
+def at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """``[B, D]`` of ``x`` ``[B, T, D]`` at one place a row, ``places`` ``[B]`` int64."""
+    return x[torch.arange(len(x), device=x.device), places]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from align.model.attention import Attention, Context
+from align.model.attention import Attention, Context, at
 from align.model.config import GPTConfig
 from align.model.norms import make_norm
 
@@ -46,12 +46,23 @@ class Block(nn.Module):
         self.post_attention_layernorm = make_norm(config)
         self.pre_norm, self.dropout = config.norm_placement == "pre", config.dropout
 
-    def forward(self, x: torch.Tensor, context: Context) -> torch.Tensor:
-        """One step of the residual stream ``x`` ``[B, T, D]``."""
+    def forward(self, x: torch.Tensor, context: Context, last: torch.Tensor | None = None) -> torch.Tensor:
+        """One step of the residual stream.
+
+        Args:
+            x: ``[B, T, D]``.
+            context: what all blocks share.
+            last: ``[B]`` int64, the one place of each row whose output is wanted; the others still give their keys and
+                values. None means all.
+
+        Returns:
+            ``[B, T, D]``, or ``[B, D]`` with ``last``.
+        """
+        chosen = x if last is None else at(x, last)
         if self.pre_norm:
-            x = x + self._drop(self.self_attn(self.input_layernorm(x), context))
+            x = chosen + self._drop(self.self_attn(self.input_layernorm(x), context, last))
             return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
-        x = self.input_layernorm(x + self._drop(self.self_attn(x, context)))
+        x = self.input_layernorm(chosen + self._drop(self.self_attn(x, context, last)))
         return self.post_attention_layernorm(x + self._drop(self.mlp(x)))
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,16 @@ Hub id of Llama, Qwen2, Qwen3 or GPT-2 opens here. Names and configurations of e
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from align.model.config import GPTConfig
-from align.model.families import Family, Fields, FileTensor, config_from, family_in, family_of
+from align.model.families import ONE_LABEL, Family, Fields, FileTensor, config_from, family_in, family_of
 from align.model.gpt import GPT
 from align.model.manifest import weights_fingerprint
 from align.model.replacing import recover, replacing_directory
@@ -27,6 +29,9 @@ from align.model.safetensors_file import (
     stored_weights,
     write_tensors,
 )
+
+if TYPE_CHECKING:
+    from align.model.scalar import ScalarGPT
 
 __all__ = ["load_network", "locate", "read_config", "replacing_directory", "save_network", "weights_fingerprint"]
 
@@ -83,7 +88,7 @@ def read_config(source: str | Path) -> GPTConfig:
         FileNotFoundError: there is no such directory.
         ValueError: config.json asks for what our network does not do; the line names file, field and value.
     """
-    return config_from(_read_fields(locate(source)))
+    return config_from(read_fields(locate(source)))
 
 
 def load_network(source: str | Path, *, dtype: torch.dtype = torch.float32) -> GPT:
@@ -98,27 +103,73 @@ def load_network(source: str | Path, *, dtype: torch.dtype = torch.float32) -> G
     Raises:
         FileNotFoundError: the directory or a weight file is missing.
         ValueError: the configuration is not supported, a file is damaged, or a tensor is missing, surplus or of
-            another shape; the line names file and tensor.
+            another shape, or it is a reward model; the line names file and tensor.
     """
     directory = locate(source)
-    fields = _read_fields(directory)
+    fields = read_fields(directory)
+    config = config_from(fields)
+    if is_scalar(fields):
+        raise ValueError(
+            f"{directory}: a reward model ({family_in(fields).classifier}), which gives a score and no text; "
+            "a language model is needed here"
+        )
+    with built_without_memory():
+        network = GPT(config)
+    fill(network, directory, fields, dtype=dtype)
+    return network
+
+
+def is_scalar(fields: Fields) -> bool:
+    """Whether a config.json describes a network with a score for a head, not a language model."""
+    return family_in(fields).classifier in fields.get("architectures", [])
+
+
+@contextmanager
+def built_without_memory() -> Iterator[None]:
+    """Networks built inside have shapes but no weights; ``fill`` gives them some."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+def fill(
+    network: nn.Module,
+    directory: Path,
+    fields: Fields,
+    *,
+    dtype: torch.dtype,
+    ignored: Sequence[str] = (),
+    fresh: Sequence[str] = (),
+) -> None:
+    """Give a network without memory the weights of a directory, one tensor after the other.
+
+    Args:
+        network: a GPT or a ScalarGPT of the configuration in ``fields``.
+        directory: where the weight files are.
+        fields: its config.json.
+        dtype: what the weights are converted to.
+        ignored: tensors of the file that the network has no use for.
+        fresh: tensors of ours that the file does not have; they are left without memory.
+
+    Raises:
+        FileNotFoundError: a weight file is missing.
+        ValueError: a file is damaged, or a tensor is missing, surplus or of another shape.
+    """
     config, family = config_from(fields), family_in(fields)
     stored = _by_canonical_name(stored_weights(directory), family)
-    with torch.device("meta"), _Undrawn():
-        network = GPT(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in fresh}
     layout = family.layout(shapes)
+    for name in ignored:
+        stored.pop(name, None)
     _drop_tied_copy(stored, config, layout)
     _check_complete(stored, layout, shapes, directory)
     ours = {
         name: part.to(dtype) for tensor in layout for name, part in _parts(tensor, read_tensor(stored[tensor.name]))
     }
-    network.load_state_dict(ours, assign=True)
-    return network
+    network.load_state_dict(ours, assign=True, strict=not fresh)
 
 
 def save_network(
-    network: GPT,
+    network: "GPT | ScalarGPT",
     directory: str | Path,
     *,
     bos_id: int | None,
@@ -132,7 +183,8 @@ def save_network(
     Not atomic by itself: write into what ``replacing_directory`` yields.
 
     Args:
-        network: what to write; a tied output matrix is written once, as the embedding.
+        network: what to write; a tied output matrix is written once, as the embedding. A ScalarGPT is written as a
+            sequence classifier with one label, whose readers find the last real token by ``pad_id``.
         directory: made where it does not exist; must hold no weights.
         bos_id: what starts a text, or None.
         eos_ids: what ends a response.
@@ -150,15 +202,17 @@ def save_network(
         raise FileExistsError(f"{old[0]} exists; write into what replacing_directory yields, to replace it whole")
     family = family_of(network.config)
     state = network.state_dict()
-    written = dtype or network.output_weight.dtype
+    scalar = "score.weight" in state
+    written = dtype or state["model.embed_tokens.weight"].dtype
     special = {"bos_token_id": bos_id, "eos_token_id": _one_or_list(eos_ids), "pad_token_id": pad_id}
     precision = str(written).removeprefix("torch.")
     _write_json(
         directory / "config.json",
         {
             "model_type": family.model_type,
-            "architectures": [family.architecture],
+            "architectures": [family.classifier if scalar else family.architecture],
             **family.write(network.config),
+            **(ONE_LABEL if scalar else {}),
             **special,
             # The second is for readers older than transformers 5.
             "dtype": precision,
@@ -202,7 +256,12 @@ def _from_hub(name: str) -> Path:
         raise FileNotFoundError(f"{name}: no such directory, and not to be had from the Hub: {reason}") from None
 
 
-def _read_fields(directory: Path) -> Fields:
+def read_fields(directory: Path) -> Fields:
+    """The fields of a model directory's config.json.
+
+    Raises:
+        ValueError: it is no JSON mapping.
+    """
     path = directory / "config.json"
     try:
         values = json.loads(path.read_bytes())

@@ -68,8 +68,12 @@ class Trunk(nn.Module):
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
+        last: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See ``GPT.hidden``."""
+        """See ``GPT.hidden``; with ``last`` ``[B]`` int64 only the hidden states ``[B, D]`` at those places.
+
+        Most of the last block is then left out: only its keys and values read every token.
+        """
         if ids.dim() != 2:
             raise ValueError(f"ids has shape {tuple(ids.shape)}; it must be [rows, tokens]")
         if ids.shape[1] > self.config.context:
@@ -88,8 +92,10 @@ class Trunk(nn.Module):
         attend = attend_reference if self.reference_attention else attend_fast
         context = Context(attend, mask, rotary, positions, cache)
         x = self.embed(ids, positions)
-        for layer in self.layers:
+        *others, final = self.layers
+        for layer in others:
             x = layer(x, context)
+        x = final(x, context, last)
         return x if self.norm is None else self.norm(x)
 
 

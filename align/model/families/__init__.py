@@ -13,9 +13,22 @@ from align.model.families.qwen3 import Qwen3
 TWINS: tuple[Family, ...] = (Llama(), Qwen2(), Qwen3(), GPT2())
 """The Hugging Face architectures, first choice first"""
 OWN = Own()
+ONE_LABEL = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
+"""What a sequence classifier's config.json says of a head that gives one score"""
 _BY_TYPE = {family.model_type: family for family in (*TWINS, OWN)}
 
-__all__ = ["OWN", "TWINS", "Family", "Fields", "FileTensor", "config_from", "family_in", "family_of", "why_no_twin"]
+__all__ = [
+    "ONE_LABEL",
+    "OWN",
+    "TWINS",
+    "Family",
+    "Fields",
+    "FileTensor",
+    "config_from",
+    "family_in",
+    "family_of",
+    "why_no_twin",
+]
 
 
 def family_of(config: GPTConfig) -> Family:
@@ -45,8 +58,10 @@ def family_in(fields: Fields) -> Family:
     if family is None:
         raise fields.unsupported("model_type", kind, ", ".join(_BY_TYPE))
     for architecture in fields.get("architectures", []):
-        if architecture != family.architecture:
-            raise fields.unsupported("architectures", architecture, family.architecture)
+        if architecture not in (family.architecture, family.classifier):
+            raise fields.unsupported("architectures", architecture, f"{family.architecture} or {family.classifier}")
+        if architecture == family.classifier and (labels := _labels(fields)) != 1:
+            raise fields.unsupported("num_labels", labels, "1 (a reward model)")
     if scheme := fields.get("quantization_config", None):
         raise fields.unsupported("quantization_config", scheme, "unquantized weights")
     return family
@@ -74,3 +89,9 @@ def _shortened(config: GPTConfig) -> GPTConfig:
         config = replace(config, head_width=None)
     derived = replace(config, ff_width=None)
     return derived if derived.resolved_ff_width == config.resolved_ff_width else config
+
+
+def _labels(fields: Fields) -> int:
+    """How many labels a sequence classifier has, as transformers counts them: 2 where the file is silent."""
+    named = fields.mapping("id2label")
+    return len(named) if named else int(fields.get("num_labels", 2))

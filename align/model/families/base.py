@@ -87,6 +87,8 @@ class Family:
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
+    classifier: ClassVar[str]
+    """The same network with a score for a head"""
     needs: ClassVar[Mapping[str, Any]]
     """Settings of GPTConfig that the architecture fixes"""
 

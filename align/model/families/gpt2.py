@@ -19,6 +19,7 @@ _NAMES = {
     _LAYER + r"mlp\.down_proj\.(weight|bias)": r"transformer.h.\1.mlp.c_proj.\2",
     r"model\.norm\.(weight|bias)": r"transformer.ln_f.\1",
     r"lm_head\.weight": "lm_head.weight",
+    r"score\.weight": "score.weight",
 }
 _FUSED = re.compile(r"\.self_attn\.([qkv])_proj\.")
 _CONV1D = re.compile(r"\.c_(attn|proj|fc)\.weight$")
@@ -30,6 +31,7 @@ class GPT2(Family):
 
     model_type = "gpt2"
     architecture = "GPT2LMHeadModel"
+    classifier = "GPT2ForSequenceClassification"
     needs = {
         "norm": "layernorm",
         "norm_placement": "pre",
@@ -106,4 +108,4 @@ class GPT2(Family):
         """Adds the prefix that older files lack; drops the causal mask that they carry."""
         if _CAUSAL_MASK.search(name):
             return None
-        return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        return name if name.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{name}"

@@ -11,6 +11,7 @@ class Llama(RotaryFamily):
 
     model_type = "llama"
     architecture = "LlamaForCausalLM"
+    classifier = "LlamaForSequenceClassification"
     needs = RotaryFamily.needs | {"qk_norm": False}
 
     def misfits(self, config: GPTConfig) -> list[str]:

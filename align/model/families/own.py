@@ -11,6 +11,7 @@ class Own(Family):
 
     model_type = "align_gpt"
     architecture = "AlignGPT"
+    classifier = "AlignGPTForSequenceClassification"
     needs = {}
 
     def write(self, config: GPTConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ class Qwen2(RotaryFamily):
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
+    classifier = "Qwen2ForSequenceClassification"
     needs = RotaryFamily.needs | {"qk_norm": False, "qkv_bias": True, "bias": False}
 
     def write(self, config: GPTConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ class Qwen3(RotaryFamily):
 
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
+    classifier = "Qwen3ForSequenceClassification"
     needs = RotaryFamily.needs | {"qk_norm": True, "qkv_bias": False, "bias": False}
 
     def write(self, config: GPTConfig) -> dict[str, Any]:

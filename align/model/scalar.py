@@ -1,0 +1,118 @@
+"""A GPT whose head gives one number a token instead of logits: reward models and value models.
+
+Legend: B rows, T tokens, D width.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from align.model.cache import KVCache
+from align.model.config import GPTConfig
+from align.model.directory import built_without_memory, fill, is_scalar, locate, read_fields
+from align.model.families import config_from
+from align.model.gpt import GPT
+
+
+class ScalarGPT(nn.Module):
+    """The trunk of a GPT under a head ``[1, D]`` without bias, named as in Hugging Face's sequence classifiers.
+
+    A fresh network has the trunk of a fresh GPT and the head of seed 0.
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        """Build the network of ``config`` on torch's default device; whether embeddings are tied says nothing here."""
+        super().__init__()
+        self.config = config
+        self.model = GPT(config).model
+        self.score = nn.Linear(config.width, 1, bias=False)
+        if not self.score.weight.is_meta:
+            self.initialise_head(0)
+
+    @torch.no_grad()
+    def initialise_head(self, seed: int) -> None:
+        """Draw the head afresh, normal with std 1 / sqrt(D + 1) (Stiennon et al. 2020, appendix B).
+
+        Args:
+            seed: decides it; no global generator is touched.
+        """
+        generator = torch.Generator(device=self.score.weight.device).manual_seed(seed)
+        self.score.weight.normal_(0.0, (self.config.width + 1) ** -0.5, generator=generator)
+
+    def hidden(
+        self,
+        ids: torch.Tensor,
+        *,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> torch.Tensor:
+        """Hidden states ``[B, T, D]`` after the final norm; see ``GPT.hidden``."""
+        return self.model(ids, positions=positions, documents=documents, cache=cache)
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """One score a hidden state.
+
+        In float32 even under autocast: bfloat16 keeps 8 bits, and what counts is the difference of two scores.
+
+        Args:
+            hidden: ``[..., D]``.
+
+        Returns:
+            ``[...]`` float32; float64 of a float64 network.
+        """
+        wide = torch.promote_types(self.score.weight.dtype, torch.float32)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(wide), self.score.weight.to(wide)).squeeze(-1)
+
+    def last_scores(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """The score of each row at its last real token, which alone has read the whole row.
+
+        Right padding needs no mask: the last real token cannot see it.
+
+        Args:
+            ids: ``[B, T]`` int64, right-padded.
+            lengths: ``[B]`` int64, tokens of each row; where it is 0 the score means nothing.
+
+        Returns:
+            ``[B]`` float32; float64 of a float64 network.
+        """
+        return self.scores(self.model(ids, last=(lengths - 1).clamp(min=0)))
+
+    def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """See ``last_scores``."""
+        return self.last_scores(ids, lengths)
+
+    def num_parameters(self) -> int:
+        """Parameters, each counted once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def load_scalar(source: str | Path, *, dtype: torch.dtype = torch.float32, head_seed: int = 0) -> ScalarGPT:
+    """The reward model of a directory, or a language model's trunk under a fresh head; on the CPU, in training mode.
+
+    Args:
+        source: a directory of ours or of Hugging Face, or a Hub id; see ``locate``.
+        dtype: what the weights are converted to.
+        head_seed: decides the fresh head; not read where the directory has a head.
+
+    Raises:
+        FileNotFoundError: the directory or a weight file is missing.
+        ValueError: the configuration is not supported (another number of labels than 1, for one), a file is damaged,
+            or a tensor is missing, surplus or of another shape; the line names file and tensor.
+    """
+    directory = locate(source)
+    fields = read_fields(directory)
+    with built_without_memory():
+        network = ScalarGPT(config_from(fields))
+    if is_scalar(fields):
+        fill(network, directory, fields, dtype=dtype)
+        return network
+    fill(network, directory, fields, dtype=dtype, ignored=("lm_head.weight",), fresh=("score.weight",))
+    # The head is drawn in float32, so that a seed gives the same head whatever the dtype.
+    network.score = nn.Linear(network.config.width, 1, bias=False)
+    network.initialise_head(head_seed)
+    network.score.to(dtype)
+    return network

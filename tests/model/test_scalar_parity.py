@@ -1,0 +1,84 @@
+"""Scores against transformers' sequence classifiers, through files, in both directions.
+
+Float64 is held to 1e-9 and float32 to 1e-4, transformers as it comes: right padding, found by pad_token_id.
+"""
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification
+
+from align.model import GPTConfig, ScalarGPT, load_scalar, save_network
+
+SHAPE = {"vocab_size": 40, "layers": 2, "heads": 4, "width": 32, "ff_width": 24, "context": 64}
+GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qkv_bias": True, "bias": True}
+OURS = {
+    "LlamaForSequenceClassification": {"kv_heads": 2},
+    "Qwen2ForSequenceClassification": {"qkv_bias": True, "tied_embeddings": False},
+    "Qwen3ForSequenceClassification": {"qk_norm": True, "head_width": 16},
+    "GPT2ForSequenceClassification": GPT2,
+}
+THEIR_SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+THEIR_GPT2 = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+PAD = 3
+
+
+@torch.no_grad()
+def shuffled(network):
+    """Every parameter away from its start, norms and biases too: a tensor in the wrong place shows."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in network.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.2)
+    return network.eval()
+
+
+@torch.no_grad()
+def difference(ours, theirs):
+    """The largest difference over right-padded rows of several lengths, one of a single token."""
+    lengths = torch.tensor([50, 1, 17, 33])
+    ids = torch.randint(4, 40, (4, 50), generator=torch.Generator().manual_seed(6))
+    padded = torch.arange(50) >= lengths[:, None]
+    ids[padded] = PAD
+    logits = theirs.eval()(ids, attention_mask=(~padded).long()).logits
+    assert logits.shape == (4, 1)
+    return (ours.eval().last_scores(ids, lengths) - logits[:, 0]).abs().max().item()
+
+
+@pytest.mark.parametrize("architecture", OURS)
+def test_ours_opens_in_transformers(tmp_path, architecture):
+    network = shuffled(ScalarGPT(GPTConfig(**SHAPE | OURS[architecture])).double())
+    save_network(network, tmp_path / "double", bos_id=0, eos_ids=[1, 2], pad_id=PAD)
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "double")
+    assert type(theirs).__name__ == architecture
+    assert theirs.config.num_labels == 1
+    assert difference(network, theirs) <= 1e-9
+    assert difference(load_scalar(tmp_path / "double", dtype=torch.float64), theirs) <= 1e-9
+    network.float()
+    save_network(network, tmp_path / "single", bos_id=0, eos_ids=[1, 2], pad_id=PAD)
+    assert difference(network, AutoModelForSequenceClassification.from_pretrained(tmp_path / "single")) <= 1e-4
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "GPT2"])
+def test_transformers_opens_in_ours(tmp_path, family):
+    shape = THEIR_GPT2 if family == "GPT2" else THEIR_SHAPE
+    config = getattr(transformers, f"{family}Config")(**shape, num_labels=1, pad_token_id=PAD)
+    torch.manual_seed(0)
+    theirs = shuffled(AutoModelForSequenceClassification.from_config(config).double())
+    theirs.save_pretrained(tmp_path)
+    assert difference(load_scalar(tmp_path, dtype=torch.float64), theirs) <= 1e-9
+    assert difference(load_scalar(tmp_path).double(), theirs) <= 1e-4
+
+
+def test_two_labels_of_transformers_are_refused(tmp_path):
+    config = transformers.LlamaConfig(**THEIR_SHAPE, num_labels=2, pad_token_id=PAD)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="num_labels is 2; supported: 1"):
+        load_scalar(tmp_path)
