@@ -104,7 +104,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         (LLAMA_FILE, {"model_type": "gemma"}, "model_type is 'gemma'"),
         (LLAMA_FILE, {"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
         (LLAMA_FILE, {"model_type": None}, "model_type is missing"),
-        (LLAMA_FILE, {"architectures": ["LlamaForSequenceClassification"]}, "supported: LlamaForCausalLM"),
+        (LLAMA_FILE, {"architectures": ["LlamaForTokenClassification"]}, "supported: LlamaForCausalLM"),
         (LLAMA_FILE, {"quantization_config": {"quant_method": "gptq"}}, "supported: unquantized weights"),
         (LLAMA_FILE, {"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: 'silu'"),
         (LLAMA_FILE, {"hidden_size": None}, "hidden_size is missing"),
