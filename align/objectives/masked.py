@@ -58,7 +58,8 @@ def masked_var(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         ValueError: the shapes differ, or nothing counts.
     """
     mean = masked_mean(values, mask)
-    return masked_sum((values - mean).square(), mask) / (mask.sum() - 1).clamp(min=1)
+    # Filled before squaring: NaN squared would come back through the gradient.
+    return masked_sum((values - mean).masked_fill(~mask, 0).square(), mask) / (mask.sum() - 1).clamp(min=1)
 
 
 def masked_whiten(
@@ -79,7 +80,7 @@ def masked_whiten(
         ValueError: the shapes differ, or nothing counts.
     """
     mean = masked_mean(values, mask)
-    whitened = (values - mean) * torch.rsqrt(masked_var(values, mask) + eps)
+    whitened = (values - mean).masked_fill(~mask, 0) * torch.rsqrt(masked_var(values, mask) + eps)
     if not shift_mean:
         whitened = whitened + mean
     return whitened.masked_fill(~mask, 0)

@@ -1,0 +1,141 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from align.objectives import AdaptiveKL, FixedKL, check_kl_use, kl_estimate
+
+
+def test_by_hand():
+    """The policy gives 1/2, the reference 1/4: d = ln 2. k1 = ln 2, k2 = (ln 2)^2 / 2, k3 = 1/2 - 1 + ln 2."""
+    policy, reference = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
+    got = [kl_estimate(policy, reference, kind).item() for kind in ("k1", "k2", "k3")]
+    assert got == pytest.approx([math.log(2), math.log(2) ** 2 / 2, math.log(2) - 0.5])
+
+
+def _two_policies(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits of a policy over five tokens, its log-probs, and those of a reference."""
+    logits, reference = torch.randn(2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    logits.requires_grad_()
+    return logits, logits.log_softmax(-1), reference.log_softmax(-1)
+
+
+def _gradient(value: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(value, logits, retain_graph=True)[0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_which_estimators_are_unbiased_and_which_gradients_are_right(seed: int):
+    """The expectation over five tokens, by enumeration: the table at the head of the module."""
+    logits, policy, reference = _two_policies(seed)
+    p = policy.detach().exp()
+    kl = (policy.exp() * (policy - reference)).sum()
+    opposite = (reference.exp() * (reference - policy)).sum()
+    right = _gradient(kl, logits)
+    estimates = {kind: kl_estimate(policy, reference, kind) for kind in ("k1", "k2", "k3")}
+    for kind in ("k1", "k3"):
+        torch.testing.assert_close((p * estimates[kind]).sum(), kl)
+    as_loss = {kind: _gradient((p * k).sum(), logits) for kind, k in estimates.items()}
+    in_reward = {kind: _gradient((p * k.detach() * policy).sum(), logits) for kind, k in estimates.items()}
+    torch.testing.assert_close(as_loss["k1"], torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(as_loss["k2"], right)
+    torch.testing.assert_close(as_loss["k3"], _gradient(opposite, logits))
+    torch.testing.assert_close(in_reward["k1"], right)
+    torch.testing.assert_close(in_reward["k3"], right - _gradient(opposite, logits))
+    assert not torch.allclose(in_reward["k2"], right, rtol=1e-2)
+
+
+def test_near_the_reference_k3_agrees_as_a_loss_and_vanishes_in_the_reward():
+    logits, policy, _ = _two_policies(0)
+    step = 1e-3 * torch.randn(5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    reference = (logits.detach() + step).log_softmax(-1)
+    p = policy.detach().exp()
+    right = _gradient((policy.exp() * (policy - reference)).sum(), logits)
+    k3 = kl_estimate(policy, reference, "k3")
+    assert (_gradient((p * k3).sum(), logits) - right).norm() < 1e-2 * right.norm()
+    assert _gradient((p * k3.detach() * policy).sum(), logits).norm() < 1e-2 * right.norm()
+
+
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_equal_policies_give_zero_and_small_differences_are_not_rounded_away(kind: str):
+    same = torch.tensor([-3.0, 0.0, -100.0])
+    assert kl_estimate(same, same, kind).tolist() == [0, 0, 0]
+    tiny = kl_estimate(torch.tensor([1e-4]), torch.zeros(1), kind).item()
+    assert tiny == pytest.approx(1e-4 if kind == "k1" else 5e-9, rel=0.1)
+    assert kl_estimate(torch.tensor([-1e-4]), torch.zeros(1), kind).item() * (-1 if kind == "k1" else 1) >= 0
+
+
+@pytest.mark.parametrize(("kind", "use"), [("k1", "reward"), ("k2", "loss"), ("k3", "loss")])
+def test_right_uses_pass(kind: str, use: str):
+    check_kl_use(kind, use)
+
+
+@pytest.mark.parametrize(
+    ("kind", "use", "message"),
+    [
+        ("k1", "loss", "k1 cannot be used as a loss: its expected gradient is zero"),
+        ("k2", "reward", "k2 cannot be used in the reward.*use k1"),
+        ("k3", "reward", "k3 cannot be used in the reward.*use k1"),
+        ("k4", "loss", "unknown KL estimator 'k4'; there are k1, k2, k3"),
+        ("k1", "metric", "in the reward or the loss, not in 'metric'"),
+    ],
+)
+def test_wrong_uses_are_refused_with_the_cure(kind: str, use: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        check_kl_use(kind, use)
+
+
+def test_an_unknown_estimator_is_refused():
+    with pytest.raises(ValueError, match="unknown KL estimator 'k4'"):
+        kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+
+
+def test_adaptive_controller_by_hand():
+    """Target 6, horizon 100: KL 12 is an error of 1, clipped to 0.2; 50 responses are half a horizon: times 1.1."""
+    controller = AdaptiveKL(target=6, horizon=100, initial=0.1)
+    controller.update(12, 50)
+    assert controller.value == pytest.approx(0.11)
+    controller.update(6, 50)
+    assert controller.value == pytest.approx(0.11)
+    controller.update(5.4, 100)
+    assert controller.value == pytest.approx(0.11 * 0.9)
+    controller.update(-3, 10**6)
+    assert controller.value == pytest.approx(0.11 * 0.9 * 0.8)
+
+
+@settings(max_examples=30, deadline=None)
+@given(kls=st.lists(st.floats(-50, 500), max_size=30), n=st.integers(1, 1000))
+def test_adaptive_controller_stays_positive_and_resumes_to_the_bit(kls: list[float], n: int):
+    whole, half = AdaptiveKL(6, 64, 0.1), AdaptiveKL(6, 64, 0.1)
+    for kl in kls:
+        before = whole.value
+        whole.update(kl, n)
+        assert whole.value > 0
+        assert (whole.value > before) == (kl > 6)
+        resumed = AdaptiveKL(6, 64, 0.3)
+        resumed.load_state_dict(half.state_dict())
+        resumed.update(kl, n)
+        half = resumed
+    assert half.value == whole.value
+
+
+def test_fixed_controller_never_moves():
+    controller = FixedKL(0.05)
+    controller.update(100, 64)
+    other = FixedKL(0.1)
+    other.load_state_dict(controller.state_dict())
+    assert (controller.value, other.value) == (0.05, 0.1)
+    assert FixedKL(0.0).value == 0
+
+
+@pytest.mark.parametrize("setting", ["target", "horizon", "initial"])
+def test_impossible_settings_are_refused(setting: str):
+    with pytest.raises(ValueError, match=f"{setting} is 0; it must be above 0"):
+        AdaptiveKL(**{"target": 6, "horizon": 10, "initial": 0.1} | {setting: 0})
+    with pytest.raises(ValueError, match="-1; it must not be negative"):
+        FixedKL(-1)
+    with pytest.raises(ValueError, match="measured KL is nan; the coefficient stays 0.1"):
+        AdaptiveKL(6, 10, 0.1).update(math.nan, 1)
