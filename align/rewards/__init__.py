@@ -1,5 +1,20 @@
-"""What can score a response."""
+"""What can score a response: Python functions, the sandbox's gold, reward models."""
 
-from align.rewards.functions import RewardFunction, load_reward, sandbox_gold
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["RewardFunction", "load_reward", "sandbox_gold"]
+from align.rewards.base import FunctionReward, Prompt, Reward, RewardFunction
+from align.rewards.functions import load_reward, sandbox_gold
+
+if TYPE_CHECKING:
+    from align.rewards.model import RewardModel
+
+__all__ = ["FunctionReward", "Prompt", "Reward", "RewardFunction", "RewardModel", "load_reward", "sandbox_gold"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the reward model, and with it torch, the first time it is asked for."""
+    if name != "RewardModel":
+        raise AttributeError(f"module 'align.rewards' has no attribute {name!r}")
+    from align.rewards.model import RewardModel
+
+    return RewardModel

@@ -1,10 +1,12 @@
-"""Rewards that are Python functions of the prompt's and the response's text."""
+"""Rewards by name: the sandbox's gold, Python functions, reward-model directories."""
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 
-RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""(prompts, responses) -> one score each; higher is better."""
+from align.rewards.base import FunctionReward, Reward
 
 
 def sandbox_gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -22,25 +24,36 @@ def sandbox_gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float
     return [gold_reward(prompt, response).total for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def load_reward(name: str) -> RewardFunction:
+def load_reward(name: str | Path) -> Reward:
     """A reward by name.
 
     Args:
-        name: ``sandbox``, or ``module:function`` of a function (prompts, responses) -> scores.
+        name: ``sandbox``; a directory that the Reward stage or transformers wrote (a sequence classifier with one
+            label), or its Hub id; or ``module:function`` of a function (prompts, responses) -> scores.
 
     Returns:
-        RewardFunction: the function.
+        Reward: of a directory a ``RewardModel``.
 
     Raises:
-        ValueError: no such module or function.
+        ValueError: there is no such module, function or directory, or the directory is no reward model.
     """
     if name == "sandbox":
-        return sandbox_gold
-    module, colon, function = name.partition(":")
-    if not colon:
-        raise ValueError(f"no reward {name!r}: give 'sandbox' or 'module:function'")
+        return FunctionReward("sandbox", sandbox_gold)
+    module, colon, function = str(name).partition(":")
+    if colon and module.replace(".", "").isidentifier() and not Path(name).exists():
+        # Unlike `python -m`, the installed command does not look for modules where it is run.
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            return FunctionReward(str(name), getattr(import_module(module), function))
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"no reward {name!r}: {error}") from error
+    if not Path(name).exists() and "/" not in str(name):
+        raise ValueError(f"no reward {name!r}: give 'sandbox', 'module:function' or a reward-model directory")
+    # Sandbox and functions should not wait for torch.
+    from align.rewards.model import RewardModel
+
     try:
-        found: RewardFunction = getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"no reward {name!r}: {error}") from error
-    return found
+        return RewardModel.load(name)
+    except FileNotFoundError as error:
+        raise ValueError(f"no reward {str(name)!r}: {error}") from error

@@ -1,6 +1,12 @@
-import pytest
+import math
+import sys
+import types
 
-from align.rewards import load_reward, sandbox_gold
+import numpy as np
+import pytest
+import torch
+
+from align.rewards import FunctionReward, load_reward, sandbox_gold
 from align.sandbox import gold_reward
 
 PROMPT = (
@@ -8,22 +14,110 @@ PROMPT = (
 )
 
 
+@pytest.fixture
+def module(monkeypatch):
+    """A module ``judges`` to put functions in."""
+    made = types.ModuleType("judges")
+    monkeypatch.setitem(sys.modules, "judges", made)
+    return made
+
+
 def test_sandbox_is_the_gold_reward():
     answers = ["", "Dora the goat walked to the lake."]
-    assert sandbox_gold([PROMPT] * 2, answers) == [gold_reward(PROMPT, answer).total for answer in answers]
-    assert load_reward("sandbox") is sandbox_gold
+    gold = [gold_reward(PROMPT, answer).total for answer in answers]
+    assert sandbox_gold([PROMPT] * 2, answers) == gold
+    assert load_reward("sandbox")([PROMPT] * 2, answers) == gold
+    assert load_reward("sandbox").name == "sandbox"
 
 
-def test_a_function_by_name():
-    assert load_reward("statistics:mean")([1.0, 3.0]) == 2.0
+def test_a_function_gets_texts_and_may_answer_with_any_numbers(module):
+    seen = []
+    module.length = lambda prompts, responses: seen.append(prompts) or [len(text) for text in responses]
+    module.array = lambda prompts, responses: np.array([1, 2], dtype=np.float32)
+    module.tensor = lambda prompts, responses: torch.tensor([1.0, 2.0])
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
+    assert load_reward("judges:length")(["hi", messages], ["abc", "d"]) == [3.0, 1.0]
+    assert seen == [["hi", "hello"]]
+    assert load_reward("judges:array")(["", ""], ["a", "b"]) == [1.0, 2.0]
+    assert load_reward("judges:tensor")(["", ""], ["a", "b"]) == [1.0, 2.0]
 
 
-@pytest.mark.parametrize("name", ["sandbx", "nowhere:f", "statistics:nothing"])
+def test_a_batch_of_one_and_of_none(module):
+    module.length = lambda prompts, responses: [len(text) for text in responses]
+    assert load_reward("judges:length")(["hi"], ["abc"]) == [3.0]
+    assert load_reward("judges:length")([], []) == []
+
+
+def test_a_module_of_the_folder_it_is_run_in(tmp_path, monkeypatch):
+    """The installed command has its own folder first on the path, and the working directory nowhere."""
+    (tmp_path / "mine_alone.py").write_text("def one(prompts, responses):\n    return [1.0] * len(responses)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert load_reward("mine_alone:one")(["a"], ["b"]) == [1.0]
+
+
+@pytest.mark.parametrize("name", ["sandbx", "nowhere:f", "statistics:nothing", "no/such/directory/at/all"])
 def test_a_reward_that_does_not_exist_is_named(name: str):
-    with pytest.raises(ValueError, match=f"no reward '{name}'"):
+    with pytest.raises(ValueError, match=f"no reward '{name}'") as error:
         load_reward(name)
+    assert "\n" not in str(error.value)
 
 
 def test_prompts_and_responses_must_pair_up():
-    with pytest.raises(ValueError, match="zip"):
-        sandbox_gold([PROMPT], ["a", "b"])
+    with pytest.raises(ValueError, match="'sandbox' was given 1 prompts and 2 responses"):
+        load_reward("sandbox")([PROMPT], ["a", "b"])
+
+
+# Failure drills: one line that names the reward, the count, the index and the text.
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_finite_number(value):
+    reward = FunctionReward("mine:f", lambda prompts, responses: [1.0, value, 2.0])
+    line = rf"reward 'mine:f' gave {value} for response 1 of 3 \('second {'x' * 52}\.\.\.\); it must be a finite number"
+    with pytest.raises(ValueError, match=line):
+        reward(["p"] * 3, ["first", "second " + "x" * 500, "third"])
+
+
+@pytest.mark.parametrize("scores", [[], [1.0], [1.0, 2.0, 3.0]])
+def test_the_wrong_count(scores):
+    with pytest.raises(ValueError, match=f"reward 'mine:f' gave {len(scores)} scores for 2 responses"):
+        FunctionReward("mine:f", lambda prompts, responses: scores)(["p"] * 2, ["a", "b"])
+
+
+@pytest.mark.parametrize("scores", [3.0, None, [1.0, None], ["good", "bad"], torch.ones(2, 2)], ids=repr)
+def test_what_is_no_list_of_numbers(scores):
+    with pytest.raises(ValueError, match="reward 'mine:f' gave .* for 2 responses, not one number each") as error:
+        FunctionReward("mine:f", lambda prompts, responses: scores)(["p"] * 2, ["a", "b"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_function_that_raises_is_asked_again_to_find_the_offender():
+    def fragile(prompts, responses):
+        if "bad" in responses:
+            raise KeyError("no such word\nand more")
+        return [0.0] * len(responses)
+
+    line = r"reward 'mine:f' raised KeyError: .* on response 2 of 3 \('bad'\), prompt 'p2'"
+    with pytest.raises(ValueError, match=line) as error:
+        FunctionReward("mine:f", fragile)(["p0", "p1", "p2"], ["a", "b", "bad"])
+    assert "\n" not in str(error.value)
+    assert isinstance(error.value.__cause__, KeyError)
+
+
+def test_a_function_that_raises_on_many_only():
+    def crowded(prompts, responses):
+        if len(responses) > 1:
+            raise RuntimeError
+        return [0.0]
+
+    with pytest.raises(ValueError, match="reward 'mine:f' raised RuntimeError on 2 responses, on none alone"):
+        FunctionReward("mine:f", crowded)(["p"] * 2, ["a", "b"])
+
+
+def test_an_interrupt_is_no_fault_of_the_function():
+    def interrupted(prompts, responses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FunctionReward("mine:f", interrupted)(["p"], ["a"])
