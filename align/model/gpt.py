@@ -13,6 +13,7 @@ from align.model.cache import KVCache
 from align.model.config import GPTConfig
 from align.model.norms import make_norm
 from align.model.positions import rotary_frequencies, rotary_tables, sinusoidal_embedding
+from align.model.shared_prefix import SharedRows
 
 
 class Trunk(nn.Module):
@@ -68,6 +69,7 @@ class Trunk(nn.Module):
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
+        rows: SharedRows | None = None,
         last: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``GPT.hidden``; with ``last`` ``[B]`` int64 only the hidden states ``[B, D]`` at those places.
@@ -76,10 +78,15 @@ class Trunk(nn.Module):
         """
         if ids.dim() != 2:
             raise ValueError(f"ids has shape {tuple(ids.shape)}; it must be [rows, tokens]")
-        if ids.shape[1] > self.config.context:
-            raise ValueError(f"{ids.shape[1]} tokens do not fit the network's context of {self.config.context}")
+        tokens = ids.shape[1] if rows is None else rows.width
+        if tokens > self.config.context:
+            raise ValueError(f"{tokens} tokens do not fit the network's context of {self.config.context}")
         if cache is not None and (positions is None or documents is not None):
             raise ValueError("with a cache, positions must be given (they are its slots) and documents must not")
+        if rows is not None and (positions is not None or documents is not None or cache is not None):
+            raise ValueError("shared rows bring their own positions and go with neither documents nor a cache")
+        if rows is not None:
+            positions = rows.positions
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)
         mask = None
@@ -90,6 +97,8 @@ class Trunk(nn.Module):
         # A row of positions needs an axis for the heads.
         rotary = self.rotary(positions if positions.dim() == 1 else positions[:, None])
         attend = attend_reference if self.reference_attention else attend_fast
+        if rows is not None:
+            attend = rows.attending(attend)
         context = Context(attend, mask, rotary, positions, cache)
         x = self.embed(ids, positions)
         *others, final = self.layers
@@ -127,6 +136,7 @@ class GPT(nn.Module):
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
+        rows: SharedRows | None = None,
     ) -> torch.Tensor:
         """Hidden states after the final norm. Right padding needs no mask: nobody before it can see it.
 
@@ -136,14 +146,15 @@ class GPT(nn.Module):
             documents: ``[B, T]`` int64, the token's document within its row, -1 on padding: attention stays inside a
                 document. Positions of packed rows are the caller's (absolute embeddings need them).
             cache: keys and values of earlier tokens; the new ones are written to the slots ``positions``.
+            rows: ids is one line ``[1, N]`` of the tokens of several rows; see ``share_prefixes``.
 
         Returns:
             ``[B, T, D]``.
 
         Raises:
-            ValueError: more tokens than the context, or a cache without positions or with documents.
+            ValueError: more tokens than the context, a cache without positions or with documents, or rows with either.
         """
-        return self.model(ids, positions=positions, documents=documents, cache=cache)
+        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the next token: ``hidden`` ``[..., D]`` to ``[..., V]``."""
@@ -156,9 +167,10 @@ class GPT(nn.Module):
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
+        rows: SharedRows | None = None,
     ) -> torch.Tensor:
         """Logits ``[B, T, V]`` of every position; arguments as in ``hidden``."""
-        return self.logits(self.hidden(ids, positions=positions, documents=documents, cache=cache))
+        return self.logits(self.hidden(ids, positions=positions, documents=documents, cache=cache, rows=rows))
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
