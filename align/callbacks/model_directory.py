@@ -89,6 +89,7 @@ class ModelDirectory(pl.Callback):
             "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
             "data": dict(getattr(data, "fingerprints", {})),
             "metrics": {name: _json_number(float(value)) for name, value in trainer.callback_metrics.items()},
+            **getattr(pl_module, "manifest_extras", dict)(),
         }
 
 

@@ -51,6 +51,10 @@ class Stage(pl.LightningModule):
         """Set ``network`` and the frozen networks; called once, under the Trainer's strategy."""
         raise NotImplementedError
 
+    def manifest_extras(self) -> dict[str, Any]:
+        """Fields of the manifest that only this stage knows; called on rank 0 when the model directory is written."""
+        return {}
+
     # Lightning's hooks.
 
     def configure_model(self) -> None:
