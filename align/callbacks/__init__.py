@@ -1,8 +1,10 @@
-"""What watches a run: samples, throughput, the model directory, metrics.csv."""
+"""What watches a run: health, samples, throughput, the model directory, metrics.csv."""
 
+from align.callbacks.health import Health
+from align.callbacks.health_checks import HealthConfig
 from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.run_log import RunLog
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 
-__all__ = ["ModelDirectory", "RunLog", "TextSamples", "Throughput"]
+__all__ = ["Health", "HealthConfig", "ModelDirectory", "RunLog", "TextSamples", "Throughput"]

@@ -17,6 +17,7 @@ from align.cli.errors import nearest
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path") + (
     "checkpoint",
+    "health",
     "model_directory",
     "samples",
     "throughput",

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-from align.callbacks import ModelDirectory, RunLog, TextSamples, Throughput
+from align.callbacks import Health, ModelDirectory, RunLog, TextSamples, Throughput
 from align.cli.errors import UsageError
 from align.cli.keys import explain
 
@@ -60,6 +60,8 @@ class AlignCLI(LightningCLI):
         )
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(_CHECKPOINT_DEFAULTS)
+        # First, so that it stops a run before the others write what is not finite.
+        parser.add_lightning_class_args(Health, "health")
         parser.add_lightning_class_args(ModelDirectory, "model_directory")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Throughput, "throughput")

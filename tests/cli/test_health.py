@@ -1,0 +1,51 @@
+"""NaN in the middle of `align fit`: one line, exit 1, and nothing on disk is the worse for it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from align.cli import main
+from align.stages import SFT
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From step 4 on SFT's gradient is NaN while its loss is finite: the gradient of sqrt at 0 times 0."""
+    step = SFT.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        return loss + (self.network.output_weight * 0).sum().sqrt() if self.trainer.global_step >= 4 else loss
+
+    monkeypatch.setattr(SFT, "training_step", training_step)
+
+
+def test_nan_in_sft(run: Path, recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], poisoned: None):
+    """A model of an earlier run lies in the folder and is untouched: the NaN comes before the first validation."""
+    folder = tmp_path / "sft"
+    shutil.copytree(run / "sft/model", folder / "model")
+    before = {path.name: path.read_bytes() for path in (folder / "model").iterdir()}
+    command = ["fit", "--config", str(recipes / "sft.yaml"), "--run", str(run), "--checkpoint.every_n_train_steps=2"]
+    command += [f"--trainer.default_root_dir={folder}", "--trainer.val_check_interval=6"]
+    assert main(command) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("align fit: error: gradient norm is not finite at optimizer step 4: no weight was moved")
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert all(bool(tensor.isfinite().all()) for tensor in checkpoint["state_dict"].values())
+    assert {path.name: path.read_bytes() for path in (folder / "model").iterdir()} == before
+    (line,) = (json.loads(line) for line in (folder / "health.jsonl").read_text().splitlines())
+    assert (line["step"], line["check"], line["value"]) == (4, "nonfinite", "nan")
+
+
+def test_thresholds_are_settings_of_every_recipe(run: Path, recipes: Path, capsys: pytest.CaptureFixture[str]):
+    assert yaml.safe_load((run / "sft/config.yaml").read_text())["health"]["settings"]["kl_budget"] == 20.0
+    command = ["fit", "--config", str(recipes / "sft.yaml"), "--run", str(run)]
+    assert main([*command, "--health.settings.kl_budget", "-1"]) == 2
+    assert "health.settings.kl_budget is -1.0: it must be above 0" in capsys.readouterr().err
+    assert main([*command, "--health.settings.kl_buget", "3"]) == 2
+    assert "health.settings.kl_buget: no such key" in capsys.readouterr().err
