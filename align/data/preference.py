@@ -1,5 +1,6 @@
 """Pairs of answers to one prompt, for reward models and DPO."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from align.data.pairs import Pair, PairFormat, detect_pair_format, read_pair
 from align.data.readers import Source
 from align.data.records import BadRecords
 from align.data.sampler import BatchLoader
-from align.data.truncation import EncodedPair, TruncationReport, encode_pair
+from align.data.truncation import EncodedPair, TruncationReport, encode_chat, encode_pair
+from align.tokenizer import Tokenizer
 
 
 class PreferenceData(TokenData):
@@ -50,8 +52,13 @@ class PreferenceData(TokenData):
         """The split's pairs in order, each once: on several ranks each once over all of them.
 
         Args:
-            split: "train", "validation" or "test", which was set up.
+            split: "train", "validation" or "test".
+
+        Raises:
+            ValueError: the split was not set up; ``describe`` has those that were.
         """
+        if split not in self._datasets:
+            raise ValueError(f"the {split} pairs are not set up; those that are: {', '.join(self._datasets) or 'none'}")
         return self._fixed_loader(split)
 
     def identity(self, split: str) -> str:
@@ -65,7 +72,7 @@ class PreferenceData(TokenData):
         return {"format": self.format, "context": self.context}
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        report, limit = TruncationReport(), self.context + 1
+        report, limit, warning = TruncationReport(), self.context + 1, []
         with progress_bar(sources, split) as advance:
 
             def encode(fields: Mapping[str, Any], format: PairFormat) -> tuple[Pair, EncodedPair]:
@@ -77,10 +84,12 @@ class PreferenceData(TokenData):
                 sources, bad, format=self.format, detect=detect_pair_format, encode=encode
             ):
                 parts = [encoded.prompt, encoded.chosen, encoded.rejected]
+                if not writer.texts:
+                    warning = _template_warning(pair, self.tokenizer)
                 writer.append(np.concatenate(parts), [len(part) for part in parts], text=pair.prompt[-1]["content"])
                 report.add(encoded.cut)
         writer.meta["truncation"] = report.as_dict("pairs")
-        return report.lines("pairs", total=writer.texts, limit=limit)
+        return warning + report.lines("pairs", total=writer.texts, limit=limit)
 
     def _dataset(self, split: str) -> PairDataset:
         return PairDataset(self._corpus(split), self._records(split), self._pad_id(), self.context + 1)
@@ -93,3 +102,18 @@ class PreferenceData(TokenData):
             "chosen_tokens": chosen,
             "rejected_tokens": rejected,
         }
+
+
+def _template_warning(pair: Pair, tokenizer: Tokenizer) -> list[str]:
+    """One line where the template renders a whole chat otherwise than prompt and answer apart, else none."""
+    chat = [*pair.prompt, {"role": "assistant", "content": pair.chosen}]
+    whole = encode_chat(chat, tokenizer, sys.maxsize).ids
+    apart = encode_pair(pair, tokenizer, sys.maxsize)
+    joined = np.concatenate([apart.prompt, apart.chosen])
+    if np.array_equal(whole, joined):
+        return []
+    return [
+        f"the chat template renders the first chat as {tokenizer.decode(whole.tolist(), skip_special=False)!r}, but "
+        f"its prompt and answer apart, which these pairs and sampling use, are "
+        f"{tokenizer.decode(joined.tolist(), skip_special=False)!r}"
+    ]

@@ -102,6 +102,7 @@ class BatchLoader(Generic[Batch]):
                 self.dataset,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=self._row_numbers(start),
+                collate_fn=_as_it_is,  # the default turns tuples of texts into lists
                 num_workers=self.workers,
                 pin_memory=is_available(),
                 generator=Generator(),  # else every new iterator moves torch's global generator
@@ -113,6 +114,10 @@ class BatchLoader(Generic[Batch]):
         yield from self.order.batches(number)[position:]
         if position:
             yield from self.order.batches(number + 1)[:position]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 class ResumableLoader(BatchLoader[Batch]):

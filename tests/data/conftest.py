@@ -3,10 +3,16 @@ pad 256, bos 257, eos 258, system 259, user 260, assistant 261, end 262.
 """
 
 import json
+import shutil
 
 import pytest
 
 from align.tokenizer import train_tokenizer
+
+CHATML = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +35,34 @@ def write(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def build(tokenizer_dir, write, tmp_path):
+    """``build(kind, *records, **settings)``: data that were set up for training."""
+
+    def build(kind, *records, tokenizer=tokenizer_dir, **settings):
+        path = write("records.jsonl", list(records))
+        data = kind(tokenizer, path, cache_dir=str(tmp_path / "cache"), **settings)
+        data.prepare_data()
+        data.setup("fit")
+        return data
+
+    return build
+
+
+@pytest.fixture
+def with_template(tokenizer_dir, tmp_path):
+    """``with_template(before_answer)``: the tokenizer with the template above, which may open answers with a text."""
+
+    def with_template(before_answer=""):
+        opened = f"('{before_answer}' if message['role'] == 'assistant' else '') + message['content']"
+        template = CHATML.replace("message['content']", opened) if before_answer else CHATML
+        path = tmp_path / "templated"
+        shutil.copytree(tokenizer_dir, path)
+        (path / "chat_template.jinja").unlink(missing_ok=True)
+        config = json.loads((path / "tokenizer_config.json").read_text())
+        (path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+        return str(path)
+
+    return with_template

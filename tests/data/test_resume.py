@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from align.data import ChatData, TextData
+from align.data import ChatData, PreferenceData, PromptData, TextData
 
 
 class Recorder(pl.LightningModule):
@@ -38,12 +38,17 @@ def fit(tokenizer_dir, write, tmp_path):
          for n, x in enumerate(letters, 1)],
     )  # fmt: skip
 
+    pairs = write(
+        "pairs.jsonl",
+        [{"prompt": x, "chosen": x * n, "rejected": "-"} for n, x in enumerate(letters, 1)],
+    )
+
     def fit(steps, *, resume=None, kind=TextData, workers=0, at_epoch_end=False, **trainer):
         common = {"val_fraction": 1 / 6, "batch_size": 2, "workers": workers, "cache_dir": str(tmp_path / "cache")}
         if kind is TextData:
             data = TextData(tokenizer_dir, text, context=6, packing="documents", **common)
         else:
-            data = ChatData(tokenizer_dir, chats, context=32, **common)
+            data = kind(tokenizer_dir, chats if kind is ChatData else pairs, context=32, **common)
         model = Recorder()
         checkpoints = ModelCheckpoint(
             tmp_path / "checkpoints",
@@ -71,15 +76,16 @@ def fit(tokenizer_dir, write, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", [TextData, ChatData])
+@pytest.mark.parametrize("kind", [TextData, ChatData, PreferenceData, PromptData])
 def test_resume_gives_the_rest(fit, kind, workers):
-    """13 steps of 5-batch passes; stopped in mid-pass (3, 8) and at a pass's end (5, 10), the rest is the same."""
+    """13 steps of 5-batch passes; stopped in mid-pass (3, 8) and at a pass's end (5, 10), the rest is the same. A pair
+    is two rows."""
     whole = fit(13, kind=kind, workers=workers).seen
     assert len(whole) == 13
     first, second = ({tuple(token for token in row if token != 256) for batch in part for row in batch}
                      for part in (whole[:5], whole[5:10]))  # fmt: skip
     assert first == second
-    assert len(first) == 10
+    assert len(first) == (20 if kind is PreferenceData else 10)
     for stopped in (3, 5, 8, 10) if workers == 0 else (3, 5):
         assert fit(13, resume=stopped, kind=kind, workers=workers).seen == whole[stopped:]
 
