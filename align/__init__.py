@@ -14,12 +14,15 @@ _HOMES = {
     "SamplingConfig": "align.model",
     "generate": "align.model",
     "load_network": "align.model",
+    "load_reward": "align.rewards",
     "Tokenizer": "align.tokenizer",
     "ChatData": "align.data",
     "PreferenceData": "align.data",
     "PromptData": "align.data",
     "TextData": "align.data",
+    "PPO": "align.stages",
     "Pretrain": "align.stages",
+    "Reward": "align.stages",
     "SFT": "align.stages",
 }
 

@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
-from align.model import GPT
+from align.model import GPT, ScalarGPT
 
 _CARD = """---
 library_name: transformers
-pipeline_tag: text-generation
+pipeline_tag: {task}
 tags: [lightning-align, {stage}]
 ---
 
@@ -32,13 +32,13 @@ Made by [align]({home}) {version}, stage `{stage}`, {step} optimizer steps.
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("this directory")
+model = {auto}.from_pretrained("this directory")
 tokenizer = AutoTokenizer.from_pretrained("this directory")
 ```
 
-or `align generate DIRECTORY --prompt TEXT`.
+or `{command}`.
 
 ## Limits
 
@@ -52,7 +52,7 @@ Trained on the data above and nothing else; not evaluated for safety, and not me
 """
 
 
-def model_card(manifest: dict[str, Any], network: GPT) -> str:
+def model_card(manifest: dict[str, Any], network: GPT | ScalarGPT) -> str:
     """README.md of a model directory.
 
     Args:
@@ -65,7 +65,13 @@ def model_card(manifest: dict[str, Any], network: GPT) -> str:
     config, parent = network.config, manifest["parent"]
     metrics = [f"| {name} | {float(value):.4g} |" for name, value in sorted(manifest["metrics"].items())]
     data = [f"- `{file}`: `{digest[:16]}`" for file, digest in manifest["data"].items()]
+    scalar = isinstance(network, ScalarGPT)
     return _CARD.format(
+        task="text-classification" if scalar else "text-generation",
+        auto="AutoModelForSequenceClassification" if scalar else "AutoModelForCausalLM",
+        command="align generate POLICY --prompt TEXT --judge DIRECTORY"
+        if scalar
+        else "align generate DIRECTORY --prompt TEXT",
         stage=manifest["stage"],
         parameters=_short(network.num_parameters()),
         home="https://pypi.org/project/lightning-align/",

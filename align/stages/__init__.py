@@ -1,8 +1,25 @@
 """The LightningModules, one per stage of the pipeline."""
 
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
+from align.stages.ppo import PPO
+from align.stages.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.stages.pretrain import Pretrain
 from align.stages.probe import Probe, ProbeConfig
+from align.stages.reward import Reward
 from align.stages.sft import SFT
 
-__all__ = ["SFT", "OptimizerConfig", "Pretrain", "Probe", "ProbeConfig", "ScheduleConfig"]
+__all__ = [
+    "KLConfig",
+    "OptimizerConfig",
+    "PPO",
+    "Pretrain",
+    "Probe",
+    "ProbeConfig",
+    "Reward",
+    "RolloutConfig",
+    "SFT",
+    "ScheduleConfig",
+    "ScoringConfig",
+    "UpdateConfig",
+    "ValueConfig",
+]

@@ -1,0 +1,244 @@
+"""Reward modelling: a scalar head on a fine-tuned GPT learns which of two answers people prefer.
+
+Legend: B pairs of a batch, T tokens of a row.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from align.batches import PairBatch
+from align.model import ScalarGPT, load_scalar
+from align.objectives import bradley_terry_loss
+from align.rewards import Reward as Judge
+from align.rewards import load_reward
+from align.stages.base import Stage
+from align.stages.metrics import PairScores, ordered
+from align.stages.optimization import OptimizerConfig, ScheduleConfig
+
+
+class ScoredPairs(NamedTuple):
+    """What the network makes of a batch.
+
+    Attributes:
+        chosen: ``[B]`` scores of the preferred responses.
+        rejected: ``[B]`` scores of the others.
+        loss: ``[B]`` nats; 0 on padding.
+        real: ``[B]`` bool, False on pairs that only fill up the batch.
+    """
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    loss: torch.Tensor
+    real: torch.Tensor
+
+
+class Reward(Stage):
+    """Bradley-Terry training on preference pairs (Stiennon et al. 2020, section 3.4; Ouyang et al. 2022, section 3.5).
+
+    A step in order:
+        1. one forward over the 2 B rows of chosen and rejected responses; right padding needs no mask;
+        2. the score of each row at its last real token: only there does the last block run, and the head;
+        3. per pair ``-log sigmoid(score chosen - score rejected)``, summed over real pairs;
+        4. the gradient is divided by the pairs of the whole optimizer step, over all micro-batches and ranks;
+        5. clip, AdamW, schedule: the Trainer's.
+    When the model directory is written:
+        6. mean and standard deviation of the raw scores over responses of the SFT policy go into its manifest, by
+           which ``load_reward`` normalises.
+
+    Args:
+        init_from: model directory, Hugging Face directory or Hub id: a language model, whose head is replaced by a
+            fresh one, or a reward model to go on from.
+        optimizer: AdamW.
+        schedule: learning rate over optimizer steps.
+        margin: by how much the chosen score should lead.
+        label_smoothing: probability that a label is the wrong way round, in [0, 0.5).
+        centering: coefficient of the penalty (chosen + rejected)^2, which keeps scores around 0; 0 turns it off, 0.01
+            is usual.
+        gold: what the order of validation pairs is also compared with, without label noise: sandbox, module:function
+            or a reward-model directory; None: nothing.
+        normalise_on: responses of validation pairs (of training pairs, where there is no validation data) whose scores
+            give mean and standard deviation of the manifest; 0 turns it off.
+        head_seed: of the fresh head.
+        compile: torch.compile the network; the first step then takes about a minute.
+        network: a network made in Python, instead of init_from.
+
+    Raises:
+        ValueError: not exactly one of init_from and network is given, or a setting is impossible.
+    """
+
+    network: ScalarGPT
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        *,
+        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        margin: float = 0.0,
+        label_smoothing: float = 0.0,
+        centering: float = 0.0,
+        gold: str | None = None,
+        normalise_on: int = 512,
+        head_seed: int = 0,
+        compile: bool = False,
+        network: ScalarGPT | None = None,
+    ) -> None:
+        """Keep the settings."""
+        if (init_from is None) == (network is None):
+            raise ValueError("Reward needs init_from: a model directory, a Hugging Face directory or a Hub id")
+        for name, value, holds, right in (
+            ("margin", margin, margin >= 0, "at least 0"),
+            ("label_smoothing", label_smoothing, 0 <= label_smoothing < 0.5, "in [0, 0.5)"),
+            ("centering", centering, centering >= 0, "at least 0"),
+            ("normalise_on", normalise_on, normalise_on == 0 or normalise_on >= 2, "0 or at least 2"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} is {value}: it must be {right}")
+        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from)
+        self.margin, self.label_smoothing, self.centering = margin, label_smoothing, centering
+        self.gold, self.normalise_on = gold, normalise_on
+        self.compile_network = compile
+        # A closure: as an attribute the network would be a second submodule.
+        self._make = lambda: network if network is not None else load_scalar(str(init_from), head_seed=head_seed)
+        self._judge = None if gold is None else load_reward(gold)
+        self._gold_leads: dict[tuple[str, int], float] = {}
+        self.val_metric, self.test_metric = PairScores(), PairScores()
+
+    def build(self) -> None:
+        """Set the network."""
+        self.network = self._make()
+        if self.compile_network:
+            self.network.model.compile()
+
+    def setup(self, stage: str) -> None:
+        """Check that the data has what the settings need, besides what every stage checks.
+
+        Raises:
+            ValueError: it has no tokenizer (gold) or no pairs in order (normalise_on), or the network can't read it.
+        """
+        super().setup(stage)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.gold is not None and getattr(data, "tokenizer", None) is None:
+            raise ValueError("gold is set but the data has no tokenizer to decode the responses with")
+        if stage == "fit" and self.normalise_on and not hasattr(data, "pair_loader"):
+            raise ValueError(
+                "normalise_on needs the pair_loader of PreferenceData; set it to 0 to leave scores as they are"
+            )
+        self._gold_leads.clear()
+
+    def score(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores ``[B]`` of the chosen and of the rejected responses.
+
+        Rows may hold one token more than the network reads at once; the score is then taken one token earlier.
+        """
+        context = self.network.config.context
+        scores = self.network.last_scores(batch.ids[:, :context], batch.lengths.clamp(max=context))  # 1, 2
+        chosen, rejected = scores.chunk(2)
+        return chosen, rejected
+
+    def compare(self, batch: PairBatch) -> ScoredPairs:
+        """Scores and losses of a batch."""
+        chosen, rejected = self.score(batch)
+        loss = bradley_terry_loss(  # 3
+            chosen,
+            rejected,
+            margin=self.margin or None,
+            label_smoothing=self.label_smoothing,
+            centering=self.centering,
+        )
+        real = batch.lengths[: len(chosen)] > 0
+        return ScoredPairs(chosen, rejected, torch.where(real, loss, 0.0), real)
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> torch.Tensor:
+        """Loss of a micro-batch; see the class for the steps.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        scored = self.compare(batch)
+        loss, pairs = scored.loss.sum(), scored.real.sum()
+        share = scored.real / pairs.clamp(min=1)
+        lead = (scored.chosen - scored.rejected).detach()
+        mean = loss.detach() / pairs.clamp(min=1)
+        self.log("train/loss", mean, prog_bar=True)
+        self.log("train/accuracy", (ordered(lead) * share).sum().float(), prog_bar=True)
+        self.log("train/margin", (lead * share).sum())
+        self.refuse_nonfinite(mean)
+        return self.weighted(loss, pairs)  # 4
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Add a batch to the validation sums."""
+        self._add(batch, self.val_metric, "validation")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/loss``, ``val/accuracy`` and the others of ``PairScores``."""
+        self._log_metric("val", self.val_metric)
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        """Add a batch to the test sums."""
+        self._add(batch, self.test_metric, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/loss``, ``test/accuracy`` and the others of ``PairScores``."""
+        self._log_metric("test", self.test_metric)
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, float]]:
+        """The raw scores of each pair, ``chosen`` and ``rejected``; pairs of padding are left out."""
+        chosen, rejected = self.score(batch)
+        rows = zip(chosen.tolist(), rejected.tolist(), batch.numbers.tolist(), strict=True)
+        return [{"chosen": one, "rejected": other} for one, other, number in rows if number >= 0]
+
+    @torch.no_grad()
+    def manifest_extras(self) -> dict[str, Any]:
+        """Step 6: ``reward_mean`` and ``reward_std`` (1 where all scores are equal) of ``reward_samples`` responses.
+
+        ``align preferences`` makes pairs of the SFT model's own samples, so both sides together are the SFT policy.
+        """
+        if not self.normalise_on:
+            return {}
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        try:
+            loader = data.pair_loader("validation")
+        except ValueError:
+            loader = data.pair_loader("train")
+        training, found, count = self.network.training, [], 0
+        self.network.eval()
+        for batch in loader:
+            moved = batch._replace(ids=batch.ids.to(self.device), lengths=batch.lengths.to(self.device))
+            found.append(torch.stack(self.score(moved), dim=1)[moved.lengths[: len(batch.numbers)] > 0])
+            count += found[-1].numel()
+            if count >= self.normalise_on:
+                break
+        self.network.train(training)
+        scores = torch.cat(found).double().flatten()[: self.normalise_on]
+        std = scores.std(correction=0).item()
+        return {"reward_mean": scores.mean().item(), "reward_std": std or 1.0, "reward_samples": len(scores)}
+
+    def _add(self, batch: PairBatch, metric: PairScores, split: str) -> None:
+        scored = self.compare(batch)
+        real = scored.real
+        leads = None if self._judge is None else self._gold(batch, self._judge, split).to(real.device)
+        metric.update(scored.chosen[real], scored.rejected[real], scored.loss[real], leads)
+
+    def _gold(self, batch: PairBatch, judge: Judge, split: str) -> torch.Tensor:
+        """By how much chosen is better by gold: ``[real pairs]`` float64; asked once a pair."""
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        pairs = len(batch.numbers)
+        numbers = batch.numbers.tolist()
+        new = [row for row in range(pairs) if numbers[row] >= 0 and (split, numbers[row]) not in self._gold_leads]
+        if new:
+            rows = [*new, *(row + pairs for row in new)]
+            texts = [tokenizer.decode(batch.ids[row][batch.mask[row]].tolist()) for row in rows]
+            scores = judge([batch.prompts[row] for row in new] * 2, texts)
+            for row, better, worse in zip(new, scores[: len(new)], scores[len(new) :], strict=True):
+                self._gold_leads[split, numbers[row]] = better - worse
+        leads = [self._gold_leads[split, number] for number in numbers if number >= 0]
+        return torch.tensor(leads, dtype=torch.float64)
+
+    def _log_metric(self, split: str, metric: PairScores) -> None:
+        values = metric.compute()
+        metric.reset()
+        shown = {"loss", "accuracy"}
+        self.log_dict({f"{split}/{name}": value for name, value in values.items() if name in shown}, prog_bar=True)
+        self.log_dict({f"{split}/{name}": value for name, value in values.items() if name not in shown})
