@@ -155,14 +155,7 @@ def test_rows_are_those_of_chat_data(build, with_template):
 
 def test_a_template_that_says_more_in_a_whole_chat(build, with_template):
     """It puts <t> before what an assistant said, which no sampler does: the run says so, with both."""
-    data = build(
-        PreferenceData,
-        pair("a", "b", "c"),
-        context=32,
-        tokenizer=with_template(
-            ("' + message['content']", "' + ('<t>' if message['role'] == 'assistant' else '') + message['content']")
-        ),
-    )
+    data = build(PreferenceData, pair("a", "b", "c"), context=32, tokenizer=with_template("<t>"))
     _, line = data._account("train")
     assert "the chat template renders the first chat as '<|user|>" in line
     assert "'<|user|>\\na<|end|>\\n<|assistant|>\\nb<|end|>'" in line
