@@ -11,7 +11,7 @@ import jsonargparse
 
 from align.cli.errors import UsageError
 from align.cli.parsing import make_parser, parse
-from align.cli.sampling import add_sampling_arguments, as_messages, as_text, read_prompts, sampling_config
+from align.cli.sampling import add_sampling_arguments, as_messages, read_prompts, sampling_config
 
 
 def main(args: list[str]) -> int:
@@ -65,6 +65,7 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     from align.callbacks.samples import sample_texts
     from align.model import load_network
     from align.rewards import load_reward
+    from align.rewards.base import as_text
     from align.tokenizer import Tokenizer
 
     judge = load_reward(options.judge) if options.judge else None
@@ -78,11 +79,10 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
         batch = rows[start : start + options.batch_size]
         rendered = [as_messages(prompt) if chat else as_text(prompt) for prompt in batch]
         texts = sample_texts(network, tokenizer, rendered, sampling, seed=options.seed + start)
-        asked = [as_text(prompt) for prompt in batch]
-        rewards = judge(asked, [text.text for text in texts]) if judge else None
+        rewards = judge(batch, [text.text for text in texts]) if judge else None
         yield [
-            {"prompt": prompt, **text._asdict()} | ({"reward": rewards[i]} if rewards is not None else {})
-            for i, (prompt, text) in enumerate(zip(asked, texts, strict=True))
+            {"prompt": as_text(prompt), **text._asdict()} | ({"reward": rewards[i]} if rewards is not None else {})
+            for i, (prompt, text) in enumerate(zip(batch, texts, strict=True))
         ]
 
 

@@ -15,10 +15,11 @@ from align.cli.errors import UsageError
 from align.cli.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 from align.cli.parsing import make_parser, parse
 from align.cli.sample_log import SampleLog, replacing_file
-from align.cli.sampling import Prompt, add_sampling_arguments, as_messages, as_text, read_prompts, sampling_config
+from align.cli.sampling import Prompt, add_sampling_arguments, as_messages, read_prompts, sampling_config
 
 if TYPE_CHECKING:
     from align.model import GPT, SamplingConfig
+    from align.rewards import Reward
     from align.tokenizer import Tokenizer
 
 
@@ -118,7 +119,8 @@ def _origin(options: jsonargparse.Namespace) -> dict[str, Any]:
     from align.model.directory import locate
     from align.tokenizer import Tokenizer
 
-    sampling = asdict(sampling_config(options)) | {"n": options.n, "seed": options.seed}
+    names = ("n", "seed", "batch_size")  # a batch's shape decides the last bit of its logits
+    sampling = asdict(sampling_config(options)) | {name: getattr(options, name) for name in names}
     with Path(options.prompts).open("rb") as file:
         prompts = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -162,7 +164,7 @@ def _answers(
     tokenizer: "Tokenizer",
     prompts: Sequence[Prompt],
     sampling: "SamplingConfig",
-    judge: Any,
+    judge: "Reward",
     options: jsonargparse.Namespace,
     *,
     first: int,
@@ -182,10 +184,9 @@ def _answers(
         return found
     seeds = [_seed(options.seed, first + number, answer) for number, answer in rows]
     texts = sample_continuations(network, tokenizer, [ids[number] for number, _ in rows], sampling, seed=seeds)
-    asked = [as_text(prompts[number]) for number, _ in rows]
-    scores = judge(asked, [text.text for text in texts])
+    scores = judge([prompts[number] for number, _ in rows], [text.text for text in texts])
     for (number, _), text, score in zip(rows, texts, scores, strict=True):
-        found[number].append(Answer(text.text, text.tokens, text.finished, float(score)))
+        found[number].append(Answer(*text, score))
     return found
 
 

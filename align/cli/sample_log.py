@@ -1,4 +1,4 @@
-"""Scored answers on disk while more are sampled: a killed run goes on after the last whole line."""
+"""Scored answers on disk while more are sampled: a killed run goes on after the last whole batch."""
 
 import json
 import os
@@ -11,7 +11,9 @@ from align.cli.labelling import Answer
 
 
 class SampleLog:
-    """A hidden JSONL file beside the output: what the answers depend on, then one line a prompt, in order.
+    """A hidden JSONL file beside the output: what the answers depend on, then one line a batch of prompts, in order.
+
+    A batch is whole or not there, so the batches after a resume are those of an uninterrupted run, to the last bit.
 
     Args:
         out: the output; the log is ``.NAME.partial`` beside it.
@@ -25,9 +27,9 @@ class SampleLog:
         self.done = self._recover()
 
     def append(self, rows: Sequence[Sequence[Answer]]) -> None:
-        """Add the answers to the next prompts; they outlive the process from here on."""
+        """Add a batch: the answers to each of the next prompts. They outlive the process from here on."""
         with self.file.open("a", encoding="utf-8", newline="\n") as file:
-            file.writelines(json.dumps([list(answer) for answer in row]) + "\n" for row in rows)
+            file.write(json.dumps(rows) + "\n")
         self.done += len(rows)
 
     def rows(self) -> Iterator[list[Answer]]:
@@ -35,25 +37,26 @@ class SampleLog:
         with self.file.open(encoding="utf-8") as file:
             next(file)
             for line in file:
-                yield [Answer(*fields) for fields in json.loads(line)]
+                for row in json.loads(line):
+                    yield [Answer(*fields) for fields in row]
 
     def remove(self) -> None:
         """The output is whole: the log has served."""
         self.file.unlink(missing_ok=True)
 
     def _recover(self) -> int:
-        """Whole lines of the same origin; the file is cut after them, or begun anew."""
+        """Prompts in whole lines of the same origin; the file is cut after them, or begun anew."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         if self.file.is_file():
             with self.file.open("rb+") as file:
                 if file.readline() == self._header.encode() + b"\n":
-                    rows, end = 0, file.tell()
+                    prompts, end = 0, file.tell()
                     for line in file:
                         if not line.endswith(b"\n"):
                             break
-                        rows, end = rows + 1, end + len(line)
+                        prompts, end = prompts + len(json.loads(line)), end + len(line)
                     file.truncate(end)
-                    return rows
+                    return prompts
         self.file.write_text(self._header + "\n", encoding="utf-8", newline="\n")
         return 0
 

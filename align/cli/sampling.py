@@ -84,11 +84,6 @@ def as_messages(prompt: Prompt) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
-def as_text(prompt: Prompt) -> str:
-    """What the prompt asks: the text itself, or the last message's."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
-
-
 def _prompt_of(line: str, place: str) -> Prompt:
     try:
         prompt: Any = json.loads(line)["prompt"]
