@@ -91,11 +91,12 @@ class Probe(Metric):
         Args:
             policy: samples.
             reference: what it is compared with; None: no KL.
-            prompts: B lists of ids, up to the assistant's turn; empty ones (rows that fill up a batch) are ignored.
+            prompts: B lists of ids, up to the assistant's turn; empty ones (rows that fill up a batch) are ignored, and
+                those that leave no room to answer.
             texts: B prompts as text, for the judge.
             tokenizer: decodes, and knows what ends a response.
         """
-        new = self._wanted(prompts)
+        new = self._wanted(prompts, policy.config.context)
         # Ranks gather this list at the end, and each must have something in it.
         self.hashes.append(torch.zeros(0, dtype=torch.int64, device=self.responses.device))
         for start in range(0, len(new), _ROWS):
@@ -124,7 +125,7 @@ class Probe(Metric):
         super().reset()
         self._asked = set()
 
-    def _wanted(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+    def _wanted(self, prompts: Sequence[Sequence[int]], context: int) -> list[int]:
         """Rows to answer on this rank."""
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         share = -(-self.config.prompts // ranks)
@@ -132,7 +133,7 @@ class Probe(Metric):
         for row, prompt in enumerate(prompts):
             if len(self._asked) == share:
                 break
-            if len(prompt) and tuple(prompt) not in self._asked:
+            if 0 < len(prompt) < context and tuple(prompt) not in self._asked:
                 self._asked.add(tuple(prompt))
                 rows.append(row)
         return rows
@@ -164,6 +165,8 @@ class Probe(Metric):
             self.kl += sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum().double()
             self.compared += len(rows)
         if self._judge is not None:
+            if (network := getattr(self._judge, "network", None)) is not None:
+                network.to(policy.output_weight.device)
             self.reward += float(sum(self._judge(texts, [tokenizer.decode(response) for response in responses])))
 
 

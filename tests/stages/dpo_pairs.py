@@ -1,0 +1,99 @@
+"""Small preference data, networks and trainings that the tests of DPO share."""
+
+import json
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from align.data import PreferenceData
+from align.model import GPT, GPTConfig, save_network
+from align.stages import DPO, OptimizerConfig, ProbeConfig, ScheduleConfig
+from align.tokenizer import train_tokenizer
+
+CONFIG = GPTConfig(vocab_size=263, layers=2, heads=2, width=16, ff_width=16, context=40)
+WORDS = ("ab", "cab", "abc", "bad", "dab", "a cab", "bad cab", "dad")
+
+
+def write_pairs(path: Path, count: int, *, better: str = "yes", worse: str = "no way") -> str:
+    """Pairs of which chosen begins with one word and rejected with another, of mixed length."""
+    records = [
+        {
+            "prompt": " ".join(WORDS[(i + j) % len(WORDS)] for j in range(1 + i % 2)) + str(i),
+            "chosen": f"{better} {WORDS[i % 8]}",
+            "rejected": worse if i % 3 else f"{worse} {WORDS[(i + 3) % 8]}",
+        }
+        for i in range(count)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+def policy(seed: int = 1) -> GPT:
+    """A network whose log-probs are far from uniform."""
+    network = GPT(CONFIG)
+    network.initialise(seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+class World:
+    """A folder with a tokenizer, pairs to train and to validate on, and model directories."""
+
+    def __init__(self, folder: Path, *, pairs: int = 12) -> None:
+        self.folder = folder
+        train_tokenizer(["ab ab"], vocab_size=263).save(folder / "tokenizer")
+        self.train = write_pairs(folder / "train.jsonl", pairs)
+        self.validation = write_pairs(folder / "val.jsonl", 5)
+        self.start = self.save(policy(), "start")
+
+    def save(self, network: GPT, name: str) -> str:
+        save_network(network, self.folder / name, bos_id=None, eos_ids=[262], pad_id=256)
+        return str(self.folder / name)
+
+    def data(self, **settings) -> PreferenceData:
+        defaults = {"validation": self.validation, "context": 40, "batch_size": 4, "cache_dir": self.folder / "cache"}
+        return PreferenceData(str(self.folder / "tokenizer"), self.train, **defaults | settings)
+
+    def stage(self, **settings) -> DPO:
+        defaults = {
+            "optimizer": OptimizerConfig(lr=3e-3, weight_decay=0.0),
+            "schedule": ScheduleConfig(kind="constant"),
+            "probe": ProbeConfig(prompts=0),
+        }
+        if "network" not in settings:
+            defaults["init_from"] = self.start
+        return DPO(**defaults | settings)
+
+
+def fit(stage: DPO, data: PreferenceData, *, ckpt_path: str | None = None, **settings) -> pl.Trainer:
+    trainer = pl.Trainer(
+        **{
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "max_epochs": 1,
+            "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0,
+        }
+        | settings
+    )
+    torch.manual_seed(0)
+    trainer.fit(stage, data, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+class Log(pl.Callback):
+    """Every training step's metrics."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer, *_):
+        metrics = trainer.callback_metrics.items()
+        self.steps.append({name: float(value) for name, value in metrics if name.startswith("train/")})
