@@ -1,5 +1,6 @@
 """The LightningModules, one per stage of the pipeline."""
 
+from align.stages.dpo import DPO
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
 from align.stages.ppo import PPO
 from align.stages.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
@@ -9,6 +10,7 @@ from align.stages.reward import Reward
 from align.stages.sft import SFT
 
 __all__ = [
+    "DPO",
     "KLConfig",
     "OptimizerConfig",
     "PPO",
