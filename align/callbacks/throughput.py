@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from align.batches import TokenBatch
-from align.model import GPT
+from align.model import GPT, ScalarGPT
 
 
 class Throughput(pl.Callback):
@@ -58,7 +58,7 @@ class Throughput(pl.Callback):
         values = {"throughput/tokens_per_s": rate}
         if self._peak:
             network = pl_module.network
-            assert isinstance(network, GPT)
+            assert isinstance(network, GPT | ScalarGPT)
             flops = network.flops_per_token(length - 1)
             values["throughput/mfu"] = rate * flops / (self._peak * trainer.world_size)
         pl_module.log_dict(values, prog_bar=True)

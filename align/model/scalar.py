@@ -89,6 +89,23 @@ class ScalarGPT(nn.Module):
         """Parameters, each counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def flops_per_token(self, context: int) -> int:
+        """FLOPs of forward and backward per trained token of ``last_scores``; see ``GPT.flops_per_token``.
+
+        The last block's output projection and feed-forward, and the head, run once a row and are left out.
+
+        Args:
+            context: T, tokens a row is trained on.
+
+        Returns:
+            FLOPs (a multiply-add is two).
+        """
+        config, final = self.config, self.model.layers[-1]
+        matrices = sum(p.numel() for p in self.model.layers.parameters() if p.dim() == 2)
+        once = [final.self_attn.o_proj.weight, *(p for p in final.mlp.parameters() if p.dim() == 2)]
+        matrices -= sum(p.numel() for p in once)
+        return 6 * matrices + 12 * config.layers * config.heads * config.resolved_head_width * context
+
 
 def load_scalar(source: str | Path, *, dtype: torch.dtype = torch.float32, head_seed: int = 0) -> ScalarGPT:
     """The reward model of a directory, or a language model's trunk under a fresh head; on the CPU, in training mode.

@@ -92,6 +92,15 @@ def test_a_row_of_nothing_does_no_harm(tokens):
     assert torch.isfinite(scores).all()
 
 
+def test_flops_by_hand():
+    """Width 32, 4 heads of 8, 2 key/value heads, 24 in the feed-forward, 48 tokens.
+
+    First block: q and o 2 x 32 x 32, k and v 2 x 16 x 32, feed-forward 3 x 24 x 32, so 5,376; last block: q, k and v,
+    so 2,048. 6 x 7,424 + 12 x 2 layers x 32 x 48.
+    """
+    assert ScalarGPT(SMALL).flops_per_token(48) == 44_544 + 36_864
+
+
 @pytest.mark.parametrize("style", STYLES, ids=str)
 def test_round_trip(tmp_path, network_of, style):
     scalar = scalar_of(network_of(**style))
