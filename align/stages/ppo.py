@@ -1,0 +1,371 @@
+"""PPO from human (or any) feedback, and its critic-free kin GRPO and RLOO, as ordinary Lightning training."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from align.batches import PromptBatch
+from align.model import GPT, ScalarGPT, load_network, load_scalar
+from align.objectives import kl_estimate, ppo_policy_loss, ppo_value_loss, token_logprobs
+from align.rewards import RewardModel, load_reward
+from align.stages.base import Stage
+from align.stages.collecting import Collector, Settings, ValueHead, ValueModel, token_values
+from align.stages.experience import BatchPlan, Collected, ExperienceBatch, ExperienceLoader
+from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
+from align.stages.ppo_settings import Algorithm, KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.stages.probe import Probe, ProbeConfig
+from align.stages.response_states import response_states
+from align.stages.rollout import Prompt
+from align.stages.scoring import check_reward
+
+
+class PPO(Stage):
+    """Trains a policy to please a reward without leaving its reference (Ziegler et al. 2019, Stiennon et al. 2020).
+
+    One epoch of the Trainer is one iteration:
+        1. sample responses to the next prompts;
+        2. score them: reward, normalisation, clipping, penalty for not ending;
+        3. log-probs of their tokens under the sampling policy and the reference;
+        4. values before each token (ppo);
+        5. token rewards: minus the KL's cost, plus the score at the last token; advantages and returns from them;
+        6. log, and steer the KL coefficient;
+        then for each micro-batch of each epoch:
+        7. log-probs under the policy now, and the clipped policy loss;
+        8. the KL, where it is in the loss;
+        9. values now, and the clipped value loss (ppo);
+        10. the gradient is divided by the tokens of the whole optimizer step; clip, AdamW, schedule: the Trainer's;
+        11. the iteration ends early once the policy moved too far from the one that sampled.
+
+    Args:
+        init_from: model directory, Hugging Face directory or Hub id that policy and reference start from.
+        reward: reward-model directory, module:function of (prompts, responses) -> scores, or sandbox.
+        algorithm: ppo: GAE with a value model; grpo, rloo: each response against the others to its prompt.
+        reference: model directory to measure the KL to, instead of init_from.
+        gold: a second reward, only logged (rollout/gold), to see the first one being fooled.
+        rollout: sampling.
+        scoring: from reward to score.
+        kl: what holds the policy near the reference.
+        update: how it learns from an iteration.
+        value: the value model.
+        probe: samples of the policy's own at validation.
+        optimizer: AdamW.
+        schedule: learning rate over optimizer steps.
+        network: a network made in Python, instead of init_from; the reference is a copy of it.
+
+    Raises:
+        ValueError: settings that can't be, or can't be together.
+    """
+
+    network: GPT
+    frozen_names = ("reference", "reward_network", "gold_network")
+
+    def __init__(
+        self,
+        init_from: str | None = None,
+        reward: str = "sandbox",
+        *,
+        algorithm: Algorithm = "ppo",
+        reference: str | None = None,
+        gold: str | None = None,
+        rollout: RolloutConfig = RolloutConfig(),  # noqa: B008 (frozen)
+        scoring: ScoringConfig = ScoringConfig(),  # noqa: B008 (frozen)
+        kl: KLConfig = KLConfig(),  # noqa: B008 (frozen)
+        update: UpdateConfig = UpdateConfig(),  # noqa: B008 (frozen)
+        value: ValueConfig = ValueConfig(),  # noqa: B008 (frozen)
+        probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
+        schedule: ScheduleConfig = ScheduleConfig(kind="constant"),  # noqa: B008 (frozen)
+        network: GPT | None = None,
+    ) -> None:
+        """Keep the settings."""
+        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from)
+        if (init_from is None) == (network is None):
+            raise ValueError("PPO needs init_from: a model directory, a Hugging Face directory or a Hub id")
+        if algorithm != "ppo" and rollout.group_size < 2:
+            raise ValueError(
+                f"{algorithm} compares responses to one prompt, and rollout.group_size is {rollout.group_size}: "
+                "it must be at least 2"
+            )
+        self.kl_estimator = kl.estimator(algorithm)
+        kl.control()
+        self.settings = Settings(algorithm, rollout, scoring, kl, update)
+        self.value_config, self.reward_name, self.gold_name = value, reward, gold
+        self._sources = (init_from, reference, network)
+        self.probe = Probe(probe)
+        self._collector: Collector | None = None
+        self._loader: ExperienceLoader | None = None
+        self._restored: dict[str, Any] | None = None
+        self._moved: list[torch.Tensor] = []
+
+    # Networks.
+
+    def build(self) -> None:
+        """Set the policy, its value model, and the frozen reference and reward."""
+        init_from, reference, given = self._sources
+        self.network = given if given is not None else load_network(str(init_from))
+        self.reference = GPT(self.network.config)
+        if reference is not None:
+            self.reference = load_network(reference)
+            if self.reference.config.vocab_size != self.network.config.vocab_size:
+                raise ValueError(
+                    f"reference {reference} has {self.reference.config.vocab_size} ids, the policy "
+                    f"{self.network.config.vocab_size}: they must share a tokenizer"
+                )
+        else:
+            self.reference.load_state_dict(self.network.state_dict())
+        self.reward = load_reward(self.reward_name)
+        self.gold = load_reward(self.gold_name) if self.gold_name else None
+        self.reward_network = self.reward.network if isinstance(self.reward, RewardModel) else None
+        self.gold_network = self.gold.network if isinstance(self.gold, RewardModel) else None
+        self.value = self._build_value() if self.settings.algorithm == "ppo" else None
+        for module in self.modules():
+            # The policy that learns has to be the one that sampled.
+            if isinstance(getattr(module, "dropout", None), float):
+                module.dropout = 0.0  # type: ignore[assignment]
+
+    def _build_value(self) -> ValueModel:
+        config = self.value_config
+        if config.shared_trunk:
+            return ValueHead(self.network.config.width)
+        if config.init_from is not None:
+            return load_scalar(config.init_from)
+        value = ScalarGPT(self.network.config)
+        if isinstance(self.reward, RewardModel):
+            value = load_scalar(self.reward_name)
+            # The head of raw scores becomes one of normalised scores, but for their mean.
+            value.score.weight.data /= self.reward.std
+            return value
+        value.model.load_state_dict(self.network.model.state_dict())
+        return value
+
+    def setup(self, stage: str) -> None:
+        """Check that data, policy and reward fit together.
+
+        Raises:
+            ValueError: they don't; see ``Stage.setup``; or the reward reads another tokenizer's ids.
+        """
+        super().setup(stage)
+        if isinstance(self.value, ScalarGPT) and self.value.config.context < self.network.config.context:
+            raise ValueError(
+                f"the value model's context is {self.value.config.context}, the policy's "
+                f"{self.network.config.context}: set value.init_from to a model of at least that context"
+            )
+        for reward in (self.reward, self.gold):
+            if reward is not None and self._tokenizer is not None:
+                check_reward(reward, self._tokenizer)
+
+    @property
+    def _tokenizer(self) -> Any:
+        return getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+
+    def trained(self) -> Iterator[nn.Parameter]:
+        """The policy's parameters, and the value model's."""
+        return chain(self.network.parameters(), self._value_parameters())
+
+    def _value_parameters(self) -> Iterable[nn.Parameter]:
+        return () if self.value is None else self.value.parameters()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """One AdamW with groups for policy and value, and its schedule, stepped per optimizer step."""
+        optimizer = build_optimizer(self.network.parameters(), self.optimizer_config)
+        config = replace(self.optimizer_config, lr=self.optimizer_config.lr * self.value_config.lr_factor)
+        if self.value is not None:
+            for group in build_optimizer(self._value_parameters(), config).param_groups:
+                if group["params"]:
+                    optimizer.add_param_group(group)
+        schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # Experience.
+
+    def experience_loader(self, prompts: Iterable[PromptBatch]) -> ExperienceLoader:
+        """The train loader that turns prompts into experience; called by the data module.
+
+        Raises:
+            ValueError: the responses of an iteration can't be cut as asked, or the Trainer would cut iterations.
+        """
+        trainer, config, ranks = self.trainer, self.settings.rollout, self.trainer.world_size
+        if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"trainer.limit_train_batches is {trainer.limit_train_batches}: it would cut an iteration short; "
+                "set update.epochs and update.minibatches, or trainer.max_epochs (iterations), instead"
+            )
+        if config.episodes % (config.group_size * ranks):
+            raise ValueError(
+                f"rollout.episodes {config.episodes} can't be dealt to {ranks} ranks in groups of {config.group_size}: "
+                f"set it to a multiple of {config.group_size * ranks}"
+            )
+        plan = BatchPlan(
+            episodes=config.episodes // ranks,
+            group_size=config.group_size,
+            epochs=self.settings.update.epochs,
+            minibatches=self.settings.update.minibatches,
+            micro_batches=trainer.accumulate_grad_batches,
+        )
+        self._loader = ExperienceLoader(prompts, self._collect, plan, seed=lambda: self._seed)
+        if self._restored is not None:
+            self._loader.load_state_dict(self._restored)
+        return self._loader
+
+    def _collect(self, prompts: list[Prompt], iteration: int) -> Collected:
+        """Steps 1 to 6, in the precision that the update trains in: otherwise the first ratio is not 1."""
+        if self._tokenizer is None:
+            raise ValueError("PPO needs a data module with a tokenizer: it decodes, and knows what ends a response")
+        with self.trainer.precision_plugin.forward_context():
+            collected = self.collector.collect(prompts, iteration, self._seed)
+        if collected.experience is None:
+            rank_zero_info(
+                f"the KL of iteration {iteration} is {collected.metrics['rollout/kl']:.3g} nats per response, above "
+                f"kl.stop_kl {self.settings.kl.stop_kl}: the run ends here"
+            )
+            self.trainer.should_stop = True
+        return collected
+
+    @property
+    def collector(self) -> Collector:
+        """What collects experience; made when it is first asked for, under the Trainer."""
+        if self._collector is None:
+            self._collector = Collector(
+                self.settings,
+                policy=self.network,
+                reference=self.reference,
+                value=self.value,
+                reward=self.reward,
+                gold=self.gold,
+                tokenizer=self._tokenizer,
+                reduce=lambda tensor, how: self.trainer.strategy.reduce(tensor, reduce_op=how),
+            )
+        return self._collector
+
+    # The update.
+
+    def training_step(self, batch: ExperienceBatch, batch_idx: int) -> torch.Tensor:
+        """Loss of a micro-batch: steps 7 to 9 of the class.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+            RuntimeError: the policy is not the one that sampled at the first minibatch.
+        """
+        settings, value_config = self.settings, self.value_config
+        warming_up = self.value is not None and batch.iteration < value_config.warmup_iterations
+        rows = batch.ids, batch.prompt_lengths, batch.lengths
+        mask = torch.ones_like(batch.logprobs, dtype=torch.bool)
+        tokens = mask.sum()
+        loss, metrics, states = torch.zeros((), device=batch.ids.device), {}, None
+        if not warming_up or value_config.shared_trunk:
+            with torch.set_grad_enabled(not warming_up):
+                states = response_states(self.network, *rows, group_size=batch.group_size)
+        if not warming_up:
+            # 7. The policy's loss.
+            assert states is not None
+            temperature = settings.rollout.temperature
+            logprobs = token_logprobs(states, self.network.output_weight, batch.targets, temperature=temperature)
+            policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, mask, clip=settings.update.clip_range)
+            self._check_first(batch, policy.approx_kl, policy.ratio_max)
+            self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
+            loss = policy.loss
+            metrics = {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
+            metrics |= {"train/approx_kl": policy.approx_kl, "train/ratio_max": policy.ratio_max}
+            # 8. The KL to the reference.
+            if settings.kl.place(settings.algorithm) == "loss":
+                kl = kl_estimate(logprobs, batch.reference_logprobs, self.kl_estimator)
+                assert self._loader is not None
+                loss = loss + self._loader.metrics["rollout/kl_coef"] * kl.sum()
+        # 9. The value's loss.
+        if self.value is not None:
+            values = token_values(self.value, states, *rows, batch.group_size)
+            value_loss, clipped = ppo_value_loss(
+                values, batch.values, batch.returns, mask, clip=value_config.value_clip_range
+            )
+            loss = loss + value_config.value_coef * value_loss
+            metrics |= {"train/value_loss": value_loss.detach() / tokens, "train/value_clip_fraction": clipped}
+        if warming_up and self.trainer.world_size > 1:
+            # Data parallelism waits for every gradient.
+            loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters())
+        mean = loss.detach() / tokens
+        self.log("train/loss", mean, prog_bar=True)
+        self.log_dict(metrics)
+        self.refuse_nonfinite(mean)
+        return self.weighted(loss, tokens)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Divide the gradient; hold the policy still while the value model warms up; step 11."""
+        super().on_before_optimizer_step(optimizer)
+        assert self._loader is not None
+        if self._loader.iteration < self.value_config.warmup_iterations and self.value is not None:
+            for parameter in self.network.parameters():
+                parameter.grad = None
+        moved, self._moved = self._moved, []
+        target = self.settings.update.target_kl
+        if target is None or not moved:
+            return
+        added, tokens = self.trainer.strategy.reduce(torch.stack(moved).sum(0), reduce_op="sum")
+        if added / tokens > target:
+            self._end_iteration()
+
+    def _end_iteration(self) -> None:
+        """Let this micro-batch be the iteration's last.
+
+        The Trainer's count of batches in this epoch jumps to the end, as if the rest had passed, so that validation,
+        checkpoints and resuming see an ordinary end; its totals and ``global_step`` count what was really done.
+        """
+        assert self._loader is not None
+        left = self._loader.skip_rest()
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(progress.current, name, getattr(progress.current, name) + left)
+        progress.is_last_batch = True
+
+    def _check_first(self, batch: ExperienceBatch, approx_kl: torch.Tensor, ratio_max: torch.Tensor) -> None:
+        """Before the first update of an iteration the policy is still the one that sampled."""
+        if batch.position:
+            return
+        exact = self.trainer.precision in ("32-true", "64-true") and self.network.output_weight.dtype != torch.bfloat16
+        kl_bound, ratio_bound = (1e-4, 1.02) if exact else (1e-2, 1.5)
+        if not (approx_kl <= kl_bound and ratio_max <= ratio_bound):
+            raise RuntimeError(
+                f"the first minibatch of iteration {batch.iteration} has KL(old || new) {approx_kl.item():.3g} and "
+                f"largest ratio {ratio_max.item():.4g}; before any update they are 0 and 1: the policy that learns is "
+                "not the one that sampled; lower rollout.logprob_tolerance to compute old log-probs again"
+            )
+
+    # What is logged and kept.
+
+    def on_train_epoch_end(self) -> None:
+        """Log the iteration's rollout."""
+        if self._loader is not None and self._loader.metrics:
+            self.log_dict(self._loader.metrics)
+
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
+        """Let the policy answer held-out prompts."""
+        rows = zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)
+        prompts = [ids[:length] for ids, length in rows]
+        self.probe.update(self.network, self.reference, prompts, batch.prompts, self._tokenizer)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``policy/*``."""
+        values = self.probe.compute()
+        self.probe.reset()
+        self.log_dict({f"policy/{name}": value for name, value in values.items()}, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the KL coefficient and the reward statistics; the loader keeps the experience."""
+        checkpoint["collector"] = self.collector.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from ``on_save_checkpoint``, and from the loader's place.
+
+        Lightning gives a loader its state back only in the middle of an epoch, and only if it was not needed earlier.
+        """
+        self.collector.load_state_dict(checkpoint["collector"])
+        loaders = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("combined_loader") or [None]
+        self._restored = loaders[0]
+        if self._loader is not None and self._restored is not None:
+            self._loader.load_state_dict(self._restored)

@@ -1,0 +1,189 @@
+"""Hidden states that predict responses, computed without padding worth mentioning and with each prompt read once.
+
+Legend: B rows, T tokens of a row, P tokens of a prompt, R rows of a chunk, M tokens of all responses, D width,
+K key/value heads, E width of one head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from align.model import GPT, KVCache, ScalarGPT
+
+_CALL_TOKENS = {"cpu": 24}
+"""What one more forward costs, in tokens: it decides how finely rows are cut by length"""
+_CALL_TOKENS_ELSEWHERE = 4096
+_MOST_TOKENS = {"cpu": 2048}
+"""Places of a chunk, padding included: beyond this a CPU's caches overflow"""
+_MOST_TOKENS_ELSEWHERE = 32768
+
+
+def response_tokens(ids: torch.Tensor, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
+    """The tokens of all responses, one after another.
+
+    Args:
+        ids: ``[B, T]`` int64.
+        prompt_lengths: B, tokens of each prompt.
+        lengths: B, tokens of each row.
+
+    Returns:
+        ``[M]`` int64.
+    """
+    spans = list(zip(prompt_lengths, lengths, strict=True))
+    return ids.flatten()[_places(spans, ids.shape[1], ids.device)]
+
+
+def response_states(
+    network: GPT | ScalarGPT,
+    ids: torch.Tensor,
+    prompt_lengths: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    group_size: int = 1,
+) -> torch.Tensor:
+    """The hidden state before each token of each response, in the order of ``response_tokens``.
+
+    Rows of like length are computed together, and a row's last token, which predicts nothing, not at all. With
+    groups the prompt of each is read once, and its responses attend to it.
+
+    Args:
+        network: a policy, reference or value model.
+        ids: ``[B, T]`` int64, right-padded.
+        prompt_lengths: B, tokens of each prompt, at least 1.
+        lengths: B, tokens of each row, more than of its prompt.
+        group_size: so many neighbouring rows have the same prompt; it divides B.
+
+    Returns:
+        ``[M, D]``.
+    """
+    if group_size == 1:
+        spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
+        return _states(network, ids, spans)
+    parts = [
+        _group_states(network, ids[start : start + group_size], prompt_lengths[start], lengths[start:][:group_size])
+        for start in range(0, len(lengths), group_size)
+    ]
+    return torch.cat(parts)
+
+
+def cut_rows(widths: Sequence[int], *, call_tokens: int, most_tokens: int) -> list[slice]:
+    """Cut rows into chunks so that padding plus the cost of a chunk is least.
+
+    Args:
+        widths: tokens of each row, longest first.
+        call_tokens: what a chunk costs, in tokens.
+        most_tokens: places of a chunk, unless it is a single row.
+
+    Returns:
+        list[slice]: of neighbouring rows.
+    """
+    best, cut = [0.0], [0]
+    for stop in range(1, len(widths) + 1):
+        costs = []
+        for start in range(stop - 1, -1, -1):
+            places = (stop - start) * widths[start]
+            if places > most_tokens and start < stop - 1:
+                break
+            costs.append((best[start] + places + call_tokens, start))
+        cost, start = min(costs)
+        best.append(cost)
+        cut.append(start)
+    chunks, stop = [], len(widths)
+    while stop:
+        chunks.append(slice(cut[stop], stop))
+        stop = cut[stop]
+    return chunks[::-1]
+
+
+def _states(
+    network: GPT | ScalarGPT, ids: torch.Tensor, spans: Sequence[tuple[int, int]], prefix: "_SharedPrompt | None" = None
+) -> torch.Tensor:
+    """Hidden states of the places ``spans`` of each row, row after row; behind ``prefix`` if there is one."""
+    device = ids.device
+    order = sorted(range(len(spans)), key=lambda row: -spans[row][1])
+    widths = [spans[row][1] for row in order]
+    call_tokens = _CALL_TOKENS.get(device.type, _CALL_TOKENS_ELSEWHERE)
+    most_tokens = _MOST_TOKENS.get(device.type, _MOST_TOKENS_ELSEWHERE)
+    parts = []
+    for chunk in cut_rows(widths, call_tokens=call_tokens, most_tokens=most_tokens):
+        rows, width = order[chunk], widths[chunk.start]
+        if not width:
+            continue
+        whole = len(rows) == len(ids) and rows == list(range(len(ids)))
+        read = (ids if whole else ids[torch.tensor(rows, device=device)])[:, :width]
+        if prefix is None:
+            hidden = network.hidden(read)
+        else:
+            hidden = network.hidden(read, positions=prefix.positions_of(width, device), cache=prefix)
+        parts.append(hidden.flatten(0, 1)[_places([spans[row] for row in rows], width, device)])
+    states = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if order == sorted(order):
+        return states
+    # Back into the order of the rows.
+    counts = [end - begin for begin, end in spans]
+    begins, total = {}, 0
+    for row in order:
+        begins[row] = total
+        total += counts[row]
+    back = [place for row, count in enumerate(counts) for place in range(begins[row], begins[row] + count)]
+    return states[torch.tensor(back, device=device)]
+
+
+def _group_states(
+    network: GPT | ScalarGPT, ids: torch.Tensor, prompt_length: int, lengths: Sequence[int]
+) -> torch.Tensor:
+    """``response_states`` of rows that share their prompt."""
+    prefix = _SharedPrompt(prompt_length)
+    prompt = ids[:1, :prompt_length]
+    last = network.hidden(prompt, positions=prefix.positions_of(0, ids.device), cache=prefix)[0, -1:]
+    prefix.filled = True
+    answers = [length - prompt_length for length in lengths]
+    # The first token of a response is predicted by the prompt's last; a response's own last predicts nothing.
+    spans = [(0, count - 1) for count in answers]
+    if not any(count - 1 for count in answers):
+        return last.expand(len(answers), -1)
+    states = _states(network, ids[:, prompt_length:], spans, prefix)
+    own = torch.cat([last, states])
+    places, begin = [], 1
+    for count in answers:
+        places += [0, *range(begin, begin + count - 1)]
+        begin += count - 1
+    return own[torch.tensor(places, device=ids.device)]
+
+
+def _places(spans: Sequence[tuple[int, int]], width: int, device: torch.device) -> torch.Tensor:
+    """Flat places of ``begin..end`` of each row of ``width``."""
+    flat = [place for row, (begin, end) in enumerate(spans) for place in range(row * width + begin, row * width + end)]
+    return torch.tensor(flat, dtype=torch.int64, device=device)
+
+
+class _SharedPrompt(KVCache):
+    """Keys and values of one prompt, with their graph: first filled with it, then read by rows that go on from it."""
+
+    def __init__(self, prompt_length: int) -> None:
+        self.prompt_length = prompt_length
+        self.filled = False
+        self._slots = prompt_length
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def length(self) -> int:
+        """Slots that a row sees at most."""
+        return self._slots
+
+    def positions_of(self, width: int, device: torch.device) -> torch.Tensor:
+        """Positions of the prompt (width 0), or of the ``width`` tokens behind it."""
+        start = self.prompt_length if width else 0
+        self._slots = self.prompt_length + width
+        return torch.arange(start, self._slots, device=device)
+
+    def update(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[R, K, P + T, E]`` of the prompt and the new tokens ``[R, K, T, E]``."""
+        if not self.filled:
+            self._kept[layer] = keys, values
+            return keys, values
+        pairs = zip(self._kept[layer], (keys, values), strict=True)
+        whole = [torch.cat([kept.expand(len(new), -1, -1, -1), new], 2) for kept, new in pairs]
+        return whole[0], whole[1]
