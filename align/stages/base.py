@@ -44,6 +44,7 @@ class Stage(pl.LightningModule):
         self.parent = parent
         self.strict_loading = not self.frozen_names
         self._step_weight: torch.Tensor | None = None
+        self._place_in_data: Any = None
 
     # What a stage has to say.
 
@@ -103,6 +104,22 @@ class Stage(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Remember the run's seed (``seed_everything``)."""
         self._seed = torch.initial_seed() % 2**31
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember the train loader's place.
+
+        Lightning itself gives it back only to loaders made after the checkpoint was read, and asking for the number of
+        steps (``configure_optimizers``) makes them before; nor does it at an epoch's end.
+        """
+        loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
+        self._place_in_data = next(iter(loops.get("combined_loader", ())), None)
+
+    def on_train_start(self) -> None:
+        """Go on in the data where the checkpoint was made."""
+        place, self._place_in_data = self._place_in_data, None
+        loader: Any = self.trainer.train_dataloader
+        if place is not None and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(place)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make a batch's random draws a function of its number, so that nothing has to be saved to resume."""

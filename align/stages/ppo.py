@@ -101,7 +101,6 @@ class PPO(Stage):
         self.probe = Probe(probe)
         self._collector: Collector | None = None
         self._loader: ExperienceLoader | None = None
-        self._restored: dict[str, Any] | None = None
         self._moved: list[torch.Tensor] = []
 
     # Networks.
@@ -210,8 +209,6 @@ class PPO(Stage):
             micro_batches=trainer.accumulate_grad_batches,
         )
         self._loader = ExperienceLoader(prompts, self._collect, plan, seed=lambda: self._seed)
-        if self._restored is not None:
-            self._loader.load_state_dict(self._restored)
         return self._loader
 
     def _collect(self, prompts: list[Prompt], iteration: int) -> Collected:
@@ -360,12 +357,6 @@ class PPO(Stage):
         checkpoint["collector"] = self.collector.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from ``on_save_checkpoint``, and from the loader's place.
-
-        Lightning gives a loader its state back only in the middle of an epoch, and only if it was not needed earlier.
-        """
+        """Go on from ``on_save_checkpoint``; see ``Stage.on_load_checkpoint`` for the loader."""
+        super().on_load_checkpoint(checkpoint)
         self.collector.load_state_dict(checkpoint["collector"])
-        loaders = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).get("combined_loader") or [None]
-        self._restored = loaders[0]
-        if self._loader is not None and self._restored is not None:
-            self._loader.load_state_dict(self._restored)

@@ -1,0 +1,53 @@
+"""A stage whose schedule asked for the number of steps resumes in its data all the same."""
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from test_language_model import Batches, join, make_batch, pretrain
+
+from align.data.sampler import BatchOrder, ResumableLoader
+
+
+class Rows:
+    rows = [make_batch(1, 5, i) for i in range(8)]
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, chosen):
+        return join(*(self.rows[i] for i in chosen))
+
+
+class Resumable(Batches):
+    def __init__(self):
+        super().__init__([])
+
+    def train_dataloader(self):
+        return ResumableLoader(Rows(), BatchOrder(rows=8, batch_size=2, seed=0))
+
+
+def test_epochs_resume_to_the_same_bits_from_every_step(tmp_path):
+    """Two epochs of 4 steps. With max_epochs configure_optimizers makes the loader before the checkpoint is read."""
+
+    def run(ckpt_path=None, **settings):
+        pl.seed_everything(0, verbose=False)
+        stage = pretrain()
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            max_epochs=2,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            use_distributed_sampler=False,
+            **settings,
+        )
+        trainer.fit(stage, Resumable(), ckpt_path=ckpt_path)
+        return stage.network.output_weight.detach().clone()
+
+    save = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = run(callbacks=[save])
+    for step in range(1, 8):
+        resumed = run(str(tmp_path / f"step={step}.ckpt"), enable_checkpointing=False)
+        assert torch.equal(resumed, whole), step
