@@ -1,14 +1,17 @@
 """DPO trains on real preference data through the Trainer, and says what it does."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
-from dpo_pairs import Log, World, fit, policy
+from dpo_pairs import CONFIG, Log, World, fit, policy
 
+from align.model import GPT
 from align.objectives import PREFERENCE_LOSSES
 from align.stages import DPO, ProbeConfig
 from align.stages.dpo import prompt_ids
+from align.stages.pair_logprobs import pair_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +42,153 @@ def test_it_learns_which_answer_is_better(world):
     assert metrics["val/margin"] == pytest.approx(
         metrics["val/reward_chosen"] - metrics["val/reward_rejected"], abs=1e-4
     )
+
+
+@pytest.mark.parametrize("shared_prefix", [False, True])
+def test_logprobs_are_those_of_plain_softmax(world, shared_prefix):
+    """Against log_softmax over each unpadded row alone, for a batch with a row of padding."""
+    data = world.data(batch_size=5)
+    data.setup("fit")
+    network = policy()
+    *_, batch = data.pair_loader("train")
+    assert batch.numbers.tolist() == [10, 11, -1, -1, -1]
+    logprobs = pair_logprobs(network, batch, shared_prefix=shared_prefix)
+    for row in range(10):
+        length, prompt = int(batch.lengths[row]), int(batch.prompt_lengths[row % 5])
+        expected = 0.0
+        if length:
+            ids = batch.ids[row, :length]
+            table = network(ids[None, :-1])[0].detach().log_softmax(-1)
+            expected = float(table[torch.arange(prompt - 1, length - 1), ids[prompt:]].sum())
+        assert float(logprobs[row]) == pytest.approx(expected, abs=1e-4)
+
+
+def weights(stage: DPO) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in stage.network.parameters()]
+
+
+def trained(world, *, data=None, trainer=None, **settings) -> list[torch.Tensor]:
+    stage = world.stage(**settings)
+    fit(stage, world.data(**data or {}), **trainer or {})
+    return weights(stage)
+
+
+def test_shared_prefix_and_reference_on_the_fly_train_the_same(world):
+    """Three steps: the weights agree to float32's rounding, which Adam's division by small second moments widens."""
+    usual = trained(world)
+    for settings in ({"shared_prefix": False}, {"reference_logprobs": "on_the_fly"}):
+        for a, b in zip(usual, trained(world, **settings), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4)
+
+
+def test_cached_reference_logprobs_are_those_on_the_fly(world):
+    """In batches of other pairs, so padded otherwise: to 1e-4 nats of a response."""
+    stage, other = world.stage(), world.stage(reference_logprobs="on_the_fly")
+    fit(stage, world.data(), max_steps=1)
+    fit(other, world.data(), max_steps=1)
+    data = world.data(batch_size=12)
+    data.setup("fit")
+    (batch,) = data.pair_loader("train")
+    for a, b in zip(stage._reference_logprobs("train", batch), other._reference_logprobs("train", batch), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_accumulation_gives_the_gradient_of_one_batch(world):
+    """12 pairs as micro-batches of 5, 5 and 2 (with 3 of padding), against one batch of 12."""
+    one = trained(world, data={"batch_size": 12})
+    many = trained(world, data={"batch_size": 5}, trainer={"accumulate_grad_batches": 3})
+    for a, b in zip(one, many, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4)
+
+
+def test_batch_of_one(world):
+    log = Log()
+    fit(world.stage(), world.data(batch_size=1), callbacks=[log])
+    assert len(log.steps) == 12
+    assert all(math.isfinite(value) for step in log.steps for value in step.values())
+
+
+@pytest.mark.parametrize("loss", sorted(PREFERENCE_LOSSES))
+def test_every_loss_trains(world, loss):
+    """From its value at margin 0 (checked by the stage) downwards on the same pairs; only some build a reference."""
+    log = Log()
+    smoothing = {"label_smoothing": 0.1} if loss in ("cdpo", "robust") else {}
+    stage = world.stage(loss=loss, sft_coef=0.0 if loss == "orpo" else 0.1, **smoothing)
+    fit(stage, world.data(batch_size=12), max_epochs=15, callbacks=[log])
+    assert log.steps[-1]["train/loss"] < log.steps[0]["train/loss"]
+    assert log.steps[-1]["train/logprob_chosen"] > log.steps[-1]["train/logprob_rejected"]
+    assert stage.reference is None
+    assert bool(stage._tables) == (loss not in ("simpo", "orpo"))
+
+
+def test_validation_is_weighted_by_pairs(world):
+    """Five validation pairs in batches of 4 and 1 (with 3 of padding) give what one batch of 5 gives."""
+    results = []
+    for size in (4, 5):
+        stage = world.stage()
+        results.append(fit(stage, world.data(batch_size=size), limit_train_batches=0, max_epochs=1))
+        results[-1].validate(stage, world.data(batch_size=size), verbose=False)
+    first, second = ({k: float(v) for k, v in r.callback_metrics.items() if k.startswith("val/")} for r in results)
+    assert set(first) == {f"val/{name}" for name in NAMES}
+    assert first == pytest.approx(second, abs=1e-4)
+    assert first["val/loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_test_split(world):
+    stage = world.stage()
+    trainer = fit(stage, world.data(), limit_val_batches=0)
+    trainer.test(stage, world.data(test=world.validation), verbose=False)
+    assert {f"test/{name}" for name in NAMES} <= set(trainer.callback_metrics)
+
+
+def test_the_probe_asks_validation_prompts_and_a_judge_scores(world):
+    stage = world.stage(probe=ProbeConfig(prompts=3, max_new_tokens=5, judge="test_dpo:longer"))
+    trainer = fit(stage, world.data())
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("policy/")}
+    assert set(metrics) == {"policy/kl", "policy/length", "policy/eos_rate", "policy/distinct", "policy/reward"}
+    assert metrics["policy/reward"] == 7
+    assert 1 <= metrics["policy/length"] <= 5
+
+
+def longer(prompts, responses):
+    return [7.0 for _ in zip(prompts, responses, strict=True)]
+
+
+def test_the_reference_stays_and_is_not_saved(world, tmp_path):
+    stage = world.stage(reference_logprobs="on_the_fly")
+    trainer = fit(stage, world.data())
+    for a, b in zip(policy().parameters(), stage.reference.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert not b.requires_grad
+    assert any(not torch.equal(a, b) for a, b in zip(policy().parameters(), stage.network.parameters(), strict=True))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    state = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert state
+    assert all(name.startswith("network.") for name in state)
+
+
+def test_a_network_made_in_python_is_its_own_reference(world):
+    log = Log()
+    stage = world.stage(network=policy(3))
+    fit(stage, world.data(), callbacks=[log])
+    assert log.steps[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    for a, b in zip(policy(3).parameters(), stage.reference.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_dropout_is_off(world):
+    """The network was trained with dropout: DPO's first loss is ln 2 all the same."""
+    network = GPT(dataclasses.replace(CONFIG, dropout=0.5))
+    log = Log()
+    fit(world.stage(network=network), world.data(), max_steps=1, callbacks=[log])
+    assert log.steps[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_prompts_are_those_of_the_pairs(world):
+    data = world.data(batch_size=5)
+    data.setup("fit")
+    *_, batch = data.pair_loader("train")
+    prompts = prompt_ids(batch)
+    assert [bool(prompt) for prompt in prompts] == [True, True, False, False, False]
+    text = [{"role": "user", "content": batch.prompts[1]}]
+    assert prompts[1] == data.tokenizer.render_chat(text, add_generation_prompt=True).ids
