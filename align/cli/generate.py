@@ -51,7 +51,11 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count up from it")
     parser.add_argument("--batch_size", type=int, default=64, help="sequences sampled at once")
     add_sampling_arguments(parser)
-    parser.add_argument("--judge", help="score the samples: sandbox, or module:function (prompts, responses) -> scores")
+    parser.add_argument(
+        "--judge",
+        help="score the samples: sandbox, module:function (prompts, responses) -> scores, or the directory of a reward "
+        "model",
+    )
     parser.add_argument("--out", help="also write the samples to this JSONL file")
     parser.add_argument("--show", type=int, default=8, help="how many samples to print (without --json)")
     parser.add_argument(
