@@ -252,6 +252,7 @@ class PPO(Stage):
         """
         settings, value_config = self.settings, self.value_config
         warming_up = self.value is not None and batch.iteration < value_config.warmup_iterations
+        assert self._loader is not None
         rows = batch.ids, batch.prompt_lengths, batch.lengths
         mask = torch.ones_like(batch.logprobs, dtype=torch.bool)
         tokens = mask.sum()
@@ -273,7 +274,6 @@ class PPO(Stage):
             # 8. The KL to the reference.
             if settings.kl.place(settings.algorithm) == "loss":
                 kl = kl_estimate(logprobs, batch.reference_logprobs, self.kl_estimator)
-                assert self._loader is not None
                 loss = loss + self._loader.metrics["rollout/kl_coef"] * kl.sum()
         # 9. The value's loss.
         if self.value is not None:
@@ -289,6 +289,8 @@ class PPO(Stage):
         mean = loss.detach() / tokens
         self.log("train/loss", mean, prog_bar=True)
         self.log_dict(metrics)
+        # Of the whole iteration, whatever the batch: one row an epoch, also of an epoch that was resumed.
+        self.log_dict(self._loader.metrics, on_step=False, on_epoch=True)
         self.refuse_nonfinite(mean)
         return self.weighted(loss, tokens)
 
@@ -336,8 +338,8 @@ class PPO(Stage):
     # What is logged and kept.
 
     def on_train_epoch_end(self) -> None:
-        """Log the iteration's rollout."""
-        if self._loader is not None and self._loader.metrics:
+        """Log the rollout of an iteration that was not learned from."""
+        if self._loader is not None and self._loader.experience is None:
             self.log_dict(self._loader.metrics)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
