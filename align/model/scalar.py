@@ -100,10 +100,11 @@ class ScalarGPT(nn.Module):
         Returns:
             FLOPs (a multiply-add is two).
         """
-        config, final = self.config, self.model.layers[-1]
-        matrices = sum(p.numel() for p in self.model.layers.parameters() if p.dim() == 2)
-        once = [final.self_attn.o_proj.weight, *(p for p in final.mlp.parameters() if p.dim() == 2)]
-        matrices -= sum(p.numel() for p in once)
+        config = self.config
+        once = tuple(f"{config.layers - 1}.{part}" for part in ("self_attn.o_proj", "mlp"))
+        matrices = sum(
+            p.numel() for name, p in self.model.layers.named_parameters() if p.dim() == 2 and not name.startswith(once)
+        )
         return 6 * matrices + 12 * config.layers * config.heads * config.resolved_head_width * context
 
 
