@@ -1,7 +1,9 @@
 """DPO trains on real preference data through the Trainer, and says what it does."""
 
 import dataclasses
+import inspect
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,3 +194,31 @@ def test_prompts_are_those_of_the_pairs(world):
     assert [bool(prompt) for prompt in prompts] == [True, True, False, False, False]
     text = [{"role": "user", "content": batch.prompts[1]}]
     assert prompts[1] == data.tokenizer.render_chat(text, add_generation_prompt=True).ids
+
+
+def test_sixteen_bit_products_pass_the_check_of_the_start(world):
+    """bf16-mixed: cached log-probs come from other shapes, so the first loss is nearly ln 2; weights stay float32."""
+    log = Log()
+    stage = world.stage()
+    fit(stage, world.data(), precision="bf16-mixed", callbacks=[log])
+    assert log.steps[0]["train/loss"] == pytest.approx(math.log(2), abs=0.02)
+    assert {parameter.dtype for parameter in stage.network.parameters()} == {torch.float32}
+
+
+def test_every_metric_is_in_the_glossary(world):
+    docs = Path(__file__).parents[2] / "docs"
+    judged = world.stage(probe=ProbeConfig(prompts=2, max_new_tokens=2, judge="test_dpo:longer"))
+    trainer = fit(judged, world.data(), max_steps=1)
+    glossary, page = (docs / "metrics.md").read_text(), (docs / "dpo.md").read_text()
+    for name in trainer.callback_metrics:
+        assert f"`{name}`" in glossary, name
+        assert f"`{name.removeprefix('train/').removeprefix('val/')}`" in page, name
+
+
+def test_every_setting_is_on_the_page():
+    page = (Path(__file__).parents[2] / "docs" / "dpo.md").read_text()
+    others = ("network", "probe", "optimizer", "schedule")
+    names = [name for name in inspect.signature(DPO).parameters if name not in others]
+    names += [f"probe.{field.name}" for field in dataclasses.fields(ProbeConfig)]
+    assert [name for name in names if f"| `{name}`" not in page] == []
+    assert [name for name in PREFERENCE_LOSSES if f"| `{name}`" not in page] == []
