@@ -1,6 +1,6 @@
 """The parts of the sandbox's gold reward, averaged over a file of chats or of samples.
 
-python benchmarks/gold_parts.py runs/tiny/samples/samples.jsonl
+python benchmarks/gold_parts.py runs/tiny/samples/sft.jsonl
 """
 
 import argparse

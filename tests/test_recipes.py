@@ -79,6 +79,21 @@ def test_sampling_stages_are_command_lines_that_generate_reads(path: Path):
         assert parse(_parser(), list(stage.arguments)).out == str(stage.writes)
 
 
+def test_preference_stages_are_command_lines_that_preferences_reads():
+    """The labels are as noisy as the sandbox's own, and the answers are sampled as the final samples are."""
+    from align.cli.parsing import parse
+    from align.cli.preferences import _parser
+    from align.cli.recipe_folder import read_pipeline
+    from align.sandbox import SandboxConfig
+
+    stages = read_pipeline(ROOT / "recipes/tiny", out="out", seed=0, assignments=[]).stages
+    options = [parse(_parser(), list(stage.arguments)) for stage in stages if stage.command == ("preferences",)]
+    assert [stage.out for stage in options] == ["out/preferences/train.jsonl", "out/preferences/val.jsonl"]
+    for stage in options:
+        assert stage.label_temperature == SandboxConfig().label_temperature
+        assert (stage.temperature, stage.max_new_tokens) == (1.0, 96)
+
+
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_each_stage_recipe_is_in_its_pipeline(path: Path):
     assert f"recipe: {path.name}" in (path.parent / "pipeline.yaml").read_text()

@@ -71,14 +71,16 @@ Status = Literal["done", "up-to-date", "failed"]
 
 
 def _choose(pipeline: Pipeline, only: list[str] | None, from_: str | None) -> list[str]:
-    """The names of the stages to run, in order."""
+    """The names of the stages to run, in order: optional ones only when they are named."""
     names = [stage.name for stage in pipeline.stages]
     for name in [*(only or []), *([from_] if from_ else [])]:
         if name not in names:
             raise UsageError(f"{pipeline.file} has no stage {name!r}{nearest(name, names)}; it has {', '.join(names)}")
     if from_:
         names = names[names.index(from_) :]
-    return [name for name in names if not only or name in only]
+    named = {*(only or []), from_}
+    optional = {stage.name for stage in pipeline.stages if stage.optional} - named
+    return [name for name in names if name not in optional and (not only or name in only)]
 
 
 def _run_stage(stage: Stage, pipeline: Pipeline, must: bool) -> tuple[Status, float, str]:

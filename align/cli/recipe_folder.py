@@ -13,7 +13,7 @@ import yaml
 from align.cli.errors import UsageError, nearest
 from align.cli.stage_record import content_hash
 
-_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes"}
+_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional"}
 _FOLDER_KEYS = {"variables", "stages"}
 
 
@@ -32,6 +32,8 @@ class Stage:
     """Files and directories it depends on"""
     writes: Path
     """The file or directory it makes"""
+    optional: bool = False
+    """Run only when --only or --from names it"""
 
     @property
     def is_training(self) -> bool:
@@ -129,7 +131,10 @@ def _stage(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Stage
     for key, value in (body.get("arguments") or {}).items():
         arguments += _argument(key, value, flags=recipe is None)
     reads = tuple(Path(path) for path in body.get("reads") or [])
-    return Stage(name, command, recipe, tuple(arguments), reads, Path(body["writes"]))
+    optional = body.get("optional", False)
+    if not isinstance(optional, bool):
+        raise UsageError(f"{where}: optional is {optional!r}: it must be true or false")
+    return Stage(name, command, recipe, tuple(arguments), reads, Path(body["writes"]), optional)
 
 
 def _argument(key: str, value: Any, *, flags: bool) -> list[str]:

@@ -17,22 +17,34 @@ def shrink(folder: Path) -> Path:
     sizes = {"pretrain_documents": 200, "pretrain_val_documents": 20, "sft_chats": 80, "sft_val_chats": 10}
     sizes |= {"preference_pairs": 2, "preference_val_pairs": 2, "prompts": 4, "prompts_val": 4, "prompts_test": 6}
     pipeline["stages"]["data"]["arguments"] |= sizes
-    pipeline["stages"]["samples"]["arguments"] |= {"max_new_tokens": 12}
-    for name in ("preferences", "preferences_val"):
-        # Six steps teach no end of turn.
-        pipeline["stages"][name]["arguments"] |= {"max_new_tokens": 12, "keep_unfinished": True}
+    for stage in pipeline["stages"].values():
+        if stage["command"] in ("generate", "preferences"):
+            stage["arguments"] |= {"max_new_tokens": 12}
+        if stage["command"] == "preferences":
+            stage["arguments"] |= {"keep_unfinished": True}  # a toy never ends its turn
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
-    for name in ("pretrain", "sft"):
+    for name in ("pretrain", "sft", "reward", "dpo", "ppo", "grpo"):
         recipe = yaml.safe_load((ROOT / f"recipes/tiny/{name}.yaml").read_text())
-        recipe["trainer"] |= {"max_steps": 6, "max_epochs": 1, "val_check_interval": 3, "log_every_n_steps": 2}
-        recipe["trainer"] |= {"enable_progress_bar": False, "check_val_every_n_epoch": None, "limit_val_batches": 2}
+        settings = recipe["model"]["init_args"]
+        recipe["trainer"] |= {"enable_progress_bar": False, "limit_val_batches": 2, "log_every_n_steps": 2}
         recipe["checkpoint"] = {"every_n_train_steps": 4}
         recipe["throughput"] = {"every": 2}
-        recipe["model"]["init_args"]["schedule"]["warmup_steps"] = 1
         recipe["data"]["init_args"]["batch_size"] = 4
-        if name == "pretrain":
-            recipe["model"]["init_args"]["gpt"] |= {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32}
+        settings["schedule"]["warmup_steps"] = 1
+        if name in ("ppo", "grpo"):
+            recipe["trainer"] |= {"max_epochs": 1, "check_val_every_n_epoch": 1}
+            settings["rollout"] |= {"episodes": 4, "max_new_tokens": 12}
+            settings["update"] |= {"epochs": 1, "minibatches": 2}
         else:
+            recipe["trainer"] |= {"max_steps": 6, "max_epochs": 1, "val_check_interval": 3}
+            recipe["trainer"] |= {"check_val_every_n_epoch": None}
+        if name == "grpo":
+            settings["rollout"] |= {"group_size": 2}
+        if "probe" in settings:
+            settings["probe"] |= {"prompts": 2, "max_new_tokens": 12}
+        if name == "pretrain":
+            settings["gpt"] |= {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32}
+        if name == "sft":
             recipe["samples"] = {"chat": True, "prompts": ["Tell me a tale."], "sampling": {"max_new_tokens": 5}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return folder

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,12 +28,20 @@ def test_run_folder(run: Path):
     assert yaml.safe_load((run / "pretrain/config.yaml").read_text())["run"] == str(run)
 
 
-def test_every_logged_metric_stands_in_the_glossary(run: Path):
+@pytest.mark.parametrize(
+    ("stage", "some"),
+    [
+        ("pretrain", {"train/loss", "val/loss", "val/bits_per_byte", "throughput/tokens_per_s"}),
+        ("reward", {"train/accuracy", "val/ece", "val/score_std"}),
+        ("dpo", {"train/logprob_chosen", "val/margin", "policy/kl"}),
+    ],
+)
+def test_every_logged_metric_stands_in_the_glossary(run: Path, stage: str, some: set[str]):
     glossary = (Path(__file__).resolve().parents[2] / "docs/metrics.md").read_text()
-    with (run / "pretrain/metrics.csv").open(newline="") as file:
+    with (run / stage / "metrics.csv").open(newline="") as file:
         columns = csv.DictReader(file).fieldnames
     logged = [name for name in columns or [] if name != "step"]
-    assert {"train/loss", "val/loss", "val/bits_per_byte", "throughput/tokens_per_s"} <= set(logged)
+    assert some <= set(logged)
     assert [name for name in logged if f"`{name}`" not in glossary] == []
 
 
@@ -75,8 +84,29 @@ def test_transformers_gives_our_logits_and_our_ids(run: Path, dtype: torch.dtype
     assert difference <= tolerance
 
 
-def test_the_samples_stage_scored_held_out_prompts(run: Path):
-    lines = [json.loads(line) for line in (run / "samples/samples.jsonl").read_text().splitlines()]
+def test_alignment_starts_from_the_same_model_and_the_same_labels(run: Path):
+    """Reward model and DPO learn from the pairs of the SFT model's answers, PPO from the reward model."""
+    sft, pairs = weights_fingerprint(run / "sft/model"), str(run / "preferences/train.jsonl")
+    told = json.loads((run / "preferences/train.jsonl.meta.json").read_text())
+    assert told["model"]["weights"] == sft
+    for stage in ("reward", "dpo", "ppo"):
+        manifest = read_manifest(run / stage / "model")
+        assert manifest["parent"]["weights"] == sft
+        assert (pairs in manifest["data"]) == (stage != "ppo")
+    assert not (run / "grpo").exists(), "optional"
+
+
+def test_grpo_runs_when_it_is_named(run: Path, recipes: Path):
+    try:
+        assert main(["run", str(recipes), "--out", str(run), "--only", "grpo"]) == 0
+        assert read_manifest(run / "grpo/model")["recipe"]["model"]["init_args"]["algorithm"] == "grpo"
+    finally:
+        shutil.rmtree(run / "grpo", ignore_errors=True)
+
+
+@pytest.mark.parametrize("stage", ["sft", "dpo", "ppo"])
+def test_the_samples_stages_scored_held_out_prompts(run: Path, stage: str):
+    lines = [json.loads(line) for line in (run / f"samples/{stage}.jsonl").read_text().splitlines()]
     assert len(lines) == 6
     assert all(0 <= line["reward"] <= 1 for line in lines)
 

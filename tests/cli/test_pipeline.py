@@ -72,6 +72,15 @@ def test_only_from_and_force(folder: Path, capsys: pytest.CaptureFixture[str]):
     assert _status(folder, capsys, "--force") == {"data": "done", "more": "done"}
 
 
+def test_an_optional_stage_runs_only_when_it_is_named(folder: Path, capsys: pytest.CaptureFixture[str]):
+    file = folder / "pipeline.yaml"
+    file.write_text(file.read_text().replace("  more:\n", "  more:\n    optional: true\n"))
+    assert _status(folder, capsys) == {"data": "done"}
+    assert _status(folder, capsys, "--from", "data") == {"data": "done"}
+    assert _status(folder, capsys, "--only", "more") == {"more": "done"}
+    assert _status(folder, capsys, "--from", "more") == {"more": "done"}
+
+
 def test_a_failed_stage_stops_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]):
     file = folder / "pipeline.yaml"
     file.write_text(file.read_text().replace('pretrain_documents: "${count}"', "slip_rate: 2"))
@@ -89,6 +98,11 @@ def test_a_failed_stage_stops_the_rest(folder: Path, capsys: pytest.CaptureFixtu
         (None, ["--set", "siz=1"], "no variable 'siz'; did you mean 'size'?"),
         (None, ["--set", "size=1", "--only", "dta"], "no stage 'dta'; did you mean 'data'?"),
         (("reads:", "raeds:"), ["--set", "size=1"], "no key 'raeds'; did you mean 'reads'?"),
+        (
+            ("  more:", "  more:\n    optional: maybe"),
+            ["--set", "size=1"],
+            "optional is 'maybe': it must be true or false",
+        ),
         (("${seed}", "${sed}"), ["--set", "size=1"], "no variable ${sed}; did you mean 'seed'?"),
         (("stages:", "stags:"), ["--set", "size=1"], "must be a mapping with the key 'stages'"),
         (("stages:", "stages: ["), ["--set", "size=1"], "is not YAML"),
