@@ -49,3 +49,18 @@ def test_thresholds_are_settings_of_every_recipe(run: Path, recipes: Path, capsy
     assert "health.settings.kl_budget is -1.0: it must be above 0" in capsys.readouterr().err
     assert main([*command, "--health.settings.kl_buget", "3"]) == 2
     assert "health.settings.kl_buget: no such key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "readings"),
+    [
+        ("ppo", {"rollout/kl": 1, "rollout/explained_variance": 1, "rollout/gold": 1, "policy/kl": 1}),
+        ("dpo", {"train/logprob_chosen": 2, "train/logprob_rejected": 2, "policy/kl": 1, "policy/reward": 1}),
+    ],
+)
+def test_every_fresh_value_is_read_once(run: Path, stage: str, readings: dict[str, int]):
+    """PPO: 1 iteration and 1 validation. DPO's checkpoint of step 4: every second step is logged, 1 validation."""
+    checkpoint = torch.load(run / stage / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == {"ppo": 2, "dpo": 4}[stage]
+    state = checkpoint["callbacks"]["Health"]["recent"]
+    assert {name: len(state[name]) for name in readings} == readings
