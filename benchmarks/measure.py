@@ -41,7 +41,8 @@ def main(args: argparse.Namespace, peers: Peers, settings: Sequence[Setting], *,
     Args:
         args: of ``parser``.
         peers: name -> function that measures.
-        settings: what is held equal; each has a ``name``.
+        settings: what is held equal; each has a ``name``, and may have ``peers``, those that take part in it (all:
+            absent), and ``python``, the interpreters of peers that need another than this one.
         columns: the numbers that the table shows.
     """
     if args.child:
@@ -53,13 +54,13 @@ def main(args: argparse.Namespace, peers: Peers, settings: Sequence[Setting], *,
     names = args.peers.split(",")
     rows: list[dict[str, Any]] = []
     for setting in settings:
-        found: dict[str, list[Numbers]] = {name: [] for name in names}
+        found: dict[str, list[Numbers]] = {name: [] for name in names if name in setting.get("peers", names)}
         for number in range(args.rounds):
-            for name in names if number % 2 == 0 else names[::-1]:
+            for name in found if number % 2 == 0 else reversed(found):
                 numbers = _child(args, name, setting)
                 found[name].append(numbers)
                 print(f"{setting['name']} round {number} {name}: {json.dumps(numbers)}", file=sys.stderr, flush=True)
-        for name in names:
+        for name in found:
             medians = {key: statistics.median(n[key] for n in found[name]) for key in found[name][0]}
             rows.append({"setting": setting["name"], "peer": name, **medians, "rounds": found[name]})
     print(_table(rows, columns))
@@ -80,7 +81,8 @@ def _child(args: argparse.Namespace, peer: str, setting: Setting) -> Numbers:
     env = os.environ | {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")}
     env |= {"TOKENIZERS_PARALLELISM": "true" if args.threads > 1 else "false", "HF_HUB_OFFLINE": "1"}
     job = json.dumps({"peer": peer, "setting": setting})
-    command = [sys.executable, sys.argv[0], "--threads", threads, "--child", job]
+    python = setting.get("python", {}).get(peer, sys.executable)
+    command = [python, sys.argv[0], "--threads", threads, "--child", job]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
     lines = [line[2:] for line in result.stdout.splitlines() if line.startswith("@@")]
     if not lines:
