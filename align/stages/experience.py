@@ -205,9 +205,10 @@ class PromptStream:
     def _next_batch(self) -> None:
         self._before = self._loader.state_dict() if hasattr(self._loader, "state_dict") else {}
         batch = None if self._iterator is None else next(self._iterator, None)
-        if batch is None:
-            self._iterator = iter(self._loader)
-            batch = next(self._iterator, None)
+        for _ in range(2):  # a loader restored to the end of a pass has nothing left in its first one
+            if batch is None:
+                self._iterator = iter(self._loader)
+                batch = next(self._iterator, None)
         if batch is None:
             raise ValueError("there are no training prompts")
         rows = zip(batch.ids.tolist(), batch.lengths.tolist(), batch.numbers.tolist(), batch.prompts, strict=True)

@@ -25,6 +25,8 @@ from align.stages.response_states import response_states
 from align.stages.rollout import Prompt
 from align.stages.scoring import check_reward
 
+_IN_PROGRESS_BAR = ("rollout/reward", "rollout/kl")
+
 
 class PPO(Stage):
     """Trains a policy to please a reward without leaving its reference (Ziegler et al. 2019, Stiennon et al. 2020).
@@ -290,7 +292,8 @@ class PPO(Stage):
         self.log("train/loss", mean, prog_bar=True)
         self.log_dict(metrics)
         # Of the whole iteration, whatever the batch: one row an epoch, also of an epoch that was resumed.
-        self.log_dict(self._loader.metrics, on_step=False, on_epoch=True)
+        for name, number in self._loader.metrics.items():
+            self.log(name, number, on_step=False, on_epoch=True, batch_size=1, prog_bar=name in _IN_PROGRESS_BAR)
         self.refuse_nonfinite(mean)
         return self.weighted(loss, tokens)
 

@@ -1,0 +1,229 @@
+"""From prompts to micro-batches: each number of an iteration recomputed the long way."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch.callbacks import Callback
+from ppo_parts import Logged, PromptModule, Prompts, fit, policy, ppo, share
+
+from align.objectives import masked_whiten
+from align.stages.estimation import estimate, token_rewards, whiten_over_ranks
+from align.stages.experience import BatchPlan, PromptStream
+from align.stages.ppo_settings import KLConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.stages.response_states import cut_rows, response_states, response_tokens
+from align.stages.rollout import sample_seeds
+
+
+def same(tensor):
+    return tensor
+
+
+class Keeper(Callback):
+    """Keeps the first iteration's experience, and the value model that went into it."""
+
+    experience = value = None
+
+    def on_train_batch_start(self, trainer, stage, batch, batch_idx):
+        if self.experience is None:
+            self.experience, self.value = stage._loader.experience, copy.deepcopy(stage.value)
+
+
+@torch.no_grad()
+def plain_logprobs(network, row, prompt_length):
+    """Log-probs of a row's response, one row at a time, from whole logits."""
+    logits = network.eval()(row[None])[0].float()
+    picked = logits.log_softmax(-1)[:-1].gather(1, row[1:, None])[:, 0]
+    return picked[prompt_length - 1 :]
+
+
+def test_an_iterations_numbers_recomputed_from_its_experience():
+    """Score, KL, token rewards, GAE by its sum of deltas, whitening and returns, row by row in plain Python."""
+    kl = KLConfig(kl_coef=0.3)
+    other = policy(seed=3)
+    stage = ppo(kl=kl, value=ValueConfig(), update={"gae_lambda": 0.9, "gamma": 0.97})
+    stage.configure_model()
+    stage.reference.load_state_dict(other.state_dict())
+    keeper = Keeper()
+    with pytest.warns(UserWarning, match="reference is not what the policy starts from: their KL is"):
+        fit(stage, max_steps=1, callbacks=[keeper])
+    experience, value = keeper.experience, keeper.value
+    raw, every = {}, []
+    for b in range(len(experience.ids)):
+        p, n = int(experience.prompt_lengths[b]), int(experience.lengths[b])
+        row, count = experience.ids[b, :n], n - p
+        ours, theirs = plain_logprobs(policy(), row, p), plain_logprobs(other, row, p)
+        torch.testing.assert_close(experience.logprobs[b, :count], ours, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(experience.reference_logprobs[b, :count], theirs, rtol=1e-4, atol=1e-5)
+        values = value.scores(value.hidden(row[None])[0])[p - 1 : -1].tolist()
+        text = " ".join(map(str, row[p:].tolist()))
+        score = share([""], [text])[0] - (0.0 if row[-1] == 1 else 1.0)
+        assert experience.scores[b].item() == pytest.approx(score, abs=1e-6)
+        rewards = [-0.3 * float(a - r) for a, r in zip(ours, theirs, strict=True)]
+        rewards[-1] += score
+        after = [*values[1:], 0.0]
+        deltas = [r + 0.97 * v2 - v for r, v, v2 in zip(rewards, values, after, strict=True)]
+        raw[b] = [sum((0.97 * 0.9) ** k * d for k, d in enumerate(deltas[t:])) for t in range(count)]
+        every += raw[b]
+        returns = [a + v for a, v in zip(raw[b], values, strict=True)]
+        torch.testing.assert_close(experience.returns[b, :count], torch.tensor(returns), rtol=1e-3, atol=1e-4)
+        assert not experience.advantages[b, count:].any()
+    mean, std = np.mean(every), np.std(every, ddof=1)
+    for b, advantages in raw.items():
+        expected = torch.tensor([(a - mean) / std for a in advantages], dtype=torch.float32)
+        torch.testing.assert_close(experience.advantages[b, : len(expected)], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_critic_free_advantages_are_their_definitions(algorithm: str):
+    """Two groups, 1 0 1 and 3 3 0, by hand: means 2/3 and 2, leave-one-out baselines, unbiased deviations."""
+    scores = torch.tensor([1.0, 0.0, 1.0, 3.0, 3.0, 0.0])
+    mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 0], [1, 1], [1, 1]], dtype=torch.bool)
+    zeros = torch.zeros(6, 2)
+    got = estimate(algorithm, scores, zeros, zeros, mask, config=UpdateConfig(), group_size=3, total=same)  # type: ignore[arg-type]
+    if algorithm == "rloo":
+        expected = [1 - 0.5, 0 - 1, 1 - 0.5, 3 - 1.5, 3 - 1.5, 0 - 3]
+    else:
+        deviations = [(1 / 3) ** 0.5] * 3 + [3**0.5] * 3
+        expected = [d / (s + 1e-4) for d, s in zip([1 / 3, -2 / 3, 1 / 3, 1, 1, -2], deviations, strict=True)]
+    for row, value in enumerate(expected):
+        assert got.advantages[row].tolist() == pytest.approx([value, value if mask[row, 1] else 0.0], rel=1e-5)
+    assert not got.returns.any()
+
+
+def test_the_kl_in_the_reward_lowers_a_responses_score_for_rloo():
+    """Equal scores, KL costs 0 and 1 + 1: the first is 2 better than the other."""
+    costs = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    got = estimate("rloo", torch.zeros(2), costs, costs, mask, config=UpdateConfig(), group_size=2, total=same)
+    assert got.advantages.tolist() == [[2.0, 2.0], [-2.0, -2.0]]
+
+
+def test_token_rewards_put_the_score_on_the_last_token():
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    got = token_rewards(torch.tensor([5.0, 7.0]), torch.tensor([[1.0, 2.0, 0.0], [1.0, 1.0, 1.0]]), mask)
+    assert got.tolist() == [[-1.0, 3.0, 0.0], [-1.0, -1.0, 6.0]]
+
+
+def test_whitening_over_ranks_is_masked_whitening():
+    values, mask = torch.randn(4, 5), torch.rand(4, 5) > 0.3
+    whole = masked_whiten(values, mask)
+    torch.testing.assert_close(whiten_over_ranks(values, mask, same), whole)
+    # Two ranks: what each would hear from an all-reduce is the sum of both.
+    halves = [(values[:2], mask[:2]), (values[2:], mask[2:])]
+
+    def moments(v, m, mean=None):
+        kept = v.masked_fill(~m, 0)
+        return torch.stack([m.sum().float(), kept.sum()]) if mean is None else ((v - mean)[m] ** 2).sum()
+
+    sums = sum(moments(*half) for half in halves)
+    squares = sum(moments(*half, mean=sums[1] / sums[0]) for half in halves)
+    for half, expected in zip(halves, whole.split(2), strict=True):
+        torch.testing.assert_close(whiten_over_ranks(*half, lambda t: sums if t.dim() else squares), expected)
+
+
+@pytest.mark.parametrize("group_size", [1, 3])
+def test_response_states_are_the_plain_forwards(group_size: int):
+    """Cut by length, or behind a prompt that is read once: the same numbers and the same gradients."""
+    network = policy()
+    torch.manual_seed(0)
+    prompts = [[3, 4], [5, 6, 7, 8]] if group_size > 1 else [[n + 2] * (n + 1) for n in range(6)]
+    rows, prompt_lengths = [], []
+    for i, answer in enumerate([1, 4, 2, 5, 1, 9]):
+        prompt = prompts[i // group_size]
+        rows.append([*prompt, *torch.randint(2, 12, (answer,)).tolist()])
+        prompt_lengths.append(len(prompt))
+    lengths = [len(row) for row in rows]
+    ids = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows])
+    states = response_states(network, ids, prompt_lengths, lengths, group_size=group_size)
+    plain = [network.hidden(torch.tensor([row]))[0, p - 1 : -1] for row, p in zip(rows, prompt_lengths, strict=True)]
+    torch.testing.assert_close(states, torch.cat(plain), rtol=1e-4, atol=1e-5)
+    assert response_tokens(ids, prompt_lengths, lengths).tolist() == [
+        t for row, p in zip(rows, prompt_lengths, strict=True) for t in row[p:]
+    ]
+    weights = torch.randn_like(states)
+    gradients = [
+        torch.autograd.grad((x * weights).sum(), network.model.parameters(), allow_unused=True)
+        for x in (states, torch.cat(plain))
+    ]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 60), st.integers(1, 100))
+def test_rows_are_cut_in_order_and_once(widths: list[int], call: int, most: int):
+    widths = sorted(widths, reverse=True)
+    chunks = cut_rows(widths, call_tokens=call, most_tokens=most)
+    assert [row for chunk in chunks for row in range(chunk.start, chunk.stop)] == list(range(len(widths)))
+    for chunk in chunks:
+        rows = chunk.stop - chunk.start
+        assert rows == 1 or rows * widths[chunk.start] <= most
+
+
+def test_free_calls_leave_no_padding_and_dear_ones_one_chunk():
+    assert len(cut_rows([9, 9, 5, 5, 2], call_tokens=0, most_tokens=999)) >= 3
+    assert cut_rows([9, 9, 5, 5, 2], call_tokens=99, most_tokens=999) == [slice(0, 5)]
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(0, 5))
+def test_every_epoch_of_a_plan_sees_each_response_once(epochs, minibatches, micro, group, seed):
+    plan = BatchPlan(12, group, epochs, minibatches, micro)
+    lengths = np.arange(12) % 5 + 2
+    rows = plan.rows(lengths, seed=seed, iteration=1)
+    assert len(rows) == len(plan)
+    for epoch in range(epochs):
+        part = rows[epoch * minibatches * micro : (epoch + 1) * minibatches * micro]
+        assert sorted(row for batch in part for row in batch) == list(range(12))
+        for batch in part:
+            starts = batch[:: plan.unit]
+            assert batch == [s + i for s in starts for i in range(plan.unit)]
+            assert all(s % plan.unit == 0 for s in starts)
+
+
+def test_a_plan_with_more_batches_than_responses_is_refused():
+    with pytest.raises(ValueError, match=r"4 responses on each rank, fewer than update.minibatches 3 x .* 2: raise"):
+        BatchPlan(4, 1, 1, 3, 2)
+
+
+@pytest.mark.parametrize("before", range(7))
+def test_a_prompt_stream_goes_on_where_it_was(before: int):
+    """5 prompts in batches of 2, read by threes over several passes."""
+    whole = PromptStream(Prompts([1, 2, 3, 4, 5], 2))
+    taken = [[p.number for p in whole.take(3)] for _ in range(7)]
+    assert [n for part in taken for n in part] == [i % 5 for i in range(21)]
+    first = PromptStream(Prompts([1, 2, 3, 4, 5], 2))
+    for _ in range(before):
+        first.take(3)
+    second = PromptStream(Prompts([1, 2, 3, 4, 5], 2))
+    second.load_state_dict(first.state_dict())
+    assert [[p.number for p in second.take(3)] for _ in range(7 - before)] == taken[before:]
+
+
+def test_seeds_are_a_function_of_run_iteration_prompt_and_sample():
+    seeds = sample_seeds(0, 1, [4, 4, 7, 4])
+    assert len(set(seeds)) == 4
+    assert sample_seeds(0, 1, [7, 4, 4]) == [seeds[2], seeds[0], seeds[1]]
+    assert not set(seeds) & set(sample_seeds(0, 2, [4, 4, 7, 4])) | set(sample_seeds(1, 1, [4, 7])) & set(seeds)
+
+
+def test_running_statistics_normalise_by_all_rewards_so_far():
+    logged = Logged()
+    stage = ppo(scoring=ScoringConfig(normalise="running", missing_eos_penalty=0.0))
+    rewards = []
+    stage.configure_model()
+    judge = stage.reward
+
+    def remembering(prompts, responses):
+        rewards.extend(judge(prompts, responses))
+        return rewards[-len(responses) :]
+
+    stage.reward = remembering
+    fit(stage, callbacks=[logged], data=PromptModule())
+    statistics = stage.collector.statistics
+    assert statistics.mean == pytest.approx(np.mean(rewards), rel=1e-6)
+    assert statistics.squares / (statistics.count - 1) == pytest.approx(np.var(rewards, ddof=1), rel=1e-6)
+    last = (np.array(rewards[-8:]) - np.mean(rewards)) / np.std(rewards, ddof=1)
+    assert logged.rows[-1]["rollout/reward"] == pytest.approx(last.mean(), abs=1e-5)
