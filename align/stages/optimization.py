@@ -101,7 +101,10 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = all(p.device.type in {"cpu", "cuda"} for p in trained)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    # A fused step can unscale fp16 gradients itself, so Lightning refuses to clip them before it, in bf16 too.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, total_steps: int) -> LambdaLR:
