@@ -1,0 +1,239 @@
+"""What goes wrong with PPO: each is one clear line, and nothing is lost."""
+
+import copy
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from ppo_parts import CONFIG, Logged, PromptModule, Tokens, fit, policy, ppo
+
+import align.stages.collecting as collecting
+from align.model import ScalarGPT, save_network
+from align.rewards import RewardModel
+from align.stages import PPO, OptimizerConfig
+from align.stages.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+
+
+def reward_that(monkeypatch, function) -> str:
+    module = types.ModuleType("drill_reward")
+    module.score = function
+    monkeypatch.setitem(sys.modules, "drill_reward", module)
+    return "drill_reward:score"
+
+
+class Failing:
+    """Fine for an iteration, then it fails in a way of its own."""
+
+    def __init__(self, then):
+        self.calls, self.then = 0, then
+
+    def __call__(self, prompts, responses):
+        self.calls += 1
+        return [0.5] * len(responses) if self.calls == 1 else self.then(responses)
+
+
+def _raise(responses):
+    raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("then", "message"),
+    [
+        (_raise, r"reward 'drill_reward:score' raised KeyError"),
+        (lambda r: [float("nan")] * len(r), r"reward 'drill_reward:score' gave nan for response 0 of 8"),
+        (lambda r: [1.0], r"reward 'drill_reward:score' gave 1 scores for 8 responses"),
+    ],
+    ids=["raises", "nan", "count"],
+)
+def test_a_failing_reward_leaves_the_last_checkpoint(tmp_path, monkeypatch, then, message):
+    """It fails in the second iteration; the checkpoint of the first is whole, and the run goes on from it."""
+    name = reward_that(monkeypatch, Failing(then))
+    save = ModelCheckpoint(tmp_path, filename="last", every_n_epochs=1, save_on_train_epoch_end=True)
+    with pytest.raises(ValueError, match=message) as caught:
+        fit(ppo(reward=name), callbacks=[save], enable_checkpointing=True)
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(sys.modules["drill_reward"], "score", lambda p, r: [0.5] * len(r))
+    assert fit(ppo(reward=name), ckpt_path=str(tmp_path / "last.ckpt")).global_step == 8
+
+
+def test_every_response_without_an_end_is_penalised_and_counted():
+    class Endless(Tokens):
+        stop_ids = ()
+
+    data, logged = PromptModule(), Logged()
+    data.tokenizer = Endless()
+    fit(ppo(scoring=ScoringConfig(missing_eos_penalty=2.0)), data=data, callbacks=[logged], max_epochs=1)
+    row = logged.rows[0]
+    assert row["rollout/eos_rate"] == 0
+    assert row["rollout/length"] == 6
+    assert row["rollout/score"] == pytest.approx(row["rollout/reward"] - 2.0, abs=1e-6)
+
+
+def test_a_batch_of_one():
+    trainer = fit(ppo(rollout={"episodes": 1}, update={"epochs": 1, "minibatches": 1}))
+    assert trainer.global_step == 2
+
+
+def test_a_group_size_that_does_not_divide():
+    with pytest.raises(ValueError, match="group_size 3 does not divide rollout.episodes 8: 2 responses would be left"):
+        RolloutConfig(episodes=8, group_size=3)
+    with pytest.raises(ValueError, match="grpo compares responses to one prompt, and rollout.group_size is 1"):
+        ppo(algorithm="grpo")
+
+
+def test_a_full_context_leaves_no_room():
+    with pytest.raises(ValueError, match="has 24 tokens; it must have at least 1 and at most 23, to leave room"):
+        fit(ppo(rollout={"episodes": 2}, update={"minibatches": 1}), data=PromptModule(lengths=(3, 24)))
+
+
+def test_a_reference_of_its_own_is_loud_and_one_of_another_vocabulary_refused(tmp_path):
+    save_network(policy(seed=5), tmp_path / "other", bos_id=None, eos_ids=(1,), pad_id=0)
+    with pytest.warns(UserWarning, match=r"the reference is not what the policy starts from: their KL is .* nats"):
+        fit(ppo(reference=str(tmp_path / "other")), max_epochs=1)
+    save_network(policy(config=replace(CONFIG, vocab_size=13)), tmp_path / "wide", bos_id=None, eos_ids=(1,), pad_id=0)
+    with pytest.raises(ValueError, match="has 13 ids, the policy 12: they must share a tokenizer"):
+        fit(ppo(reference=str(tmp_path / "wide")))
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
+    class Other(Tokens):
+        fingerprint = "another"
+
+    model = RewardModel("rm", ScalarGPT(CONFIG), Other())
+    monkeypatch.setattr("align.stages.ppo.load_reward", lambda name: model)
+    monkeypatch.setattr("align.stages.ppo.load_scalar", lambda name: ScalarGPT(CONFIG))
+    with pytest.raises(ValueError, match="reads the ids of tokenizer another, the policy writes those of tokens"):
+        fit(ppo(reward="rm"))
+
+
+def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatch):
+    """The value of the last state is the reward of the whole response plus the mean over the deviation."""
+    network = ScalarGPT(CONFIG)
+    model = RewardModel("rm", network, Tokens(), mean=0.3, std=2.0)
+    monkeypatch.setattr("align.stages.ppo.load_reward", lambda name: model)
+    monkeypatch.setattr("align.stages.ppo.load_scalar", lambda name: copy.deepcopy(network))
+    logged = Logged()
+    stage = ppo(reward="rm", gold="ppo_parts:share")
+    fit(stage, max_epochs=1, callbacks=[logged])
+    torch.testing.assert_close(model.network.score.weight, network.score.weight)
+    assert "rollout/gold" in logged.rows[0]
+    fresh = ppo(reward="rm")
+    fresh.configure_model()
+    torch.testing.assert_close(fresh.value.score.weight, network.score.weight / 2.0)
+    ids = torch.randint(2, 12, (2, 5))
+    scores = model.score_ids(ids, torch.tensor([5, 5]))
+    torch.testing.assert_close(fresh.value.last_scores(ids, torch.tensor([5, 5])), scores + 0.15)
+
+
+def test_a_policy_that_is_not_the_one_that_sampled_is_refused(monkeypatch):
+    """Old log-probs shifted by 0.1 nats: the first ratio is 0.9."""
+    plain = collecting.Collector.collect
+
+    def shifted(self, *args):
+        collected = plain(self, *args)
+        experience = collected.experience
+        return collected._replace(experience=experience._replace(logprobs=experience.logprobs - 0.1))
+
+    monkeypatch.setattr(collecting.Collector, "collect", shifted)
+    with pytest.raises(RuntimeError, match="first minibatch of iteration 0 has KL"):
+        fit(ppo())
+
+
+def test_the_trainers_log_probs_replace_the_samplers_beyond_the_tolerance(monkeypatch):
+    """A sampler that is off by 0.5 nats: told with the number, and the first ratio is 1 all the same."""
+    plain = collecting.sample_rollout
+
+    def off(*args, **kwargs):
+        rollout = plain(*args, **kwargs)
+        return rollout._replace(logprobs=rollout.logprobs - 0.5 * rollout.mask)
+
+    monkeypatch.setattr(collecting, "sample_rollout", off)
+    logged = Logged()
+    stage = ppo()
+    fit(stage, callbacks=[logged])
+    assert stage.collector.recompute is True
+    assert [row["rollout/logprob_gap"] for row in logged.rows] == pytest.approx([0.5, 0.5], abs=1e-4)
+
+
+def test_the_run_ends_before_it_trains_on_a_kl_beyond_the_budget():
+    """At this learning rate the second rollout is beyond any budget: 4 steps were made, and the rollout is logged."""
+    logged = Logged()
+    stage = ppo(kl=KLConfig(stop_kl=1e-4), optimizer=OptimizerConfig(lr=1e-2))
+    trainer = fit(stage, max_epochs=9, callbacks=[logged])
+    assert trainer.global_step == 4
+    assert trainer.callback_metrics["rollout/kl"] > 1e-4
+    assert len(logged.rows) == 2
+
+
+def test_an_iteration_that_moved_too_far_ends_early_and_is_validated():
+    """Every optimizer step is beyond the target: one step an iteration, and validation after each."""
+    validated = []
+    stage = ppo(update={"target_kl": 1e-9, "epochs": 3}, optimizer=OptimizerConfig(lr=1e-2))
+    stage.on_validation_epoch_end = lambda: validated.append(stage.trainer.global_step)
+    trainer = fit(stage, max_epochs=3, limit_val_batches=1.0)
+    # The first step of an iteration is at ratio 1 and KL 0; the second shows the move.
+    assert trainer.global_step == 6
+    assert validated == [2, 4, 6]
+    assert trainer.fit_loop.total_batch_idx == 5
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_policy_stands_still_while_the_critic_warms_up(shared: bool):
+    stage = ppo(
+        value=ValueConfig(shared_trunk=shared, warmup_iterations=2),
+        optimizer=OptimizerConfig(lr=1e-2, weight_decay=0.1),
+    )
+    stage.configure_model()
+    before = {name: p.clone() for name, p in stage.network.named_parameters()}
+    head = stage.value.score.weight.clone()
+    fit(stage, max_epochs=2)
+    assert all(torch.equal(p, before[name]) for name, p in stage.network.named_parameters())
+    assert not torch.equal(head, stage.value.score.weight)
+    again = ppo(value=ValueConfig(shared_trunk=shared, warmup_iterations=1), optimizer=OptimizerConfig(lr=1e-2))
+    fit(again, max_epochs=2)
+    assert not torch.equal(again.network.model.embed_tokens.weight, before["model.embed_tokens.weight"])
+
+
+def test_accumulation_gives_the_weights_of_one_big_batch():
+    one, two = ppo(), ppo()
+    fit(one, max_epochs=2)
+    fit(two, max_epochs=2, accumulate_grad_batches=2)
+    for a, b in zip(one.trained(), two.trained(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_value_model_has_its_own_learning_rate():
+    stage = ppo(value=ValueConfig(lr_factor=3.0))
+    groups = fit(stage, max_epochs=1).optimizers[0].param_groups
+    assert [round(group["lr"] / 1e-3, 6) for group in groups] == [1, 1, 3, 3]
+    assert sum(len(group["params"]) for group in groups) == len(list(stage.trained()))
+
+
+def test_bfloat16_products_pass_the_first_minibatch():
+    stage = ppo()
+    fit(stage, precision="bf16-mixed", max_epochs=2)
+    assert {p.dtype for p in stage.trained()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: KLConfig(kl_in="loss", kl_estimator="k1").estimator("ppo"), "k1 cannot be used as a loss"),
+        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).control(), "initial is 0"),
+        (lambda: ppo(kl=KLConfig(kl_in="reward", kl_estimator="k3")), "k3 cannot be used in the reward"),
+        (lambda: UpdateConfig(clip_range=1.0), r"update.clip_range is 1.0: it must be in \(0, 1\)"),
+        (lambda: ValueConfig(shared_trunk=True, init_from="x"), "value.init_from and value.shared_trunk are both set"),
+        (lambda: PPO(), "PPO needs init_from"),
+    ],
+)
+def test_impossible_settings(make, message: str):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_iteration_is_not_cut_by_the_trainer():
+    with pytest.raises(ValueError, match="trainer.limit_train_batches is 2: it would cut an iteration short"):
+        fit(ppo(), limit_train_batches=2)
