@@ -42,7 +42,7 @@ def settings(methods: list[str], lengths: list[str], args: argparse.Namespace) -
     for length in lengths:
         for method in methods:
             size = sizes.get(method, {"batch": 8, "group": 1})
-            steps, warmup = (args.iterations, 1) if method == "ppo" else (args.steps, args.warmup)
+            steps = args.iterations if method == "ppo" else args.steps
             peers = METHODS[method]
             if method == "ppo" and not python:
                 print("ppo is measured without trl: see --ppo-python", file=sys.stderr)
@@ -51,7 +51,7 @@ def settings(methods: list[str], lengths: list[str], args: argparse.Namespace) -
             rows = size["batch"] * (1 if method == "ppo" else steps)
             found.append(
                 {"name": f"{method} {length}", "method": method, "lengths": length, "peers": peers, "rows": rows}
-                | {"steps": steps, "warmup": warmup, "shape": SHAPE, "span": (16, 112), "new": 64}
+                | {"steps": steps, "warmup": args.warmup, "shape": SHAPE, "span": (16, 112), "new": 64}
                 | {"python": python if method == "ppo" else {}}
                 | size
             )
@@ -90,10 +90,10 @@ if __name__ == "__main__":
     p.add_argument("--methods", default=",".join(METHODS), help="comma list")
     p.add_argument("--lengths", default="fixed,mixed", help="comma list; fixed: 64 + 64 tokens, mixed: 16 to 112 each")
     p.add_argument(
-        "--steps", type=int, default=6, help="optimizer steps measured (GRPO: iterations), one pass over rows"
+        "--steps", type=int, default=4, help="optimizer steps measured (GRPO: iterations), one pass over rows"
     )
     p.add_argument("--iterations", type=int, default=2, help="iterations of PPO measured")
-    p.add_argument("--warmup", type=int, default=2, help="steps left out; 1 iteration of PPO")
+    p.add_argument("--warmup", type=int, default=1, help="steps or iterations left out, at least 1")
     p.add_argument("--ppo-python", default=os.environ.get("TRL_PPO_PYTHON"), help="interpreter that has trl 1.12.0")
     a = p.parse_args()
     main(
