@@ -1,11 +1,14 @@
 """The PPO stage through the Trainer: it learns a task with a known answer, and its counters mean what they say."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 import torch
 from ppo_parts import Logged, fit, policy, ppo
 
 from align.stages import OptimizerConfig
-from align.stages.ppo_settings import KLConfig, ScoringConfig, ValueConfig
+from align.stages.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 
 BANDIT = {
     "optimizer": OptimizerConfig(lr=3e-2, weight_decay=0.0),
@@ -54,3 +57,18 @@ def test_weights_move_and_the_reference_does_not():
     for name, weight in stage.reference.named_parameters():
         assert torch.equal(weight, fresh.get_parameter(name))
         assert not torch.equal(weight, stage.network.get_parameter(name)), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"algorithm": "grpo", "rollout": {"group_size": 2}}], ids=["ppo", "grpo"])
+def test_every_metric_and_setting_is_documented(settings):
+    docs = Path(__file__).parents[2] / "docs"
+    glossary, page = (docs / "metrics.md").read_text(), (docs / "ppo.md").read_text()
+    trainer = fit(ppo(gold="ppo_parts:share", **settings), max_epochs=2)
+    names = [name for name in trainer.callback_metrics if name.startswith(("rollout/", "train/"))]
+    assert len(names) >= 12
+    for name in [*names, "rollout/logprob_gap"]:
+        assert f"`{name}`" in glossary, name
+        assert f"`{name}`" in page, name
+    for group in (RolloutConfig, ScoringConfig, KLConfig, UpdateConfig, ValueConfig):
+        for field in fields(group):
+            assert f"`{field.name}`" in page, field.name
