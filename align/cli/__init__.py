@@ -40,7 +40,7 @@ _EPILOG = """
 --debug anywhere shows the traceback of a failure. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 First steps:   align run recipes/tiny
-               align generate runs/tiny/sft/model --prompt "Tell me a happy tale of a goat named Dora ..."
+               align generate runs/tiny/sft/model --prompt "Tell me a happy tale of a fox named Nora ..."
 """
 
 

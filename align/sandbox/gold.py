@@ -105,7 +105,7 @@ def _mood(asked: Ingredients, evidence: list[str]) -> float:
 
 
 def _rule(asked: Ingredients, everything: list[str], evidence: list[str], grammar: float) -> float:
-    if asked.events is None:
+    if asked.events is None:  # nothing excluded is nothing broken
         return 0.0 if asked.excluded in everything else grammar
     first, second = (words.EVENTS[event] for event in asked.events)
     if first not in evidence or second not in evidence:

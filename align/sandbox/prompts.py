@@ -8,14 +8,14 @@ from align.sandbox.stories import HERO, hero_phrase, with_article
 from align.sandbox.world import Ingredients, pick
 
 PROMPTS = (
-    "Write {mood} story of {hero}{friend} at the {place} with {object}. {Rule}. {Length}.",
-    "Tell {mood} tale of {hero}{friend}, {object} and the {place}. {Length}. {Rule}.",
-    "{Number} sentences on {hero}{friend}, {object}, the {place} and {mood} day. {Rule}.",
-    "{Hero}{friend} with {object} at the {place}: make it {feeling}. {Rule}. {Length}.",
-    "In {number} sentences, tell {mood} story of {hero}{friend}, {object} and the {place}. {Rule}.",
-    "Put {hero}{friend} and {object} at the {place}. Make it {feeling}. {Length}. {Rule}.",
-    "Story time: {hero}{friend}, {object}, the {place}. {Rule}. {Length}, {feeling}.",
-    "Give me {mood} story with {object} at the {place}. {Length}. {Rule}. It is about {hero}{friend}.",
+    "Write {mood} story of {hero}{friend} at the {place} with {object}.{Rule} {Length}.",
+    "Tell {mood} tale of {hero}{friend}, {object} and the {place}. {Length}.{Rule}",
+    "{Number} sentences on {hero}{friend}, {object}, the {place} and {mood} day.{Rule}",
+    "{Hero}{friend} with {object} at the {place}: make it {feeling}.{Rule} {Length}.",
+    "In {number} sentences, tell {mood} story of {hero}{friend}, {object} and the {place}.{Rule}",
+    "Put {hero}{friend} and {object} at the {place}. Make it {feeling}. {Length}.{Rule}",
+    "Story time: {hero}{friend}, {object}, the {place}.{Rule} {Length}, {feeling}.",
+    "Give me {mood} story with {object} at the {place}. {Length}.{Rule} It is about {hero}{friend}.",
 )
 TITLES = ("{mood} story of {hero}{friend}", "{mood} tale of {hero}{friend}", "{hero}{friend} on {mood} day")
 TITLE_CLAUSES = ("at the {place}", "with {object}")
@@ -33,9 +33,10 @@ def write_prompt(rng: Random, asked: Ingredients) -> str:
     """One of many ways to ask for these ingredients."""
     slots = _slots(rng, asked)
     length = pick(rng, LENGTHS).format_map(slots)
+    rule = f" {_capital(slots['rule'])}." if slots["rule"] else ""
     return pick(rng, PROMPTS).format_map(
         slots
-        | {"Rule": _capital(slots["rule"]), "Length": _capital(length)}
+        | {"Rule": rule, "Length": _capital(length)}
         | {"Hero": _capital(slots["hero"]), "Number": _capital(slots["number"])}
     )
 
@@ -46,7 +47,7 @@ def write_title(rng: Random, told: Ingredients, drop_rate: float) -> str:
     clauses = [clause for clause in TITLE_CLAUSES if rng.random() >= drop_rate]
     if rng.random() < 0.5:
         clauses.reverse()
-    sentences = [", ".join([pick(rng, TITLES), *clauses]), "{rule}", "{number} sentences"]
+    sentences = [", ".join([pick(rng, TITLES), *clauses]), *["{rule}"] * bool(slots["rule"]), "{number} sentences"]
     kept = [sentence.format_map(slots) for sentence in sentences if rng.random() >= drop_rate or "{hero}" in sentence]
     if rng.random() < 0.5:
         kept[1:] = reversed(kept[1:])
@@ -69,8 +70,8 @@ def read_prompt(prompt: str) -> Ingredients:
     events = [token for token in tokens if token in words.EVENTS]
     if len(events) == 2 and "after" in tokens:
         events.reverse()
-    if (len(events) == 2) == (without is not None):
-        raise ValueError(f"not a sandbox prompt: needs two events or one exclusion in {prompt[:120]!r}")
+    if len(events) not in {0, 2} or (events and without):
+        raise ValueError(f"not a sandbox prompt: needs two events, one exclusion or neither in {prompt[:120]!r}")
 
     def only(what: str, known: tuple[str, ...]) -> str:
         found = [token for token in tokens if token in known and token != without]
@@ -87,14 +88,14 @@ def read_prompt(prompt: str) -> Ingredients:
         place=only("place", words.PLACES),
         mood=only("mood", tuple(words.MOODS)),
         length=words.LENGTHS[only("number of sentences", tuple(words.LENGTHS))],
-        events=None if without else (events[0], events[1]),
+        events=(events[0], events[1]) if events else None,
         excluded=without,
     )
 
 
 def _slots(rng: Random, asked: Ingredients) -> dict[str, str]:
     first, second = asked.events or ("", "")
-    rule = pick(rng, ORDERS if asked.events else EXCLUSIONS)
+    rule = pick(rng, ORDERS) if asked.events else pick(rng, EXCLUSIONS) if asked.excluded else ""
     return {
         "hero": hero_phrase(rng, asked.name, asked.kind),
         "friend": f" {pick(rng, ('and', 'with'))} {with_article(asked.friend)}" if asked.friend else "",

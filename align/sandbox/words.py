@@ -9,36 +9,26 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-SHE_NAMES = _list("Mia Ella Ruby Nora Lily Tess Ivy Anna Zoe Rosa Cleo Dora")
-HE_NAMES = _list("Otto Finn Max Leo Hugo Sam Theo Ben Jack Oscar Toby Rex")
+def _phrases(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(phrase.split()) for phrase in text.split(","))
+
+
+SHE_NAMES = _list("Mia Ella Ruby Nora")
+HE_NAMES = _list("Otto Finn Max Leo")
 NAMES = SHE_NAMES + HE_NAMES
 
-KINDS = _list(
-    """fox owl bear cat dog mouse frog rabbit goat duck wolf hen pig deer mole crow turtle lion tiger snail otter
-    badger sheep eagle"""
-)
+KINDS = _list("fox owl bear cat frog wolf eagle hen")
 
-OBJECTS = _list(
-    """lantern drum kite key bell map rope hat cake ring boat basket mirror ladder whistle blanket candle shell book
-    cup apple umbrella anchor egg coin crown feather flute hammer jar letter lamp pearl pillow scarf spoon stone sword
-    ticket wheel"""
-)
+OBJECTS = _list("lantern drum kite bell map candle apple umbrella")
 
-PLACES = _list(
-    """harbor forest mill river bridge castle market garden cave meadow tower island beach barn lake school farm
-    valley desert pond hill village attic cellar library station bakery temple tunnel orchard"""
-)
+PLACES = _list("harbor forest mill bridge castle garden island barn")
 
 # A prompt names the mood; a story shows it through one of these other words.
 MOODS = {
     "happy": ("glad", "cheerful", "merry", "joyful"),
     "sad": ("gloomy", "tearful", "unhappy", "sorry"),
     "angry": ("cross", "furious", "grumpy", "mad"),
-    "scared": ("afraid", "nervous", "shaky", "timid"),
-    "proud": ("bold", "noble", "grand", "mighty"),
     "calm": ("peaceful", "quiet", "gentle", "relaxed"),
-    "tired": ("sleepy", "weary", "drowsy", "weak"),
-    "curious": ("eager", "puzzled", "keen", "nosy"),
 }
 
 # What a character does: as a prompt says it, and as a story tells it.
@@ -48,43 +38,41 @@ EVENTS = {
     "digs": "dug",
     "swims": "swam",
     "climbs": "climbed",
-    "jumps": "jumped",
-    "runs": "ran",
-    "cooks": "cooked",
     "paints": "painted",
     "reads": "read",
-    "writes": "wrote",
-    "hides": "hid",
-    "waits": "waited",
-    "fishes": "fished",
-    "rests": "rested",
-    "sneezes": "sneezed",
-    "eats": "ate",
-    "drinks": "drank",
-    "counts": "counted",
-    "sweeps": "swept",
-    "yawns": "yawned",
-    "waves": "waved",
-    "shouts": "shouted",
-    "rolls": "rolled",
-    "slides": "slid",
-    "works": "worked",
-    "plays": "played",
-    "marches": "marched",
-    "hums": "hummed",
     "dreams": "dreamed",
 }
 
-LENGTHS = {"three": 3, "four": 4, "five": 5}
+LENGTHS = {"three": 3, "five": 5}
 
 # Words that only colour a sentence.
-THING_ADJECTIVES = _list("tiny golden red blue heavy broken shiny wooden silver green odd empty")
-FRIEND_ADJECTIVES = _list("young wise clever friendly hungry old")
-WENT = _list("went walked hurried wandered came rode")
-FOUND = _list("found saw got held kept wanted bought lost")
+THING_ADJECTIVES = _list(
+    """tiny golden red blue heavy broken shiny wooden silver green odd empty round yellow smooth dusty purple striped
+    huge plain curly fancy narrow thick pink orange brown spotted rusty secret precious crooked"""
+)
+FRIEND_ADJECTIVES = _list(
+    """young wise clever friendly hungry old polite lonely funny brave lively modest honest patient sweet shy noisy busy
+    sleek chubby elderly lucky"""
+)
+WENT = _list("went walked hurried wandered came rode sailed crept strolled raced drove marched")
+FOUND = _list(
+    "found saw got held kept wanted bought lost noticed spotted carried borrowed chose dropped fetched grabbed picked"
+)
 NEAR = _list("near at by behind beside")
-SKY = _list("sun moon wind sky rain snow sea fog")
-WEATHER = _list("cold warm bright soft clear grey dark mild")
-TIMES = ("one morning", "one day", "one evening", "one night", "at noon", "in spring", "in winter", "long ago")
-HOW = ("for a while", "all day", "with care", "by the fire", "very slowly", "again")
-WHERE = ("under a tree", "in the grass", "on a rock", "by the gate", "in a box")
+SKY = _list("sun moon wind sky rain snow sea fog air sunset thunder breeze cloud storm water grass")
+WEATHER = _list(
+    """cold warm bright soft clear grey dark mild fresh pale wild icy damp hazy stormy windy pleasant frosty lovely
+    terrible"""
+)
+TIMES = _phrases(
+    """one morning, one day, one evening, one night, at noon, in spring, in winter, long ago, last summer, on Monday,
+    at dawn, this autumn, around midnight, during lunch, yesterday, once, after school, late that week"""
+)
+HOW = _phrases(
+    """for a while, all day, with care, by the fire, very slowly, again, until supper, without stopping, as usual,
+    near some bushes, in silence, for hours, with joy, twice"""
+)
+WHERE = _phrases(
+    """under a tree, in the grass, on a rock, by the gate, in a box, inside an old chest, among the leaves, upon a wall,
+    next to the path, between two rocks, above the door, inside its nest, beneath those roots, across that stream"""
+)

@@ -11,10 +11,14 @@ from align.sandbox import words
 T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 
+FRIEND_RATE = RULE_RATE = 0.2
+"""How often prompts ask for a second character, and for an order of events or an exclusion: the hard parts, that a
+million parameters learn last"""
+
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What one prompt asks for. Exactly one of the events pair and ``excluded`` is given."""
+    """What one prompt asks for. At most one of the events pair and ``excluded`` is given."""
 
     name: str
     """The hero's name, one of ``words.NAMES``."""
@@ -29,7 +33,7 @@ class Ingredients:
     mood: str
     """How the hero feels, a key of ``words.MOODS``."""
     length: int
-    """Sentences, 3 to 5."""
+    """Sentences, 3 or 5."""
     events: tuple[str, str] | None
     """Two keys of ``words.EVENTS`` in the order in which they must happen, or None."""
     excluded: str | None
@@ -69,28 +73,38 @@ def split_of(kind: str, thing: str, place: str) -> Split:
     """The split that owns every prompt with this hero's kind, object and place.
 
     A hash of the three words (never Python's own, which changes from process to process) puts a tenth of the
-    28,800 combinations into ``val``, a tenth into ``test`` and the rest into ``train``.
+    512 combinations into ``val``, a tenth into ``test`` and the rest into ``train``.
     """
     digit = hashlib.sha256(f"{kind}/{thing}/{place}".encode()).digest()[0] % 10
     return "val" if digit == 0 else "test" if digit == 1 else "train"
 
 
-def sample_ingredients(rng: Random, split: Split) -> Ingredients:
-    """Ingredients drawn uniformly among the combinations that ``split`` owns."""
+def sample_ingredients(
+    rng: Random, split: Split, *, friend_rate: float = FRIEND_RATE, rule_rate: float = RULE_RATE
+) -> Ingredients:
+    """Ingredients drawn uniformly among the combinations that ``split`` owns.
+
+    Args:
+        rng: draws them.
+        split: whose combinations.
+        friend_rate: probability that a second character is asked for.
+        rule_rate: probability that an order of events or, as often, an exclusion is asked for.
+    """
     while True:
         kind, thing, place = pick(rng, words.KINDS), pick(rng, words.OBJECTS), pick(rng, words.PLACES)
         if split_of(kind, thing, place) == split:
             break
     events, excluded = None, None
-    if rng.random() < 0.5:
-        first = pick(rng, tuple(words.EVENTS))
-        events = (first, pick_other(rng, tuple(words.EVENTS), first))
-    else:
-        excluded = pick_other(rng, words.OBJECTS, thing)
+    if rng.random() < rule_rate:
+        if rng.random() < 0.5:
+            first = pick(rng, tuple(words.EVENTS))
+            events = (first, pick_other(rng, tuple(words.EVENTS), first))
+        else:
+            excluded = pick_other(rng, words.OBJECTS, thing)
     return Ingredients(
         name=pick(rng, words.NAMES),
         kind=kind,
-        friend=pick_other(rng, words.KINDS, kind) if rng.random() < 0.5 else None,
+        friend=pick_other(rng, words.KINDS, kind) if rng.random() < friend_rate else None,
         object=thing,
         place=place,
         mood=pick(rng, tuple(words.MOODS)),
@@ -118,8 +132,8 @@ def misunderstand(rng: Random, asked: Ingredients, rate: float) -> Draft:
             wrong = replace(wrong, name=pick_other(rng, same, asked.name))
         else:
             wrong = replace(wrong, kind=pick_other(rng, words.KINDS, asked.kind, asked.friend))
-    if slips():
-        drop = asked.friend is not None and rng.random() < 0.5
+    if asked.friend is not None and slips():
+        drop = rng.random() < 0.5
         wrong = replace(wrong, friend=None if drop else pick_other(rng, words.KINDS, wrong.kind, asked.friend))
     if slips():
         wrong = replace(wrong, object=pick_other(rng, words.OBJECTS, asked.object, asked.excluded))
@@ -130,7 +144,7 @@ def misunderstand(rng: Random, asked: Ingredients, rate: float) -> Draft:
     if slips():
         wrong = replace(wrong, length=pick_other(rng, tuple(words.LENGTHS.values()), asked.length))
     mention = None
-    if slips():
+    if (asked.events or asked.excluded) and slips():
         if asked.events is None:
             mention = asked.excluded
         elif rng.random() < 0.5:

@@ -11,7 +11,15 @@ from typing import Any
 from align.sandbox.gold import gold_reward
 from align.sandbox.prompts import write_prompt, write_title
 from align.sandbox.stories import tell
-from align.sandbox.world import Draft, Split, misunderstand, sample_ingredients
+from align.sandbox.world import (
+    FRIEND_RATE,
+    RULE_RATE,
+    Draft,
+    Ingredients,
+    Split,
+    misunderstand,
+    sample_ingredients,
+)
 
 Record = dict[str, Any]
 
@@ -38,16 +46,20 @@ class SandboxConfig:
     """Prompts for validation."""
     prompts_test: int = 400
     """Prompts for the final comparison."""
+    friend_rate: float = FRIEND_RATE
+    """Probability that a prompt asks for a second character, in [0, 1]."""
+    rule_rate: float = RULE_RATE
+    """Probability that a prompt asks for an order of events or an exclusion, in [0, 1]."""
     title_drop_rate: float = 0.1
     """Probability that a title in the raw text leaves out one of its parts, in [0, 1]."""
-    slip_rate: float = 0.35
+    slip_rate: float = 0.4
     """Probability that a demonstration or an answer of a pair gets any one asked thing wrong, in [0, 1]."""
     label_temperature: float = 0.04
     """Temperature of the Bradley-Terry coin that labels pairs, in units of gold reward; near 0 gold decides alone."""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
-        for name in ("title_drop_rate", "slip_rate"):
+        for name in ("friend_rate", "rule_rate", "title_drop_rate", "slip_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a probability and must lie in [0, 1]")
         if not self.label_temperature > 0:
@@ -99,21 +111,21 @@ def document(rng: Random, split: Split, config: SandboxConfig) -> Record:
 
     The second story doubles what is learnt about copying for half as many tokens more: titles are mostly chance.
     """
-    told = Draft(sample_ingredients(rng, split))
+    told = Draft(_ingredients(rng, split, config))
     title = write_title(rng, told.ingredients, config.title_drop_rate)
     return {"text": f"{title}\n{tell(rng, told)}\n{tell(rng, told)}"}
 
 
 def demonstration(rng: Random, split: Split, config: SandboxConfig) -> Record:
     """A chat: a prompt and a careless answer."""
-    asked = sample_ingredients(rng, split)
+    asked = _ingredients(rng, split, config)
     answer = tell(rng, misunderstand(rng, asked, config.slip_rate))
     return {"messages": [_user(write_prompt(rng, asked)), _assistant(answer)]}
 
 
 def preference(rng: Random, split: Split, config: SandboxConfig) -> Record:
     """A prompt and two careless answers; a coin weighted by their gold rewards says which was chosen."""
-    asked = sample_ingredients(rng, split)
+    asked = _ingredients(rng, split, config)
     prompt = write_prompt(rng, asked)
     first, second = (tell(rng, misunderstand(rng, asked, config.slip_rate)) for _ in range(2))
     gap = gold_reward(prompt, first).total - gold_reward(prompt, second).total
@@ -123,7 +135,11 @@ def preference(rng: Random, split: Split, config: SandboxConfig) -> Record:
 
 def prompt_only(rng: Random, split: Split, config: SandboxConfig) -> Record:
     """A prompt without an answer."""
-    return {"prompt": [_user(write_prompt(rng, sample_ingredients(rng, split)))]}
+    return {"prompt": [_user(write_prompt(rng, _ingredients(rng, split, config)))]}
+
+
+def _ingredients(rng: Random, split: Split, config: SandboxConfig) -> Ingredients:
+    return sample_ingredients(rng, split, friend_rate=config.friend_rate, rule_rate=config.rule_rate)
 
 
 def _sigmoid(logit: float) -> float:

@@ -10,7 +10,7 @@ from align.rewards import FunctionReward, load_reward, sandbox_gold
 from align.sandbox import gold_reward
 
 PROMPT = (
-    "Tell me a happy tale of a goat named Dora at the lake. Use three sentences. Leave out the jar. Mention a ring."
+    "Tell me a happy tale of a fox named Nora at the mill. Use three sentences. Leave out the drum. Mention a bell."
 )
 
 
@@ -23,7 +23,7 @@ def module(monkeypatch):
 
 
 def test_sandbox_is_the_gold_reward():
-    answers = ["", "Dora the goat walked to the lake."]
+    answers = ["", "Nora the fox walked to the mill."]
     gold = [gold_reward(PROMPT, answer).total for answer in answers]
     assert sandbox_gold([PROMPT] * 2, answers) == gold
     assert load_reward("sandbox")([PROMPT] * 2, answers) == gold

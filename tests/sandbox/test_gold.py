@@ -18,11 +18,13 @@ from align.sandbox.world import Draft, misunderstand, sample_ingredients
 
 ORDER = (
     "Write a sad story of Mia the fox and an owl at the harbor with a lantern. "
-    "Mia sings before she digs. Use four sentences."
+    "Mia sings before she digs. Use five sentences."
 )
 EXCLUSION = "Put a wolf named Leo and a kite at the mill. Make it happy. Use three sentences. Leave out the drum."
+PLAIN = "Put a wolf named Leo and a kite at the mill. Make it happy. Use three sentences."
 OPENING = "Mia the fox and an owl found a lantern at the harbor."
 EVENTS = "First she sang, then she dug."
+FILLER = "The sky was grey. The wind was cold."
 CLOSING = "So she went home gloomy."
 
 
@@ -32,7 +34,7 @@ def test_weights_sum_to_one_and_name_every_part() -> None:
 
 
 def test_full_marks() -> None:
-    assert set(gold_reward(ORDER, f"{OPENING} The sky was grey. {EVENTS} {CLOSING}")) == {1.0}
+    assert set(gold_reward(ORDER, f"{OPENING} {FILLER} {EVENTS} {CLOSING}")) == {1.0}
     assert set(gold_reward(EXCLUSION, "Leo the wolf came to the mill. He lost a kite. In the end he was merry.")) == {
         1.0
     }
@@ -41,29 +43,34 @@ def test_full_marks() -> None:
 @pytest.mark.parametrize(
     ("part", "value", "total", "response"),
     [
-        ("who", 0.5, 0.71, f"{OPENING.replace('fox', 'bear')} The sky was grey. {EVENTS} {CLOSING}"),
-        ("who", 0.5, 0.71, f"{OPENING.replace('Mia', 'Ruby')} The sky was grey. {EVENTS} {CLOSING}"),
-        ("friend", 0.0, 0.67, f"{OPENING.replace(' and an owl', '')} The sky was grey. {EVENTS} {CLOSING}"),
-        ("friend", 0.0, 0.67, f"{OPENING.replace('an owl', 'a hen')} The sky was grey. {EVENTS} {CLOSING}"),
-        ("friend", 0.5, 0.71, f"{OPENING} A hen came along. {EVENTS} {CLOSING}"),
-        ("object", 0.0, 0.67, f"{OPENING.replace('lantern', 'kite')} The sky was grey. {EVENTS} {CLOSING}"),
-        ("place", 0.0, 0.67, f"{OPENING.replace('harbor', 'mill')} The sky was grey. {EVENTS} {CLOSING}"),
-        ("mood", 0.0, 0.67, f"{OPENING} The sky was grey. {EVENTS} Then she went home."),
-        ("mood", 0.5, 0.71, f"{OPENING} She felt glad. {EVENTS} {CLOSING}"),
-        ("rule", 0.5, 0.71, f"{OPENING} The sky was grey. First she dug, then she sang. {CLOSING}"),
-        ("rule", 0.0, 0.67, f"{OPENING} The sky was grey. She sang all day. {CLOSING}"),
+        ("who", 0.5, 0.71, f"{OPENING.replace('fox', 'bear')} {FILLER} {EVENTS} {CLOSING}"),
+        ("who", 0.5, 0.71, f"{OPENING.replace('Mia', 'Ruby')} {FILLER} {EVENTS} {CLOSING}"),
+        ("friend", 0.0, 0.67, f"{OPENING.replace(' and an owl', '')} {FILLER} {EVENTS} {CLOSING}"),
+        ("friend", 0.0, 0.67, f"{OPENING.replace('an owl', 'a hen')} {FILLER} {EVENTS} {CLOSING}"),
+        ("friend", 0.5, 0.71, f"{OPENING} The sky was grey. A hen came along. {EVENTS} {CLOSING}"),
+        ("object", 0.0, 0.67, f"{OPENING.replace('lantern', 'kite')} {FILLER} {EVENTS} {CLOSING}"),
+        ("place", 0.0, 0.67, f"{OPENING.replace('harbor', 'mill')} {FILLER} {EVENTS} {CLOSING}"),
+        ("mood", 0.0, 0.67, f"{OPENING} {FILLER} {EVENTS} Then she went home."),
+        ("mood", 0.5, 0.71, f"{OPENING} The sky was grey. She felt glad. {EVENTS} {CLOSING}"),
+        ("rule", 0.5, 0.71, f"{OPENING} {FILLER} First she dug, then she sang. {CLOSING}"),
+        ("rule", 0.0, 0.67, f"{OPENING} {FILLER} She sang all day. {CLOSING}"),
         ("length", 0.0, 0.67, f"{OPENING} {EVENTS} {CLOSING}"),
         ("length", 0.0, 0.67, f"{OPENING} The sky was grey. She met an owl. She felt sorry. {EVENTS} {CLOSING}"),
-        ("ending", 0.0, 0.67, f"{OPENING} The sky was grey. {EVENTS} She felt gloomy."),
-        ("ending", 0.5, 0.71, f"{OPENING} That was the end. {EVENTS} {CLOSING}"),
-        # Three of four sentences are good; length and repetition hold only as far as the grammar does:
-        # 1 - 0.08 / 4 - 0.08 / 4 - 0.03 / 4 - 0.25.
-        ("grammar", 0.75, 0.7025, f"{OPENING} The grey was sky. {EVENTS} {CLOSING}"),
-        ("grammar", 0.75, 0.7025, f"{OPENING} He felt sorry. {EVENTS} {CLOSING}"),
-        ("grammar", 0.75, 0.7025, f"{OPENING} Ruby felt sorry. {EVENTS} {CLOSING}"),
-        ("grammar", 0.75, 0.7025, f"{OPENING} she felt sorry. {EVENTS} {CLOSING}"),
-        # 12 + 5 + 5 + 5 words make 24 runs of four; the second copy of a sentence of five repeats two of them.
-        ("repetition", 22 / 24, 0.7475, f"{OPENING} She sang and then dug. She sang and then dug. {CLOSING}"),
+        ("ending", 0.0, 0.67, f"{OPENING} {FILLER} {EVENTS} She felt gloomy."),
+        ("ending", 0.5, 0.71, f"{OPENING} The sky was grey. That was the end. {EVENTS} {CLOSING}"),
+        # Four of five sentences are good; length and repetition hold only as far as the grammar does:
+        # 1 - 0.08 / 5 - 0.08 / 5 - 0.03 / 5 - 0.25.
+        ("grammar", 0.8, 0.712, f"{OPENING} The sky was grey. The grey was sky. {EVENTS} {CLOSING}"),
+        ("grammar", 0.8, 0.712, f"{OPENING} The sky was grey. He felt sorry. {EVENTS} {CLOSING}"),
+        ("grammar", 0.8, 0.712, f"{OPENING} The sky was grey. Ruby felt sorry. {EVENTS} {CLOSING}"),
+        ("grammar", 0.8, 0.712, f"{OPENING} The sky was grey. she felt sorry. {EVENTS} {CLOSING}"),
+        # 12 + 4 + 5 + 5 + 5 words make 28 runs of four; the second copy of a sentence of five repeats two of them.
+        (
+            "repetition",
+            26 / 28,
+            0.75 - 0.03 * 2 / 28,
+            f"{OPENING} The sky was grey. She sang and then dug. She sang and then dug. {CLOSING}",
+        ),
     ],
 )
 def test_one_part_moved(part: str, value: float, total: float, response: str) -> None:
@@ -72,6 +79,12 @@ def test_one_part_moved(part: str, value: float, total: float, response: str) ->
     assert lost == {part, "complete"} | ({"length", "repetition"} if part == "grammar" else set())
     assert getattr(gold, part) == pytest.approx(value)
     assert gold.total == pytest.approx(total)
+
+
+def test_a_prompt_may_ask_for_no_order_and_no_exclusion() -> None:
+    answer = "Leo the wolf came to the mill. He lost a kite. In the end he was merry."
+    assert set(gold_reward(PLAIN, answer)) == {1.0}
+    assert gold_reward(PLAIN, answer.replace("He lost a kite", "He saw a kite and a drum")).rule == 2 / 3
 
 
 @pytest.mark.parametrize(
@@ -88,20 +101,20 @@ def test_what_must_not_be_there(part: str, response: str) -> None:
 
 
 def test_a_bad_opening_takes_its_evidence_along() -> None:
-    """'a owl': who, friend, object and place go, as no good sentence has them; 3 of 4 sentences remain.
+    """'a owl': who, friend, object and place go, as no good sentence has them; 4 of 5 sentences remain.
 
-    1 - 4 * 0.08 - 0.08 / 4 - 0.08 / 4 - 0.03 / 4 - 0.25 = 0.3825
+    1 - 4 * 0.08 - 0.08 / 5 - 0.08 / 5 - 0.03 / 5 - 0.25 = 0.392
     """
-    gold = gold_reward(ORDER, f"{OPENING.replace('an owl', 'a owl')} The sky was grey. {EVENTS} {CLOSING}")
+    gold = gold_reward(ORDER, f"{OPENING.replace('an owl', 'a owl')} {FILLER} {EVENTS} {CLOSING}")
     assert (gold.who, gold.friend, gold.object, gold.place) == (0, 0, 0, 0)
-    assert gold.total == pytest.approx(0.3825)
+    assert gold.total == pytest.approx(0.392)
 
 
 def test_a_response_cut_short_loses_its_ending_and_what_the_last_sentence_said() -> None:
-    """Without its full stop the last sentence is none: mood and ending go, 1 - 0.16 - 0.02 - 0.02 - 0.0075 - 0.25."""
-    gold = gold_reward(ORDER, f"{OPENING} The sky was grey. {EVENTS} So she went home gloomy")
-    assert (gold.mood, gold.ending, gold.grammar) == (0, 0, 0.75)
-    assert gold.total == pytest.approx(0.5425)
+    """Without its full stop the last sentence is none: mood and ending go, 1 - 0.16 - 0.016 - 0.016 - 0.006 - 0.25."""
+    gold = gold_reward(ORDER, f"{OPENING} {FILLER} {EVENTS} So she went home gloomy")
+    assert (gold.mood, gold.ending, gold.grammar) == (0, 0, 0.8)
+    assert gold.total == pytest.approx(0.552)
 
 
 @pytest.mark.parametrize("response", ["", "   \n"])
@@ -160,7 +173,7 @@ def test_more_slips_earn_less() -> None:
             golds.append(gold_reward(write_prompt(rng, asked), tell(rng, misunderstand(rng, asked, rate))).total)
         means.append(sum(golds) / len(golds))
     assert means[0] > 0.99
-    assert all(more - less > 0.08 for more, less in zip(means, means[1:], strict=False)), means
+    assert all(more - less > 0.07 for more, less in zip(means, means[1:], strict=False)), means
 
 
 @pytest.mark.parametrize(
@@ -169,12 +182,12 @@ def test_more_slips_earn_less() -> None:
         ("What is the capital of France?", "no hero"),
         ("", "no hero"),
         (
-            "Write a sad story of Mia the fox at the harbor with a lantern. Four sentences.",
-            "two events or one exclusion",
+            "Write a sad story of Mia the fox at the harbor with a lantern. Mia sings. Five sentences.",
+            "two events, one exclusion or neither",
         ),
-        ("Write a sad story of Mia the fox at the harbor. No drum. Four sentences.", "needs one object, has 0"),
+        ("Write a sad story of Mia the fox at the harbor. No drum. Five sentences.", "needs one object, has 0"),
         (
-            "Write a story of Mia the fox at the harbor with a lantern. No drum. Four sentences.",
+            "Write a story of Mia the fox at the harbor with a lantern. No drum. Five sentences.",
             "needs one mood, has 0",
         ),
     ],

@@ -40,19 +40,19 @@ def test_at_least_300_words() -> None:
 def test_at_least_ten_million_texts() -> None:
     """Openings alone are enough: '{hero} {found} {thing} {near} the {place}.'
 
-    hero: 24 names x 24 kinds x 2 ways = 1152; found: 8; thing: 40 objects x (12 adjectives or none) = 520;
-    near: 5; place: 30. 1152 x 8 x 520 x 5 x 30 = 718,848,000. No word is in two slots and every slot is one word
+    hero: 8 names x 8 kinds x 2 ways = 128; found: 17; thing: 8 objects x (32 adjectives or none) = 264;
+    near: 5; place: 8. 128 x 17 x 264 x 5 x 8 = 22,978,560. No word is in two slots and every slot is one word
     or begins with one of its own, so different fillings are different texts.
     """
     heroes = len(words.NAMES) * len(words.KINDS) * 2
     things = len(words.OBJECTS) * (len(words.THING_ADJECTIVES) + 1)
     count = heroes * len(words.FOUND) * things * len(words.NEAR) * len(words.PLACES)
-    assert count == 718_848_000
+    assert count == 22_978_560
     assert count >= 10**7
 
 
 def test_stories_hardly_ever_repeat() -> None:
-    """Among 10^9 equally likely texts 3,000 draws collide with probability 0.5%; there are far more texts than that."""
+    """Among 10^9 equally likely texts 3,000 draws collide with probability 0.5%; whole stories are far more."""
     rng = random.Random(5)
     stories = {tell(rng, Draft(sample_ingredients(rng, "train"))) for _ in range(3000)}
     assert len(stories) == 3000
@@ -78,11 +78,11 @@ def test_splits_own_about_80_10_10_percent_of_the_combinations() -> None:
     counts = Counter(
         split_of(*combo) for combo in ((k, o, p) for k in words.KINDS for o in words.OBJECTS for p in words.PLACES)
     )
-    total = 24 * 40 * 30
+    total = 8 * 8 * 8
     assert sum(counts.values()) == total
     # A byte modulo 10 gives 0 and 1 a share of 26/256 each.
-    assert abs(counts["val"] / total - 26 / 256) < 0.01
-    assert abs(counts["test"] / total - 26 / 256) < 0.01
+    assert abs(counts["val"] / total - 26 / 256) < 0.04
+    assert abs(counts["test"] / total - 26 / 256) < 0.04
 
 
 def test_samples_stay_in_their_split() -> None:
@@ -91,9 +91,18 @@ def test_samples_stay_in_their_split() -> None:
         for _ in range(100):
             asked = sample_ingredients(rng, split)
             assert split_of(asked.kind, asked.object, asked.place) == split
-            assert (asked.events is None) != (asked.excluded is None)
+            assert asked.events is None or asked.excluded is None
             assert asked.friend != asked.kind
             assert asked.excluded != asked.object
+
+
+def test_hard_parts_are_asked_for_as_often_as_set() -> None:
+    rng = random.Random(6)
+    drawn = [sample_ingredients(rng, "train", friend_rate=0.5, rule_rate=1.0) for _ in range(400)]
+    assert all((asked.events is None) != (asked.excluded is None) for asked in drawn)
+    assert 0.4 < sum(asked.friend is not None for asked in drawn) / 400 < 0.6
+    plain = [sample_ingredients(rng, "train", friend_rate=0.0, rule_rate=0.0) for _ in range(50)]
+    assert {(asked.friend, asked.events, asked.excluded) for asked in plain} == {(None, None, None)}
 
 
 def test_all_splits_see_every_word() -> None:

