@@ -146,7 +146,7 @@ class Collector:
         Raises:
             ValueError: the reward failed.
         """
-        settings, place = self.settings, self.settings.kl.place(self.settings.algorithm)
+        settings = self.settings
         # 1. Sample.
         rollout = sample_rollout(
             self.policy, prompts, settings.rollout, tokenizer=self.tokenizer, seed=seed, iteration=iteration
@@ -158,9 +158,9 @@ class Collector:
         # 5. What the KL costs, and the advantages.
         kl = kl_estimate(logprobs, reference_logprobs, "k1")
         kl_coef = self.control.value
-        estimator = settings.kl.estimator(settings.algorithm)
         penalties = torch.zeros_like(kl)
-        if place == "reward":
+        if settings.kl.place(settings.algorithm) == "reward":
+            estimator = settings.kl.estimator(settings.algorithm)
             penalties = kl_coef * kl_estimate(logprobs, reference_logprobs, estimator)
         advantages, returns = estimate(
             settings.algorithm,
@@ -178,10 +178,7 @@ class Collector:
         if gap is not None:
             metrics["rollout/logprob_gap"] = gap
         if self.value is not None:
-            ranks = self._total(torch.ones((), device=values.device))
-            metrics["rollout/explained_variance"] = float(
-                self._total(explained_variance(values, returns, rollout.mask)) / ranks
-            )
+            metrics["rollout/explained_variance"] = self._mean(explained_variance(values, returns, rollout.mask)[None])
         if iteration == 0:
             self._check_start(metrics["rollout/kl"], rollout)
         self.control.update(metrics["rollout/kl"], settings.rollout.episodes)

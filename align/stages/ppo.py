@@ -252,38 +252,27 @@ class PPO(Stage):
             FloatingPointError: the loss is not finite.
             RuntimeError: the policy is not the one that sampled at the first minibatch.
         """
-        settings, value_config = self.settings, self.value_config
-        warming_up = self.value is not None and batch.iteration < value_config.warmup_iterations
         assert self._loader is not None
+        config = self.value_config
+        warming_up = self.value is not None and batch.iteration < config.warmup_iterations
         rows = batch.ids, batch.prompt_lengths, batch.lengths
         mask = torch.ones_like(batch.logprobs, dtype=torch.bool)
         tokens = mask.sum()
-        loss, metrics, states = torch.zeros((), device=batch.ids.device), {}, None
-        if not warming_up or value_config.shared_trunk:
+        loss, states = torch.zeros((), device=batch.ids.device), None
+        metrics: dict[str, torch.Tensor] = {}
+        if not warming_up or config.shared_trunk:
             with torch.set_grad_enabled(not warming_up):
                 states = response_states(self.network, *rows, group_size=batch.group_size)
         if not warming_up:
-            # 7. The policy's loss.
             assert states is not None
-            temperature = settings.rollout.temperature
-            logprobs = token_logprobs(states, self.network.output_weight, batch.targets, temperature=temperature)
-            policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, mask, clip=settings.update.clip_range)
-            self._check_first(batch, policy.approx_kl, policy.ratio_max)
-            self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
-            loss = policy.loss
-            metrics = {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
-            metrics |= {"train/approx_kl": policy.approx_kl, "train/ratio_max": policy.ratio_max}
-            # 8. The KL to the reference.
-            if settings.kl.place(settings.algorithm) == "loss":
-                kl = kl_estimate(logprobs, batch.reference_logprobs, self.kl_estimator)
-                loss = loss + self._loader.metrics["rollout/kl_coef"] * kl.sum()
+            loss, metrics = self._policy_loss(batch, states, mask)
         # 9. The value's loss.
         if self.value is not None:
             values = token_values(self.value, states, *rows, batch.group_size)
             value_loss, clipped = ppo_value_loss(
-                values, batch.values, batch.returns, mask, clip=value_config.value_clip_range
+                values, batch.values, batch.returns, mask, clip=config.value_clip_range
             )
-            loss = loss + value_config.value_coef * value_loss
+            loss = loss + config.value_coef * value_loss
             metrics |= {"train/value_loss": value_loss.detach() / tokens, "train/value_clip_fraction": clipped}
         if warming_up and self.trainer.world_size > 1:
             # Data parallelism waits for every gradient.
@@ -291,11 +280,29 @@ class PPO(Stage):
         mean = loss.detach() / tokens
         self.log("train/loss", mean, prog_bar=True)
         self.log_dict(metrics)
-        # Of the whole iteration, whatever the batch: one row an epoch, also of an epoch that was resumed.
-        for name, number in self._loader.metrics.items():
-            self.log(name, number, on_step=False, on_epoch=True, batch_size=1, prog_bar=name in _IN_PROGRESS_BAR)
+        self._log_rollout()
         self.refuse_nonfinite(mean)
         return self.weighted(loss, tokens)
+
+    def _policy_loss(
+        self, batch: ExperienceBatch, states: torch.Tensor, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Steps 7 and 8: the summed loss of the policy, and what to log of it."""
+        assert self._loader is not None
+        settings, tokens = self.settings, mask.sum()
+        # 7. The policy's loss.
+        temperature = settings.rollout.temperature
+        logprobs = token_logprobs(states, self.network.output_weight, batch.targets, temperature=temperature)
+        policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, mask, clip=settings.update.clip_range)
+        self._check_first(batch, policy.approx_kl, policy.ratio_max)
+        self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
+        metrics = {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
+        metrics |= {"train/approx_kl": policy.approx_kl, "train/ratio_max": policy.ratio_max}
+        # 8. The KL to the reference.
+        if settings.kl.place(settings.algorithm) == "reward":
+            return policy.loss, metrics
+        kl = kl_estimate(logprobs, batch.reference_logprobs, self.kl_estimator)
+        return policy.loss + self._loader.metrics["rollout/kl_coef"] * kl.sum(), metrics
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient; hold the policy still while the value model warms up; step 11."""
@@ -343,7 +350,14 @@ class PPO(Stage):
     def on_train_epoch_end(self) -> None:
         """Log the rollout of an iteration that was not learned from."""
         if self._loader is not None and self._loader.experience is None:
-            self.log_dict(self._loader.metrics)
+            self._log_rollout()
+
+    def _log_rollout(self) -> None:
+        """Log the iteration's rollout: the same with every batch, so that an epoch gets one row, resumed or not."""
+        assert self._loader is not None
+        for name, number in self._loader.metrics.items():
+            shown = name in _IN_PROGRESS_BAR
+            self.log(name, number, on_step=False, on_epoch=True, prog_bar=shown, batch_size=1, sync_dist=True)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Let the policy answer held-out prompts."""

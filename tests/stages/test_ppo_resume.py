@@ -1,14 +1,11 @@
 """A PPO run that is stopped anywhere and taken up again ends in the same bits."""
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from ppo_parts import Logged, PromptModule, fit, ppo
+from ppo_parts import Logged, fit, ppo
 
 from align.stages import OptimizerConfig, ScheduleConfig
 from align.stages.ppo_settings import KLConfig, ScoringConfig, ValueConfig
