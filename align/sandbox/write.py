@@ -54,7 +54,7 @@ class SandboxConfig:
     """Probability that a title in the raw text leaves out one of its parts, in [0, 1]."""
     slip_rate: float = 0.4
     """Probability that a demonstration or an answer of a pair gets any one asked thing wrong, in [0, 1]."""
-    label_temperature: float = 0.04
+    label_temperature: float = 0.03
     """Temperature of the Bradley-Terry coin that labels pairs, in units of gold reward; near 0 gold decides alone."""
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ def fit(recipes: Path, run: Path, name: str, *extra: str) -> list[str]:
         (
             ["--model.init_args.gpt.vocab_size", "512"],
             1,
-            "the tokenizer has 1024 ids but the network's vocab_size is 512",
+            "the tokenizer has 768 ids but the network's vocab_size is 512",
         ),
         (["--model.init_args.gpt.context", "64"], 1, "data.context is 192 tokens but the network's context is 64"),
         (["--model_directory.monitor", "val/los"], 1, "model_directory.monitor is 'val/los', which is not logged"),
