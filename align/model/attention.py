@@ -120,8 +120,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: torch.Tensor, context: Context, last: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend within ``x`` ``[B, T, D]``, and to the cache when there is one; ``last`` as in ``Block``."""
+    def forward(self, x: torch.Tensor, context: Context, places: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend within ``x`` ``[B, T, D]``, and to the cache when there is one; ``places`` as in ``Block``."""
         queries, keys, values = (
             projection(x).unflatten(-1, (-1, self.head_width)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -135,9 +135,9 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         mixed = context.attend(queries, keys, values, mask=context.mask, dropout=dropout)
         mixed = mixed.transpose(1, 2).flatten(-2)
-        return self.o_proj(mixed if last is None else at(mixed, last))
+        return self.o_proj(mixed if places is None else at(mixed, places))
 
 
 def at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """``[B, D]`` of ``x`` ``[B, T, D]`` at one place a row, ``places`` ``[B]`` int64."""
-    return x[torch.arange(len(x), device=x.device), places]
+    """``[R, D]`` of ``x`` ``[B, T, D]``; place t of row b is ``b * T + t`` in ``places`` ``[R]`` int64."""
+    return x.flatten(0, 1).index_select(0, places)

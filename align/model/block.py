@@ -1,6 +1,6 @@
 """One transformer block: attention, feed-forward, and where they are normalised.
 
-Legend: B rows, T tokens, D width, F width inside the feed-forward.
+Legend: B rows, T tokens, R places, D width, F width inside the feed-forward.
 """
 
 import torch
@@ -46,23 +46,23 @@ class Block(nn.Module):
         self.post_attention_layernorm = make_norm(config)
         self.pre_norm, self.dropout = config.norm_placement == "pre", config.dropout
 
-    def forward(self, x: torch.Tensor, context: Context, last: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: Context, places: torch.Tensor | None = None) -> torch.Tensor:
         """One step of the residual stream.
 
         Args:
             x: ``[B, T, D]``.
             context: what all blocks share.
-            last: ``[B]`` int64, the one place of each row whose output is wanted; the others still give their keys and
-                values. None means all.
+            places: ``[R]`` int64, the places whose output is wanted, ``b * T + t``; the others still give their keys
+                and values. None means all.
 
         Returns:
-            ``[B, T, D]``, or ``[B, D]`` with ``last``.
+            ``[B, T, D]``, or ``[R, D]`` with ``places``.
         """
-        chosen = x if last is None else at(x, last)
+        chosen = x if places is None else at(x, places)
         if self.pre_norm:
-            x = chosen + self._drop(self.self_attn(self.input_layernorm(x), context, last))
+            x = chosen + self._drop(self.self_attn(self.input_layernorm(x), context, places))
             return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
-        x = self.input_layernorm(chosen + self._drop(self.self_attn(x, context, last)))
+        x = self.input_layernorm(chosen + self._drop(self.self_attn(x, context, places)))
         return self.post_attention_layernorm(x + self._drop(self.mlp(x)))
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:

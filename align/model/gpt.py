@@ -72,7 +72,7 @@ class Trunk(nn.Module):
         rows: SharedRows | None = None,
         last: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See ``GPT.hidden``; with ``last`` ``[B]`` int64 only the hidden states ``[B, D]`` at those places.
+        """See ``GPT.hidden``; with ``last`` ``[R]`` int64 only the states ``[R, D]`` at those places, one a row.
 
         Most of the last block is then left out: only its keys and values read every token.
         """
@@ -101,10 +101,14 @@ class Trunk(nn.Module):
             attend = rows.attending(attend)
         context = Context(attend, mask, rotary, positions, cache)
         x = self.embed(ids, positions)
+        places = None
+        if last is not None:
+            row = torch.arange(len(last), device=last.device)
+            places = row * ids.shape[1] + last if rows is None else rows.tokens_at(row, last)
         *others, final = self.layers
         for layer in others:
             x = layer(x, context)
-        x = final(x, context, last)
+        x = final(x, context, places)
         return x if self.norm is None else self.norm(x)
 
 

@@ -14,6 +14,7 @@ from align.model.config import GPTConfig
 from align.model.directory import built_without_memory, fill, is_scalar, locate, read_fields
 from align.model.families import config_from
 from align.model.gpt import GPT
+from align.model.shared_prefix import SharedRows
 
 
 class ScalarGPT(nn.Module):
@@ -48,9 +49,10 @@ class ScalarGPT(nn.Module):
         positions: torch.Tensor | None = None,
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
+        rows: SharedRows | None = None,
     ) -> torch.Tensor:
         """Hidden states ``[B, T, D]`` after the final norm; see ``GPT.hidden``."""
-        return self.model(ids, positions=positions, documents=documents, cache=cache)
+        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows)
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """One score a hidden state.
@@ -67,7 +69,7 @@ class ScalarGPT(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.to(wide), self.score.weight.to(wide)).squeeze(-1)
 
-    def last_scores(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def last_scores(self, ids: torch.Tensor, lengths: torch.Tensor, rows: SharedRows | None = None) -> torch.Tensor:
         """The score of each row at its last real token, which alone has read the whole row.
 
         Right padding needs no mask: the last real token cannot see it.
@@ -75,11 +77,13 @@ class ScalarGPT(nn.Module):
         Args:
             ids: ``[B, T]`` int64, right-padded.
             lengths: ``[B]`` int64, tokens of each row; where it is 0 the score means nothing.
+            rows: compute the rows as one line, as laid out by ``share_prefixes``; the same numbers to rounding.
 
         Returns:
             ``[B]`` float32; float64 of a float64 network.
         """
-        return self.scores(self.model(ids, last=(lengths - 1).clamp(min=0)))
+        read = ids if rows is None else rows.line(ids)
+        return self.scores(self.model(read, rows=rows, last=(lengths - 1).clamp(min=0)))
 
     def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """See ``last_scores``."""

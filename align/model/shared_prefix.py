@@ -91,6 +91,20 @@ def share_prefixes(lengths: torch.Tensor, prefixes: torch.Tensor, owners: torch.
     return SharedRows(rows, width, token_at, place_of, copied, copied_to)
 
 
+def share_pairs(ids: torch.Tensor, lengths: torch.Tensor) -> SharedRows:
+    """Lay out pairs of rows, all first ones and then all second ones; a pair shares all that it begins with.
+
+    Where both rows are the same, so are their numbers, to the bit.
+
+    Args:
+        ids: ``[R, T]`` int64, right-padded.
+        lengths: ``[R]`` int64, tokens of each row, at most T.
+    """
+    one, other = ids.chunk(2)
+    common = (one == other).cumprod(1).sum(1).minimum(lengths[: len(one)])
+    return share_prefixes(lengths, common.repeat(2), torch.arange(len(one), device=ids.device).repeat(2))
+
+
 class _Spread(torch.autograd.Function):
     """From the line to rows; the gradient is a look-up, and a sum only for the few tokens that have further places."""
 

@@ -6,7 +6,7 @@ Legend: B pairs, T tokens of a row, V vocabulary.
 import torch
 
 from align.batches import PairBatch
-from align.model import GPT, share_prefixes
+from align.model import GPT, share_pairs
 from align.objectives import sequence_logprobs, token_logprobs
 
 
@@ -24,9 +24,8 @@ def pair_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) -> tor
     ids, mask = batch.ids, batch.mask
     if not shared_prefix:
         return sequence_logprobs(network.hidden(ids[:, :-1]), network.output_weight, ids, mask)
-    pairs = torch.arange(len(batch.numbers), device=ids.device).repeat(2)
     # The last token of a row predicts nothing.
-    rows = share_prefixes((batch.lengths - 1).clamp(min=0), batch.prompt_lengths.repeat(2), pairs)
+    rows = share_pairs(ids, (batch.lengths - 1).clamp(min=0))
     hidden = network.hidden(rows.line(ids), rows=rows)[0]
     # The state at place t predicts the token at t + 1.
     row, column = mask[:, 1:].nonzero(as_tuple=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from align.batches import PairBatch
-from align.model import ScalarGPT, load_scalar
+from align.model import ScalarGPT, load_scalar, share_pairs
 from align.objectives import bradley_terry_loss
 from align.rewards import Reward as Judge
 from align.rewards import load_reward
@@ -37,7 +37,7 @@ class Reward(Stage):
     """Bradley-Terry training on preference pairs (Stiennon et al. 2020, section 3.4; Ouyang et al. 2022, section 3.5).
 
     A step in order:
-        1. one forward over the 2 B rows of chosen and rejected responses; right padding needs no mask;
+        1. one forward over the 2 B rows of chosen and rejected responses, each prompt once;
         2. the score of each row at its last real token: only there does the last block run, and the head;
         3. per pair ``-log sigmoid(score chosen - score rejected)``, summed over real pairs;
         4. the gradient is divided by the pairs of the whole optimizer step, over all micro-batches and ranks;
@@ -60,6 +60,8 @@ class Reward(Stage):
         normalise_on: responses of validation pairs (of training pairs, where there is no validation data) whose scores
             give mean and standard deviation of the manifest; 0 turns it off.
         head_seed: of the fresh head.
+        shared_prefix: compute each prompt once for both responses, and no padding; the same numbers to rounding,
+            sooner. Without effect under compile, which wants rows of few shapes.
         compile: torch.compile the network; the first step then takes about a minute.
         network: a network made in Python, instead of init_from.
 
@@ -81,6 +83,7 @@ class Reward(Stage):
         gold: str | None = None,
         normalise_on: int = 512,
         head_seed: int = 0,
+        shared_prefix: bool = True,
         compile: bool = False,
         network: ScalarGPT | None = None,
     ) -> None:
@@ -98,7 +101,7 @@ class Reward(Stage):
         super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from)
         self.margin, self.label_smoothing, self.centering = margin, label_smoothing, centering
         self.gold, self.normalise_on = gold, normalise_on
-        self.compile_network = compile
+        self.compile_network, self.shared_prefix = compile, shared_prefix and not compile
         # A closure: as an attribute the network would be a second submodule.
         self._make = lambda: network if network is not None else load_scalar(str(init_from), head_seed=head_seed)
         self._judge = None if gold is None else load_reward(gold)
@@ -133,7 +136,9 @@ class Reward(Stage):
         Rows may hold one token more than the network reads at once; the score is then taken one token earlier.
         """
         context = self.network.config.context
-        scores = self.network.last_scores(batch.ids[:, :context], batch.lengths.clamp(max=context))  # 1, 2
+        ids, lengths = batch.ids[:, :context], batch.lengths.clamp(max=context)
+        rows = share_pairs(ids, lengths) if self.shared_prefix else None
+        scores = self.network.last_scores(ids, lengths, rows)  # 1, 2
         chosen, rejected = scores.chunk(2)
         return chosen, rejected
 

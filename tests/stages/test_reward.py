@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import types
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import pytest
@@ -17,6 +18,7 @@ from align.batches import PairBatch
 from align.callbacks import ModelDirectory
 from align.data import PreferenceData
 from align.model import GPT, GPTConfig, ScalarGPT, load_scalar, read_manifest, save_network
+from align.model.norms import RMSNorm
 from align.rewards import load_reward
 from align.stages import OptimizerConfig, Reward, ScheduleConfig
 from align.stages.metrics import PairScores
@@ -132,6 +134,27 @@ def test_a_step_is_that_of_a_transformers_classifier(tmp_path):
     assert trainer.callback_metrics["train/margin"].item() == pytest.approx((chosen - rejected).mean().item(), abs=1e-5)
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("style", [{}, {"kv_heads": 1, "norm_placement": "post", "positions": "learned"}], ids=str)
+def test_prompts_computed_once_give_the_scores_and_gradients_of_plain_rows(monkeypatch, dtype, tolerance, style):
+    """With a pair of padding, and a pair of which one row has a token more than the context."""
+    monkeypatch.setattr(RMSNorm, "exact", True)
+    batch = make_batch([(9, 5), (3, 7), (0, 0), (2, 2)])._replace(prompt_lengths=torch.tensor([4, 2, 0, 1]))
+    batch.ids[4:, :4] = torch.where(
+        torch.arange(4) < batch.prompt_lengths[:, None], batch.ids[:4, :4], batch.ids[4:, :4]
+    )
+    weights, found = torch.tensor([1.0, 2.0, 0.0, -3.0, 0.5, 1.5, 0.0, 2.5], dtype=dtype), []
+    network = ScalarGPT(replace(CONFIG, **style)).to(dtype)
+    for shared_prefix in (False, True):
+        stage = Reward(network=network, shared_prefix=shared_prefix)
+        stage.build()
+        scores = torch.cat(stage.score(batch))
+        gradients = torch.autograd.grad((scores * weights).sum(), list(network.parameters()))
+        found.append([scores[weights != 0].detach(), *gradients])
+    for plain, shared in zip(*found, strict=True):
+        torch.testing.assert_close(shared, plain, rtol=tolerance, atol=tolerance)
 
 
 def test_accumulation_gives_the_gradient_of_one_big_batch():
