@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from align.model import GPT, KVCache, ScalarGPT
+from align.model import GPT, KVCache, ScalarGPT, share_prefixes
 
 _CALL_TOKENS = {"cpu": 24}
 """What one more forward costs, in tokens: it decides how finely rows are cut by length"""
@@ -43,8 +43,8 @@ def response_states(
 ) -> torch.Tensor:
     """The hidden state before each token of each response, in the order of ``response_tokens``.
 
-    Rows of like length are computed together, and a row's last token, which predicts nothing, not at all. With
-    groups the prompt of each is read once, and its responses attend to it.
+    Rows of different length are computed as one line without padding, and a row's last token, which predicts nothing,
+    not at all. With groups the prompt of each is read once, and its responses attend to it.
 
     Args:
         network: a policy, reference or value model.
@@ -102,8 +102,9 @@ def _states(
     device = ids.device
     order = sorted(range(len(spans)), key=lambda row: -spans[row][1])
     widths = [spans[row][1] for row in order]
-    call_tokens = _CALL_TOKENS.get(device.type, _CALL_TOKENS_ELSEWHERE)
     most_tokens = _MOST_TOKENS.get(device.type, _MOST_TOKENS_ELSEWHERE)
+    # Rows in one line cost their attention alone in padding: as few calls as may be.
+    call_tokens = most_tokens if prefix is None else _CALL_TOKENS.get(device.type, _CALL_TOKENS_ELSEWHERE)
     parts = []
     for chunk in cut_rows(widths, call_tokens=call_tokens, most_tokens=most_tokens):
         rows, width = order[chunk], widths[chunk.start]
@@ -111,11 +112,16 @@ def _states(
             continue
         whole = len(rows) == len(ids) and rows == list(range(len(ids)))
         read = (ids if whole else ids[torch.tensor(rows, device=device)])[:, :width]
-        if prefix is None:
+        places = _places([spans[row] for row in rows], width, device)
+        if prefix is not None:
+            hidden = network.hidden(read, positions=prefix.positions_of(width, device), cache=prefix)
+        elif widths[chunk.stop - 1] == width:
             hidden = network.hidden(read)
         else:
-            hidden = network.hidden(read, positions=prefix.positions_of(width, device), cache=prefix)
-        parts.append(hidden.flatten(0, 1)[_places([spans[row] for row in rows], width, device)])
+            ends = torch.tensor(widths[chunk], device=device)
+            line = share_prefixes(ends, ends, torch.arange(len(rows), device=device))
+            hidden, places = network.hidden(line.line(read), rows=line), line.token_at[places]
+        parts.append(hidden.flatten(0, 1)[places])
     states = torch.cat(parts) if len(parts) > 1 else parts[0]
     if order == sorted(order):
         return states
