@@ -108,6 +108,65 @@ class PairDataset(RecordDataset):
         )
 
 
+@dataclass(frozen=True)
+class PromptGroups:
+    """The pairs of a prompt as one: all comparisons of its answers in one batch (Ouyang et al. 2022, section 3.5)."""
+
+    pairs: PairDataset
+    """In which the pairs of a prompt follow each other"""
+
+    @property
+    def corpus(self) -> Corpus:
+        """Tokens and texts."""
+        return self.pairs.corpus
+
+    def __len__(self) -> int:
+        """Prompts; one that comes again later counts again."""
+        return len(self.first) - 1
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """``[prompts + 1]`` int64, the first pair of each prompt, and how many pairs there are."""
+        starts, lengths = self.pairs._pieces(np.arange(len(self.pairs)))
+        prompts = [
+            self.pairs.corpus.ids[start : start + length].tobytes()
+            for start, length in zip(starts[:, 0].tolist(), lengths[:, 0].tolist(), strict=True)
+        ]
+        begins = [row for row, prompt in enumerate(prompts) if row == 0 or prompt != prompts[row - 1]]
+        return np.array([*begins, len(prompts)])
+
+    @property
+    def sort_widths(self) -> np.ndarray:
+        """``[prompts]`` tokens of each prompt's longest row."""
+        widths: np.ndarray = np.maximum.reduceat(self.pairs.sort_widths, self.first[:-1])
+        return widths
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which pairs these are, and that they come by prompt."""
+        return self.pairs.identity | {"by_prompt": True}
+
+    def padding_share(self, table: np.ndarray) -> float:
+        """How much of the batches ``[batches, prompts]`` is padding."""
+        tokens = np.add.reduceat(self.pairs.lengths @ np.array([2, 1, 1]), self.first[:-1])
+        rows = np.where(table >= 0, 2 * np.diff(self.first)[table], 0).sum(axis=1)
+        places = rows * padded_width(batch_widths(self.sort_widths, table), self.pairs.width)
+        return 1 - float(tokens[table[table >= 0]].sum() / places.sum())
+
+    def __getitem__(self, chosen: np.ndarray) -> PairBatch:
+        """Lay out all pairs of some prompts.
+
+        Args:
+            chosen: numbers of prompts; -1 gives nothing, or one pair of padding where there is nothing else.
+
+        Returns:
+            PairBatch: as many pairs as the prompts have.
+        """
+        prompts = chosen[chosen >= 0]
+        pairs = ranges(self.first[prompts], np.diff(self.first)[prompts])
+        return self.pairs[pairs if len(pairs) else np.array([-1])]
+
+
 class PromptDataset(RecordDataset):
     """Prompts, each a document."""
 

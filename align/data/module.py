@@ -140,10 +140,11 @@ class TokenData(pl.LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader[Any]:
         """Shuffled, resumable batches; with the Trainer's overfit_batches the first ones, always."""
-        order = self._order("train", seed=self.seed)
+        dataset = self._train_dataset()
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            return BatchLoader(self._datasets["train"], self._order("train"), workers=self.workers)
-        return ResumableLoader(self._datasets["train"], order, workers=self.workers, identity=self._identity())
+            return BatchLoader(dataset, self._order(dataset), workers=self.workers)
+        order = self._order(dataset, seed=self.seed)
+        return ResumableLoader(dataset, order, workers=self.workers, identity=self._identity() | dataset.identity)
 
     def val_dataloader(self) -> BatchLoader[Any] | list[Any]:
         """Every row once, in order; nothing where there is no validation data."""
@@ -239,8 +240,13 @@ class TokenData(pl.LightningDataModule):
         sharing = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return sharing or {"num_replicas": 1, "rank": 0}
 
-    def _order(self, split: str, *, seed: int | None = None) -> BatchOrder:
-        dataset, sharing = self._datasets[split], self._data_parallel()
+    def _train_dataset(self) -> BatchDataset[Any]:
+        """What the train loader draws from."""
+        dataset: BatchDataset[Any] = self._datasets["train"]
+        return dataset
+
+    def _order(self, dataset: BatchDataset[Any], *, seed: int | None = None) -> BatchOrder:
+        sharing = self._data_parallel()
         return BatchOrder(
             rows=len(dataset),
             batch_size=self.batch_size,
@@ -251,18 +257,19 @@ class TokenData(pl.LightningDataModule):
         )
 
     def _fixed_loader(self, split: str) -> BatchLoader[Any]:
-        return BatchLoader(self._datasets[split], self._order(split), workers=self.workers)
+        dataset = self._datasets[split]
+        return BatchLoader(dataset, self._order(dataset), workers=self.workers)
 
     def _identity(self) -> dict[str, Any]:
         """What a place in the data means, beside the order: which tokens, in which rows."""
         dataset = self._datasets["train"]
-        return {"data": dataset.corpus.path.name, "context": self.context} | dataset.identity
+        return {"data": dataset.corpus.path.name, "context": self.context}
 
     # The account.
 
     def _numbers(self, split: str) -> dict[str, float]:
-        dataset = self._datasets[split]
-        table = self._order(split, seed=self.seed if split == "train" else None).batches(0)
+        dataset = self._train_dataset() if split == "train" else self._datasets[split]
+        table = self._order(dataset, seed=self.seed if split == "train" else None).batches(0)
         cut = dataset.corpus.meta.get("truncation", {}) if self._given[split] else {}
         return self._counts(split) | {"padding_share": dataset.padding_share(table)} | cut
 

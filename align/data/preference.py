@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from align.batches import PairBatch
-from align.data.collate_pairs import PairDataset
+from align.data.collate import BatchDataset
+from align.data.collate_pairs import PairDataset, PromptGroups
 from align.data.corpus import CorpusWriter, corpus_key
 from align.data.encoding import encode_records
 from align.data.module import TokenData, progress_bar
@@ -27,6 +28,8 @@ class PreferenceData(TokenData):
 
     Args:
         format: Fields of a record; auto: told from each file's first record
+        by_prompt: Batches of prompts instead of pairs: neighbouring pairs with the same prompt come in one batch, and
+            ``batch_size`` counts prompts (training only)
     """
 
     _with_texts = True
@@ -38,6 +41,7 @@ class PreferenceData(TokenData):
         train: str | list[str],
         *,
         format: Literal["auto", "preference", "hh", "alpaca"] = "auto",
+        by_prompt: bool = False,
         **kwargs: Any,
     ) -> None:
         """Check the settings; see TokenData for those that all data share.
@@ -46,7 +50,7 @@ class PreferenceData(TokenData):
             ValueError: a setting is impossible.
         """
         super().__init__(tokenizer, train, **kwargs)
-        self.format = format
+        self.format, self.by_prompt = format, by_prompt
 
     def pair_loader(self, split: str) -> BatchLoader[PairBatch]:
         """The split's pairs in order, each once: on several ranks each once over all of them.
@@ -93,6 +97,10 @@ class PreferenceData(TokenData):
 
     def _dataset(self, split: str) -> PairDataset:
         return PairDataset(self._corpus(split), self._records(split), self._pad_id(), self.context + 1)
+
+    def _train_dataset(self) -> BatchDataset[PairBatch]:
+        pairs: PairDataset = self._datasets["train"]
+        return PromptGroups(pairs) if self.by_prompt else pairs
 
     def _counts(self, split: str) -> dict[str, Any]:
         prompt, chosen, rejected = self._datasets[split].lengths.sum(axis=0).tolist()

@@ -23,6 +23,7 @@ _HOMES = {
     "read_manifest": "manifest",
     "replacing_directory": "replacing",
     "save_network": "directory",
+    "share_beginnings": "shared_prefix",
     "share_pairs": "shared_prefix",
     "share_prefixes": "shared_prefix",
     "weights_fingerprint": "manifest",

@@ -105,6 +105,22 @@ def share_pairs(ids: torch.Tensor, lengths: torch.Tensor) -> SharedRows:
     return share_prefixes(lengths, common.repeat(2), torch.arange(len(one), device=ids.device).repeat(2))
 
 
+def share_beginnings(ids: torch.Tensor, lengths: torch.Tensor, prompt_lengths: torch.Tensor) -> SharedRows:
+    """Lay out rows of which those with one prompt follow each other: each prompt is computed once.
+
+    Args:
+        ids: ``[R, T]`` int64, right-padded.
+        lengths: ``[R]`` int64, tokens of each row, at most T.
+        prompt_lengths: ``[R]`` int64, tokens of each row's prompt.
+    """
+    number = torch.arange(len(ids), device=ids.device)
+    with_earlier = (ids[1:] == ids[:-1]).cumprod(1).sum(1).minimum(lengths[:-1]) >= prompt_lengths[1:].clamp(min=1)
+    begins = torch.cat([with_earlier.new_ones(1), ~with_earlier])
+    owners = torch.where(begins, number, 0).cummax(0).values
+    common = (ids == ids[owners]).cumprod(1).sum(1).minimum(lengths).minimum(lengths[owners])
+    return share_prefixes(lengths, common, owners)
+
+
 class _Spread(torch.autograd.Function):
     """From the line to rows; the gradient is a look-up, and a sum only for the few tokens that have further places."""
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from align.batches import PairBatch
-from align.model import ScalarGPT, load_scalar, share_pairs
+from align.model import ScalarGPT, load_scalar, share_beginnings
 from align.objectives import bradley_terry_loss
 from align.rewards import Reward as Judge
 from align.rewards import load_reward
@@ -133,13 +133,22 @@ class Reward(Stage):
     def score(self, batch: PairBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Scores ``[B]`` of the chosen and of the rejected responses.
 
-        Rows may hold one token more than the network reads at once; the score is then taken one token earlier.
+        An answer that several pairs of a batch compare is computed once, and so is each prompt. Rows may hold one token
+        more than the network reads at once; the score is then taken one token earlier.
         """
         context = self.network.config.context
         ids, lengths = batch.ids[:, :context], batch.lengths.clamp(max=context)
-        rows = share_pairs(ids, lengths) if self.shared_prefix else None
-        scores = self.network.last_scores(ids, lengths, rows)  # 1, 2
-        chosen, rejected = scores.chunk(2)
+        if not self.shared_prefix:
+            chosen, rejected = self.network.last_scores(ids, lengths).chunk(2)  # 1, 2
+            return chosen, rejected
+        # Sorted, so that rows with one prompt follow each other.
+        answers, place = ids.unique(dim=0, return_inverse=True)
+        lengths, prompt_lengths = (
+            torch.zeros_like(lengths[: len(answers)]).scatter_(0, place, values)
+            for values in (lengths, batch.prompt_lengths.repeat(2))
+        )
+        rows = share_beginnings(answers, lengths, prompt_lengths)
+        chosen, rejected = self.network.last_scores(answers, lengths, rows)[place].chunk(2)  # 1, 2
         return chosen, rejected
 
     def compare(self, batch: PairBatch) -> ScoredPairs:

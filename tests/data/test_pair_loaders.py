@@ -42,6 +42,52 @@ def many(request, tokenizer_dir, tmp_path_factory):
     return data
 
 
+@pytest.fixture(scope="module")
+def by_prompt(tokenizer_dir, tmp_path_factory):
+    """Prompts p0 to p6 with 1 to 4 pairs, 16 in all: p0 once, p1 twice, p2 three times, p3 four times, p4 once ..."""
+    folder = tmp_path_factory.mktemp("by_prompt")
+    records = [pair(f"p{n}", "a" * (m + 1), "b" * (n + 1)) for n in range(7) for m in range(n % 4 + 1)]
+    (folder / "pairs.json").write_text(json.dumps(records))
+    data = PreferenceData(
+        tokenizer_dir,
+        str(folder / "pairs.json"),
+        by_prompt=True,
+        context=64,
+        batch_size=3,
+        cache_dir=str(folder / "cache"),
+    )
+    data.setup("fit")
+    return data
+
+
+def test_all_pairs_of_a_prompt_share_a_batch(by_prompt):
+    loader = by_prompt.train_dataloader()
+    for _ in range(3):
+        batches = list(loader)
+        assert [len(set(batch.prompts)) for batch in batches] in ([3, 3, 1], [3, 1, 3], [1, 3, 3])
+        assert sorted(n for batch in batches for n in batch.numbers.tolist()) == list(range(16))
+        for batch in batches:
+            assert all(batch.prompts.count(prompt) == int(prompt[1]) % 4 + 1 for prompt in batch.prompts)
+
+
+def test_pairs_in_order_are_still_pairs(by_prompt):
+    numbers = [batch.numbers.tolist() for batch in by_prompt.pair_loader("train")]
+    assert numbers == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13, 14], [15, -1, -1]]
+    assert by_prompt.describe()["train"]["pairs"] == 16
+
+
+def test_a_place_among_prompts_is_none_among_pairs(by_prompt, monkeypatch):
+    state = by_prompt.train_dataloader().state_dict()
+    monkeypatch.setattr(by_prompt, "by_prompt", False)
+    with pytest.raises(ValueError, match=r"by_prompt|rows"):
+        by_prompt.train_dataloader().load_state_dict(state)
+
+
+def test_a_batch_of_no_prompt_is_padding(by_prompt):
+    batch = by_prompt._train_dataset()[np.array([-1, -1])]
+    assert (batch.numbers.tolist(), batch.lengths.tolist()) == ([-1], [0, 0])
+
+
 cases = st.builds(
     dict, batch_size=st.integers(1, 8), ranks=st.integers(1, 3), seed=st.integers(0, 3), number=st.integers(0, 30)
 )

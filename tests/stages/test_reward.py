@@ -157,6 +157,42 @@ def test_prompts_computed_once_give_the_scores_and_gradients_of_plain_rows(monke
         torch.testing.assert_close(shared, plain, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("style", [{}, {"kv_heads": 1, "norm_placement": "post", "positions": "learned"}], ids=str)
+def test_answers_compared_several_times_are_computed_once(monkeypatch, style):
+    """Prompts P (3 tokens) and Q (2), answers a, b, c to P and d, e to Q: pairs ab, ac, cb, de, one of padding, ba.
+
+    The line holds 3 + (1 + 2 + 3) tokens of P's rows, 2 + (2 + 4) of Q's and one of padding: 18, where plain rows
+    hold 12 x 6.
+    """
+    monkeypatch.setattr(RMSNorm, "exact", True)
+    texts = {
+        "a": [1, 2, 3, 7],
+        "b": [1, 2, 3, 8, 9],
+        "c": [1, 2, 3, 4, 5, 6],
+        "d": [1, 9, 4, 4],
+        "e": [1, 9, 5, 6, 7, 8],
+    }
+    pairs = ["ab", "ac", "cb", "de", "", "ba"]
+    rows = [texts.get(pair[side : side + 1], []) for side in (0, 1) for pair in pairs]
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.tensor([row + [PAD] * (6 - len(row)) for row in rows])
+    prompt_lengths = torch.tensor([3, 3, 3, 2, 0, 3])
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    batch = PairBatch(ids, mask, lengths, prompt_lengths, torch.tensor([0, 1, 2, 3, -1, 4]), ("",) * 6)
+    network = ScalarGPT(replace(CONFIG, **style)).double()
+    lines, found = [], []
+    network.model.embed_tokens.register_forward_hook(lambda module, args, output: lines.append(args[0].shape))
+    for shared_prefix in (False, True):
+        stage = Reward(network=network, shared_prefix=shared_prefix)
+        stage.build()
+        chosen, rejected = stage.score(batch)
+        loss = -F.logsigmoid(chosen - rejected)[lengths[:6] > 0].sum()
+        found.append([loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))])
+    for plain, shared in zip(*found, strict=True):
+        torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-10)
+    assert lines == [(12, 6), (1, 18)]
+
+
 def test_accumulation_gives_the_gradient_of_one_big_batch():
     """Micro-batches of 3, 1 and 2 real pairs, rows of padding among them, against one batch of 6."""
     micro = [
