@@ -8,7 +8,7 @@ Legend: R rows, T tokens of the longest row, N tokens of the line, H heads, E wi
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -91,34 +91,40 @@ def share_prefixes(lengths: torch.Tensor, prefixes: torch.Tensor, owners: torch.
     return SharedRows(rows, width, token_at, place_of, copied, copied_to)
 
 
-def share_pairs(ids: torch.Tensor, lengths: torch.Tensor) -> SharedRows:
-    """Lay out pairs of rows, all first ones and then all second ones; a pair shares all that it begins with.
+class DistinctRows(NamedTuple):
+    """Rows of which none comes twice, laid out with the prompts of neighbours computed once.
 
-    Where both rows are the same, so are their numbers, to the bit.
-
-    Args:
-        ids: ``[R, T]`` int64, right-padded.
-        lengths: ``[R]`` int64, tokens of each row, at most T.
+    Attributes:
+        ids: ``[R', T]`` int64, the different rows, in order.
+        lengths: ``[R']`` int64, tokens of each.
+        place: ``[R]`` int64, where each of the given rows is among the different ones.
+        rows: their layout.
     """
-    one, other = ids.chunk(2)
-    common = (one == other).cumprod(1).sum(1).minimum(lengths[: len(one)])
-    return share_prefixes(lengths, common.repeat(2), torch.arange(len(one), device=ids.device).repeat(2))
+
+    ids: torch.Tensor
+    lengths: torch.Tensor
+    place: torch.Tensor
+    rows: SharedRows
 
 
-def share_beginnings(ids: torch.Tensor, lengths: torch.Tensor, prompt_lengths: torch.Tensor) -> SharedRows:
-    """Lay out rows of which those with one prompt follow each other: each prompt is computed once.
+def share_answers(ids: torch.Tensor, lengths: torch.Tensor, prompt_lengths: torch.Tensor) -> DistinctRows:
+    """Lay out answers: one that comes several times is computed once, and so is each prompt and what follows alike.
 
     Args:
         ids: ``[R, T]`` int64, right-padded.
-        lengths: ``[R]`` int64, tokens of each row, at most T.
+        lengths: ``[R]`` int64, tokens of each row that are to be computed, at most T.
         prompt_lengths: ``[R]`` int64, tokens of each row's prompt.
     """
-    number = torch.arange(len(ids), device=ids.device)
-    with_earlier = (ids[1:] == ids[:-1]).cumprod(1).sum(1).minimum(lengths[:-1]) >= prompt_lengths[1:].clamp(min=1)
-    begins = torch.cat([with_earlier.new_ones(1), ~with_earlier])
+    keys = torch.cat([ids, lengths[:, None], prompt_lengths[:, None]], dim=1)
+    # Sorted, so that rows with one prompt follow each other.
+    distinct, place = keys.unique(dim=0, return_inverse=True)
+    distinct, lengths, prompt_lengths = distinct[:, :-2], distinct[:, -2], distinct[:, -1]
+    number = torch.arange(len(distinct), device=ids.device)
+    alike = (distinct[1:] == distinct[:-1]).cumprod(1).sum(1).minimum(lengths[:-1])
+    begins = torch.cat([alike.new_ones(1, dtype=torch.bool), alike < prompt_lengths[1:].clamp(min=1)])
     owners = torch.where(begins, number, 0).cummax(0).values
-    common = (ids == ids[owners]).cumprod(1).sum(1).minimum(lengths).minimum(lengths[owners])
-    return share_prefixes(lengths, common, owners)
+    common = (distinct == distinct[owners]).cumprod(1).sum(1).minimum(lengths).minimum(lengths[owners])
+    return DistinctRows(distinct, lengths, place, share_prefixes(lengths, common, owners))
 
 
 class _Spread(torch.autograd.Function):

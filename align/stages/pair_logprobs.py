@@ -6,7 +6,7 @@ Legend: B pairs, T tokens of a row, V vocabulary.
 import torch
 
 from align.batches import PairBatch
-from align.model import GPT, share_pairs
+from align.model import GPT, share_answers
 from align.objectives import sequence_logprobs, token_logprobs
 
 
@@ -16,7 +16,8 @@ def pair_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) -> tor
     Args:
         network: policy or reference.
         batch: pairs.
-        shared_prefix: compute each prompt once for both answers, and no padding; the same numbers to rounding.
+        shared_prefix: compute each prompt once, each answer once for all its pairs, and no padding; the same numbers
+            to rounding.
 
     Returns:
         ``[2B]`` nats, at least float32: B chosen, then B rejected; 0 on rows of padding.
@@ -25,14 +26,12 @@ def pair_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) -> tor
     if not shared_prefix:
         return sequence_logprobs(network.hidden(ids[:, :-1]), network.output_weight, ids, mask)
     # The last token of a row predicts nothing.
-    rows = share_pairs(ids, (batch.lengths - 1).clamp(min=0))
-    hidden = network.hidden(rows.line(ids), rows=rows)[0]
+    distinct = share_answers(ids, (batch.lengths - 1).clamp(min=0), batch.prompt_lengths.repeat(2))
+    hidden = network.hidden(distinct.rows.line(distinct.ids), rows=distinct.rows)[0]
+    mask = mask.new_zeros(len(distinct.ids), ids.shape[1]).index_copy_(0, distinct.place, mask)[:, 1:]
     # The state at place t predicts the token at t + 1.
-    row, column = mask[:, 1:].nonzero(as_tuple=True)
-    logprobs = token_logprobs(hidden[rows.tokens_at(row, column)], network.output_weight, ids[row, column + 1])
-    return logprobs.new_zeros(mask.shape).masked_scatter(mask & _not_first(mask), logprobs).sum(1)
-
-
-def _not_first(mask: torch.Tensor) -> torch.Tensor:
-    """``[T]`` bool, False in column 0, which nothing predicts."""
-    return torch.arange(mask.shape[1], device=mask.device) > 0
+    row, column = mask.nonzero(as_tuple=True)
+    logprobs = token_logprobs(
+        hidden[distinct.rows.tokens_at(row, column)], network.output_weight, distinct.ids[row, column + 1]
+    )
+    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs).sum(1)[distinct.place]

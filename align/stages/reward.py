@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from align.batches import PairBatch
-from align.model import ScalarGPT, load_scalar, share_beginnings
+from align.model import ScalarGPT, load_scalar, share_answers
 from align.objectives import bradley_terry_loss
 from align.rewards import Reward as Judge
 from align.rewards import load_reward
@@ -141,14 +141,9 @@ class Reward(Stage):
         if not self.shared_prefix:
             chosen, rejected = self.network.last_scores(ids, lengths).chunk(2)  # 1, 2
             return chosen, rejected
-        # Sorted, so that rows with one prompt follow each other.
-        answers, place = ids.unique(dim=0, return_inverse=True)
-        lengths, prompt_lengths = (
-            torch.zeros_like(lengths[: len(answers)]).scatter_(0, place, values)
-            for values in (lengths, batch.prompt_lengths.repeat(2))
-        )
-        rows = share_beginnings(answers, lengths, prompt_lengths)
-        chosen, rejected = self.network.last_scores(answers, lengths, rows)[place].chunk(2)  # 1, 2
+        distinct = share_answers(ids, lengths, batch.prompt_lengths.repeat(2))
+        scores = self.network.last_scores(distinct.ids, distinct.lengths, distinct.rows)[distinct.place]
+        chosen, rejected = scores.chunk(2)  # 1, 2
         return chosen, rejected
 
     def compare(self, batch: PairBatch) -> ScoredPairs:
