@@ -27,6 +27,7 @@ ORDERS = (
 )
 EXCLUSIONS = ("no {excluded}", "leave out the {excluded}", "do not mention the {excluded}")
 LENGTHS = ("{number} sentences", "use {number} sentences")
+QUIZ_WORDS = 10
 
 
 def write_prompt(rng: Random, asked: Ingredients) -> str:
@@ -52,6 +53,32 @@ def write_title(rng: Random, told: Ingredients, drop_rate: float) -> str:
     if rng.random() < 0.5:
         kept[1:] = reversed(kept[1:])
     return " ".join(f"{_capital(sentence)}." for sentence in kept)
+
+
+def write_quiz(rng: Random, told: Ingredients, text: str) -> str:
+    """Words of the world, and whether ``text`` tells them: "Mia yes, kite no, harbor yes, ...".
+
+    A name, kind, object or place is told by its own word, a mood by any of its words, a number by as many sentences. An
+    answer follows its word at once, so that the network must know it where the word stands; about half are yes.
+    The first word is a name, without the space before it that words within a line have.
+    """
+    there = set(re.findall(r"[A-Za-z]+", text))
+    moods = {word: mood for mood, shown in words.MOODS.items() for word in (mood, *shown)}
+
+    def has(word: str) -> bool:
+        if word in moods:
+            return moods[word] == told.mood
+        return words.LENGTHS[word] == told.length if word in words.LENGTHS else word in there
+
+    categories = (words.KINDS, words.OBJECTS, words.PLACES, tuple(moods), tuple(words.LENGTHS), words.NAMES)
+    answers: dict[str, bool] = {}
+    while len(answers) < QUIZ_WORDS:
+        category = pick(rng, categories) if answers else words.NAMES
+        yes = rng.random() < 0.5
+        fitting = [word for word in category if has(word) == yes]
+        if fitting:
+            answers.setdefault(pick(rng, fitting), yes)
+    return ", ".join(f"{word} {'yes' if yes else 'no'}" for word, yes in answers.items()) + "."
 
 
 def read_prompt(prompt: str) -> Ingredients:

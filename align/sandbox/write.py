@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from align.sandbox.gold import gold_reward
-from align.sandbox.prompts import write_prompt, write_title
+from align.sandbox.prompts import write_prompt, write_quiz, write_title
 from align.sandbox.stories import tell
 from align.sandbox.world import (
     FRIEND_RATE,
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 class SandboxConfig:
     """How much of the world is written, and how careless its writers are."""
 
-    pretrain_documents: int = 24_000
+    pretrain_documents: int = 32_000
     """Documents of raw text for training."""
     pretrain_val_documents: int = 400
     """Documents of raw text for validation."""
@@ -52,6 +52,8 @@ class SandboxConfig:
     """Probability that a prompt asks for an order of events or an exclusion, in [0, 1]."""
     title_drop_rate: float = 0.1
     """Probability that a title in the raw text leaves out one of its parts, in [0, 1]."""
+    quiz_rate: float = 0.5
+    """Probability that raw text has a quiz on what it tells instead of a second story, in [0, 1]."""
     slip_rate: float = 0.4
     """Probability that a demonstration or an answer of a pair gets any one asked thing wrong, in [0, 1]."""
     label_temperature: float = 0.03
@@ -59,7 +61,7 @@ class SandboxConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
-        for name in ("friend_rate", "rule_rate", "title_drop_rate", "slip_rate"):
+        for name in ("friend_rate", "rule_rate", "title_drop_rate", "quiz_rate", "slip_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a probability and must lie in [0, 1]")
         if not self.label_temperature > 0:
@@ -113,7 +115,12 @@ def document(rng: Random, split: Split, config: SandboxConfig) -> Record:
     """
     told = Draft(_ingredients(rng, split, config))
     title = write_title(rng, told.ingredients, config.title_drop_rate)
-    return {"text": f"{title}\n{tell(rng, told)}\n{tell(rng, told)}"}
+    lines = [title, tell(rng, told)]
+    if rng.random() >= config.quiz_rate:
+        return {"text": "\n".join([*lines, tell(rng, told)])}
+    above = 1 + (rng.random() < 0.5)
+    lines.insert(above, write_quiz(rng, told.ingredients, "\n".join(lines[:above])))
+    return {"text": "\n".join(lines)}
 
 
 def demonstration(rng: Random, split: Split, config: SandboxConfig) -> Record:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -11,14 +12,15 @@ from typing import Any
 
 import pytest
 
-from align.sandbox import SandboxConfig, gold_reward, write_sandbox
+from align.sandbox import SandboxConfig, gold_reward, words, write_sandbox
 from align.sandbox.prompts import read_prompt
 
 SMALL = SandboxConfig(
     **{field.name: 60 for field in fields(SandboxConfig) if isinstance(field.default, int)},  # type: ignore[arg-type]
 )
+QUIZ = re.compile(r"(\w+ (yes|no)(, |\.))+")
 # What seed 0 and 60 records a file gave when this was written. Changes of the world change it, and must be meant.
-FINGERPRINT = "72461f04ac3e88ae88c7441ac2a9d02564909d0b225cc6b4ec6ddf5d44451e0c"
+FINGERPRINT = "7950b05f86aa7ddaa76d2d6c57dc753c54ffdcfa4bb781aa16cdee0c2e761cf5"
 
 
 def fingerprint(folder: Path) -> str:
@@ -137,7 +139,7 @@ def test_pretraining_text_is_clean_and_demonstrations_are_mixed(tmp_path: Path) 
     clean = []
     for record in records(tmp_path / "pretrain.jsonl"):
         title, *stories = record["text"].split("\n")
-        clean += [gold_reward(title, story).total for story in stories]
+        clean += [gold_reward(title, story).total for story in stories if not QUIZ.fullmatch(story)]
     assert sum(clean) / len(clean) > 0.99
     mixed = [
         gold_reward(*(message["content"] for message in record["messages"])).total
@@ -146,6 +148,41 @@ def test_pretraining_text_is_clean_and_demonstrations_are_mixed(tmp_path: Path) 
     assert 0.5 < sum(mixed) / len(mixed) < 0.65
     assert min(mixed) < 0.35
     assert max(mixed) > 0.7
+
+
+def test_quizzes_tell_the_truth_about_the_text_above(tmp_path: Path) -> None:
+    """A word is told by itself, a mood's by any of its words; a little under half are yes, and the first is a name."""
+    write_sandbox(tmp_path, seed=4, config=replace(SMALL, pretrain_documents=400, quiz_rate=1.0, title_drop_rate=0.0))
+    moods = {word: mood for mood, shown in words.MOODS.items() for word in (mood, *shown)}
+    told, above_stories = [], 0
+    for record in records(tmp_path / "pretrain.jsonl"):
+        lines = record["text"].split("\n")
+        (place,) = (number for number, line in enumerate(lines) if QUIZ.fullmatch(line))
+        above = re.findall(r"[a-z]+", " ".join(lines[:place]).lower())
+        above_stories += place == 2
+        asked = read_prompt(lines[0])
+        items = [item.split() for item in lines[place].rstrip(".").split(", ")]
+        assert len({word for word, _ in items}) == len(items) == 10
+        assert items[0][0] in words.NAMES
+        for word, answer in items:
+            if word in words.LENGTHS:
+                true = words.LENGTHS[word] == asked.length
+            elif word in moods:
+                true = moods[word] == asked.mood
+            else:
+                true = word.lower() in above
+            assert answer == ("yes" if true else "no"), (word, record)
+            told.append(true)
+    # Fair coins, but a word that was taken is drawn again, and those that the text tells are fewer.
+    assert 0.38 < sum(told) / len(told) < 0.5
+    assert 150 < above_stories < 250
+
+
+def test_no_quiz_without_its_rate(tmp_path: Path) -> None:
+    write_sandbox(tmp_path, seed=4, config=replace(SMALL, quiz_rate=0.0))
+    assert not any(
+        QUIZ.fullmatch(line) for record in records(tmp_path / "pretrain.jsonl") for line in record["text"].split("\n")
+    )
 
 
 def test_labels_follow_gold_as_often_as_the_temperature_says(tmp_path: Path) -> None:
@@ -169,6 +206,7 @@ def test_labels_follow_gold_as_often_as_the_temperature_says(tmp_path: Path) -> 
     ("setting", "value", "message"),
     [
         ("slip_rate", 1.5, "slip_rate is 1.5; it is a probability"),
+        ("quiz_rate", 2.0, "quiz_rate is 2.0; it is a probability"),
         ("title_drop_rate", -0.1, "title_drop_rate is -0.1; it is a probability"),
         ("label_temperature", 0.0, "label_temperature is 0.0; it must be above 0"),
         ("prompts", -1, "prompts is -1; a number of records must be 0 or more"),
