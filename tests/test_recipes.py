@@ -54,7 +54,7 @@ def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
     from align.cli.recipe_folder import read_pipeline
 
     variables = yaml.safe_load(path.read_text()).get("variables") or {}
-    assignments = [f"{name}=given" for name, default in variables.items() if default is None]
+    assignments = [f"{name}=given" for name in variables]
     pipeline = read_pipeline(path.parent, out="out", seed=0, assignments=assignments)
     written: list[Path] = [Path("given")]
     for stage in pipeline.stages:
@@ -92,6 +92,25 @@ def test_preference_stages_are_command_lines_that_preferences_reads():
     for stage in options:
         assert stage.label_temperature == SandboxConfig().label_temperature
         assert (stage.temperature, stage.max_new_tokens) == (1.0, 96)
+
+
+def test_instructions_run_without_preferences():
+    """Who gives instructions and a model alone gets SFT and samples, and nothing that runs then reads pairs."""
+    from align.cli.recipe_folder import read_pipeline
+
+    folder = ROOT / "recipes/instructions"
+    stages = read_pipeline(folder, out="out", seed=0, assignments=["data=given", "model=given"]).stages
+    default = [stage for stage in stages if not stage.optional]
+    assert [stage.name for stage in default] == ["sft", "samples"]
+    assert {str(path) for stage in default for path in stage.reads} == {"given", "out/sft/model"}
+
+
+def test_instructions_hold_out_the_same_fifth_everywhere():
+    """The reward model's held-out pairs are DPO's, and PPO's prompts are split by the same settings."""
+    configs = [_parse(ROOT / f"recipes/instructions/{name}.yaml") for name in ("reward", "dpo", "ppo")]
+    settings = ("format", "val_fraction", "on_bad_record", "context")
+    assert len({tuple(config.data.init_args[name] for name in settings) for config in configs}) == 1
+    assert configs[0].data.init_args.val_fraction == 0.2
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
