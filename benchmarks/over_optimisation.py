@@ -1,7 +1,8 @@
 """Draw proxy reward and gold reward of PPO runs against the square root of the KL, from metrics.csv.
 
 align fit --config recipes/tiny/ppo.yaml --run runs/seed0 --trainer.default_root_dir runs/seed0/ppo-free \
-    --trainer.max_epochs 60 --model.init_args.kl.kl_coef 0 --model.init_args.scoring.reward_clip null
+    --trainer.max_epochs 60 --model.init_args.kl.kl_coef 0 --model.init_args.kl.stop_kl 1000 \
+    --model.init_args.scoring.reward_clip 1000
 python benchmarks/over_optimisation.py runs/seed0/ppo-free (and other seeds) --out docs/over_optimisation.svg
 
 Each iteration is a point: means over its responses, drawn by the policy as it was before that iteration's update. The

@@ -10,6 +10,7 @@ prompts as noiseless gold does.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -26,7 +27,7 @@ import torch
 from align.model import GPT, SamplingConfig, generate, load_network
 from align.objectives import sequence_logprobs
 from align.rewards import load_reward
-from align.sandbox import gold_reward
+from align.sandbox import GoldReward, gold_reward
 from align.tokenizer import Tokenizer
 
 ALIGNED = ("dpo", "ppo", "grpo")
@@ -96,24 +97,25 @@ def describe(answers: Answers, golds: list[Any], per_prompt: int) -> dict[str, A
     }
 
 
-def reward_agreement(run: Path, prompts: Sequence[str], answers: Answers, golds: Sequence[float], n: int) -> dict:
-    """How often the reward model orders two SFT answers to one prompt as gold does."""
+def reward_agreement(
+    run: Path, prompts: Sequence[str], answers: Answers, golds: Sequence[GoldReward], n: int
+) -> dict[str, Any]:
+    """How often the reward model orders two SFT answers to one prompt as gold does.
+
+    Of all pairs untied by gold, of those far apart, and of both where neither answer has a broken sentence.
+    """
     scores = load_reward(str(run / "reward" / "model"))(prompts, answers.texts)
-    right: list[bool] = []
-    wide: list[bool] = []
+    right: dict[str, list[bool]] = {name: [] for name in ("untied", "wide", "untied_well_formed", "wide_well_formed")}
     for start in range(0, len(scores), n):
-        for a in range(start, start + n):
-            for b in range(start, a):
-                if gap := golds[a] - golds[b]:
-                    right.append((scores[a] > scores[b]) == (gap > 0))
-                    if abs(gap) > WIDE:
-                        wide.append(right[-1])
-    return {
-        "untied": round(statistics.mean(right), 4),
-        "untied_pairs": len(right),
-        "wide": round(statistics.mean(wide), 4),
-        "wide_pairs": len(wide),
-    }
+        for a, b in itertools.combinations(range(start, start + n), 2):
+            gap = golds[a].total - golds[b].total
+            well_formed = golds[a].grammar == golds[b].grammar == 1
+            for name, far in (("untied", 0.0), ("wide", WIDE)):
+                if abs(gap) > far:
+                    for kind in (name, f"{name}_well_formed") if well_formed else (name,):
+                        right[kind].append((scores[a] > scores[b]) == (gap > 0))
+    shares = {name: round(statistics.mean(found), 4) for name, found in right.items()}
+    return shares | {f"{name}_pairs": len(found) for name, found in right.items()}
 
 
 def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +139,7 @@ def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
         if base_gold is None:
             base_gold = totals
             if (run / "reward" / "model" / "config.json").is_file():
-                result["reward"] = reward_agreement(run, asked, answers, totals.ravel().tolist(), args.n)
+                result["reward"] = reward_agreement(run, asked, answers, golds, args.n)
             continue
         wins = (totals > base_gold) + 0.5 * (totals == base_gold)
         kl = (logprobs(network, ids, answers.ids) - logprobs(baseline, ids, answers.ids)).reshape(-1, args.n)
@@ -167,13 +169,16 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 f"{row.get('kl', 0.0):.1f} | {row['complete']:.2f} | {row['well_formed']:.2f} | {row['length']:.1f} | "
                 f"{row['eos_rate']:.2f} |"
             )
-    lines += ["", "| run | reward model orders untied pairs | pairs | gold differs by more than 0.2 | pairs |"]
+    lines += [
+        "",
+        "| run | untied pairs | gold differs by more than 0.2 | untied, well formed | by more than 0.2, well formed |",
+    ]
     lines.append("|---|---|---|---|---|")
     for result in results:
         if row := result.get("reward"):
+            kinds = ("untied", "wide", "untied_well_formed", "wide_well_formed")
             lines.append(
-                f"| {result['run']} | {row['untied']:.1%} | {row['untied_pairs']} | {row['wide']:.1%} | "
-                f"{row['wide_pairs']} |"
+                f"| {result['run']} | " + " | ".join(f"{row[k]:.1%} of {row[f'{k}_pairs']}" for k in kinds) + " |"
             )
     return "\n".join(lines)
 

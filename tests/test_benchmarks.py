@@ -1,5 +1,6 @@
 """The alignment benchmark gives every peer the same rows and counts its steps; no timing is believed here."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,73 @@ def test_settings_choose_peers_and_interpreters(tmp_path):
         "| t | a | 0 |",
         "| t | b | 1 |",
     ]
+
+
+def test_over_optimisation_finds_where_gold_was_highest(tmp_path, monkeypatch, capsys):
+    """Gold 0.5 for five iterations, 0.8 for five, 0.2 for five, at KLs 0, 4 and 9, the proxy rising by 1 a block.
+
+    Means of five: the peak is the middle block itself, at KL 4 (root 2), and the end is the last, at KL 9 (root 3).
+    """
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import over_optimisation
+
+    blocks = [(0.0, 1.0, 0.5), (4.0, 2.0, 0.8), (9.0, 3.0, 0.2)]
+    rows = [f"{kl},{proxy},{gold}" for kl, proxy, gold in blocks for _ in range(5)]
+    (tmp_path / "metrics.csv").write_text("\n".join(["rollout/kl,rollout/score,rollout/gold", *rows, ",,"]) + "\n")
+    out, numbers = tmp_path / "curve.svg", tmp_path / "numbers.json"
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--out", str(out), "--json", str(numbers)])
+    over_optimisation.main()
+    (found,) = json.loads(numbers.read_text())
+    assert found["start"] == {"kl": 0.0, "proxy": 1.0, "gold": 0.5}
+    assert found["gold_peak"] == {"kl": 4.0, "proxy": 2.0, "gold": 0.8}
+    assert found["end"] == {"kl": 9.0, "proxy": 3.0, "gold": 0.2}
+    assert "| 0.500 | 0.800 | 0.200 | 2.00 | 3.00 | 2.00 | 3.00 |" in capsys.readouterr().out
+    assert out.read_text().count("<svg") == 1
+    (tmp_path / "metrics.csv").write_text("rollout/kl,rollout/score,rollout/gold\n0,0,0\n")
+    with pytest.raises(SystemExit, match="1 iterations with rollout/gold, at least 15"):
+        over_optimisation.main()
+
+
+def test_reward_agreement_counts_pairs_of_one_prompt(monkeypatch):
+    """Two prompts of three answers. The judge has the first two of the first prompt the wrong way round.
+
+    Prompt 1: golds 0.9, 0.8, 0.4 and scores 1, 2, 0: of three untied pairs two are right; both wide ones are.
+    Prompt 2: golds 0.5, 0.5, 0.1 with a broken third answer and scores 0, 0, 1: a tie, and two wide pairs, both wrong.
+    """
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import sandbox_alignment
+
+    from align.sandbox import GoldReward
+
+    golds = [
+        GoldReward(*[0.0] * len(GoldReward._fields))._replace(total=total, grammar=grammar)
+        for total, grammar in ((0.9, 1), (0.8, 1), (0.4, 1), (0.5, 1), (0.5, 1), (0.1, 0.5))
+    ]
+    monkeypatch.setattr(sandbox_alignment, "load_reward", lambda _: lambda prompts, texts: [1, 2, 0, 0, 0, 1])
+    answers = sandbox_alignment.Answers([""] * 6, [], [])
+    found = sandbox_alignment.reward_agreement(Path("run"), ["p"] * 6, answers, golds, 3)
+    assert found == {
+        "untied": 0.4, "untied_pairs": 5,
+        "wide": 0.5, "wide_pairs": 4,
+        "untied_well_formed": 0.6667, "untied_well_formed_pairs": 3,
+        "wide_well_formed": 1.0, "wide_well_formed_pairs": 2,
+    }  # fmt: skip
+
+
+def test_reward_audit_compares_each_fault_with_its_clean_story(monkeypatch, capsys):
+    """A judge that gives 1 to a text with an ending of the world's, else 0: only a missing ending costs."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import reward_audit
+
+    from align.sandbox.stories import check
+
+    def ends(prompts, texts):
+        return [float(check(text).closings[-1]) for text in texts]
+
+    monkeypatch.setattr(reward_audit, "load_reward", lambda _: ends)
+    monkeypatch.setattr(sys, "argv", ["x", "some/model", "--prompts", "30"])
+    reward_audit.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert lines[0] == "| no ending | -1.00 | -1.00 |"
+    assert len(lines) > 8
+    assert all(line.endswith("| +0.00 | +0.00 |") for line in lines[1:])

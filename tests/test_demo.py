@@ -13,11 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_make_demo_from_an_empty_folder(tmp_path: Path):
-    """Installs, runs, prints answers and their gold: about 0.5 after SFT on purpose, more after DPO.
+    """Installs, runs, prints answers and their gold: about 0.5 after SFT on purpose, clearly more after DPO and PPO.
 
-    PPO pleases its reward model, which is still too blind to raise gold (docs/reward.md): it must do no harm.
-
-    A second run has nothing to do.
+    docs/alignment.md has what three seeds reach; half of that is asked here. A second run has nothing to do.
     """
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, files.split("\0")):
@@ -30,8 +28,8 @@ def test_make_demo_from_an_empty_folder(tmp_path: Path):
     assert len(gold) == 3, result.stdout[-2000:]
     sft, dpo, ppo = map(float, gold)
     assert 0.4 <= sft <= 0.6
-    assert dpo > sft + 0.08
-    assert ppo > sft - 0.05
+    assert dpo > sft + 0.1
+    assert ppo > sft + 0.1
     assert result.stdout.count("[sandbox reward") == 9
     again = subprocess.run(["make", "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
     assert again.stderr.count("up-to-date") == 12
