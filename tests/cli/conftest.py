@@ -30,11 +30,13 @@ def shrink(folder: Path) -> Path:
         recipe["checkpoint"] = {"every_n_train_steps": 4}
         recipe["throughput"] = {"every": 2}
         recipe["data"]["init_args"]["batch_size"] = 4
+        recipe["data"]["init_args"].pop("by_prompt", None)  # four prompts would be one step
         settings["schedule"]["warmup_steps"] = 1
         if name in ("ppo", "grpo"):
             recipe["trainer"] |= {"max_epochs": 1, "check_val_every_n_epoch": 1}
             settings["rollout"] |= {"episodes": 4, "max_new_tokens": 12}
             settings["update"] |= {"epochs": 1, "minibatches": 2}
+            settings.get("value", {}).pop("warmup_iterations", None)
         else:
             recipe["trainer"] |= {"max_steps": 6, "max_epochs": 1, "val_check_interval": 3}
             recipe["trainer"] |= {"check_val_every_n_epoch": None}
