@@ -70,12 +70,9 @@ class Trunk(nn.Module):
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
         rows: SharedRows | None = None,
-        last: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """See ``GPT.hidden``; with ``last`` ``[R]`` int64 only the states ``[R, D]`` at those places, one a row.
-
-        Most of the last block is then left out: only its keys and values read every token.
-        """
+        """See ``GPT.hidden``."""
         if ids.dim() != 2:
             raise ValueError(f"ids has shape {tuple(ids.shape)}; it must be [rows, tokens]")
         tokens = ids.shape[1] if rows is None else rows.width
@@ -101,10 +98,6 @@ class Trunk(nn.Module):
             attend = rows.attending(attend)
         context = Context(attend, mask, rotary, positions, cache)
         x = self.embed(ids, positions)
-        places = None
-        if last is not None:
-            row = torch.arange(len(last), device=last.device)
-            places = row * ids.shape[1] + last if rows is None else rows.tokens_at(row, last)
         *others, final = self.layers
         for layer in others:
             x = layer(x, context)
@@ -141,6 +134,7 @@ class GPT(nn.Module):
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
         rows: SharedRows | None = None,
+        places: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states after the final norm. Right padding needs no mask: nobody before it can see it.
 
@@ -151,14 +145,16 @@ class GPT(nn.Module):
                 document. Positions of packed rows are the caller's (absolute embeddings need them).
             cache: keys and values of earlier tokens; the new ones are written to the slots ``positions``.
             rows: ids is one line ``[1, N]`` of the tokens of several rows; see ``share_prefixes``.
+            places: ``[R]`` int64, the tokens whose states are wanted, ``b * T + t``; of the others the last block only
+                computes keys, values and queries. None means all.
 
         Returns:
-            ``[B, T, D]``.
+            ``[B, T, D]``, or ``[R, D]`` with ``places``.
 
         Raises:
             ValueError: more tokens than the context, a cache without positions or with documents, or rows with either.
         """
-        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows)
+        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows, places=places)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the next token: ``hidden`` ``[..., D]`` to ``[..., V]``."""

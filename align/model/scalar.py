@@ -50,9 +50,10 @@ class ScalarGPT(nn.Module):
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
         rows: SharedRows | None = None,
+        places: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states ``[B, T, D]`` after the final norm; see ``GPT.hidden``."""
-        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows)
+        """Hidden states ``[B, T, D]`` after the final norm, or ``[R, D]`` at ``places``; see ``GPT.hidden``."""
+        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows, places=places)
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """One score a hidden state.
@@ -82,8 +83,10 @@ class ScalarGPT(nn.Module):
         Returns:
             ``[B]`` float32; float64 of a float64 network.
         """
-        read = ids if rows is None else rows.line(ids)
-        return self.scores(self.model(read, rows=rows, last=(lengths - 1).clamp(min=0)))
+        row, last = torch.arange(len(lengths), device=lengths.device), (lengths - 1).clamp(min=0)
+        if rows is None:
+            return self.scores(self.model(ids, places=row * ids.shape[1] + last))
+        return self.scores(self.model(rows.line(ids), rows=rows, places=rows.tokens_at(row, last)))
 
     def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """See ``last_scores``."""

@@ -27,11 +27,10 @@ def pair_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) -> tor
         return sequence_logprobs(network.hidden(ids[:, :-1]), network.output_weight, ids, mask)
     # The last token of a row predicts nothing.
     distinct = share_answers(ids, (batch.lengths - 1).clamp(min=0), batch.prompt_lengths.repeat(2))
-    hidden = network.hidden(distinct.rows.line(distinct.ids), rows=distinct.rows)[0]
     mask = mask.new_zeros(len(distinct.ids), ids.shape[1]).index_copy_(0, distinct.place, mask)[:, 1:]
     # The state at place t predicts the token at t + 1.
     row, column = mask.nonzero(as_tuple=True)
-    logprobs = token_logprobs(
-        hidden[distinct.rows.tokens_at(row, column)], network.output_weight, distinct.ids[row, column + 1]
-    )
+    line, places = distinct.rows.line(distinct.ids), distinct.rows.tokens_at(row, column)
+    states = network.hidden(line, rows=distinct.rows, places=places)
+    logprobs = token_logprobs(states, network.output_weight, distinct.ids[row, column + 1])
     return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs).sum(1)[distinct.place]

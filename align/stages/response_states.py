@@ -114,14 +114,14 @@ def _states(
         read = (ids if whole else ids[torch.tensor(rows, device=device)])[:, :width]
         places = _places([spans[row] for row in rows], width, device)
         if prefix is not None:
-            hidden = network.hidden(read, positions=prefix.positions_of(width, device), cache=prefix)
+            positions = prefix.positions_of(width, device)
+            parts.append(network.hidden(read, positions=positions, cache=prefix, places=places))
         elif widths[chunk.stop - 1] == width:
-            hidden = network.hidden(read)
+            parts.append(network.hidden(read, places=places))
         else:
             ends = torch.tensor(widths[chunk], device=device)
             line = share_prefixes(ends, ends, torch.arange(len(rows), device=device))
-            hidden, places = network.hidden(line.line(read), rows=line), line.token_at[places]
-        parts.append(hidden.flatten(0, 1)[places])
+            parts.append(network.hidden(line.line(read), rows=line, places=line.token_at[places]))
     states = torch.cat(parts) if len(parts) > 1 else parts[0]
     if order == sorted(order):
         return states

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.model import GPT, GPTConfig, share_prefixes
+from align.model import GPT, GPTConfig, KVCache, share_prefixes
 from align.model.norms import RMSNorm
 
 SHAPE = {"vocab_size": 13, "layers": 2, "heads": 4, "width": 16, "ff_width": 16, "context": 12}
@@ -106,6 +106,32 @@ def test_any_number_of_answers(case, seed):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
     shared = share_prefixes(*rows[1:])
     assert len(shared.place_of) == sum(prompts) + sum(itertools.chain(*answers))
+
+
+@pytest.mark.parametrize("reference", [False, True], ids=["fast", "reference"])
+@pytest.mark.parametrize("style", [{}, {"kv_heads": 1, "norm_placement": "post", "positions": "learned"}], ids=str)
+def test_states_at_some_places_are_those_of_all(style, reference):
+    """Of rows, of a line and behind a cache: numbers and gradients, a place asked twice among them."""
+    net = network(torch.float64, **style)
+    net.model.reference_attention = reference
+    ids, *layout = make_rows([3, 5, 1], [[4, 2], [1, 6], [7, 7]])
+    shared = share_prefixes(*layout)
+    cache = KVCache(net.config, len(ids), 12, dtype=torch.float64)
+    cases = [(ids, {}), (shared.line(ids), {"rows": shared})]
+    with torch.no_grad():
+        some = net.hidden(ids, positions=torch.arange(ids.shape[1]), cache=cache, places=torch.tensor([4, 9]))
+    torch.testing.assert_close(some, net.hidden(ids).flatten(0, 1)[[4, 9]].detach(), rtol=1e-10, atol=1e-10)
+    for read, settings in cases:
+        places = torch.tensor([7, 0, 11, 7])
+        found = []
+        for states in (
+            net.hidden(read, **settings).flatten(0, 1)[places],
+            net.hidden(read, **settings, places=places),
+        ):
+            gradients = torch.autograd.grad((states**3).sum(), list(net.parameters()), allow_unused=True)
+            found.append([states.detach(), *(gradient for gradient in gradients if gradient is not None)])
+        for every, some in zip(*found, strict=True):
+            torch.testing.assert_close(some, every, rtol=1e-10, atol=1e-10)
 
 
 def test_the_line_by_hand():
