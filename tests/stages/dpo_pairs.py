@@ -6,6 +6,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
+from align.batches import PairBatch
 from align.data import PreferenceData
 from align.model import GPT, GPTConfig, save_network
 from align.stages import DPO, OptimizerConfig, ProbeConfig, ScheduleConfig
@@ -97,3 +98,22 @@ class Log(pl.Callback):
     def on_train_batch_end(self, trainer, *_):
         metrics = trainer.callback_metrics.items()
         self.steps.append({name: float(value) for name, value in metrics if name.startswith("train/")})
+
+
+def several_pairs(pad: int = 0) -> PairBatch:
+    """Prompts P (3 tokens) and Q (2), answers a, b, c to P and d, e to Q: pairs ab, ac, cb, de, one of padding, ba."""
+    texts = {
+        "a": [1, 2, 3, 7],
+        "b": [1, 2, 3, 8, 9],
+        "c": [1, 2, 3, 4, 5, 6],
+        "d": [1, 9, 4, 4],
+        "e": [1, 9, 5, 6, 7, 8],
+    }
+    pairs = ["ab", "ac", "cb", "de", "", "ba"]
+    rows = [texts.get(pair[side : side + 1], []) for side in (0, 1) for pair in pairs]
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.tensor([row + [pad] * (6 - len(row)) for row in rows])
+    prompt_lengths = torch.tensor([3, 3, 3, 2, 0, 3])
+    column = torch.arange(6)
+    mask = (column >= prompt_lengths.repeat(2)[:, None]) & (column < lengths[:, None])
+    return PairBatch(ids, mask, lengths, prompt_lengths, torch.tensor([0, 1, 2, 3, -1, 4]), ("",) * 6)

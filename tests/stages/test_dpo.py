@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from dpo_pairs import CONFIG, Log, World, fit, policy
+from dpo_pairs import CONFIG, Log, World, fit, policy, several_pairs
 
 from align.batches import PairBatch
 from align.model import GPT
@@ -75,35 +75,20 @@ def test_answers_compared_several_times_are_computed_once(monkeypatch):
     and padding has one: 13, where plain rows hold 12 x 5.
     """
     monkeypatch.setattr(RMSNorm, "exact", True)
-    texts = {
-        "a": [1, 2, 3, 7],
-        "b": [1, 2, 3, 8, 9],
-        "c": [1, 2, 3, 4, 5, 6],
-        "d": [1, 9, 4, 4],
-        "e": [1, 9, 5, 6, 7, 8],
-    }
-    pairs = ["ab", "ac", "cb", "de", "", "ba"]
-    rows = [texts.get(pair[side : side + 1], []) for side in (0, 1) for pair in pairs]
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.tensor([row + [0] * (6 - len(row)) for row in rows])
-    prompt_lengths = torch.tensor([3, 3, 3, 2, 0, 3])
-    column = torch.arange(6)
-    mask = (column >= prompt_lengths.repeat(2)[:, None]) & (column < lengths[:, None])
-    batch = PairBatch(ids, mask, lengths, prompt_lengths, torch.tensor([0, 1, 2, 3, -1, 4]), ("",) * 6)
+    batch = several_pairs()
     network, lines, found = policy().double(), [], []
     network.model.embed_tokens.register_forward_hook(lambda module, args, output: lines.append(args[0].shape))
     for shared_prefix in (False, True):
         chosen, rejected = pair_logprobs(network, batch, shared_prefix=shared_prefix).chunk(2)
-        loss = -F.logsigmoid(chosen - rejected)[lengths[:6] > 0].sum()
+        loss = -F.logsigmoid(chosen - rejected)[batch.lengths[:6] > 0].sum()
         found.append([chosen.detach(), *torch.autograd.grad(loss, list(network.parameters()))])
     for plain, shared in zip(*found, strict=True):
         torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-10)
     assert lines == [(12, 5), (1, 13)]
     # The same tokens cut otherwise into prompt and answer are another row.
     twice = torch.tensor([0, 0, 6, 7])
-    cut = PairBatch(
-        ids[twice], mask[twice].clone(), lengths[twice], torch.tensor([3, 2]), torch.tensor([0, 1]), ("", "")
-    )
+    ids, mask, lengths = (part[twice] for part in (batch.ids, batch.mask, batch.lengths))
+    cut = PairBatch(ids, mask, lengths, torch.tensor([3, 2]), torch.tensor([0, 1]), ("", ""))
     cut.mask[1, 2] = cut.mask[3, 2] = True
     plain, shared = (pair_logprobs(network, cut, shared_prefix=shared_prefix) for shared_prefix in (False, True))
     torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-10)

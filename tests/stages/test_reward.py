@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from dpo_pairs import several_pairs
 from test_language_model import fit
 from torchmetrics.classification import BinaryCalibrationError
 from transformers import AutoModelForSequenceClassification
@@ -165,20 +166,7 @@ def test_answers_compared_several_times_are_computed_once(monkeypatch, style):
     hold 12 x 6.
     """
     monkeypatch.setattr(RMSNorm, "exact", True)
-    texts = {
-        "a": [1, 2, 3, 7],
-        "b": [1, 2, 3, 8, 9],
-        "c": [1, 2, 3, 4, 5, 6],
-        "d": [1, 9, 4, 4],
-        "e": [1, 9, 5, 6, 7, 8],
-    }
-    pairs = ["ab", "ac", "cb", "de", "", "ba"]
-    rows = [texts.get(pair[side : side + 1], []) for side in (0, 1) for pair in pairs]
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.tensor([row + [PAD] * (6 - len(row)) for row in rows])
-    prompt_lengths = torch.tensor([3, 3, 3, 2, 0, 3])
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    batch = PairBatch(ids, mask, lengths, prompt_lengths, torch.tensor([0, 1, 2, 3, -1, 4]), ("",) * 6)
+    batch = several_pairs(PAD)
     network = ScalarGPT(replace(CONFIG, **style)).double()
     lines, found = [], []
     network.model.embed_tokens.register_forward_hook(lambda module, args, output: lines.append(args[0].shape))
@@ -186,7 +174,7 @@ def test_answers_compared_several_times_are_computed_once(monkeypatch, style):
         stage = Reward(network=network, shared_prefix=shared_prefix)
         stage.build()
         chosen, rejected = stage.score(batch)
-        loss = -F.logsigmoid(chosen - rejected)[lengths[:6] > 0].sum()
+        loss = -F.logsigmoid(chosen - rejected)[batch.lengths[:6] > 0].sum()
         found.append([loss.detach(), *torch.autograd.grad(loss, list(network.parameters()))])
     for plain, shared in zip(*found, strict=True):
         torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-10)
