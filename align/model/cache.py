@@ -36,8 +36,8 @@ class KVCache:
             raise ValueError(f"length is {length}; it must be between 1 and the network's context ({config.context})")
         shape = (config.layers, batch, config.resolved_kv_heads, length, config.resolved_head_width)
         # Zeros, not empty: a masked slot still meets a weight of 0, and 0 times a NaN left in memory is NaN.
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self._memory = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)]
+        self.keys, self.values = self._memory
 
     @property
     def length(self) -> int:
@@ -73,4 +73,13 @@ class KVCache:
         for tensor in (self.keys, self.values):
             for layer in range(len(tensor)):  # one at a time: the copy in between stays small
                 tensor[layer, : len(rows), :, :slots] = tensor[layer, :, :, :slots][rows]
-        self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+        self.use(len(rows))
+
+    def use(self, rows: int) -> None:
+        """Let ``keys`` and ``values`` be the first ``rows`` rows of the memory."""
+        self.keys, self.values = (tensor[:, :rows] for tensor in self._memory)
+
+    def move(self, source: int, target: int, slots: int) -> None:
+        """Copy the first ``slots`` slots of one row of the memory over those of another."""
+        for tensor in self._memory:
+            tensor[:, target, :, :slots] = tensor[:, source, :, :slots]

@@ -31,15 +31,22 @@ class Decoder:
         positions: ``[R]`` int64, the slot of each row's next token.
     """
 
-    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int) -> None:
-        """Make room for ``slots`` tokens a row. ``prompts`` come longest first and hold at least one token each."""
+    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int, rows: int | None = None) -> None:
+        """Make room.
+
+        Args:
+            network: in evaluation mode.
+            prompts: longest first, at least one token each.
+            slots: tokens a row.
+            rows: None means as many as prompts.
+        """
         weight = network.output_weight
         device = weight.device
         autocast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
         self.network, self.prompts = network, prompts
-        self.cache = KVCache(network.config, len(prompts), slots, device, self.dtype)
-        self.positions = torch.tensor([len(prompt) for prompt in prompts], device=device)
+        self.cache = KVCache(network.config, len(prompts) if rows is None else rows, slots, device, self.dtype)
+        self.positions = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64, device=device)
 
     def read_prompts(self) -> torch.Tensor:
         """Fill the cache with the prompts; returns the logits ``[R, V]`` after the last token of each."""
@@ -77,9 +84,9 @@ class PackedDecoder(Decoder):
     Packing costs one more copy of the matrices while it lives. Use it only where ``can_pack`` holds.
     """
 
-    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int) -> None:
+    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int, rows: int | None = None) -> None:
         """As ``Decoder``, and pack the weights."""
-        super().__init__(network, prompts, slots=slots)
+        super().__init__(network, prompts, slots=slots, rows=rows)
         self.layers = [
             PackedBlock(layer, network.config, self.dtype) for layer in cast(Sequence[Block], network.model.layers)
         ]
@@ -91,17 +98,15 @@ class PackedDecoder(Decoder):
 
     def read_prompts(self) -> torch.Tensor:
         """See ``Decoder.read_prompts``; rows of like length are read together, so little is padding."""
-        last = [self._read(start, stop) for start, stop in self._prefill_chunks()]
-        return F.linear(torch.cat(last), self.output)
+        return self._read_all(self.prompts, 0)
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """See ``Decoder.step``."""
         config = self.network.config
         kv_heads, head_width = config.resolved_kv_heads, config.resolved_head_width
-        hidden_slots = torch.arange(self.lengths[0] + 1, device=ids.device) > self.positions[:, None]
+        live = self._live_slots()
+        hidden_slots = torch.arange(max(live), device=ids.device) > self.positions[:, None]
         mask = torch.zeros_like(hidden_slots, dtype=self.dtype).masked_fill(hidden_slots, -torch.inf)[:, None, None]
-        # The slots that the longest row of each group looks at, its new token included.
-        live = [self.lengths[start] + 1 for start in range(0, len(ids), self.group)]
         masks = [rows[..., :slots] for rows, slots in zip(mask.split(self.group), live, strict=True)]
         # The cache as one column of vectors, and where in it each row's new ones go.
         heads = torch.arange(len(ids) * kv_heads, device=ids.device)
@@ -133,6 +138,10 @@ class PackedDecoder(Decoder):
         self.lengths = [self.lengths[row] for row in rows.tolist()]
         self._view()
 
+    def _live_slots(self) -> list[int]:
+        """The slots that the longest row of each group, its first, looks at, its new token included."""
+        return [self.lengths[start] + 1 for start in range(0, len(self.lengths), self.group)]
+
     def _view(self) -> None:
         """Note each layer's keys and values by groups of rows, so that a step need not cut them again."""
         self.group = _GROUP if self.positions.device.type == "cpu" else len(self.lengths)
@@ -141,10 +150,16 @@ class PackedDecoder(Decoder):
             for keys, values in zip(self.cache.keys, self.cache.values, strict=True)
         ]
 
-    def _read(self, start: int, stop: int) -> torch.Tensor:
-        """Read the prompts of rows ``start:stop``; returns ``[stop - start, D]`` after the last token of each."""
-        ids = self._padded(self.prompts[start:stop])
-        width = ids.shape[1]
+    def _read_all(self, prompts: Sequence[Sequence[int]], first: int) -> torch.Tensor:
+        """Read prompts, longest first, into the rows from ``first`` on; returns the logits ``[prompts, V]``."""
+        chunks = _prefill_chunks([len(prompt) for prompt in prompts])
+        last = [self._read(prompts[start:stop], first + start) for start, stop in chunks]
+        return F.linear(torch.cat(last), self.output)
+
+    def _read(self, prompts: Sequence[Sequence[int]], start: int) -> torch.Tensor:
+        """Read prompts into the rows from ``start`` on; returns ``[prompts, D]`` after the last token of each."""
+        ids = self._padded(prompts)
+        width, stop = ids.shape[1], start + len(prompts)
 
         def attend(layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             queries, keys, values = (heads.transpose(1, 2) for heads in (queries, keys, values))
@@ -184,12 +199,13 @@ class PackedDecoder(Decoder):
         x = last(x, turns=turns, attend=attend, only=only)
         return x if trunk.norm is None else normalise(trunk.norm, x)
 
-    def _prefill_chunks(self) -> Iterator[tuple[int, int]]:
-        start = 0
-        while start < len(self.lengths):
-            stop = min(start + max(1, _PREFILL_TOKENS // self.lengths[start]), len(self.lengths))
-            yield start, stop
-            start = stop
+
+def _prefill_chunks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    while start < len(lengths):
+        stop = min(start + max(1, _PREFILL_TOKENS // lengths[start]), len(lengths))
+        yield start, stop
+        start = stop
 
 
 def _last(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

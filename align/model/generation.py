@@ -13,7 +13,7 @@ from torch import nn
 from align.model.decoder import Decoder, PackedDecoder
 from align.model.gpt import GPT
 from align.model.packed import can_pack
-from align.model.sampling import SamplingConfig, draw, penalise_repetition, row_seeds, row_uniforms, sampling_probs
+from align.model.sampling import SamplingConfig, next_tokens, row_seeds, row_uniforms
 
 # Finished rows leave once they are this share of the batch: moving the others costs about one step.
 _IDLE_SHARE = 1 / 8
@@ -132,13 +132,10 @@ def _sample(
     logits = decoder.read_prompts()
     seen = None if sampling.repetition_penalty == 1 else _seen(decoder.prompts, logits)
     for step in range(longest):
-        if seen is not None:
-            logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
-        probs = sampling_probs(logits, sampling)
-        tokens = probs.argmax(-1) if sampling.temperature == 0 else draw(probs, uniforms[rows, step])
+        tokens, chosen = next_tokens(logits, sampling, uniforms=uniforms[rows, step], seen=seen)
 
         ids[rows, step] = tokens.where(alive, pad_id)
-        logprobs[rows, step] = probs.gather(1, tokens[:, None])[:, 0].log().where(alive, 0)
+        logprobs[rows, step] = chosen.where(alive, 0)
         mask[rows, step] = alive
         if on_token is not None:
             for row, token in zip(rows[alive].tolist(), tokens[alive].tolist(), strict=True):

@@ -159,6 +159,28 @@ def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
 
+def next_tokens(
+    logits: torch.Tensor, sampling: SamplingConfig, *, uniforms: torch.Tensor, seen: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of sampling.
+
+    Args:
+        logits: ``[B, V]``.
+        sampling: the settings.
+        uniforms: ``[B]`` in [0, 1); not looked at when greedy.
+        seen: ``[B, V]`` bool, True on tokens already in the row; None without a repetition penalty.
+
+    Returns:
+        The tokens ``[B]`` int64, and their log-probabilities ``[B]`` float32 under the distribution of
+        ``sampling_probs``.
+    """
+    if seen is not None:
+        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+    probs = sampling_probs(logits, sampling)
+    tokens = probs.argmax(-1) if sampling.temperature == 0 else draw(probs, uniforms)
+    return tokens, probs.gather(1, tokens[:, None])[:, 0].log()
+
+
 def row_uniforms(seeds: Sequence[int], steps: int) -> torch.Tensor:
     """The random numbers of each row, drawn from its own generator on the CPU: the same in any batch, on any device.
 

@@ -1,0 +1,90 @@
+"""A decoder that rows join and leave while others go on: what serving needs.
+
+What a row computes does not depend on the others, to the bit, on a CPU whose matrix products give a row the same
+numbers beside one other row as beside fifty (a test looks):
+
+- each prompt is read by itself;
+- a step has at least two rows, because a product with a single one takes another path;
+- attention looks at a multiple of 32 slots, so that the sums over them are split alike.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from align.model.decoder import PackedDecoder
+from align.model.gpt import GPT
+from align.model.packed import can_pack
+
+_MIN_ROWS = 2
+_SLOT_STEP = 32
+
+
+class OpenDecoder(PackedDecoder):
+    """Rows being continued, in memory for a fixed number of them.
+
+    Attributes:
+        rows: how many there are now; they are numbered from 0 without holes.
+        max_rows: how many there can be.
+    """
+
+    def __init__(self, network: GPT, *, max_rows: int, slots: int) -> None:
+        """Make room for rows to come.
+
+        Args:
+            network: with no adapters or hooks.
+            max_rows: how many rows at once.
+            slots: tokens of a row, prompt and response.
+
+        Raises:
+            ValueError: the network computes more than its weights say, or ``slots`` is beyond its context.
+        """
+        if not can_pack(network):
+            raise ValueError("a network with adapters, hooks or sharded weights cannot be served; merge or export it")
+        super().__init__(network, [], slots=slots, rows=max(max_rows, _MIN_ROWS))
+        self.rows, self.max_rows = 0, max_rows
+        self._arrange()
+
+    def join(self, prompt: Sequence[int]) -> torch.Tensor:
+        """Read a prompt into a new row, the last one.
+
+        Args:
+            prompt: at least one token.
+
+        Returns:
+            ``[1, V]``, the logits after its last token.
+
+        Raises:
+            ValueError: every row is taken.
+        """
+        if self.rows == self.max_rows:
+            raise ValueError(f"all {self.max_rows} rows are taken")
+        self.lengths[self.rows :] = [len(prompt)]
+        self.rows += 1
+        self._arrange()
+        return self._read_all([prompt], self.rows - 1)
+
+    def leave(self, row: int) -> None:
+        """Forget a row; the last one takes its number."""
+        self.rows -= 1
+        if row < self.rows:
+            self.cache.move(self.rows, row, self.lengths[self.rows])
+            self.lengths[row] = self.lengths[self.rows]
+        del self.lengths[self.rows :]
+        self._arrange()
+
+    def step(self, ids: torch.Tensor) -> torch.Tensor:
+        """See ``Decoder.step``."""
+        return super().step(F.pad(ids, (0, len(self.lengths) - self.rows)))[: self.rows]
+
+    def _arrange(self) -> None:
+        """Make everything fit the rows, and rows that nobody reads up to the least number."""
+        self.lengths += [0] * (_MIN_ROWS - len(self.lengths))
+        self.positions = torch.tensor(self.lengths, device=self.positions.device)
+        self.cache.use(len(self.lengths))
+        self._view()
+
+    def _live_slots(self) -> list[int]:
+        longest = [max(self.lengths[start : start + self.group]) for start in range(0, len(self.lengths), self.group)]
+        return [min((length // _SLOT_STEP + 1) * _SLOT_STEP, self.cache.length) for length in longest]
