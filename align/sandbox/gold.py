@@ -17,8 +17,8 @@ _SHOWN = {word: mood for mood, shown in words.MOODS.items() for word in shown}
 class GoldReward(NamedTuple):
     """The gold reward and its parts, each in [0, 1]; ``total`` is their mean under ``WEIGHTS``.
 
-    Evidence is read from well-formed sentences only. A part that needs no evidence (nobody uninvited, nothing excluded
-    mentioned, nothing repeated, the right length) is multiplied by ``grammar``, so that saying nothing earns nothing.
+    Where less than half of the sentences are well formed, every part but ``grammar`` is scaled down in proportion
+    (times ``2 * grammar``): ingredients named in a heap earn nothing.
 
     Attributes:
         total: the weighted sum.
@@ -66,51 +66,46 @@ def gold_reward(prompt: str, response: str) -> GoldReward:
     story = check(response)
     if not story.sentences:
         return GoldReward(*[0.0] * len(GoldReward._fields))
-    everything = _tokens(story.sentences)
-    evidence = _tokens([sentence for sentence, good in zip(story.sentences, story.good, strict=True) if good])
-    grammar = sum(story.good) / len(story.good)
+    told = re.findall(r"[a-z]+", " ".join(story.sentences).lower())
     parts = {
         "who": 0.5 * (story.hero[0] == asked.name) + 0.5 * (story.hero[1] == asked.kind),
-        "friend": _friend(asked, story, everything, evidence, grammar),
-        "object": float(asked.object in evidence),
-        "place": float(asked.place in evidence),
-        "mood": _mood(asked, evidence),
-        "rule": _rule(asked, everything, evidence, grammar),
-        "length": grammar * (len(story.sentences) == asked.length),
+        "friend": _friend(asked, story, told),
+        "object": float(asked.object in told),
+        "place": float(asked.place in told),
+        "mood": _mood(asked, told),
+        "rule": _rule(asked, told),
+        "length": float(len(story.sentences) == asked.length),
         "ending": story.closings[-1] / sum(story.closings) if story.closings[-1] else 0.0,
-        "grammar": grammar,
-        "repetition": _distinct_runs(everything) * grammar,
+        "repetition": _distinct_runs(told),
     }
+    grammar = sum(story.good) / len(story.good)
+    parts = {name: min(1.0, 2 * grammar) * value for name, value in parts.items()} | {"grammar": grammar}
     parts["complete"] = float(min(parts.values()) == 1.0)
     total = sum(WEIGHTS[part] * value for part, value in parts.items())
     return GoldReward(total=round(total, 6), **parts)
 
 
-def _tokens(sentences: list[str]) -> list[str]:
-    return re.findall(r"[a-z]+", " ".join(sentences).lower())
-
-
-def _friend(asked: Ingredients, story: Checked, everything: list[str], evidence: list[str], grammar: float) -> float:
-    others = {token for token in everything if token in words.KINDS and token != story.hero[1]}
+def _friend(asked: Ingredients, story: Checked, told: list[str]) -> float:
+    others = {token for token in told if token in words.KINDS and token != story.hero[1]}
     if asked.friend is None:
-        return 0.0 if others else grammar
-    if asked.friend not in evidence or asked.friend not in others:
+        return 0.0 if others else 1.0
+    if asked.friend not in others:
         return 0.0
     return 1.0 if len(others) == 1 else 0.5
 
 
-def _mood(asked: Ingredients, evidence: list[str]) -> float:
-    shown = {_SHOWN[token] for token in evidence if token in _SHOWN}
+def _mood(asked: Ingredients, told: list[str]) -> float:
+    shown = {_SHOWN[token] for token in told if token in _SHOWN}
     return 0.0 if asked.mood not in shown else 1.0 if len(shown) == 1 else 0.5
 
 
-def _rule(asked: Ingredients, everything: list[str], evidence: list[str], grammar: float) -> float:
+def _rule(asked: Ingredients, told: list[str]) -> float:
     if asked.events is None:  # nothing excluded is nothing broken
-        return 0.0 if asked.excluded in everything else grammar
+        return 0.0 if asked.excluded in told else 1.0
     first, second = (words.EVENTS[event] for event in asked.events)
-    if first not in evidence or second not in evidence:
+    if first not in told or second not in told:
         return 0.0
-    return 1.0 if evidence.index(first) < evidence.index(second) else 0.5
+    return 1.0 if told.index(first) < told.index(second) else 0.5
 
 
 def _distinct_runs(tokens: list[str]) -> float:

@@ -70,7 +70,7 @@ class Checked(NamedTuple):
     Attributes:
         sentences: the text cut after each full stop, in order.
         good: for each sentence, whether it is well formed where it stands.
-        hero: name and kind of the hero that a well-formed opening introduces, or two Nones.
+        hero: name and kind of the hero that the first sentence introduces, or two Nones.
         closings: for each sentence, whether it is a well-formed closing.
     """
 
@@ -135,7 +135,7 @@ def check(text: str) -> Checked:
     """Holds ``text`` against the grammar.
 
     A sentence is well formed when it has one of the forms (an opening if it is the first, none if it is not) and
-    speaks of the hero by the name and the pronoun that the opening gave.
+    speaks of the hero by the name and the pronoun that the first sentence gave.
     """
     text = text.strip()
     sentences = re.split(r"(?<=[.!?]) ", text) if text else []
@@ -149,7 +149,7 @@ def check(text: str) -> Checked:
         if number == 0:
             good.append(_OPENING.fullmatch(told) is not None)
             closings.append(False)
-            if good[0] and (hero := HERO.search(told)):
+            if hero := HERO.search(told):
                 name, kind = hero[1] or hero[4], hero[2] or hero[3]
             continue
         agrees = _agrees(told, name)
