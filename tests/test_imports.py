@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "rewards": {"model", "tokenizer", "sandbox"},
     "stages": {"model", "objectives", "batches", "rewards"},
     "callbacks": {"model", "tokenizer", "batches", "rewards"},
+    "compare": {"model", "tokenizer", "objectives", "rewards"},
 }
 FREE = {"cli", "__main__", "__init__"}
 NEVER = {"transformers", "tokenizers", "tiktoken", "trl"}

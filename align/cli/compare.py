@@ -1,0 +1,179 @@
+"""``align compare``: models on the same prompts, side by side, with paired statistics and a report."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+from align.cli.errors import UsageError
+from align.cli.model_path import model_directory
+from align.cli.parsing import make_parser, parse
+from align.cli.sample_log import replacing_file
+from align.cli.sampling import read_prompts
+
+if TYPE_CHECKING:
+    from align.compare import Entrant, Judge, Task
+
+
+def main(args: list[str]) -> int:
+    """Compare and write the report.
+
+    Args:
+        args: the command line after ``align compare``.
+
+    Returns:
+        int: 0.
+    """
+    options = parse(_parser(), args)
+    task = _task(options)
+    from align.compare import compare, to_markdown
+
+    out = Path(options.out)
+    report, rows = compare(task, out / "cache", _progress)
+    report = {"command": ["align", "compare", *args], **report}
+    _write(out, "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _write(out, "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    _write(out, "report.md", to_markdown(report, rows))
+    if options.json:
+        print(json.dumps(report, ensure_ascii=False))
+    else:
+        _show(report, out)
+    return 0
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = make_parser(
+        "compare",
+        "Let models answer the same prompts from the same seeds, score the answers, and say which is better, by how "
+        "much, how surely, how far from the baseline, and at what cost.",
+    )
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="NAME=PATH[,PATH...]",
+        help="a stage's folder, a model directory or a Hub id; several paths are several seeds of one model; the first "
+        "is the baseline",
+    )
+    parser.add_argument("--out", required=True, help="folder of the report")
+    parser.add_argument(
+        "--prompts",
+        help="JSONL file of {'prompt': text or messages} (default: data/prompts_test.jsonl beside the baseline's run)",
+    )
+    parser.add_argument("--limit", type=int, default=200, help="read at most this many prompts")
+    parser.add_argument(
+        "--judge",
+        nargs="+",
+        metavar="[NAME=]JUDGE",
+        help="what scores the answers: sandbox, module:function (prompts, responses) -> scores, a reward-model "
+        "directory, or http://HOST/v1#MODEL for an OpenAI-compatible endpoint that compares pairs; several sources "
+        "with commas are one a seed; the first judge is the yardstick of the others (default: what lies beside the "
+        "baseline's run: sandbox where data/sandbox.json is, and reward/model)",
+    )
+    parser.add_argument("--n", type=int, default=4, help="answers to each prompt")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the answers, the same for every model")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; above 0")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer, tokens")
+    parser.add_argument("--batch_size", type=int, default=128, help="answers sampled at once")
+    parser.add_argument(
+        "--frontier_n", type=int, default=1, help="answers of each checkpoint to each prompt; 0: no frontier"
+    )
+    parser.add_argument("--json", action="store_true", help="print the content of report.json on stdout")
+    return parser
+
+
+def _task(options: jsonargparse.Namespace) -> "Task":
+    """What the command line asks for; its mistakes are usage errors."""
+    from align.compare import AnswerConfig, Task
+
+    entrants = [_entrant(text) for text in options.models]
+    beside = entrants[0].runs[0].model.parent.parent
+    file = _prompts_file(options.prompts, beside)
+    names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
+    if options.limit < 1:
+        raise UsageError(f"--limit is {options.limit}: it must be at least 1")
+    try:
+        return Task(
+            entrants=entrants,
+            prompts=read_prompts(file, limit=options.limit),
+            judges=_judges(options.judge, beside),
+            config=AnswerConfig(**{name: getattr(options, name) for name in names}),
+            frontier_n=options.frontier_n,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _entrant(text: str) -> "Entrant":
+    from align.compare import Entrant, Run
+
+    name, equals, paths = text.partition("=")
+    if not equals or not name or not paths:
+        raise UsageError(f"{text!r}: a model is NAME=PATH, such as sft=runs/tiny/sft")
+    return Entrant(name, tuple(Run.of(model_directory(path)) for path in paths.split(",")))
+
+
+def _prompts_file(given: str | None, beside: Path) -> Path:
+    file = Path(given) if given else beside / "data" / "prompts_test.jsonl"
+    if given is None and not file.is_file():
+        raise UsageError(f"--prompts is missing, and there is no {file} to take for it")
+    return file
+
+
+def _judges(given: list[str] | None, beside: Path) -> list["Judge"]:
+    from align.compare import Judge
+
+    if given:
+        judges = []
+        for text in given:
+            name, equals, source = text.partition("=")
+            if not equals or "/" in name:
+                name, source = text, text
+            judges.append(Judge(name, tuple(source.split(","))))
+        return judges
+    found = []
+    if (beside / "data" / "sandbox.json").is_file():
+        found.append(Judge("gold", ("sandbox",)))
+    if (beside / "reward" / "model" / "config.json").is_file():
+        found.append(Judge("reward", (str(beside / "reward" / "model"),)))
+    if not found:
+        raise UsageError(f"--judge is missing, and {beside} has neither data/sandbox.json nor reward/model")
+    return found
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal, if there is one."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _write(out: Path, name: str, text: str) -> None:
+    with replacing_file(out / name) as file:
+        file.write(text)
+
+
+def _show(report: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from align.compare.markdown import models_table, pairs_table
+
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for title, (head, rows) in (("Models", models_table(report)), ("Who wins", pairs_table(report))):
+        shown = Table(title=title, title_justify="left")
+        for name in head:
+            shown.add_column(name)
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown)
+    print(f"report: {out / 'report.md'}")

@@ -1,0 +1,216 @@
+"""Every model's answers to the same prompts from the same seeds, with how likely the baseline finds them.
+
+Legend: P prompts, N answers to a prompt, B rows of a batch, T tokens.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+
+from align.compare.entrants import Point
+from align.compare.store import Log, key_of
+from align.model import GPT, SamplingConfig, generate
+from align.objectives import sequence_logprobs
+from align.tokenizer import Tokenizer
+
+Prompt = str | Sequence[dict[str, str]]
+"""What was asked: a text, or the messages of a chat."""
+Advance = Callable[[int], None]
+"""Told how many more prompts are done"""
+
+
+@dataclass(frozen=True)
+class AnswerConfig:
+    """How answers are drawn.
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
+    n: int = 4
+    """Answers to each prompt"""
+    seed: int = 0
+    """Answer k to prompt i draws from a hash of (seed, i, k), whatever the model"""
+    temperature: float = 1.0
+    """Divides the logits; of both networks in the KL"""
+    max_new_tokens: int = 128
+    """Longest answer, tokens"""
+    batch_size: int = 128
+    """Answers sampled at once"""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        for name in ("n", "max_new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}: it must be above 0, a greedy answer has no KL")
+
+
+class Answer(NamedTuple):
+    """One answer.
+
+    Attributes:
+        text: what was said.
+        tokens: how many tokens were sampled, a stop token included.
+        finished: ended by a stop token, not by the length.
+        log_ratio: log pi(answer) - log baseline(answer), nats.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+    log_ratio: float
+
+
+class Answerer:
+    """Samples weights' answers to fixed prompts and measures them against a baseline's.
+
+    Args:
+        prompts: what is asked, of every model.
+        config: how answers are drawn.
+        folder: of the logs; what is there already is not sampled again.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], config: AnswerConfig, folder: Path) -> None:
+        """Keep all three."""
+        self.prompts, self.config, self.folder = prompts, config, folder
+
+    def log(self, point: Point, baseline: Point) -> Log:
+        """Where the answers of some weights are kept, measured against a baseline."""
+        facts = [point.fingerprint(), baseline.fingerprint()]
+        facts += [Tokenizer.load(place.model).fingerprint for place in (point, baseline)]
+        return Log(self.folder / f"answers-{key_of(facts, list(self.prompts), asdict(self.config))}.jsonl")
+
+    def answer(self, point: Point, baseline: Point, advance: Advance) -> list[list[Answer]]:
+        """``N`` answers to each of the ``P`` prompts.
+
+        Args:
+            point: the weights that answer.
+            baseline: the weights that the KL is to.
+            advance: called with the number of prompts of each batch.
+
+        Raises:
+            ValueError: a prompt leaves no room for an answer, or a network can't be read.
+        """
+        log = self.log(point, baseline)
+        advance(len(log))
+        if len(log) < len(self.prompts):
+            pair = _Pair(point, baseline, self.config)
+            group = max(1, self.config.batch_size // self.config.n)
+            while len(log) < len(self.prompts):
+                first = len(log)
+                batch = self.prompts[first : first + group]
+                log.append(pair.answer(batch, first))
+                advance(len(batch))
+        return [[Answer(*fields) for fields in row] for row in log]
+
+
+class _Pair:
+    """A network that answers and the baseline's, which may read other ids."""
+
+    def __init__(self, point: Point, baseline: Point, config: AnswerConfig) -> None:
+        self.config = config
+        self.tokenizer, self.network = Tokenizer.load(point.model), point.load()
+        self.baseline = self.network if point == baseline else baseline.load()
+        self.baseline_tokenizer = Tokenizer.load(baseline.model)
+        self.same_ids = self.tokenizer.fingerprint == self.baseline_tokenizer.fingerprint
+        self.where = point.model
+
+    def answer(self, prompts: Sequence[Prompt], first: int) -> list[list[Answer]]:
+        """Answers to a batch of prompts, the first of which is number ``first``."""
+        n, tokenizer = self.config.n, self.tokenizer
+        asked = [encode(tokenizer, prompt) for prompt in prompts]
+        for number, ids in enumerate(asked, first):
+            if len(ids) >= self.network.config.context:
+                raise ValueError(
+                    f"prompt {number + 1} has {len(ids)} tokens, {self.where} reads {self.network.config.context}: no "
+                    "room for an answer; leave it out"
+                )
+        rows = [ids for ids in asked for _ in range(n)]
+        seeds = [_seed(self.config.seed, first + row // n, row % n) for row in range(len(rows))]
+        drawn = generate(
+            self.network,
+            rows,
+            SamplingConfig(temperature=self.config.temperature, max_new_tokens=self.config.max_new_tokens),
+            stop_ids=tokenizer.stop_ids,
+            seeds=seeds,
+            pad_id=tokenizer.pad_id or 0,
+        )
+        answered = [ids[:count] for ids, count in zip(drawn.ids.tolist(), drawn.mask.sum(1).tolist(), strict=True)]
+        texts = [tokenizer.decode(ids) for ids in answered]
+        finished = drawn.finished.tolist()
+        ratios = self._log_ratios(rows, answered, prompts, texts, finished)
+        answers = [
+            Answer(text, len(ids), end, round(ratio, 5))
+            for text, ids, end, ratio in zip(texts, answered, finished, ratios, strict=True)
+        ]
+        return [answers[start : start + n] for start in range(0, len(answers), n)]
+
+    def _log_ratios(
+        self,
+        asked: Sequence[list[int]],
+        answered: Sequence[list[int]],
+        prompts: Sequence[Prompt],
+        texts: Sequence[str],
+        finished: Sequence[bool],
+    ) -> list[float]:
+        if self.network is self.baseline:
+            return [0.0] * len(asked)
+        temperature = self.config.temperature
+        own = logprobs(self.network, asked, answered, temperature=temperature)
+        if not self.same_ids:
+            # The same text in the baseline's ids, its end included where the policy ended it.
+            other = self.baseline_tokenizer
+            end = [] if other.end_of_turn_id is None else [other.end_of_turn_id]
+            asked = [ids for ids in (encode(other, prompt) for prompt in prompts) for _ in range(self.config.n)]
+            answered = [other.encode(text) + end * ended for text, ended in zip(texts, finished, strict=True)]
+        theirs = logprobs(self.baseline, asked, answered, temperature=temperature)
+        return (own - theirs).tolist()
+
+
+@torch.no_grad()
+def logprobs(
+    network: GPT, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, temperature: float = 1.0
+) -> torch.Tensor:
+    """``[B]`` float64 log-probabilities of whole responses, nats; beyond the network's context nothing counts.
+
+    Args:
+        network: in eval mode.
+        prompts: ids of each prompt.
+        responses: ids of each response.
+        temperature: divides the logits.
+    """
+    rows = [
+        ([*prompt, *response])[: network.config.context + 1]
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
+    for row, (prompt, whole) in enumerate(zip(prompts, rows, strict=True)):
+        ids[row, : len(whole)] = torch.tensor(whole)
+        mask[row, len(prompt) : len(whole)] = True
+    hidden = network.hidden(ids[:, :-1])
+    return sequence_logprobs(hidden, network.output_weight, ids, mask, temperature=temperature).double()
+
+
+def encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """The ids that an answer to a prompt continues: a chat model's turn is opened, another's text goes on.
+
+    Raises:
+        ValueError: a chat for a tokenizer without a chat template.
+    """
+    if tokenizer.spec.chat_template is None:
+        if not isinstance(prompt, str):
+            raise ValueError("the prompts are chats and a model has no chat template: compare it on texts to continue")
+        return [*tokenizer.opening_ids, *tokenizer.encode(prompt)]
+    messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return tokenizer.render_chat(cast("Any", messages), add_generation_prompt=True).ids
+
+
+def _seed(seed: int, prompt: int, answer: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"compare/{seed}/{prompt}/{answer}".encode()).digest()[:8], "little") >> 1

@@ -1,0 +1,132 @@
+"""A language model behind an OpenAI-compatible endpoint as the judge of pairs of answers.
+
+Each pair is shown in both orders, as such judges favour a position (Zheng et al. 2023): a wins where both say so, and
+where they disagree it is a tie.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from align.compare.answers import Advance, Answer, Prompt
+from align.compare.store import Log, key_of
+from align.rewards.base import as_text, shown
+
+KEY = "ALIGN_JUDGE_KEY"
+"""Environment variable that holds the endpoint's API key, if it wants one"""
+_INSTRUCTION = """You compare two answers to the same request. Judge only how well each does what the request asks.
+
+Request:
+{prompt}
+
+Answer A:
+{a}
+
+Answer B:
+{b}
+
+Say which answer is better. Reply with exactly one word: A, B or tie."""
+_VERDICT = re.compile(r"\W*(?:answer\s+)?(A|B|tie)\W*", re.IGNORECASE)
+_TRIES = 3
+_GROUP = 8
+"""Pairs that are asked about before the log is written"""
+
+
+class Endpoint(NamedTuple):
+    """Where a judge answers.
+
+    Attributes:
+        url: base URL, up to ``/v1``.
+        model: name that the endpoint knows it by.
+    """
+
+    url: str
+    model: str
+
+    @classmethod
+    def parse(cls, source: str) -> "Endpoint":
+        """Read ``http://HOST/v1#MODEL``.
+
+        Raises:
+            ValueError: it names no model.
+        """
+        url, hash_, model = source.partition("#")
+        if not hash_ or not model:
+            raise ValueError(f"judge {source!r}: an endpoint is http://HOST/v1#MODEL, the model's name is missing")
+        return cls(url, model)
+
+
+def compare_pairs(
+    endpoint: Endpoint,
+    prompts: Sequence[Prompt],
+    a: Sequence[Answer],
+    b: Sequence[Answer],
+    *,
+    folder: Path,
+    advance: Advance,
+) -> np.ndarray:
+    """``[P]``: 1 where a's answer is better, 0 where b's is, 1/2 for a tie.
+
+    Args:
+        endpoint: the judge.
+        prompts: ``P``.
+        a: one answer to each.
+        b: one answer to each.
+        folder: of the log; a judge that fails midway goes on where it stopped.
+        advance: called with the number of pairs of each batch.
+
+    Raises:
+        ValueError: it can't be reached, refuses, or does not say A, B or tie after three tries.
+    """
+    texts = [(as_text(prompt), one.text, other.text) for prompt, one, other in zip(prompts, a, b, strict=True)]
+    log = Log(folder / f"verdicts-{key_of(endpoint, _INSTRUCTION, texts)}.jsonl")
+    client = _client(endpoint)
+    advance(len(log))
+    while (start := len(log)) < len(texts):
+        group = texts[start : start + _GROUP]
+        log.append([_both_orders(client, endpoint, *pair) for pair in group])
+        advance(len(group))
+    return np.array(list(log), dtype=np.float64)
+
+
+def _client(endpoint: Endpoint) -> Any:
+    try:
+        from openai import OpenAI
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "an endpoint as judge needs the openai package: pip install 'lightning-align[judge]'"
+        ) from error
+    return OpenAI(base_url=endpoint.url, api_key=os.environ.get(KEY, "none"), timeout=60.0, max_retries=_TRIES)
+
+
+def _both_orders(client: Any, endpoint: Endpoint, prompt: str, a: str, b: str) -> float:
+    first = _ask(client, endpoint, prompt, a, b)
+    second = 1.0 - _ask(client, endpoint, prompt, b, a)
+    return first if first == second else 0.5
+
+
+def _ask(client: Any, endpoint: Endpoint, prompt: str, a: str, b: str) -> float:
+    from openai import OpenAIError
+
+    message = _INSTRUCTION.format(prompt=prompt, a=a, b=b)
+    text = ""
+    for _ in range(_TRIES):
+        try:
+            reply = client.chat.completions.create(
+                model=endpoint.model, messages=[{"role": "user", "content": message}], temperature=0, max_tokens=8
+            )
+        except OpenAIError as error:
+            raise ValueError(
+                f"judge {endpoint.model} at {endpoint.url} failed on the pair for prompt {shown(prompt)}: "
+                f"{' '.join(str(error).split())}; what it said so far is kept: run the same command again"
+            ) from error
+        text = reply.choices[0].message.content or ""
+        if found := _VERDICT.fullmatch(text):
+            return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()]
+    raise ValueError(
+        f"judge {endpoint.model} at {endpoint.url} answered {shown(text)} {_TRIES} times: it must say A, B or tie"
+    )

@@ -1,0 +1,164 @@
+"""The comparison as Markdown and as lines for a terminal."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.compare.settings import COSTS
+
+_SHOWN_SETTINGS = 60
+_SHOWN_SAMPLES = 3
+
+
+def to_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The whole report.
+
+    Args:
+        report: the content of report.json.
+        rows: answers side by side.
+    """
+    parts = [
+        f"# {', '.join(report['models'])}: a comparison",
+        f"{report['prompts']} prompts, {report['answers']['n']} answers each at temperature "
+        f"{report['answers']['temperature']:g}, {report['seeds']} seed(s); baseline: {report['baseline']}. "
+        "In brackets: 95% intervals.",
+        "## Models",
+        table(*models_table(report)),
+        "## Who wins",
+        "The share of pairs of answers to the same prompt in which the first model's is better, ties half; at equal "
+        "length: the same by a regression on the difference of length.",
+        table(*pairs_table(report)),
+    ]
+    if any(model["proxies"] for model in report["models"].values()):
+        parts += ["## Proxy and yardstick", table(*_proxy_table(report))]
+    if report["frontier"]:
+        parts += ["## Reward against KL, every checkpoint", table(*_frontier_table(report))]
+    if any(model["cost"] for model in report["models"].values()):
+        parts += ["## Cost of each stage", table(*_cost_table(report))]
+    if report["settings"]:
+        parts += ["## Settings that differ", table(*_settings_table(report))]
+    parts += ["## Samples", *(_sample(row) for row in rows[:_SHOWN_SAMPLES])]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def models_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of models."""
+    judges = [
+        judge["name"]
+        for judge in report["judges"]
+        if any(judge["name"] in m["rewards"] for m in report["models"].values())
+    ]
+    head = ["model", *judges, "KL, nats", "tokens", "ended", "distinct-2", "self-BLEU"]
+    rows = []
+    for name, model in report["models"].items():
+        bleu = model["diversity"]["self_bleu"]
+        rows.append(
+            [
+                name,
+                *(with_interval(model["rewards"][judge]) for judge in judges),
+                with_interval(model["kl"], 1) + (" (by text)" if model["kl"]["by"] == "text" else ""),
+                f"{model['length']['mean']:.1f}",
+                f"{model['eos_rate']:.1%}",
+                f"{model['diversity']['distinct_2']:.2f}",
+                "-" if bleu is None else f"{bleu:.2f}",
+            ]
+        )
+    return head, rows
+
+
+def pairs_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of pairs."""
+    head = ["judge", "pair", "win-rate", "at equal length", "difference", "verdict"]
+    rows = []
+    for pair in report["pairs"]:
+        low, high = pair["ci95"]
+        controlled, difference = pair["length_controlled"], pair["difference"]
+        rows.append(
+            [
+                pair["judge"],
+                f"{pair['a']} against {pair['b']}",
+                f"{pair['win_rate']:.1%} [{low:.1%}, {high:.1%}]",
+                "-" if controlled is None else percent(controlled),
+                "-" if difference is None else with_interval(difference),
+                pair["verdict"],
+            ]
+        )
+    return head, rows
+
+
+def with_interval(value: Mapping[str, Any], digits: int = 3) -> str:
+    """``0.521 [0.514, 0.528]``."""
+    low, high = value["ci95"]
+    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def percent(value: Mapping[str, Any]) -> str:
+    """``52.1% [51.4%, 52.8%]``."""
+    low, high = value["ci95"]
+    return f"{value['mean']:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _proxy_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    head = ["model", "proxy", "its gain, std", "yardstick", "its gain, std", "gap", "correlation"]
+    rows = [
+        [
+            name,
+            proxy,
+            f"{of['gain']:+.2f}",
+            of["against"],
+            f"{of['gain_against']:+.2f}",
+            f"{of['gap']:+.2f}",
+            "-" if of["correlation"] is None else f"{of['correlation']:.2f}",
+        ]
+        for name, model in report["models"].items()
+        for proxy, of in model["proxies"].items()
+    ]
+    return head, rows
+
+
+def _frontier_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    head = ["model", "seed", "checkpoint", "judge", "KL, nats", "reward"]
+    rows = [
+        [
+            point["model"],
+            str(point["seed"]),
+            point["checkpoint"],
+            point["judge"],
+            with_interval({"mean": point["kl"], "ci95": point["kl_ci95"]}, 2),
+            with_interval({"mean": point["reward"], "ci95": point["ci95"]}),
+        ]
+        for point in report["frontier"]
+    ]
+    return head, rows
+
+
+def _cost_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    head = ["model", *(what for what in COSTS.values())]
+    rows = []
+    for name, model in report["models"].items():
+        cost = model["cost"]
+        rows.append([name, *("-" if cost is None else f"{cost[field]:,.4g}" for field in COSTS)])
+    return head, rows
+
+
+def _settings_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    names = list(report["models"])
+    rows = [
+        [setting["setting"], *(str(setting["values"].get(name, "")) for name in names)]
+        for setting in report["settings"][:_SHOWN_SETTINGS]
+    ]
+    return ["setting", *names], rows
+
+
+def _sample(row: Mapping[str, Any]) -> str:
+    prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    lines = [f"> {' '.join(prompt.split())}", ""]
+    for name, answers in row["answers"].items():
+        scores = ", ".join(f"{judge} {value:.2f}" for judge, value in answers[0]["rewards"].items())
+        lines.append(f"- **{name}** ({scores}): {' '.join(answers[0]['text'].split())}")
+    return "\n".join(lines)

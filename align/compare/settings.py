@@ -1,0 +1,51 @@
+"""What a model's manifest says of how it was made: its settings, and what it cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from align.compare.entrants import Entrant
+
+COSTS = {
+    "tokens_trained": "token positions trained on",
+    "tokens_sampled": "tokens sampled while training",
+    "flops": "model FLOPs of both",
+    "wall_seconds": "wall-clock seconds",
+    "cpu_seconds": "CPU seconds, all threads",
+    "peak_memory_mib": "most resident memory, MiB",
+    "labels": "labelled pairs read",
+    "samples": "answers sampled while training",
+}
+"""Fields of the manifest's ``cost``, as the Cost callback writes it, and what they count"""
+
+
+def settings_diff(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
+    """The settings in which the recipes of the models' first runs differ.
+
+    Returns:
+        list: ``{"setting": dotted name, "values": {NAME: value}}``; a model without the setting has no value.
+    """
+    flat = {entrant.name: _flatten(entrant.runs[0].manifest.get("recipe") or {}) for entrant in entrants}
+    names = sorted({name for values in flat.values() for name in values})
+    found = []
+    for name in names:
+        values = {model: settings[name] for model, settings in flat.items() if name in settings}
+        if len(values) < len(flat) or any(value != next(iter(values.values())) for value in values.values()):
+            found.append({"setting": name, "values": values})
+    return found
+
+
+def costs(entrant: Entrant) -> dict[str, float] | None:
+    """Mean over an entrant's runs of what they cost; None where a run's manifest does not say."""
+    found = [run.manifest.get("cost") for run in entrant.runs]
+    if not all(isinstance(cost, Mapping) for cost in found):
+        return None
+    return {name: sum(cost[name] for cost in found if cost) / len(found) for name in COSTS}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        flat |= _flatten(item, f"{prefix}.{name}" if prefix else str(name))
+    return flat

@@ -1,0 +1,182 @@
+"""Paired statistics of models that answered the same prompts.
+
+Legend: S seeds (runs of one recipe), P prompts, N answers to a prompt. A value with a 95% interval is an ``Estimate``.
+
+With one seed an interval is the percentile bootstrap over prompts (Efron & Tibshirani 1993). With several, prompts and
+seeds are crossed random effects, and a bootstrap over three seeds would be far too narrow (Owen 2007): the interval is
+Satterthwaite's, from the mean squares of the seeds x prompts table (Searle, Casella & McCulloch 1992). What it covers:
+benchmarks/interval_coverage.py.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+DRAWS = 2_000
+"""Bootstrap draws of an interval"""
+LEAST_PROMPTS = 20
+"""With fewer prompts an interval is not trusted to tell models apart"""
+_SEED = 0
+_NEWTON_STEPS = 100
+"""Of the logistic regression, at most"""
+_CHUNK = 4_000_000
+"""Numbers in one array of the logistic regression: 32 MB"""
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95% interval.
+
+    Attributes:
+        mean: the point.
+        low: lower end.
+        high: upper end.
+        prompts: how many prompts carry it.
+    """
+
+    mean: float
+    low: float
+    high: float
+    prompts: int
+
+
+def interval(values: np.ndarray) -> Estimate:
+    """Mean of per-prompt values with its interval over prompts, and over seeds if there are several.
+
+    Args:
+        values: ``[S, P]``.
+
+    Raises:
+        ValueError: there is no prompt, or a value is not finite.
+    """
+    _check(values)
+    seeds, prompts = values.shape
+    mean = float(values.mean())
+    if seeds > 1:
+        half = _crossed_half_width(values)
+        return Estimate(mean, mean - half, mean + half, prompts)
+    low, high = np.quantile(values[0][_drawn(prompts)].mean(1), [0.025, 0.975])
+    return Estimate(mean, float(low), float(high), prompts)
+
+
+def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``[S, P]``: share of pairs of answers to a prompt in which a's scores higher, ties half.
+
+    Every answer of a meets every answer of b to the same prompt by the same seed's run.
+
+    Args:
+        a: ``[S, P, N]`` scores.
+        b: ``[S, P, M]`` scores.
+    """
+    gaps = a[..., :, None] - b[..., None, :]
+    return ((gaps > 0) + 0.5 * (gaps == 0)).mean((-1, -2))
+
+
+def length_controlled_wins(a: np.ndarray, b: np.ndarray, lengths_a: np.ndarray, lengths_b: np.ndarray) -> Estimate:
+    """Win-rate of a over b if their answers were equally long (AlpacaEval 2, Dubois et al. 2024).
+
+    A logistic regression of a's wins on ``tanh(length difference / its standard deviation)``; the rate is its value
+    at no difference. Left out of the paper's model: the instruction's difficulty, which a comparison on the same
+    prompts shares between both. The interval is the bootstrap over prompts, all seeds' pairs of a prompt together.
+
+    Args:
+        a: ``[S, P, N]`` scores.
+        b: ``[S, P, M]`` scores.
+        lengths_a: ``[S, P, N]`` tokens.
+        lengths_b: ``[S, P, M]`` tokens.
+    """
+    _check(a.mean(-1))
+    gaps = a[..., :, None] - b[..., None, :]
+    won = (gaps > 0) + 0.5 * (gaps == 0)
+    longer = (lengths_a[..., :, None] - lengths_b[..., None, :]).astype(np.float64)
+    spread = longer.std() or 1.0
+    prompts = a.shape[1]
+    won, longer = (np.moveaxis(x, 1, 0).reshape(prompts, -1) for x in (won, np.tanh(longer / spread)))
+    rng = np.random.default_rng(_SEED)
+    weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS // 4).astype(np.float64)
+    rows = np.vstack([np.ones(prompts), weights])
+    chunks = np.array_split(rows, math.ceil(len(rows) * won.size / _CHUNK))
+    points = np.concatenate([_logistic_at_zero(longer, won, chunk) for chunk in chunks])
+    low, high = np.quantile(points[1:], [0.025, 0.975])
+    return Estimate(float(points[0]), float(low), float(high), prompts)
+
+
+def verdict(win_rate: Estimate) -> str:
+    """``a``, ``b`` or ``no difference shown``: the side whose win-rate's interval excludes a half.
+
+    With fewer than ``LEAST_PROMPTS`` prompts no difference is shown, whatever the interval.
+    """
+    if win_rate.prompts < LEAST_PROMPTS or win_rate.low <= 0.5 <= win_rate.high:
+        return "no difference shown"
+    return "a" if win_rate.mean > 0.5 else "b"
+
+
+def _drawn(prompts: int) -> np.ndarray:
+    return np.random.default_rng(_SEED).integers(0, prompts, (DRAWS, prompts))
+
+
+def _crossed_half_width(values: np.ndarray) -> float:
+    """Half of Satterthwaite's 95% interval of the mean of a seeds x prompts table.
+
+    Var(mean) = (MS_prompts + max(0, MS_seeds - MS_rest)) / (S P); degrees of freedom by
+    Satterthwaite (1946).
+    """
+    seeds, prompts = values.shape
+    if prompts == 1:
+        return math.inf
+    of_seeds, of_prompts, mean = values.mean(1), values.mean(0), values.mean()
+    rest = values - of_seeds[:, None] - of_prompts[None] + mean
+    ms_seeds = prompts * float(((of_seeds - mean) ** 2).sum()) / (seeds - 1)
+    ms_prompts = seeds * float(((of_prompts - mean) ** 2).sum()) / (prompts - 1)
+    ms_rest = float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
+    total = ms_prompts + max(0.0, ms_seeds - ms_rest)
+    if total == 0:
+        return 0.0
+    freedom = total**2 / (
+        ms_seeds**2 / (seeds - 1) + ms_prompts**2 / (prompts - 1) + ms_rest**2 / ((seeds - 1) * (prompts - 1))
+    )
+    return _t_quantile(freedom) * math.sqrt(total / (seeds * prompts))
+
+
+def _t_quantile(freedom: float) -> float:
+    from scipy.stats import t  # half a second to import
+
+    return float(t.ppf(0.975, max(1.0, freedom)))
+
+
+def _logistic_at_zero(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Value at x = 0 of weighted logistic regressions of y on x, one a row of weights.
+
+    A faint ridge (1e-3 of a pair) keeps separated data finite.
+
+    Args:
+        x: ``[P, K]``.
+        y: ``[P, K]`` in [0, 1].
+        weights: ``[R, P]`` of a prompt's pairs.
+
+    Returns:
+        ``[R]`` probabilities.
+    """
+    constant, slope = np.zeros(len(weights)), np.zeros(len(weights))
+    for _ in range(_NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-(constant[:, None, None] + slope[:, None, None] * x)))
+        residual, curve = y - p, p * (1 - p)
+        g0 = (weights * residual.sum(2)).sum(1) - 1e-3 * constant
+        g1 = (weights * (residual * x).sum(2)).sum(1) - 1e-3 * slope
+        h00 = (weights * curve.sum(2)).sum(1) + 1e-3
+        h01 = (weights * (curve * x).sum(2)).sum(1)
+        h11 = (weights * (curve * x * x).sum(2)).sum(1) + 1e-3
+        determinant = h00 * h11 - h01**2
+        step0, step1 = (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant
+        constant += np.clip(step0, -2, 2)
+        slope += np.clip(step1, -2, 2)
+        if max(np.abs(step0).max(), np.abs(step1).max()) < 1e-8:
+            break
+    return 1 / (1 + np.exp(-constant))
+
+
+def _check(values: np.ndarray) -> None:
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(f"values are of shape {values.shape}: they must be [seeds, prompts], at least one each")
+    if not np.isfinite(values).all():
+        raise ValueError("a value is NaN or infinite: check the judge")
