@@ -32,7 +32,7 @@ VERBS = {
         "align.cli.preferences:main", "sample answers, compare them with a judge, write preference pairs or the best"
     ),
     "compare": Verb("align.cli.compare:main", "compare models on the same prompts: win-rates, KL, frontier, report"),
-    "export": Verb("align.cli.export:main", "write a model for transformers, vLLM or llama.cpp, and compare it with its source"),
+    "export": Verb("align.cli.export:main", "write a model for transformers, vLLM or llama.cpp, and check it"),
     "tokenizer": Verb("align.cli.tokenizer:main", "train a byte-level BPE; encode and decode with it"),
     "sandbox": Verb("align.cli.sandbox:main", "write the synthetic world's data"),
 }

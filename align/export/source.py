@@ -1,0 +1,156 @@
+"""What can be exported: a run folder, a checkpoint, an adapter or a model directory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from align.export.adapter import ADAPTER, merged
+from align.export.checkpoint import CHECKPOINTS, best_of, read_checkpoint
+from align.model import GPT, ScalarGPT, load_network, load_scalar, locate, read_manifest
+from align.model.directory import is_scalar, read_fields
+from align.model.safetensors_file import stored_weights
+from align.tokenizer import Tokenizer
+
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to export, and what is known of it."""
+
+    name: str
+    """As it was asked for"""
+    origin: str
+    """What was read, for people: ``model directory DIR``, ``checkpoint FILE, step 300``"""
+    directory: Path
+    """Where card, licence and tokenizer lie"""
+    network: GPT | ScalarGPT
+    """On the CPU, float32 (or the source's wider type), in eval mode"""
+    tokenizer: Tokenizer
+    """Its own"""
+    manifest: dict[str, Any]
+    """As in align.json; made up for what has none"""
+    dtype: torch.dtype
+    """Of the weights as they lie on the disk"""
+
+    @property
+    def scalar(self) -> bool:
+        """Whether it gives a score and no text."""
+        return isinstance(self.network, ScalarGPT)
+
+
+def open_source(name: str, *, best: str | None = None, mode: str = "min", base: str | None = None) -> Source:
+    """Read what is to be exported.
+
+    Args:
+        name: a run folder (its ``model/``, or with ``best`` the best of that and its checkpoints), a Lightning
+            ``.ckpt`` in a run's folder, a LoRA adapter, a model directory, or a Hub id.
+        best: the metric that picks among a run's checkpoints, as in ``val/loss``.
+        mode: ``min``: lower is better; ``max``: higher is.
+        base: the model that an adapter is merged into; None: the one that it names.
+
+    Raises:
+        FileNotFoundError: there is no such thing, or a file is missing.
+        ValueError: it is none of these, or damaged; the line names file, field and what would be right.
+    """
+    path = Path(name).expanduser()
+    run = _is_run(path)
+    if best is not None and not run:
+        raise ValueError(f"{name}: --best picks among the checkpoints of a run folder, and this is none")
+    if base is not None and not (path / ADAPTER).is_file():
+        raise ValueError(f"{name}: --base goes with an adapter ({ADAPTER}), and this is none")
+    if path.is_file():
+        return _of_checkpoint(name, path)
+    if (path / ADAPTER).is_file():
+        return _of_adapter(name, path, base)
+    if run:
+        chosen = path / "model" if best is None else best_of(path, best, mode)
+        return _of_checkpoint(name, chosen) if chosen.is_file() else _of_directory(name, chosen)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path}: nothing of ours: a run folder has model/ or {CHECKPOINTS}/, a model directory config.json, an "
+            f"adapter {ADAPTER}"
+        )
+    return _of_directory(name, locate(name))
+
+
+def _is_run(path: Path) -> bool:
+    """A folder with model/ or checkpoints/; without either a stage was perhaps killed before it wrote one."""
+    if (path / "config.json").is_file() or not path.is_dir():
+        return False
+    if any((path / part).is_dir() for part in ("model", CHECKPOINTS)):
+        return True
+    if (path / "config.yaml").is_file():
+        raise ValueError(f"{path}: a run folder without a model: neither model/ nor {CHECKPOINTS}/; did the run end?")
+    return False
+
+
+def _of_directory(name: str, directory: Path) -> Source:
+    if not (directory / "config.json").is_file():
+        if found := sorted((directory.parent / CHECKPOINTS).glob("*.ckpt")):
+            raise ValueError(
+                f"{directory.parent}: a run folder without a model: model/config.json is missing; export a checkpoint, "
+                f"as in {found[-1]}, or let --best pick one"
+            )
+        raise ValueError(f"{directory.parent}: a run folder without a model: model/config.json is missing")
+    dtype = _stored_type(directory)
+    network = _load(directory, dtype)
+    manifest = read_manifest(directory) if (directory / "align.json").is_file() else _unknown(directory)
+    tokenizer = Tokenizer.load(directory)
+    return Source(name, f"model directory {directory}", directory, network, tokenizer, manifest, dtype)
+
+
+def _of_checkpoint(name: str, path: Path) -> Source:
+    found = read_checkpoint(path)
+    return Source(
+        name,
+        f"checkpoint {path}, step {found.manifest['step']}",
+        found.directory,
+        found.network.eval(),
+        Tokenizer.load(found.directory),
+        found.manifest,
+        next(found.network.parameters()).dtype,
+    )
+
+
+def _of_adapter(name: str, path: Path, base: str | None) -> Source:
+    network, base_directory = merged(path, base)
+    ours = path if (path / "tokenizer.json").is_file() else base_directory
+    manifest = read_manifest(path) if (path / "align.json").is_file() else _unknown(path)
+    if manifest["parent"] is None:
+        manifest = {**manifest, "parent": {"directory": str(base_directory), "weights": None}}
+    return Source(
+        name,
+        f"adapter {path} merged into {base_directory}",
+        ours,
+        network.eval(),
+        Tokenizer.load(ours),
+        manifest,
+        _stored_type(base_directory),
+    )
+
+
+def _load(directory: Path, dtype: torch.dtype) -> GPT | ScalarGPT:
+    wide = torch.promote_types(dtype, torch.float32)
+    load = load_scalar if is_scalar(read_fields(directory)) else load_network
+    return load(directory, dtype=wide).eval()
+
+
+def _stored_type(directory: Path) -> torch.dtype:
+    """The widest type among the stored weights."""
+    codes = {tensor.dtype for tensor in stored_weights(directory).values()}
+    return next((kind for code, kind in _TYPES.items() if code in codes), torch.float32)
+
+
+def _unknown(directory: Path) -> dict[str, Any]:
+    """A manifest for what no stage of ours wrote."""
+    return {
+        "stage": "adapter" if (directory / ADAPTER).is_file() else "foreign",
+        "recipe": None,
+        "parent": None,
+        "data": {},
+        "libraries": {},
+        "metrics": {},
+    }

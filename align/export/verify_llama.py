@@ -1,0 +1,89 @@
+"""A GGUF file as llama.cpp reads it, through xllamacpp."""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import torch
+
+from align.export.missing import need
+
+
+class LlamaReading:
+    """A GGUF file in llama.cpp's server, in this process; see ``verify.Reading``.
+
+    The cache is float32 and attention plain: what differs is the file, not the way it is run.
+
+    Args:
+        file: what was written.
+        context: of the network, tokens.
+        vocab_size: rows of its embedding.
+
+    Raises:
+        ModuleNotFoundError: xllamacpp is not installed.
+        ValueError: llama.cpp cannot load the file.
+    """
+
+    def __init__(self, file: Path, *, context: int, vocab_size: int) -> None:
+        """Load it."""
+        llama: Any = need("xllamacpp", "--verify of format gguf")
+        from importlib.metadata import version
+
+        self.name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
+        self.vocab_size = vocab_size
+        params = llama.CommonParams()
+        params.model.path = str(file)
+        params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+        params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.warmup, params.verbosity, params.use_jinja = False, -1, True
+        try:
+            self.server = llama.Server(params)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{self.name} cannot read {file.name}: {error}") from error
+
+    def tokenize(self, text: str) -> list[int]:
+        """See ``verify.Reading``."""
+        return list(self._post("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"])
+
+    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        """See ``verify.Reading``; as in llama.cpp's chats, the tokenizer adds the begin-of-text."""
+        text = self._post("/apply-template", {"messages": messages})["prompt"]
+        return list(self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"])
+
+    def logprobs(self, ids: list[int], start: int) -> torch.Tensor:
+        """See ``verify.Reading``: one request a place, each prefix kept from the one before."""
+        rows = torch.full((len(ids) - start, self.vocab_size), float("nan"))
+        for row, stop in zip(rows, range(start, len(ids)), strict=True):
+            for entry in self._complete(ids[:stop], 1, probs=self.vocab_size)[0]["top_logprobs"]:
+                row[entry["id"]] = entry["logprob"]
+        return rows
+
+    def answer(self, ids: list[int], max_new_tokens: int) -> list[int]:
+        """See ``verify.Reading``."""
+        return [entry["id"] for entry in self._complete(ids, max_new_tokens, probs=1)]
+
+    def score(self, ids: list[int]) -> float:
+        """No GGUF file of ours holds a reward model."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """See ``verify.Reading``: the server stops when nobody holds it."""
+        del self.server
+
+    def _complete(self, ids: list[int], tokens: int, *, probs: int) -> list[dict[str, Any]]:
+        request = {"prompt": ids, "n_predict": tokens, "temperature": 0, "n_probs": probs, "cache_prompt": True}
+        reply = self.server.handle_completions(request)
+        if "choices" not in reply:
+            raise ValueError(f"{self.name}: {reply}")
+        return list(reply["choices"][0]["logprobs"]["content"])
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        """Ask the server, which listens on this machine only."""
+        request = Request(
+            self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urlopen(request) as reply:  # noqa: S310
+            return json.loads(reply.read())

@@ -1,0 +1,161 @@
+"""From a source to a directory that others can use."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from align.export.card import export_card
+from align.export.gguf_file import FILE, check_gguf, write_gguf
+from align.export.lineage import Stage, handed_down_licence, licence_files, lineage
+from align.export.safetensors_dir import check_hf, check_range, write_hf, written_type
+from align.export.settings import ExportSettings
+from align.export.source import Source
+from align.export.tolerance import TOLERANCES, Tolerance, check, precision
+from align.export.verify import Judge, Prompt, Reading, Verification, verify
+from align.model import read_manifest, replacing_directory, weights_fingerprint, write_manifest
+
+
+@dataclass(frozen=True)
+class Check:
+    """How an export is compared with its source."""
+
+    prompts: Sequence[Prompt]
+    """What is answered (scored, by a reward model)"""
+    max_new_tokens: int = 128
+    """Longest answer, tokens"""
+    judge: Judge | None = None
+    """Scores answers"""
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    """Overrides of ``TOLERANCES``, field by field"""
+
+
+def export(
+    source: Source,
+    out: str | Path,
+    settings: ExportSettings,
+    *,
+    checked: Check | None = None,
+    data_cards: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Write an export, whole or not at all.
+
+    1. Refuse what the format cannot express.
+    2. Write the weights, the configuration and the tokenizer into a hidden sibling of ``out``.
+    3. Read them again and compare, where that is asked for.
+    4. Write licence, card and manifest, and put the directory in place of an older export.
+
+    Args:
+        source: what to export.
+        out: a directory: free, empty, or an earlier export, which is replaced.
+        settings: how.
+        checked: compare with the source; None: don't.
+        data_cards: files that go into ``data_cards/`` beside the model card.
+
+    Returns:
+        The manifest's ``export``: format, files with bytes, what was compared.
+
+    Raises:
+        ValueError: the target cannot express the source, ``out`` is no export, or the difference is too large.
+        OSError: the disk is full; what was at ``out`` is still there.
+    """
+    check_out(Path(out))
+    dtype = written_type(source, settings)
+    check_range(source, dtype)  # 1
+    if settings.format == "gguf":
+        check_gguf(source, settings)
+    else:
+        check_hf(source)
+    stages = lineage(source.manifest, source.directory)
+    settings = replace(settings, licence=settings.licence or handed_down_licence(stages, source.directory))
+    with replacing_directory(out) as fresh:
+        (write_gguf if settings.format == "gguf" else write_hf)(source, fresh, settings)  # 2
+        files = {path.name: path.stat().st_size for path in sorted(fresh.iterdir()) if path.suffix in _WEIGHTS}
+        found = None
+        if checked is not None:
+            found = _verified(source, fresh, settings, checked)  # 3
+            name = precision(settings, str(dtype).removeprefix("torch."))
+            check(found, _overridden(TOLERANCES[name], checked.tolerance))
+        report = {**settings.summary(), "files": files, "verification": found.to_dict() if found else None}
+        _finish(source, fresh, settings, stages, report=report, found=found, data_cards=data_cards)  # 4
+    return report
+
+
+_WEIGHTS = (".safetensors", ".gguf")
+
+
+def check_out(out: Path) -> None:
+    """Refuse to replace what no export wrote.
+
+    Raises:
+        ValueError: ``out`` is a file, or holds a model that a stage or somebody else made.
+    """
+    if out.is_file():
+        raise ValueError(f"{out}: --out is a file; it must be a directory")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (out / "align.json").is_file() or "export" not in read_manifest(out):
+        raise ValueError(f"{out}: --out holds files that no export wrote; give a free name, or an earlier export's")
+
+
+def open_reading(source: Source, directory: Path, settings: ExportSettings) -> tuple[Reading, str]:
+    """An export as the program that it is for reads it, and that program's name.
+
+    Raises:
+        ModuleNotFoundError: the program is not installed.
+        ValueError: it cannot read the export.
+    """
+    reading: Any
+    if settings.format == "gguf":
+        from align.export.verify_llama import LlamaReading
+
+        config = source.network.config
+        reading = LlamaReading(directory / FILE, context=config.context, vocab_size=config.vocab_size)
+    else:
+        from align.export.verify_transformers import TransformersReading
+
+        reading = TransformersReading(directory, scalar=source.scalar)
+    return reading, reading.name
+
+
+def _verified(source: Source, directory: Path, settings: ExportSettings, checked: Check) -> Verification:
+    reading, name = open_reading(source, directory, settings)
+    try:
+        return verify(
+            source, reading, name, checked.prompts, max_new_tokens=checked.max_new_tokens, judge=checked.judge
+        )
+    finally:
+        reading.close()
+
+
+def _overridden(base: Tolerance, own: Tolerance) -> Tolerance:
+    return replace(base, **{name: value for name, value in vars(own).items() if value is not None})
+
+
+def _finish(
+    source: Source,
+    directory: Path,
+    settings: ExportSettings,
+    stages: list[Stage],
+    *,
+    report: dict[str, Any],
+    found: Verification | None,
+    data_cards: Sequence[Path],
+) -> None:
+    """Licence, data cards, model card and manifest."""
+    for licence in licence_files(stages, source.directory):
+        shutil.copyfile(licence, directory / licence.name)
+    for card in data_cards:
+        (directory / "data_cards").mkdir(exist_ok=True)
+        shutil.copyfile(card, directory / "data_cards" / card.name)
+    card_text = export_card(source, settings, stages, files=report["files"], verification=found, data_cards=data_cards)
+    (directory / "README.md").write_text(card_text, encoding="utf-8")
+    origin = {"source": source.name, "read": source.origin, "weights": _weights_of(source)}
+    kept = {name: value for name, value in source.manifest.items() if name not in ("libraries", "schema_version")}
+    write_manifest(directory, {**kept, "tokenizer": source.tokenizer.fingerprint, "export": origin | report})
+
+
+def _weights_of(source: Source) -> str | None:
+    """The source's fingerprint, where it is a model directory."""
+    return weights_fingerprint(source.directory) if source.origin.startswith("model directory") else None
