@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "rewards": {"model", "tokenizer", "sandbox"},
     "stages": {"model", "objectives", "batches", "rewards"},
     "callbacks": {"model", "tokenizer", "batches", "rewards"},
+    "serve": {"model", "tokenizer"},
     "compare": {"model", "tokenizer", "objectives", "rewards"},
     "export": {"model", "tokenizer"},
 }

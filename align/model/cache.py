@@ -44,6 +44,11 @@ class KVCache:
         """Slots of a row, tokens."""
         return self.keys.shape[3]
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all rows, bytes."""
+        return sum(tensor.nbytes for tensor in self._memory)
+
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
