@@ -1,0 +1,46 @@
+"""An answer's way from the engine's thread to the event loop."""
+
+import asyncio
+from collections import deque
+
+from align.serve.engine import Engine, Piece, Request
+
+
+class Answer:
+    """The pieces of one answer; what came since the last look is handed over as one."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        """Submit the request; to be made on the event loop.
+
+        Raises:
+            ValueError: the prompt cannot be answered.
+            EngineFull: too many wait.
+            EngineFailed: the engine answers nobody.
+        """
+        self._engine, self._loop = engine, asyncio.get_running_loop()
+        self._pieces: deque[Piece] = deque()
+        self._come = asyncio.Event()
+        self._asleep = False
+        self._ticket = engine.submit(request, self._on_piece)
+
+    def _on_piece(self, piece: Piece) -> None:
+        # On the engine's thread. Waking the loop costs a system call, so it is left alone while it is awake.
+        self._pieces.append(piece)
+        if self._asleep:
+            self._asleep = False
+            self._loop.call_soon_threadsafe(self._come.set)
+
+    async def next(self) -> Piece:
+        """All that has come, once something has."""
+        # In this order: a piece that comes in between is either seen here or wakes.
+        self._come.clear()
+        self._asleep = True
+        if not self._pieces:
+            await self._come.wait()
+        self._asleep = False
+        pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
+        return pieces[-1]._replace(text="".join(piece.text for piece in pieces))
+
+    def cancel(self) -> None:
+        """Nobody listens any more; harmless when it is over."""
+        self._engine.cancel(self._ticket)
