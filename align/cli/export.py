@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,6 +15,7 @@ from align.cli.sampling import read_prompts
 
 if TYPE_CHECKING:
     from align.export import Check, ExportSettings
+    from align.export.settings import Text
 
 
 def main(args: list[str]) -> int:
@@ -78,8 +81,13 @@ def _parser() -> jsonargparse.ArgumentParser:
         "--quantize",
         choices=get_args(Quantization),
         default=default.quantize,
-        help="int8 (torchao, weights only) in hf; q8_0 to q4_0 in gguf",
+        help="int8 (torchao, weights only), gptq and awq (4 bits, llm-compressor) in hf; q8_0 to q4_0 in gguf",
     )
+    parser.add_argument(
+        "--calibration", help="gptq, awq: JSONL file of {'text'}, {'messages'} or {'prompt', 'chosen'} to look at"
+    )
+    parser.add_argument("--calibration_limit", type=int, default=256, help="records of --calibration to use")
+    parser.add_argument("--quantizer_python", help="gptq, awq: python of an environment that has llm-compressor")
     parser.add_argument("--max_shard_size", default="5GB", help="weights above this go to several files, as in 500MB")
     parser.add_argument("--license", help="SPDX name for the card (default: the one that the source's card names)")
     parser.add_argument("--intended_use", help="sentence for the card (default: one that fits the stage)")
@@ -117,7 +125,7 @@ def _add_verification(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def _check_usage(options: jsonargparse.Namespace) -> None:
-    for name in ("limit", "max_new_tokens"):
+    for name in ("limit", "max_new_tokens", "calibration_limit"):
         if getattr(options, name) < 1:
             raise UsageError(f"--{name} is {getattr(options, name)}: it must be at least 1")
     if not options.verify:
@@ -138,12 +146,44 @@ def _settings(options: jsonargparse.Namespace) -> "ExportSettings":
             dtype=options.dtype,
             quantize=options.quantize,
             max_shard_bytes=parse_size(options.max_shard_size),
+            calibration=tuple(_texts(options.calibration, options.calibration_limit)),
+            quantizer_python=options.quantizer_python,
             licence=options.license,
             intended_use=options.intended_use,
             limits=options.limits,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _texts(file: str | None, limit: int) -> "Iterator[Text]":
+    """Whole texts and chats of a JSONL file, up to ``limit``.
+
+    Raises:
+        ValueError: a line holds neither; the message names file and line.
+    """
+    if file is None:
+        return
+    with Path(file).open(encoding="utf-8") as lines:
+        for number, line in enumerate(islice(lines, limit), 1):
+            try:
+                yield _text(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(
+                    f"{file}:{number}: no calibration text: give 'text', 'messages', or 'prompt' with 'chosen' or "
+                    "'completion'"
+                ) from None
+
+
+def _text(record: dict[str, Any]) -> "Text":
+    for name in ("text", "messages"):
+        if name in record:
+            found: Text = record[name]
+            return found
+    answer = record["chosen"] if "chosen" in record else record["completion"]
+    if isinstance(record["prompt"], str):
+        return f"{record['prompt']}{answer}"
+    return [*record["prompt"], *answer]
 
 
 def _checked(options: jsonargparse.Namespace, *, scalar: bool) -> "Check":

@@ -20,7 +20,6 @@ from align.model.families import family_of, why_no_twin
 FILE = "model.gguf"
 _BLOCK = 32
 """Weights of a row that share a scale, in all types below"""
-_ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gpt2": "gpt2"}
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
 _WHOLE = {
@@ -61,6 +60,10 @@ def check_gguf(source: Source, settings: ExportSettings) -> None:
         )
     if reason := why_no_twin(source.network.config):
         raise ValueError(f"{source.name}: llama.cpp has no architecture that computes it: {reason}")
+    config = source.network.config
+    family = family_of(config).model_type
+    if config.rope_scaling is not None and family != "llama":
+        raise ValueError(f"{source.name}: rope_scaling is set, which llama.cpp reads in llama alone, not in {family}")
     cut_name(source.tokenizer)
     if settings.quantize == "none":
         return
@@ -85,8 +88,8 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
         OSError: the disk is full.
     """
     gguf = need("gguf", "--format gguf")
-    family = family_of(source.network.config).model_type
-    writer = gguf.GGUFWriter(directory / FILE, _ARCHITECTURES[family])
+    family = family_of(source.network.config).model_type  # the four that are left have the same names there
+    writer = gguf.GGUFWriter(directory / FILE, family)
     kind = _kind(source, settings)
     _add_shape(writer, source.network.config)
     writer.add_name(f"{source.manifest['stage']} ({Path(source.name).name})")

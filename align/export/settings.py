@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+Text = str | list[dict[str, str]]
 Format = Literal["hf", "gguf"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Quantization = Literal["none", "int8", "gptq", "awq", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
@@ -35,6 +36,10 @@ class ExportSettings:
     """int8, gptq, awq: of hf; the others: of gguf"""
     max_shard_bytes: int = 5_000_000_000
     """Weights above this go to several files (hf)"""
+    calibration: tuple[Text, ...] = ()
+    """Texts that gptq and awq look at: texts, or chats with the answer as the last message"""
+    quantizer_python: str | None = None
+    """python of an environment with llm-compressor, for gptq and awq"""
     licence: str | None = None
     """SPDX name; None: the source's, if its card or its parents' names one"""
     intended_use: str | None = None
@@ -53,6 +58,8 @@ class ExportSettings:
                 f"quantize is {self.quantize!r}, which format {self.format!r} cannot hold: use "
                 f"{', '.join(FITTING[self.format])}, or format {other!r}"
             )
+        if self.quantize not in CALIBRATED and (self.calibration or self.quantizer_python):
+            raise ValueError(f"calibration and quantizer_python are for {' and '.join(CALIBRATED)} alone")
         if self.max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes is {self.max_shard_bytes}; it must be at least 1")
 

@@ -19,7 +19,7 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "float32": Tolerance(1e-3, 1e-3, 0.01),
+    "float32": Tolerance(0.01, 1e-3, 0.01),
     "float16": Tolerance(0.1, 0.005, 0.02),
     "bfloat16": Tolerance(1.0, 0.01, 0.02),
     "int8": Tolerance(1.0, 0.01, 0.02),
@@ -31,7 +31,8 @@ TOLERANCES = {
     "gptq": Tolerance(None, 0.05, 0.1),
     "awq": Tolerance(None, 0.05, 0.1),
 }
-"""By the precision of the matrices. Below 8 bits the tail of the distribution moves by nats and means nothing."""
+"""By the precision of the matrices. Below 8 bits the tail of the distribution moves by nats and means nothing. A float32
+GPT-2 in llama.cpp is off by some thousandths: its GELU is a table of float16 values."""
 
 
 def precision(settings: ExportSettings, dtype: str) -> str:

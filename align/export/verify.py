@@ -51,8 +51,8 @@ class Reading(Protocol):
         """``[N, V]`` float: of every token at the places of ``ids[start:]``; NaN where the program does not tell."""
         ...
 
-    def answer(self, ids: list[int], max_new_tokens: int) -> list[int]:
-        """The greedy response to ``ids``, with or without the stop token."""
+    def answer(self, ids: list[int], max_new_tokens: int) -> str:
+        """The greedy response to ``ids``, special tokens left out."""
         ...
 
     def score(self, ids: list[int]) -> float:
@@ -193,9 +193,7 @@ def _verify_language(
         count += len(answer)
     texts = [tokenizer.decode(answer) for answer in greedy]
     context = network.config.context
-    exported = [  # 4
-        tokenizer.decode(reading.answer(prompt, min(max_new_tokens, context - len(prompt)))) for prompt in ids
-    ]
+    exported = [reading.answer(prompt, min(max_new_tokens, context - len(prompt))) for prompt in ids]  # 4
     return Verification(
         read_by=read_by,
         prompts=len(ids),

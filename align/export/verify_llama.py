@@ -43,6 +43,7 @@ class LlamaReading:
             self.server = llama.Server(params)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.name} cannot read {file.name}: {error}") from error
+        self.letter = self.tokenize("a")[0]
 
     def tokenize(self, text: str) -> list[int]:
         """See ``verify.Reading``."""
@@ -54,16 +55,21 @@ class LlamaReading:
         return list(self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"])
 
     def logprobs(self, ids: list[int], start: int) -> torch.Tensor:
-        """See ``verify.Reading``: one request a place, each prefix kept from the one before."""
+        """See ``verify.Reading``: one request a place, each prefix kept from the one before.
+
+        The server keeps half characters to itself, with their probabilities. The bias makes it draw a letter; what it
+        tells are the probabilities without the bias.
+        """
         rows = torch.full((len(ids) - start, self.vocab_size), float("nan"))
+        request = {"n_predict": 1, "n_probs": self.vocab_size, "logit_bias": [[self.letter, 1e6]]}
         for row, stop in zip(rows, range(start, len(ids)), strict=True):
-            for entry in self._complete(ids[:stop], 1, probs=self.vocab_size)[0]["top_logprobs"]:
+            for entry in self._complete(ids[:stop], **request)["logprobs"]["content"][0]["top_logprobs"]:
                 row[entry["id"]] = entry["logprob"]
         return rows
 
-    def answer(self, ids: list[int], max_new_tokens: int) -> list[int]:
+    def answer(self, ids: list[int], max_new_tokens: int) -> str:
         """See ``verify.Reading``."""
-        return [entry["id"] for entry in self._complete(ids, max_new_tokens, probs=1)]
+        return str(self._complete(ids, n_predict=max_new_tokens)["text"])
 
     def score(self, ids: list[int]) -> float:
         """No GGUF file of ours holds a reward model."""
@@ -73,12 +79,11 @@ class LlamaReading:
         """See ``verify.Reading``: the server stops when nobody holds it."""
         del self.server
 
-    def _complete(self, ids: list[int], tokens: int, *, probs: int) -> list[dict[str, Any]]:
-        request = {"prompt": ids, "n_predict": tokens, "temperature": 0, "n_probs": probs, "cache_prompt": True}
-        reply = self.server.handle_completions(request)
+    def _complete(self, ids: list[int], **request: Any) -> dict[str, Any]:
+        reply = self.server.handle_completions({"prompt": ids, "temperature": 0, "cache_prompt": True, **request})
         if "choices" not in reply:
             raise ValueError(f"{self.name}: {reply}")
-        return list(reply["choices"][0]["logprobs"]["content"])
+        return dict(reply["choices"][0])
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         """Ask the server, which listens on this machine only."""

@@ -51,13 +51,13 @@ class TransformersReading:
         return torch.log_softmax(self.model(torch.tensor([ids])).logits[0, start - 1 : -1].float(), -1)
 
     @torch.no_grad()
-    def answer(self, ids: list[int], max_new_tokens: int) -> list[int]:
+    def answer(self, ids: list[int], max_new_tokens: int) -> str:
         """See ``verify.Reading``."""
         row = torch.tensor([ids])
         out = self.model.generate(
             row, attention_mask=torch.ones_like(row), do_sample=False, max_new_tokens=max_new_tokens
         )
-        return list(out[0, len(ids) :].tolist())
+        return str(self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True))
 
     @torch.no_grad()
     def score(self, ids: list[int]) -> float:

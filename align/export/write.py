@@ -1,16 +1,18 @@
 """From a source to a directory that others can use."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from align.export.calibrated import check_calibrated, write_calibrated
 from align.export.card import export_card
 from align.export.gguf_file import FILE, check_gguf, write_gguf
+from align.export.int8 import check_int8, write_int8
 from align.export.lineage import Stage, handed_down_licence, licence_files, lineage
 from align.export.safetensors_dir import check_hf, check_range, write_hf, written_type
-from align.export.settings import ExportSettings
+from align.export.settings import CALIBRATED, ExportSettings
 from align.export.source import Source
 from align.export.tolerance import TOLERANCES, Tolerance, check, precision
 from align.export.verify import Judge, Prompt, Reading, Verification, verify
@@ -63,14 +65,11 @@ def export(
     check_out(Path(out))
     dtype = written_type(source, settings)
     check_range(source, dtype)  # 1
-    if settings.format == "gguf":
-        check_gguf(source, settings)
-    else:
-        check_hf(source)
+    write = _writer(source, settings)
     stages = lineage(source.manifest, source.directory)
     settings = replace(settings, licence=settings.licence or handed_down_licence(stages, source.directory))
     with replacing_directory(out) as fresh:
-        (write_gguf if settings.format == "gguf" else write_hf)(source, fresh, settings)  # 2
+        write(source, fresh, settings)  # 2
         files = {path.name: path.stat().st_size for path in sorted(fresh.iterdir()) if path.suffix in _WEIGHTS}
         found = None
         if checked is not None:
@@ -97,6 +96,21 @@ def check_out(out: Path) -> None:
         return
     if not (out / "align.json").is_file() or "export" not in read_manifest(out):
         raise ValueError(f"{out}: --out holds files that no export wrote; give a free name, or an earlier export's")
+
+
+def _writer(source: Source, settings: ExportSettings) -> Callable[[Source, Path, ExportSettings], None]:
+    """What writes these settings, once it is known that they can be written."""
+    if settings.format == "gguf":
+        check_gguf(source, settings)
+        return write_gguf
+    check_hf(source)
+    if settings.quantize == "int8":
+        check_int8(source, settings)
+        return write_int8
+    if settings.quantize in CALIBRATED:
+        check_calibrated(source, settings)
+        return write_calibrated
+    return write_hf
 
 
 def open_reading(source: Source, directory: Path, settings: ExportSettings) -> tuple[Reading, str]:

@@ -1,0 +1,91 @@
+"""Matrices in 8 bits with one scale a row, as torchao keeps them and transformers reads them.
+
+Weight-only: activations stay as they are, and each matrix is multiplied out when it is used.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from align.export.missing import need
+from align.export.safetensors_dir import write_hf, written_type
+from align.export.settings import ExportSettings
+from align.export.source import Source
+from align.model.families import family_of
+from align.model.safetensors_file import WEIGHTS
+
+_KEPT = ("lm_head", "score")
+"""Modules that stay as they are: errors there reach every token's logits, or the score"""
+
+
+def check_int8(source: Source, settings: ExportSettings) -> None:
+    """Refuse what torchao cannot hold, before anything is written.
+
+    Raises:
+        ModuleNotFoundError: torchao is not installed.
+        ValueError: GPT-2, or weights that would need several files.
+    """
+    need("torchao", "--quantize int8")
+    if family_of(source.network.config).model_type == "gpt2":
+        raise ValueError(
+            f"{source.name}: GPT2LMHeadModel keeps its matrices in Conv1D layers, which torchao leaves alone: quantize "
+            "int8 is for Llama and Qwen; use --format gguf --quantize q8_0"
+        )
+    size = sum(tensor.numel() for tensor in source.network.state_dict().values())
+    if size > settings.max_shard_bytes:
+        raise ValueError(
+            f"{source.name}: int8 weights go to one file, of about {size:,} bytes here, and max_shard_size is "
+            f"{settings.max_shard_bytes:,}: raise it"
+        )
+
+
+def write_int8(source: Source, directory: Path, settings: ExportSettings) -> None:
+    """Write a directory of transformers' with a quantization_config that it knows.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    need("torchao", "--quantize int8")
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+    from torchao.core.config import config_to_dict
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    write_hf(source, directory, settings)
+    tensors, notes = flatten_tensor_state_dict(_quantized(source, written_type(source, settings)))
+    try:
+        save_file(tensors, directory / WEIGHTS, metadata={**notes, "format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"cannot write {WEIGHTS}: {error}") from error
+    # The library writes a file that its owner alone may read.
+    (directory / WEIGHTS).chmod((directory / "config.json").stat().st_mode)
+    path = directory / "config.json"
+    fields: dict[str, Any] = json.loads(path.read_bytes())
+    fields["quantization_config"] = {
+        "quant_method": "torchao",
+        "quant_type": {"default": config_to_dict(Int8WeightOnlyConfig())},
+        "modules_to_not_convert": list(_KEPT),
+    }
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _quantized(source: Source, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Every tensor of the file, the matrices of the blocks in 8 bits; the source's network is left as it is."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in source.network.state_dict().items():
+        if name == "lm_head.weight" and source.network.config.tied_embeddings:
+            continue
+        values = tensor.detach().to(dtype, copy=True)
+        if tensor.dim() == 2 and ".layers." in name:
+            layer = nn.Linear(1, 1, bias=False, device="meta")
+            layer.weight = nn.Parameter(values, requires_grad=False)
+            quantize_(layer, Int8WeightOnlyConfig())
+            values = layer.weight
+        found[name] = values
+    return found

@@ -1,0 +1,109 @@
+"""Directories for transformers, read by transformers."""
+
+import json
+
+import pytest
+import torch
+from export_models import GPT2
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TorchAoConfig
+
+from align.export import ExportSettings, export, open_source
+from align.model import GPT, load_network, load_scalar, read_manifest
+
+IDS = torch.arange(7, 47)[None]
+
+
+@torch.no_grad()
+def logits(directory, **options):
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", **options).eval()
+    return model(IDS).logits.float()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, GPT2, {"qk_norm": True}], ids=["llama", "gpt2", "qwen3"])
+def test_transformers_reads_what_was_written(make, tmp_path, options):
+    model, out = make(**options), tmp_path / "out"
+    report = export(open_source(str(model)), out, ExportSettings(max_shard_bytes=20_000))
+    assert len(report["files"]) > 2, "the limit is far below the size"
+    assert (logits(out) - load_network(model).eval()(IDS)).abs().max() < 1e-5
+    assert AutoTokenizer.from_pretrained(out).encode("The fox") == AutoTokenizer.from_pretrained(model).encode(
+        "The fox"
+    )
+
+
+@torch.no_grad()
+def test_a_reward_model_and_its_normalisation(make, tmp_path):
+    model, out = make(scalar=True), tmp_path / "out"
+    manifest = json.loads((model / "align.json").read_text()) | {"reward_mean": 0.25}
+    (model / "align.json").write_text(json.dumps(manifest))
+    export(open_source(str(model)), out, ExportSettings())
+    theirs = AutoModelForSequenceClassification.from_pretrained(out).eval()(IDS).logits[0, 0]
+    assert abs(theirs - load_scalar(model).eval()(IDS, torch.tensor([40]))[0]) < 1e-5
+    assert read_manifest(out)["reward_mean"] == 0.25
+
+
+def test_dtype(make, tmp_path):
+    export(open_source(str(make())), tmp_path / "out", ExportSettings(dtype="bfloat16"))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+
+
+def test_a_type_too_small_and_a_damaged_source_are_refused(make, tmp_path):
+    source = open_source(str(make()))
+    weight = source.network.model.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        weight[0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.weight holds 1e\+05, and float16 ends at 6.55e\+04"):
+        export(source, tmp_path / "out", ExportSettings(dtype="float16"))
+    with torch.no_grad():
+        weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="up_proj.weight holds nan: the source is damaged"):
+        export(source, tmp_path / "out", ExportSettings())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_without_a_twin_is_refused(make, tmp_path):
+    source = open_source(str(make(norm_placement="post")))
+    with pytest.raises(
+        ValueError, match="transformers has no architecture that computes it: .*norm_placement is 'post'"
+    ):
+        export(source, tmp_path / "out", ExportSettings())
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "tied_embeddings": False}], ids=["llama", "qwen2"])
+def test_int8_is_what_transformers_makes_of_the_source(make, tmp_path, options):
+    """transformers quantizes on loading by its own way through torchao: the same numbers, to the bit."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    model, out = make(**options), tmp_path / "out"
+    export(open_source(str(model)), out, ExportSettings(quantize="int8"))
+    theirs = logits(model, quantization_config=TorchAoConfig(Int8WeightOnlyConfig()))
+    assert torch.equal(logits(out), theirs)
+    assert 0 < (theirs - logits(model)).abs().max() < 0.5
+    assert (out / "model.safetensors").stat().st_mode & 0o044, "others may read it"
+
+
+@torch.no_grad()
+def test_int8_leaves_the_source_and_the_score_alone(make, tmp_path):
+    source = open_source(str(make(scalar=True)))
+    before = {name: tensor.clone() for name, tensor in source.network.state_dict().items()}
+    export(source, tmp_path / "out", ExportSettings(quantize="int8"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in source.network.state_dict().items())
+    theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert torch.equal(theirs.score.weight, before["score.weight"])
+    assert abs(theirs(IDS).logits[0, 0] - source.network(IDS, torch.tensor([40]))[0]) < 0.2
+
+
+def test_int8_of_gpt2_is_refused(make, tmp_path):
+    with pytest.raises(ValueError, match="keeps its matrices in Conv1D layers, which torchao leaves alone"):
+        export(open_source(str(make(**GPT2))), tmp_path / "out", ExportSettings(quantize="int8"))
+
+
+def test_int8_does_not_shard(make, tmp_path):
+    with pytest.raises(ValueError, match="int8 weights go to one file"):
+        export(open_source(str(make())), tmp_path / "out", ExportSettings(quantize="int8", max_shard_bytes=1000))
+
+
+def test_an_export_is_a_source_again(make, tmp_path):
+    export(open_source(str(make())), tmp_path / "out", ExportSettings())
+    again = open_source(str(tmp_path / "out"))
+    assert isinstance(again.network, GPT)
