@@ -10,13 +10,13 @@ from typing import Any
 import jsonargparse
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-from align.callbacks import Health, ModelDirectory, RunLog, TextSamples, Throughput
+from align.callbacks import Cost, Health, ModelDirectory, RunLog, TextSamples, Throughput
 from align.cli.errors import UsageError
 from align.cli.keys import explain
 
@@ -87,11 +87,15 @@ class AlignCLI(LightningCLI):
             run = settings.default_root_dir
             kwargs["logger"] = [RunLog(run), TensorBoardLogger(run, name="tensorboard", version="")]
         trainer = super().instantiate_trainer(**kwargs)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for number, callback in enumerate(callbacks):
             if isinstance(callback, ModelDirectory):
                 callback.recipe = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
+                # Behind it, as it adds to its manifest, and before checkpoints, which keep its counts.
+                callbacks.insert(number + 1, Cost())
+                break
         if trainer.loggers:
-            trainer.callbacks.append(LearningRateMonitor("step"))  # type: ignore[attr-defined]
+            callbacks.append(LearningRateMonitor("step"))
         return trainer
 
 

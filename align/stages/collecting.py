@@ -98,6 +98,8 @@ class Collector:
         control: of the KL coefficient.
         statistics: of the rewards.
         recompute: whether the trainer computes old log-probs again; None until it was checked.
+        work: responses and tokens so far, over all ranks: ``samples``, ``tokens_sampled``, and ``tokens_read``, those
+            of prompts and responses that each frozen network ran over.
     """
 
     def __init__(
@@ -117,13 +119,15 @@ class Collector:
         self.reward, self.gold, self.tokenizer, self.reduce = reward, gold, tokenizer, reduce
         self.control, self.statistics = settings.kl.control(), RewardStatistics()
         self.recompute: bool | None = None
+        self.work = dict.fromkeys(("samples", "tokens_sampled", "tokens_read"), 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """KL coefficient, reward statistics, and whether log-probs are computed again."""
+        """KL coefficient, reward statistics, whether log-probs are computed again, and the work so far."""
         return {
             "control": self.control.state_dict(),
             "statistics": self.statistics.state_dict(),
             "recompute": self.recompute,
+            "work": dict(self.work),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -131,6 +135,7 @@ class Collector:
         self.control.load_state_dict(state["control"])
         self.statistics.load_state_dict(state["statistics"])
         self.recompute = state["recompute"]
+        self.work = dict(state["work"])
 
     @torch.no_grad()
     def collect(self, prompts: list[Prompt], iteration: int, seed: int) -> Collected:
@@ -151,6 +156,7 @@ class Collector:
         rollout = sample_rollout(
             self.policy, prompts, settings.rollout, tokenizer=self.tokenizer, seed=seed, iteration=iteration
         )
+        self._count(rollout)
         # 2. Score.
         scores, metrics = self._score(rollout)
         # 3. Log-probs under the sampling policy and the reference, and 4. values.
@@ -198,6 +204,11 @@ class Collector:
             scores=scores.scores,
         )
         return Collected(experience, metrics)
+
+    def _count(self, rollout: Rollout) -> None:
+        here = [len(rollout.lengths), int(rollout.mask.sum()), sum(rollout.lengths)]
+        totals = self._total(torch.tensor(here, dtype=torch.float64, device=rollout.ids.device)).tolist()
+        self.work = {name: done + int(new) for (name, done), new in zip(self.work.items(), totals, strict=True)}
 
     def _score(self, rollout: Rollout) -> tuple[Scores, dict[str, float]]:
         rewards = rewards_of(self.reward, rollout)

@@ -243,6 +243,11 @@ class PPO(Stage):
             )
         return self._collector
 
+    @property
+    def work(self) -> dict[str, int]:
+        """Responses and tokens that were sampled and read so far; see ``Collector``."""
+        return self.collector.work
+
     # The update.
 
     def training_step(self, batch: ExperienceBatch, batch_idx: int) -> torch.Tensor:

@@ -1,0 +1,117 @@
+"""What a stage cost: tokens, FLOPs, seconds, memory, labels and samples, in its model's manifest."""
+
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from align.batches import PairBatch, TokenBatch
+from align.model import GPT, ScalarGPT, read_manifest, write_manifest
+
+_TOTALS = ("tokens_trained", "labels", "wall_seconds", "cpu_seconds")
+_COUNTS = ("rows", *_TOTALS)
+
+
+class Cost(pl.Callback):
+    """Adds ``cost`` to the model directory's align.json when training ends.
+
+    Counted over all ranks and, in a run that was resumed, from its beginning:
+
+    - ``tokens_trained``: tokens of every optimizer step; of pairs and responses without padding, prompts included;
+    - ``samples``, ``tokens_sampled``: what the stage sampled to learn from (PPO's rollouts; not validation's);
+    - ``labels``: preference pairs read in the first epoch;
+    - ``flops``: ``GPT.flops_per_token`` for each trained token and network that learns, a third of it for each token
+      sampled or read by a frozen network (a forward pass without its backward);
+    - ``wall_seconds``, ``cpu_seconds`` (all threads, rank 0), validation included; ``peak_memory_mib`` (rank 0): most
+      resident memory, on a GPU most allocated memory.
+    """
+
+    def __init__(self) -> None:
+        """Nothing counted yet."""
+        self._total = dict.fromkeys(_COUNTS, 0.0)
+        self._wall = self._cpu = 0.0
+        self._peak = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The totals so far."""
+        self._stop_clocks()
+        return {**self._total, "peak_memory_mib": max(self._peak, _memory_mib())}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from ``state_dict``."""
+        self._total = {name: state_dict[name] for name in _COUNTS}
+        self._peak = state_dict["peak_memory_mib"]
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clocks, and forget the memory of what this process did before."""
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        _forget_peak()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch."""
+        tokens = batch.ids.numel() if isinstance(batch, TokenBatch) else int(sum(batch.lengths))
+        self._total["tokens_trained"] += tokens * trainer.world_size
+        self._total["rows"] += len(batch.ids) * trainer.world_size
+        if isinstance(batch, PairBatch) and trainer.current_epoch == 0:
+            self._total["labels"] += int((batch.numbers >= 0).sum()) * trainer.world_size
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what it came to."""
+        directory = Path(trainer.default_root_dir) / "model"
+        if not trainer.is_global_zero or not (directory / "align.json").is_file():
+            return
+        write_manifest(directory, read_manifest(directory) | {"cost": self.cost(pl_module)})
+
+    def cost(self, module: pl.LightningModule) -> dict[str, float]:
+        """The fields of the manifest."""
+        work = {"samples": 0, "tokens_sampled": 0, "tokens_read": 0} | getattr(module, "work", {})
+        network = module.network
+        assert isinstance(network, GPT | ScalarGPT)
+        learning = 1 + isinstance(getattr(module, "value", None), ScalarGPT)
+        frozen = sum(getattr(module, name, None) is not None for name in getattr(module, "frozen_names", ()))
+        trained = self.state_dict()
+        read = work["tokens_read"] * (frozen + learning - 1) + work["tokens_sampled"]
+        row = round(trained["tokens_trained"] / max(1, trained["rows"]))
+        flops = network.flops_per_token(row) * (trained["tokens_trained"] * learning + read / 3)
+        return {
+            **{name: round(trained[name], 2) for name in _TOTALS},
+            "tokens_sampled": work["tokens_sampled"],
+            "samples": work["samples"],
+            "flops": flops,
+            "peak_memory_mib": round(trained["peak_memory_mib"], 1),
+        }
+
+    def _stop_clocks(self) -> None:
+        """Add what passed since the clocks were read last."""
+        if not self._wall:
+            return
+        wall, cpu = time.perf_counter(), time.process_time()
+        self._total["wall_seconds"] += wall - self._wall
+        self._total["cpu_seconds"] += cpu - self._cpu
+        self._wall, self._cpu = wall, cpu
+
+
+def _memory_mib() -> float:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _forget_peak() -> None:
+    """A pipeline runs its stages in one process: where Linux lets us, each begins with a peak of its own."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return

@@ -1,0 +1,55 @@
+"""What stages cost, counted from what they leave behind."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from align.cli import main
+from align.model import load_network, read_manifest
+
+
+def cost(stage: Path) -> dict[str, float]:
+    return read_manifest(stage / "model")["cost"]
+
+
+def test_ppo_counts_what_it_sampled_and_read(run: Path) -> None:
+    """One iteration of 4 responses, one pass over them: the lengths that were logged, and the FLOPs that they make.
+
+    Policy and value model learn from the rows; the policy sampled the responses; reference, reward and value model
+    read the rows without a backward pass, a third of a training token's FLOPs.
+    """
+    found = cost(run / "ppo")
+    with (run / "ppo/metrics.csv").open() as file:
+        (length,) = [float(row["rollout/length"]) for row in csv.DictReader(file) if row["rollout/length"]]
+    assert found["samples"] == 4
+    assert found["tokens_sampled"] == round(4 * length)
+    assert found["labels"] == 0
+    rows = found["tokens_trained"]  # prompts and responses, once
+    assert rows > found["tokens_sampled"]
+    a_token = load_network(run / "ppo/model").flops_per_token(round(rows / 4))
+    assert found["flops"] == pytest.approx(a_token * (2 * rows + (3 * rows + found["tokens_sampled"]) / 3))
+
+
+def test_dpo_counts_its_labels_once(run: Path) -> None:
+    found = cost(run / "dpo")
+    pairs = [json.loads(line) for line in (run / "preferences/train.jsonl").read_text().splitlines()]
+    assert found["labels"] == len(pairs) == 24
+    assert found["samples"] == found["tokens_sampled"] == 0
+    assert found["flops"] > 0
+    assert found["wall_seconds"] > 0
+    assert found["cpu_seconds"] > 0
+    assert 50 < found["peak_memory_mib"] < 20_000
+
+
+def test_a_resumed_run_counts_from_its_beginning(recipes: Path, run: Path, tmp_path: Path) -> None:
+    common = ["fit", "--config", str(recipes / "dpo.yaml"), "--run", str(run), f"--trainer.default_root_dir={tmp_path}"]
+    assert main([*common, "--trainer.max_steps=4"]) == 0
+    first = cost(tmp_path)
+    assert main([*common, "--ckpt_path=last"]) == 0
+    whole, straight = cost(tmp_path), cost(run / "dpo")
+    for name in ("tokens_trained", "labels", "flops"):
+        assert whole[name] == straight[name]
+        assert first[name] < whole[name]
+    assert whole["wall_seconds"] > first["wall_seconds"] * 0.5
