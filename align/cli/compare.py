@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +10,7 @@ import jsonargparse
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
 from align.cli.parsing import make_parser, parse
+from align.cli.progress import progress_bar
 from align.cli.sample_log import replacing_file
 from align.cli.sampling import read_prompts
 
@@ -30,14 +29,15 @@ def main(args: list[str]) -> int:
     """
     options = parse(_parser(), args)
     task = _task(options)
-    from align.compare import compare, to_markdown
+    from align.compare import compare, to_markdown, write_html
 
     out = Path(options.out)
-    report, rows = compare(task, out / "cache", _progress)
+    report, rows = compare(task, out / "cache", progress_bar)
     report = {"command": ["align", "compare", *args], **report}
     _write(out, "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _write(out, "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(out, "report.md", to_markdown(report, rows))
+    _write(out, "report.html", write_html(report, rows))
     if options.json:
         print(json.dumps(report, ensure_ascii=False))
     else:
@@ -144,19 +144,6 @@ def _judges(given: list[str] | None, beside: Path) -> list["Judge"]:
     return found
 
 
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on the terminal, if there is one."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
 def _write(out: Path, name: str, text: str) -> None:
     with replacing_file(out / name) as file:
         file.write(text)
@@ -176,4 +163,4 @@ def _show(report: dict[str, Any], out: Path) -> None:
         for row in rows:
             shown.add_row(*row)
         console.print(shown)
-    print(f"report: {out / 'report.md'}")
+    print(f"report: {out / 'report.html'}")

@@ -3,8 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import jsonargparse
 from align.cli.errors import UsageError
 from align.cli.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 from align.cli.parsing import make_parser, parse
+from align.cli.progress import progress_bar
 from align.cli.sample_log import SampleLog, replacing_file
 from align.cli.sampling import Prompt, add_sampling_arguments, as_messages, read_prompts, sampling_config
 
@@ -151,7 +151,8 @@ def _sample(options: jsonargparse.Namespace, prompts: Sequence[Prompt], log: Sam
     network = load_network(options.model).eval()
     sampling = sampling_config(options)
     group = max(1, options.batch_size // options.n)
-    with _progress(len(prompts), log.done) as advance:
+    with progress_bar("prompts", len(prompts)) as advance:
+        advance(log.done)
         while log.done < len(prompts):
             batch = prompts[log.done : log.done + group]
             first = options.skip + log.done
@@ -193,25 +194,6 @@ def _answers(
 def _seed(seed: int, prompt: int, answer: int) -> int:
     """Seed of an answer, of (seed, prompt's number, answer's number) alone: runs of other seeds share none."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{prompt}/{answer}".encode()).digest()[:8], "little") >> 1
-
-
-@contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
-    """A bar over the prompts on the terminal, if there is one, with the rate and the remaining time."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn
-
-    columns = (
-        "sampling",
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn("{task.speed:.1f} prompts/s", show_speed=True),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("sampling", total=total, completed=done)
-        yield lambda count: progress.advance(task, count)
 
 
 def _write(
