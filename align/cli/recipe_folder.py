@@ -140,12 +140,14 @@ def _stage(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Stage
 def _argument(key: str, value: Any, *, flags: bool) -> list[str]:
     """A setting as it stands on a command line; the key '-' holds positional ones.
 
-    Our own verbs have flags (``--raw``); a recipe's switches are settings like any other (``--x=true``).
+    Our own verbs have flags (``--raw``) and lists of words; a recipe's are settings like any other (``--x=true``).
     """
     if key == "-":
         return [str(item) for item in (value if isinstance(value, list) else [value])]
     if flags and isinstance(value, bool):
         return [f"--{key}"] if value else []
+    if flags and isinstance(value, list):
+        return [f"--{key}", *map(str, value)]
     text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
     return [f"--{key}={text}"]
 

@@ -4,8 +4,8 @@ Legend: S seeds (runs of one recipe), P prompts, N answers to a prompt. A value 
 
 With one seed an interval is the percentile bootstrap over prompts (Efron & Tibshirani 1993). With several, prompts and
 seeds are crossed random effects, and a bootstrap over three seeds would be far too narrow (Owen 2007): the interval is
-Satterthwaite's, from the mean squares of the seeds x prompts table (Searle, Casella & McCulloch 1992). What it covers:
-benchmarks/interval_coverage.py.
+the generalised one (Weerahandi 1993), a parametric bootstrap of the variance components of the seeds x prompts table.
+What both cover: benchmarks/interval_coverage.py.
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-DRAWS = 2_000
+DRAWS = 4_000
 """Bootstrap draws of an interval"""
 LEAST_PROMPTS = 20
 """With fewer prompts an interval is not trusted to tell models apart"""
@@ -93,7 +93,7 @@ def length_controlled_wins(a: np.ndarray, b: np.ndarray, lengths_a: np.ndarray, 
     prompts = a.shape[1]
     won, longer = (np.moveaxis(x, 1, 0).reshape(prompts, -1) for x in (won, np.tanh(longer / spread)))
     rng = np.random.default_rng(_SEED)
-    weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS // 4).astype(np.float64)
+    weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS // 8).astype(np.float64)
     rows = np.vstack([np.ones(prompts), weights])
     chunks = np.array_split(rows, math.ceil(len(rows) * won.size / _CHUNK))
     points = np.concatenate([_logistic_at_zero(longer, won, chunk) for chunk in chunks])
@@ -116,32 +116,22 @@ def _drawn(prompts: int) -> np.ndarray:
 
 
 def _crossed_half_width(values: np.ndarray) -> float:
-    """Half of Satterthwaite's 95% interval of the mean of a seeds x prompts table.
+    """Half of the generalised 95% interval of the mean of a seeds x prompts table.
 
-    Var(mean) = (MS_prompts + max(0, MS_seeds - MS_rest)) / (S P); degrees of freedom by
-    Satterthwaite (1946).
+    Var(mean) = (E MS_seeds + E MS_prompts - E MS_rest) / (S P); each sum of squares over a chi-squared variable of its
+    degrees of freedom is a draw of what its expectation may be.
     """
     seeds, prompts = values.shape
     if prompts == 1:
         return math.inf
     of_seeds, of_prompts, mean = values.mean(1), values.mean(0), values.mean()
     rest = values - of_seeds[:, None] - of_prompts[None] + mean
-    ms_seeds = prompts * float(((of_seeds - mean) ** 2).sum()) / (seeds - 1)
-    ms_prompts = seeds * float(((of_prompts - mean) ** 2).sum()) / (prompts - 1)
-    ms_rest = float((rest**2).sum()) / ((seeds - 1) * (prompts - 1))
-    total = ms_prompts + max(0.0, ms_seeds - ms_rest)
-    if total == 0:
-        return 0.0
-    freedom = total**2 / (
-        ms_seeds**2 / (seeds - 1) + ms_prompts**2 / (prompts - 1) + ms_rest**2 / ((seeds - 1) * (prompts - 1))
-    )
-    return _t_quantile(freedom) * math.sqrt(total / (seeds * prompts))
-
-
-def _t_quantile(freedom: float) -> float:
-    from scipy.stats import t  # half a second to import
-
-    return float(t.ppf(0.975, max(1.0, freedom)))
+    squares = prompts * ((of_seeds - mean) ** 2).sum(), seeds * ((of_prompts - mean) ** 2).sum(), (rest**2).sum()
+    freedom = seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)
+    rng = np.random.default_rng(_SEED)
+    drawn = [square / rng.chisquare(free, DRAWS) for square, free in zip(squares, freedom, strict=True)]
+    variance = np.maximum(drawn[0] + drawn[1] - drawn[2], 0.0) / (seeds * prompts)
+    return float(np.quantile(np.abs(rng.normal(size=DRAWS)) * np.sqrt(variance), 0.95))
 
 
 def _logistic_at_zero(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:

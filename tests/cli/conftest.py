@@ -22,12 +22,14 @@ def shrink(folder: Path) -> Path:
             stage["arguments"] |= {"max_new_tokens": 12}
         if stage["command"] == "preferences":
             stage["arguments"] |= {"keep_unfinished": True}  # a toy never ends its turn
+        if stage["command"] == "compare":
+            stage["arguments"] |= {"max_new_tokens": 8, "n": 2}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     for name in ("pretrain", "sft", "reward", "dpo", "ppo", "grpo"):
         recipe = yaml.safe_load((ROOT / f"recipes/tiny/{name}.yaml").read_text())
         settings = recipe["model"]["init_args"]
         recipe["trainer"] |= {"enable_progress_bar": False, "limit_val_batches": 2, "log_every_n_steps": 2}
-        recipe["checkpoint"] = {"every_n_train_steps": 4}
+        recipe["checkpoint"] = recipe.get("checkpoint", {}) | {"every_n_train_steps": 4}
         recipe["throughput"] = {"every": 2}
         recipe["data"]["init_args"]["batch_size"] = 4
         recipe["data"]["init_args"].pop("by_prompt", None)  # four prompts would be one step
