@@ -1,5 +1,6 @@
 """`make demo` from an empty folder, as a stranger would run it."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -13,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_make_demo_from_an_empty_folder(tmp_path: Path):
-    """Installs, runs, prints answers and their gold: about 0.5 after SFT on purpose, clearly more after DPO and PPO.
+    """Installs, runs, prints answers and their gold: about 0.5 after SFT on purpose, clearly more after DPO and PPO,
+    and a comparison that says so.
 
     docs/alignment.md has what three seeds reach; half of that is asked here. A second run has nothing to do.
     """
@@ -31,5 +33,11 @@ def test_make_demo_from_an_empty_folder(tmp_path: Path):
     assert dpo > sft + 0.1
     assert ppo > sft + 0.1
     assert result.stdout.count("[sandbox reward") == 9
+    report = json.loads((tmp_path / "runs/tiny/compare/report.json").read_text())
+    verdicts = {(pair["a"], pair["b"]): pair["better"] for pair in report["pairs"] if pair["judge"] == "gold"}
+    assert verdicts["dpo", "sft"] == "dpo"
+    assert verdicts["ppo", "sft"] == "ppo"
+    assert {point["model"] for point in report["frontier"]} == {"sft", "dpo", "ppo"}
+    assert "runs/tiny/compare/report.html" in result.stdout
     again = subprocess.run(["make", "demo"], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True)
-    assert again.stderr.count("up-to-date") == 12
+    assert again.stderr.count("up-to-date") == 13
