@@ -140,13 +140,14 @@ def _check_usage(options: jsonargparse.Namespace) -> None:
 def _settings(options: jsonargparse.Namespace) -> "ExportSettings":
     from align.export.settings import ExportSettings, parse_size
 
+    texts = tuple(_texts(options.calibration, options.calibration_limit))
     try:
         return ExportSettings(
             format=options.format,
             dtype=options.dtype,
             quantize=options.quantize,
             max_shard_bytes=parse_size(options.max_shard_size),
-            calibration=tuple(_texts(options.calibration, options.calibration_limit)),
+            calibration=texts,
             quantizer_python=options.quantizer_python,
             licence=options.license,
             intended_use=options.intended_use,

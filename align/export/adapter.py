@@ -127,7 +127,7 @@ def _by_pattern(module: str, patterns: dict[str, Any] | None) -> Any:
 
 def _replace(state: dict[str, torch.Tensor], parts_of: dict[str, Any], name: str, tensor: StoredTensor) -> None:
     """Put a tensor that was trained whole (modules_to_save, biases) in its place."""
-    plain = name.replace(".modules_to_save.default", "").replace(".modules_to_save", "")
+    plain = name.replace(".base_layer.", ".")
     if plain not in parts_of:
         raise ValueError(f"{tensor.path}: {tensor.name} is neither a LoRA matrix nor a tensor of the base")
     target = parts_of[plain]

@@ -3,7 +3,9 @@
 Legend: D width, H heads, W head width.
 """
 
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +105,16 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
         values = np.ascontiguousarray(tensor.detach().float().numpy())
         stored = getattr(gguf.GGMLQuantizationType, code)
         writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # numpy says only how many numbers it could not write.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / FILE)) from error
 
 
 def _kind(source: Source, settings: ExportSettings) -> str:

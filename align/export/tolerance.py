@@ -31,8 +31,8 @@ TOLERANCES = {
     "gptq": Tolerance(None, 0.05, 0.1),
     "awq": Tolerance(None, 0.05, 0.1),
 }
-"""By the precision of the matrices. Below 8 bits the tail of the distribution moves by nats and means nothing. A float32
-GPT-2 in llama.cpp is off by some thousandths: its GELU is a table of float16 values."""
+"""By the precision of the matrices. Below 8 bits the tail of the distribution moves by nats and means nothing.
+A float32 GPT-2 in llama.cpp is off by some thousandths: its GELU is a table of float16 values."""
 
 
 def precision(settings: ExportSettings, dtype: str) -> str:

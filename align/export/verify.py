@@ -191,7 +191,8 @@ def _verify_language(
         nll_source -= ours[places].sum().item()
         nll_export -= theirs[places].sum().item()
         count += len(answer)
-    texts = [tokenizer.decode(answer) for answer in greedy]
+    # Rows of the embedding beyond the tokenizer's ids are no text, and only an untrained network draws them.
+    texts = [tokenizer.decode(i for i in answer if i < tokenizer.vocab_size) for answer in greedy]
     context = network.config.context
     exported = [reading.answer(prompt, min(max_new_tokens, context - len(prompt))) for prompt in ids]  # 4
     return Verification(

@@ -1,0 +1,106 @@
+"""``align export`` as it is typed."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from align.cli import main
+from align.model import GPT, GPTConfig, read_manifest, save_network, write_manifest
+from align.tokenizer import train_tokenizer
+
+
+@pytest.fixture
+def model(tmp_path):
+    tokenizer = train_tokenizer(["The fox and the dog. " * 9], vocab_size=277)
+    torch.manual_seed(0)
+    network = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, layers=1, heads=2, width=32, context=64))
+    directory = tmp_path / "run" / "model"
+    tokenizer.save(directory)
+    save_network(network, directory, bos_id=tokenizer.bos_id, eos_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+    write_manifest(directory, {"stage": "sft", "step": 1, "metrics": {}})
+    return directory
+
+
+def test_export_verify_and_json(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "letters_judge.py").write_text(
+        "def score(prompts, responses):\n    return [len(r) for r in responses]\n"
+    )
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("The fox", "the dog", "The")))
+    out = tmp_path / "out"
+    args = ["--format", "gguf", "--dtype", "float16", "--verify", "--prompts", str(prompts), "--limit", "2"]
+    args += ["--judge", "letters_judge:score", "--max-new-tokens", "8", "--json", "--license", "mit"]
+    assert main(["export", str(model.parent), "--out", str(out), *args]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["format"], told["dtype"], told["verification"]["prompts"]) == ("gguf", "float16", 2)
+    assert told["files"] == {"model.gguf": (out / "model.gguf").stat().st_size}
+    assert read_manifest(out)["export"]["verification"] == told["verification"]
+
+
+def test_what_is_printed(model, tmp_path, capsys):
+    assert main(["export", str(model), "--out", str(tmp_path / "out")]) == 0
+    assert "hf, auto, 1 weight files" in (printed := capsys.readouterr().out)
+    assert "not compared with the source: --verify does" in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--format", "gguf", "--quantize", "int8"], 2, "quantize is 'int8', which format 'gguf' cannot hold"),
+        (["--max_shard_size", "lots"], 2, "'lots' is no size; write a number and a unit, as in 500MB"),
+        (["--max_shard_size", "0.1B"], 2, "it must be at least 1 byte"),
+        (["--judge", "sandbox"], 2, "--judge is for --verify, which is not given"),
+        (["--verify", "--limit", "0"], 2, "--limit is 0: it must be at least 1"),
+        (["--data_cards", "none.md"], 2, "--data_cards: none.md: no such file"),
+        (["--quantise", "int8"], 2, "no setting --quantise; did you mean 'quantize'?"),
+        (["--best", "val/loss"], 1, "--best picks among the checkpoints of a run folder"),
+        (["--quantize", "gptq", "--calibration", "none.jsonl"], 1, "none.jsonl: no such file or directory"),
+        (["--quantize", "gptq", "--calibration", "BAD"], 1, "bad.jsonl:2: no calibration text: give 'text'"),
+    ],
+)
+def test_mistakes(model, tmp_path, capsys, args, code, message):
+    (tmp_path / "bad.jsonl").write_text('{"text": "The fox"}\n{"words": 1}\n')
+    args = [arg.replace("BAD", str(tmp_path / "bad.jsonl")) for arg in args]
+    assert main(["export", str(model), "--out", str(tmp_path / "out"), *args]) == code
+    error = capsys.readouterr().err
+    assert message in error.splitlines()[-1]
+    assert "Traceback" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_model_there(model, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").touch()
+    for place, message in (("nowhere", "no such model directory"), ("photos", "nothing of ours")):
+        assert main(["export", str(tmp_path / place), "--out", str(tmp_path / "out")]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("library", "args"),
+    [
+        ("gguf", ["--format", "gguf"]),
+        ("xllamacpp", ["--format", "gguf", "--verify"]),
+        ("torchao", ["--quantize", "int8"]),
+        ("transformers", ["--verify"]),
+    ],
+)
+def test_a_missing_library_names_its_extra(model, tmp_path, capsys, monkeypatch, library, args):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["export", str(model), "--out", str(tmp_path / "out"), *args]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert f'needs {library}, which is not installed: pip install "lightning-align[export]"' in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_chats_and_pairs_calibrate_too():
+    from align.cli.export import _text
+
+    turns = [{"role": "user", "content": "a"}]
+    answer = [{"role": "assistant", "content": "b"}]
+    assert _text({"messages": turns + answer}) == turns + answer
+    assert _text({"prompt": turns, "chosen": answer, "rejected": []}) == turns + answer
+    assert _text({"prompt": "a", "completion": "b"}) == "ab"

@@ -1,0 +1,222 @@
+"""The directory that an export leaves, or does not."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from export_models import random_network, write_model
+
+from align.export import Check, ExportSettings, Tolerance, export, open_source
+from align.model import GPTConfig, load_network, read_manifest, weights_fingerprint
+
+PROMPTS = ["The fox", "Say 12.", [{"role": "user", "content": "the dog?"}]]
+
+
+def check(**options):
+    return Check(PROMPTS, max_new_tokens=8, **options)
+
+
+def judge(prompts, responses):
+    """Counts letters, so that another answer gets another score."""
+    return [float(len(response)) for response in responses]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dtype": "bfloat16"}, {"quantize": "int8"}, {"format": "gguf"}, {"format": "gguf", "quantize": "q8_0"}],
+    ids=lambda options: "-".join(options.values()) or "plain",
+)
+def test_verified_by_the_program_it_is_for(make, tmp_path, options):
+    source, out = open_source(str(make(tied_embeddings=False))), tmp_path / "out"
+    tolerance = Tolerance(perplexity=0.2, reward=1.0, difference=2.0)
+    report = export(source, out, ExportSettings(**options), checked=check(judge=judge, tolerance=tolerance))
+    found = report["verification"]
+    assert ("llama.cpp" if options.get("format") else "transformers") in found["read_by"]
+    assert found["prompts"] == 3
+    assert found["tokens"] > 3
+    assert found["perplexity_source"] == pytest.approx(found["perplexity_export"], rel=0.2)
+    if "quantize" not in options and "dtype" not in options:
+        assert (found["same_text"], found["win_rate"]) == (3, 0.5)
+        assert found["max_difference"] < 1e-3
+    assert read_manifest(out)["export"]["verification"] == found
+
+
+def test_a_reward_model_is_verified_by_its_scores(make, tmp_path):
+    source = open_source(str(make(scalar=True)))
+    report = export(source, tmp_path / "out", ExportSettings(), checked=check())
+    assert report["verification"]["max_difference"] < 1e-5
+    assert report["verification"]["tokens"] == 3
+
+
+def test_a_difference_above_the_tolerance_fails_and_leaves_the_old_export(make, tmp_path):
+    source, out = open_source(str(make())), tmp_path / "out"
+    export(source, out, ExportSettings())
+    before = weights_fingerprint(out)
+    strict = check(tolerance=Tolerance(difference=1e-6))
+    with pytest.raises(ValueError, match=r"verify: max_difference is 0\.\d+, above the tolerance 1e-06 .*transformers"):
+        export(source, out, ExportSettings(dtype="bfloat16"), checked=strict)
+    assert weights_fingerprint(out) == before
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+
+
+def test_a_worse_judge_fails(make, tmp_path):
+    def falling(prompts, responses, calls=[]):  # noqa: B006 (counts its calls)
+        calls.append(1)
+        return [1.0 / len(calls)] * len(responses)
+
+    with pytest.raises(ValueError, match="fall of the reward is 0.5, above the tolerance 0.01"):
+        export(open_source(str(make())), tmp_path / "out", ExportSettings(), checked=check(judge=falling))
+
+
+def test_weights_that_are_not_the_source_s_are_found(make, tmp_path, monkeypatch):
+    """What verification is for: a writer that puts a matrix in the wrong place."""
+    from align.export import gguf_file
+
+    monkeypatch.setattr(gguf_file, "interleaved", lambda tensor, heads: tensor)
+    with pytest.raises(ValueError, match="verify: max_difference is"):
+        export(open_source(str(make())), tmp_path / "out", ExportSettings(format="gguf"), checked=check())
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_is_found(make, tmp_path, monkeypatch):
+    from align.export import gguf_tokenizer
+
+    monkeypatch.setattr(gguf_tokenizer, "cut_name", lambda tokenizer: "gpt-2")
+    prompts = ["a  12345\r\n\n b", "She said: 'I'LL go'"]
+    with pytest.raises(ValueError, match="verify: the export's tokenizer gives other ids from place"):
+        export(open_source(str(make())), tmp_path / "out", ExportSettings(format="gguf"), checked=Check(prompts))
+
+
+def test_a_full_disk_leaves_the_old_export(make, tmp_path):
+    """RLIMIT_FSIZE: no file may grow beyond half the weights."""
+    source, out = open_source(str(make())), tmp_path / "out"
+    export(source, out, ExportSettings(dtype="bfloat16"))
+    before = weights_fingerprint(out)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for settings in (ExportSettings(), ExportSettings(format="gguf"), ExportSettings(quantize="int8")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        try:
+            with pytest.raises(OSError, match="No space|File too large|no room to write"):
+                export(source, out, settings)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert weights_fingerprint(out) == before
+    signal.signal(signal.SIGXFSZ, ignored)
+    assert load_network(out)
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+
+
+_KILLED = """
+import sys
+from align.export import write
+from align.export import ExportSettings, export, open_source
+def stop(*args, **kwargs):
+    print("half", flush=True)
+    sys.stdin.read()
+write._finish = stop
+export(open_source(sys.argv[1]), sys.argv[2], ExportSettings())
+"""
+
+
+def test_a_kill_leaves_the_old_export(make, tmp_path):
+    """Killed after the weights are written and before the card is: the old directory stands, whole."""
+    model, out = make(), tmp_path / "out"
+    export(open_source(str(model)), out, ExportSettings(dtype="bfloat16"))
+    before = weights_fingerprint(out)
+    child = subprocess.Popen(
+        [sys.executable, "-c", _KILLED, str(model), str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout
+    assert child.stdout.readline() == "half\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert weights_fingerprint(out) == before
+    export(open_source(str(model)), out, ExportSettings())
+    assert weights_fingerprint(out) != before
+    assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
+
+
+def test_only_exports_are_replaced(make, tmp_path):
+    source = open_source(str(make()))
+    for name, file in (("stage", "align.json"), ("foreign", "config.json"), ("photos", "dog.png")):
+        target = tmp_path / name
+        if name == "stage":
+            write_model(target, source.network, source.tokenizer)
+        else:
+            target.mkdir()
+            (target / file).write_text("{}")
+        with pytest.raises(ValueError, match=f"{name}: --out holds files that no export wrote"):
+            export(source, target, ExportSettings())
+        assert (target / file).exists()
+    with pytest.raises(ValueError, match="--out is a file"):
+        export(source, tmp_path / "photos" / "dog.png", ExportSettings())
+
+
+@pytest.fixture
+def chain(tmp_path, tokenizer, monkeypatch):
+    """pretrain -> sft, as two runs whose manifests name paths from where they ran."""
+    monkeypatch.chdir(tmp_path)
+    network = random_network(GPTConfig(vocab_size=tokenizer.vocab_size, layers=1, heads=2, width=32, context=32))
+    Path("data").mkdir()
+    Path("data/sft.jsonl").write_text("{}\n")
+    told = {"what": "preference pairs", "model": {"directory": "runs/x"}, "judge": {"name": "sandbox"}}
+    Path("data/sft.jsonl.meta.json").write_text(json.dumps(told))
+    first = write_model(Path("runs/pretrain/model"), network, tokenizer, stage="pretrain", recipe={"lr": 1})
+    (first / "README.md").write_text("---\nlicense: apache-2.0\n---\n# x\n")
+    (first / "LICENSE").write_text("Apache License")
+    parent = {"directory": str(first), "weights": weights_fingerprint(first), "stage": "pretrain"}
+    data = {"data/sft.jsonl": "ab" * 32}
+    return write_model(Path("runs/sft/model"), network, tokenizer, parent=parent, data=data, recipe={"lr": 2})
+
+
+def test_the_card_tells_the_lineage(chain, tmp_path, monkeypatch):
+    card = tmp_path / "my-data.md"
+    card.write_text("# Data")
+    monkeypatch.chdir(chain)  # recorded paths are found from the folders above the model too
+    export(open_source("."), tmp_path / "out", ExportSettings(limits="Knows nothing."), data_cards=[card])
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\n")
+    assert "| pretrain | `runs/pretrain/model` | 3 |  | as recorded |" in text
+    assert "`data/sft.jsonl` `abababababababab`: preference pairs, sampled from `runs/x`, judged by `sandbox`" in text
+    assert "[my-data](data_cards/my-data.md)" in text
+    assert (tmp_path / "out" / "data_cards" / "my-data.md").read_text() == "# Data"
+    assert (tmp_path / "out" / "LICENSE").read_text() == "Apache License"
+    assert "Knows nothing." in text
+    assert '"lr": 1' in text
+    assert "| val/loss | 1.5 |" in text
+    assert "Not measured" in text
+
+
+def test_a_parent_that_changed_or_is_gone_is_told(chain, tmp_path, tokenizer):
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, layers=1, heads=2, width=32, context=32)
+    for path in Path("runs/pretrain/model").iterdir():
+        path.unlink()
+    torch.manual_seed(9)
+    network = random_network(config)
+    with torch.no_grad():
+        network.model.norm.weight.add_(1)
+    write_model(Path("runs/pretrain/model"), network, tokenizer, stage="pretrain")
+    export(open_source(str(chain)), "out", ExportSettings())
+    assert "| pretrain | `runs/pretrain/model` | 3 |  | changed since |" in Path("out/README.md").read_text()
+    Path("runs/pretrain").rename("runs/elsewhere")
+    export(open_source(str(chain)), "out", ExportSettings(licence="mit"))
+    text = Path("out/README.md").read_text()
+    assert "| pretrain | `runs/pretrain/model` |  |  | not on this disk |" in text
+    assert text.startswith("---\nlicense: mit\n")
+
+
+def test_impossible_settings():
+    with pytest.raises(
+        ValueError, match="quantize is 'q4_0', which format 'hf' cannot hold: use none, int8, gptq, awq"
+    ):
+        ExportSettings(quantize="q4_0")
+    with pytest.raises(ValueError, match="quantize is 'int8', which format 'gguf' cannot hold: .*or format 'hf'"):
+        ExportSettings(format="gguf", quantize="int8")
+    with pytest.raises(ValueError, match="dtype is 'float8'; it must be one of auto, float32"):
+        ExportSettings(dtype="float8")
