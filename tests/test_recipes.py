@@ -9,15 +9,19 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.glob("recipes/**/*.y*ml"))
 PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
 OVERLAYS = [path for path in RECIPES if path.parent.name == "hardware"]
-STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS]
+SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
+STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS]
 
 
 def _parse(*files: Path) -> object:
     """Parse as ``align fit`` does, without building anything."""
+    return _parse_words([word for file in files for word in ("--config", str(file))])
+
+
+def _parse_words(words: list[str]) -> object:
     from align.cli.lightning import make_cli
 
-    args = [word for file in files for word in ("--config", str(file))]
-    return make_cli(args, parse_only=True).config
+    return make_cli(words, parse_only=True).config
 
 
 def test_there_are_recipes():
@@ -62,6 +66,44 @@ def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
             assert any(read == w or w in read.parents for w in written), f"{stage.name} reads {read}"
         assert stage.recipe is None or stage.recipe in STAGES
         written.append(stage.writes)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.parent.name)
+def test_a_sweep_goes_on_from_its_folders_pipeline(path: Path):
+    from align.cli.recipe_folder import read_pipeline
+
+    before = read_pipeline(path.parent, out="out", seed=0, assignments=[]).stages
+    written = [stage.writes for stage in before]
+    for stage in read_pipeline(path, out="out", seed=0, assignments=[]).stages:
+        for read in stage.reads:
+            assert any(read == w or w in read.parents or read in w.parents for w in written), f"{stage.name}: {read}"
+        if stage.recipe is not None:
+            assert stage.recipe in STAGES
+            _parse_words(list(stage.arguments))
+        written.append(stage.writes)
+    assert len(written) == len({*written}), "no run writes where another does"
+
+
+def test_comparisons_are_command_lines_that_compare_reads():
+    """Every model they name is one that a stage writes."""
+    from align.cli.compare import _parser
+    from align.cli.parsing import parse
+    from align.cli.recipe_folder import read_pipeline
+
+    stages = [
+        stage
+        for path in [ROOT / "recipes/tiny", *SWEEPS]
+        for stage in read_pipeline(path, out="out", seed=0, assignments=[]).stages
+    ]
+    written = {stage.writes for stage in stages}
+    comparing = [stage for stage in stages if stage.command == ("compare",)]
+    assert len(comparing) == 2
+    for stage in comparing:
+        options = parse(_parser(), list(stage.arguments))
+        assert Path(options.out) / "report.json" == stage.writes
+        assert options.judge[0] == "gold=sandbox"
+        for model in options.models:
+            assert {Path(folder) / "model" for folder in model.partition("=")[2].split(",")} <= written
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)

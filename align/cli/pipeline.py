@@ -49,7 +49,10 @@ def _parser() -> jsonargparse.ArgumentParser:
         "Run a recipe folder's pipeline.yaml: each stage in order, skipping what is up to date and resuming what is "
         "half done.",
     )
-    parser.add_argument("folder", help="recipe folder, such as recipes/tiny")
+    parser.add_argument(
+        "folder",
+        help="recipe folder, such as recipes/tiny, or another pipeline in one, such as recipes/tiny/sweep.yaml",
+    )
     parser.add_argument("--out", help="where the runs go (default: runs/NAME-OF-THE-FOLDER)")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="run these stages and no others")
     parser.add_argument("--from", metavar="STAGE", help="run this stage and all after it, up to date or not")
@@ -72,15 +75,17 @@ Status = Literal["done", "up-to-date", "failed"]
 
 def _choose(pipeline: Pipeline, only: list[str] | None, from_: str | None) -> list[str]:
     """The names of the stages to run, in order: optional ones only when they are named."""
-    names = [stage.name for stage in pipeline.stages]
+    stages = list(pipeline.stages)
+    known = list(dict.fromkeys(name for stage in stages for name in (stage.family, stage.name)))
     for name in [*(only or []), *([from_] if from_ else [])]:
-        if name not in names:
-            raise UsageError(f"{pipeline.file} has no stage {name!r}{nearest(name, names)}; it has {', '.join(names)}")
+        if name not in known:
+            raise UsageError(f"{pipeline.file} has no stage {name!r}{nearest(name, known)}; it has {', '.join(known)}")
     if from_:
-        names = names[names.index(from_) :]
+        first = next(number for number, stage in enumerate(stages) if from_ in (stage.name, stage.family))
+        stages = stages[first:]
     named = {*(only or []), from_}
-    optional = {stage.name for stage in pipeline.stages if stage.optional} - named
-    return [name for name in names if name not in optional and (not only or name in only)]
+    stages = [stage for stage in stages if not stage.optional or {stage.name, stage.family} & named]
+    return [stage.name for stage in stages if not only or {stage.name, stage.family} & {*only}]
 
 
 def _run_stage(stage: Stage, pipeline: Pipeline, must: bool) -> tuple[Status, float, str]:

@@ -1,9 +1,10 @@
 """A recipe folder's pipeline.yaml: its stages, with the command line's values put in."""
 
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from align.cli.errors import UsageError, nearest
 from align.cli.stage_record import content_hash
 
-_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional"}
+_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional", "foreach"}
 _FOLDER_KEYS = {"variables", "stages"}
 
 
@@ -22,6 +23,8 @@ class Stage:
     """A stage of a pipeline, everything resolved."""
 
     name: str
+    family: str
+    """The name in the file: that of all the stages that one ``foreach`` makes"""
     command: tuple[str, ...]
     """Words after ``align``, such as ("tokenizer", "train")"""
     recipe: Path | None
@@ -70,7 +73,7 @@ def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list
     """Read a folder's pipeline.yaml and put the command line's values in.
 
     Args:
-        folder: the recipe folder.
+        folder: the recipe folder, or another pipeline's file in one.
         out: where the runs go; None: runs/NAME.
         seed: becomes ``${seed}``.
         assignments: ``NAME=VALUE`` for the variables that the pipeline declares.
@@ -81,7 +84,8 @@ def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list
     Raises:
         UsageError: no such folder, a wrong key, or a variable that is unknown, missing or malformed.
     """
-    file = folder / "pipeline.yaml"
+    file = folder if folder.suffix == ".yaml" else folder / "pipeline.yaml"
+    folder = file.parent
     if not file.is_file():
         found = [path.parent.name for path in folder.parent.glob("*/pipeline.yaml")]
         raise UsageError(f"{file} does not exist{nearest(folder.name, found)}")
@@ -94,7 +98,7 @@ def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list
     _check_keys(content, _FOLDER_KEYS, str(file))
     run = Path(out) if out else Path("runs") / folder.resolve().name
     values = _variables(file, content.get("variables") or {}, assignments) | {"run": str(run), "seed": str(seed)}
-    stages = tuple(_stage(file, name, body, values) for name, body in content["stages"].items())
+    stages = tuple(stage for name, body in content["stages"].items() for stage in _stages(file, name, body, values))
     return Pipeline(file, run, stages)
 
 
@@ -117,12 +121,24 @@ def _variables(file: Path, declared: Mapping[str, Any], assignments: list[str]) 
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _stage(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Stage:
+def _stages(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Iterator[Stage]:
+    """The stage, or one for each combination of the values that ``foreach`` lists."""
     where = f"{file}: stage {name!r}"
     if not isinstance(body, dict) or "command" not in body or "writes" not in body:
         raise UsageError(f"{where} must be a mapping with at least 'command' and 'writes'")
     _check_keys(body, _STAGE_KEYS, where)
-    body = _substitute(body, values, where)
+    loops = body.get("foreach") or {}
+    if not isinstance(loops, dict) or not all(isinstance(items, list) and items for items in loops.values()):
+        raise UsageError(f"{where}: foreach is {loops!r}: it must be a mapping of variables to lists of values")
+    body = {key: value for key, value in body.items() if key != "foreach"}
+    for items in itertools.product(*loops.values()):
+        chosen = {variable: str(item) for variable, item in zip(loops, items, strict=True)}
+        full = "-".join([name, *(f"{variable}={item}" for variable, item in chosen.items())])
+        yield _stage(file, full, name, _substitute(body, {**values, **chosen}, where), {**values, **chosen})
+
+
+def _stage(file: Path, name: str, family: str, body: Mapping[str, Any], values: Mapping[str, str]) -> Stage:
+    where = f"{file}: stage {name!r}"
     command = tuple(str(body["command"]).split())
     recipe = file.parent / body["recipe"] if "recipe" in body else None
     arguments = (
@@ -134,7 +150,7 @@ def _stage(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Stage
     optional = body.get("optional", False)
     if not isinstance(optional, bool):
         raise UsageError(f"{where}: optional is {optional!r}: it must be true or false")
-    return Stage(name, command, recipe, tuple(arguments), reads, Path(body["writes"]), optional)
+    return Stage(name, family, command, recipe, tuple(arguments), reads, Path(body["writes"]), optional)
 
 
 def _argument(key: str, value: Any, *, flags: bool) -> list[str]:

@@ -32,7 +32,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _run(folder: Path, capsys: pytest.CaptureFixture[str], *extra: str) -> dict[str, dict]:
-    assert main(["run", str(folder), "--out", str(folder / "runs"), "--set", "size=1", "--json", *extra]) == 0
+    out = folder.parent / "runs" if folder.suffix else folder / "runs"
+    assert main(["run", str(folder), "--out", str(out), "--set", "size=1", "--json", *extra]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all({"name", "status", "seconds", "output"} <= set(line) for line in lines)
     return {line["name"]: line for line in lines}
@@ -81,6 +82,19 @@ def test_an_optional_stage_runs_only_when_it_is_named(folder: Path, capsys: pyte
     assert _status(folder, capsys, "--from", "more") == {"more": "done"}
 
 
+def test_foreach_makes_a_stage_of_each_combination(folder: Path, capsys: pytest.CaptureFixture[str]):
+    file = folder / "again.yaml"
+    text = (folder / "pipeline.yaml").read_text().replace("${run}/more", "${run}/more-${a}-${seed}")
+    file.write_text(text.replace("  more:\n", "  more:\n    foreach: {a: [x, y], seed: [1, 2]}\n"))
+    stages = read_pipeline(file, out="out", seed=0, assignments=["size=1"]).stages
+    names = [f"more-a={a}-seed={seed}" for a in "xy" for seed in (1, 2)]
+    assert [stage.name for stage in stages] == ["data", *names]
+    assert [str(stage.writes) for stage in stages[1:]] == [f"out/more-{a}-{seed}" for a in "xy" for seed in (1, 2)]
+    assert list(_status(file, capsys, "--only", "data", names[1])) == ["data", names[1]]
+    assert list(_status(file, capsys, "--only", "more")) == names
+    assert list(_status(file, capsys, "--from", "more")) == names
+
+
 def test_a_failed_stage_stops_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]):
     file = folder / "pipeline.yaml"
     file.write_text(file.read_text().replace('pretrain_documents: "${count}"', "slip_rate: 2"))
@@ -103,6 +117,7 @@ def test_a_failed_stage_stops_the_rest(folder: Path, capsys: pytest.CaptureFixtu
             ["--set", "size=1"],
             "optional is 'maybe': it must be true or false",
         ),
+        (("  more:", "  more:\n    foreach: [1]"), ["--set", "size=1"], "it must be a mapping of variables to lists"),
         (("${seed}", "${sed}"), ["--set", "size=1"], "no variable ${sed}; did you mean 'seed'?"),
         (("stages:", "stags:"), ["--set", "size=1"], "must be a mapping with the key 'stages'"),
         (("stages:", "stages: ["), ["--set", "size=1"], "is not YAML"),
