@@ -11,6 +11,7 @@ _HOMES = {
     "Task": "comparison",
     "compare": "comparison",
     "to_markdown": "markdown",
+    "write_html": "html",
 }
 
 __all__ = sorted(_HOMES)

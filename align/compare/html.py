@@ -1,0 +1,328 @@
+"""The comparison as one HTML page that needs nothing else: no network, no fonts, no libraries.
+
+Python prepares what is shown, ``report.html.jinja`` lays it out, ``report.css`` and ``report.js`` go into the page. Its
+content security policy lets it run its own script alone and load nothing.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from align.compare import charts, wording
+from align.compare.picks import embedded, picks
+from align.compare.settings import COSTS
+
+_HERE = Path(__file__).parent
+_FEW = 6
+"""Verdicts that are shown at once; the rest is folded"""
+
+
+def write_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page.
+
+    Args:
+        report: the content of report.json.
+        rows: answers side by side, as in samples.jsonl.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    names = list(report["models"])
+    environment.globals.update(
+        glyph=lambda name: charts.glyph(names.index(name)),
+        glyph_of=charts.glyph,
+        strip=charts.strip,
+        percent=wording.percent,
+    )
+    script = (_HERE / "report.js").read_text(encoding="utf-8")
+    verdicts = wording.verdicts(report)
+    return environment.get_template("report.html.jinja").render(
+        report=report,
+        names=names,
+        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        verdicts=verdicts[:_FEW],
+        more_verdicts=verdicts[_FEW:],
+        models=_models_table(report),
+        matrices=list(_matrices(report)),
+        pairs=_pairs(report),
+        frontier=_frontier(report),
+        over_optimisation=_over_optimisation(report),
+        proxies=_proxies(report),
+        lengths=_lengths(report, rows),
+        costs=_costs(report),
+        settings=_settings(report),
+        picks=picks(report, rows) if rows else [],
+        data=embedded(report, rows),
+        command=shlex.join(report["command"]) if report.get("command") else None,
+    )
+
+
+def _judges(report: Mapping[str, Any]) -> list[str]:
+    """The judges that give scores."""
+    models = report["models"].values()
+    return [judge["name"] for judge in report["judges"] if all(judge["name"] in model["rewards"] for model in models)]
+
+
+def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
+    models, judges = report["models"], _judges(report)
+    digits = {judge: _digits([model["rewards"][judge] for model in models.values()]) for judge in judges}
+    kl = _digits([model["kl"] for model in models.values()])
+    length = min(1, _digits([model["length"] for model in models.values()]))
+    rows = [
+        {
+            "name": name,
+            "made_by": ", ".join(
+                [str(model.get("stage") or "not by align")]
+                + ([f"step {model['step']:,}"] if model.get("step") is not None else [])
+            ),
+            "rewards": [wording.estimate(model["rewards"][judge], digits[judge]) for judge in judges],
+            "kl": wording.estimate(model["kl"], kl) | {"by_text": model["kl"].get("by") == "text"},
+            "length": wording.estimate(model["length"], length),
+            "eos_rate": wording.percent(model["eos_rate"]),
+            "diversity": [
+                wording.number(model["diversity"].get(of), 3)
+                for of in ("distinct_1", "distinct_2", "distinct_texts", "self_bleu")
+            ],
+        }
+        for name, model in models.items()
+    ]
+    return {"judges": judges, "rows": rows}
+
+
+def _matrices(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Win-rates of the models in rows over those in columns, a table a judge."""
+    names = list(report["models"])
+    for judge in report["judges"]:
+        cells: dict[tuple[str, str], dict[str, Any]] = {}
+        for pair in report["pairs"]:
+            if pair["judge"] != judge["name"]:
+                continue
+            low, high = pair["ci95"]
+            shown = pair["better"] is not None
+            cells[pair["a"], pair["b"]] = _cell(pair["win_rate"], low, high, shown)
+            cells[pair["b"], pair["a"]] = _cell(1 - pair["win_rate"], 1 - high, 1 - low, shown)
+        yield {"judge": judge["name"], "rows": [[cells.get((row, column)) for column in names] for row in names]}
+
+
+def _cell(mean: float, low: float, high: float, shown: bool) -> dict[str, Any]:
+    return {
+        "mean": wording.percent(mean),
+        "interval": f"{wording.percent(low)} to {wording.percent(high)}",
+        "kind": "even" if not shown else "more" if mean > 0.5 else "less",
+        "heat": round(100 * abs(mean - 0.5)),
+    }
+
+
+def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    groups = []
+    for judge in report["judges"]:
+        pairs = [pair for pair in report["pairs"] if pair["judge"] == judge["name"]]
+        differences = [pair["difference"] for pair in pairs if pair["difference"]]
+        digits = _digits(differences)
+        shown = [
+            {
+                "a": pair["a"],
+                "b": pair["b"],
+                "mean": pair["win_rate"],
+                "ci95": pair["ci95"],
+                "win_rate": wording.share({"mean": pair["win_rate"], "ci95": pair["ci95"]}),
+                "length_controlled": wording.share(pair["length_controlled"]),
+                "difference": wording.estimate(pair["difference"], digits, sign=True),
+                "better": pair["better"],
+                "n": pair["n"],
+            }
+            for pair in pairs
+        ]
+        groups.append({"judge": judge["name"], "scores": bool(differences), "pairs": shown})
+    return groups
+
+
+def _checkpoints(report: Mapping[str, Any], judge: str) -> list[dict[str, Any]]:
+    """A judge's points of the frontier; without one, the models' own numbers."""
+    found = [point for point in report["frontier"] if point["judge"] == judge]
+    return found or [
+        {
+            "model": name,
+            "seed": 0,
+            "checkpoint": "model",
+            "step": model.get("step"),
+            "kl": model["kl"]["mean"],
+            "kl_ci95": model["kl"]["ci95"],
+            "reward": model["rewards"][judge]["mean"],
+            "ci95": model["rewards"][judge]["ci95"],
+        }
+        for name, model in report["models"].items()
+        if judge in model["rewards"]
+    ]
+
+
+def _panel(report: Mapping[str, Any], judge: str, *, root: bool) -> charts.Panel:
+    names, tracks = list(report["models"]), []
+    checkpoints = _checkpoints(report, judge)
+    at = math.sqrt if root else float
+    for model, name in enumerate(names):
+        own = [point for point in checkpoints if point["model"] == name]
+        for seed in sorted({point["seed"] for point in own}):
+            points = [
+                charts.Point(
+                    x=at(max(0.0, point["kl"])),
+                    x_ends=(at(max(0.0, point["kl_ci95"][0])), at(max(0.0, point["kl_ci95"][1]))),
+                    y=point["reward"],
+                    y_ends=(point["ci95"][0], point["ci95"][1]),
+                    label=_label(report, judge, point),
+                )
+                for point in own
+                if point["seed"] == seed
+            ]
+            tracks.append(charts.Track(model, name, points))
+    ends = [track.points[-1].y for track in tracks if track.name == report["baseline"]]
+    return charts.Panel(f"{judge}, mean score", tracks, sum(ends) / len(ends) if ends else None)
+
+
+def _label(report: Mapping[str, Any], judge: str, point: Mapping[str, Any]) -> str:
+    where = point["model"]
+    where += f", seed {point['seed']}" if report["seeds"] > 1 else ""
+    where += "" if point["step"] is None else f", step {point['step']}"
+    digits = wording.decimals([point["ci95"]])
+    low, high = (wording.number(end, digits) for end in point["ci95"])
+    return (
+        f"{where}: {judge} {wording.number(point['reward'], digits)} ({low} to {high}) at KL "
+        f"{wording.number(point['kl'])} nats"
+    )
+
+
+def _frontier(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    judges = _judges(report)
+    if not judges:
+        return None
+    panel = _panel(report, judges[0], root=False)
+    svg = charts.tracks_chart(
+        [panel],
+        ident="frontier-chart",
+        title=f"{judges[0]} against KL, every checkpoint",
+        description="Final weights: " + "; ".join(track.points[-1].label for track in panel.tracks) + ".",
+        x_label=f"KL from {report['baseline']}, nats an answer",
+        height=262,
+    )
+    return {"judge": judges[0], "svg": svg, "points": _points_table(report, judges)}
+
+
+def _points_table(report: Mapping[str, Any], judges: Sequence[str]) -> dict[str, Any]:
+    rows = []
+    by_judge = {judge: _checkpoints(report, judge) for judge in judges}
+    digits = {judge: wording.decimals([point["ci95"] for point in points]) for judge, points in by_judge.items()}
+    for several in zip(*by_judge.values(), strict=True):
+        first = several[0]
+        rows.append(
+            {
+                "name": first["model"],
+                "seed": first["seed"],
+                "checkpoint": first["checkpoint"],
+                "step": "-" if first["step"] is None else f"{first['step']:,}",
+                "kl": wording.estimate({"mean": first["kl"], "ci95": first["kl_ci95"]}, 2),
+                "rewards": [
+                    wording.estimate({"mean": point["reward"], "ci95": point["ci95"]}, digits[judge])
+                    for judge, point in zip(judges, several, strict=True)
+                ],
+            }
+        )
+    return {"judges": list(judges), "rows": rows, "sampled": bool(report["frontier"])}
+
+
+def _over_optimisation(report: Mapping[str, Any]) -> Markup | None:
+    """One panel a judge over a shared axis: their scores have no common unit."""
+    judges = _judges(report)
+    if len(judges) < 2:
+        return None
+    panels = [_panel(report, judge, root=True) for judge in judges]
+    ends = [f"{track.points[-1].label}" for panel in panels for track in panel.tracks]
+    return charts.tracks_chart(
+        panels,
+        ident="over-chart",
+        title=f"{' and '.join(judges)} against the square root of the KL",
+        description="Final weights: " + "; ".join(ends) + ".",
+        x_label=f"square root of the KL from {report['baseline']}",
+        height=108,
+        named=False,
+    )
+
+
+def _proxies(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "proxy": proxy,
+            "against": of["against"],
+            "numbers": [wording.number(of[field], 2, sign=True) for field in ("gain", "gain_against", "gap")]
+            + [wording.number(of["correlation"])],
+        }
+        for name, model in report["models"].items()
+        for proxy, of in model["proxies"].items()
+    ]
+
+
+def _lengths(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Markup | None:
+    if not rows:
+        return None
+    lengths = [
+        (name, [answer["tokens"] for row in rows for answer in row["answers"][name]]) for name in report["models"]
+    ]
+    told = []
+    for name, model in report["models"].items():
+        p10, p50, p90 = (f"{model['length'][p]:.0f}" for p in ("p10", "p50", "p90"))
+        told.append(f"{name}: half have {p50} tokens or fewer, 8 in 10 have {p10} to {p90}")
+    return charts.lengths_chart(
+        lengths, ident="length-chart", title="How long the answers are", description="; ".join(told) + "."
+    )
+
+
+def _costs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a quantity, a cell a model, each with its part of the dearest."""
+    found = []
+    for field, what in COSTS.items():
+        values = [(model["cost"] or {}).get(field) for model in report["models"].values()]
+        known = [value for value in values if value is not None]
+        if not known:
+            continue
+        most = max(known) or 1
+        cells = [{"text": wording.cost(field, value), "part": round(100 * (value or 0) / most)} for value in values]
+        found.append({"what": what, "cells": cells})
+    return found
+
+
+def _settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    names = list(report["models"])
+    return [
+        {
+            "setting": setting["setting"],
+            "values": [_written(setting["values"][name]) if name in setting["values"] else None for name in names],
+        }
+        for setting in report["settings"]
+    ]
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        return ", ".join(map(_written, value))
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _digits(estimates: Sequence[Mapping[str, Any]]) -> int:
+    return wording.decimals([value["ci95"] for value in estimates])

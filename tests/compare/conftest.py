@@ -1,0 +1,191 @@
+"""Reports of made-up models, as ``align compare`` would write them."""
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from align.compare.settings import COSTS
+from align.compare.statistics import interval, verdict, wins
+
+Content = tuple[dict[str, Any], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def make_report() -> Callable[..., Content]:
+    """A function that makes the content of report.json and the rows of samples.jsonl."""
+    return _make
+
+
+def _make(
+    names: tuple[str, ...] = ("sft", "dpo", "ppo"),
+    *,
+    judges: tuple[str, ...] = ("gold", "reward"),
+    prompts: int = 30,
+    seeds: int = 1,
+    n: int = 2,
+    checkpoints: int = 4,
+    cost: bool = True,
+    scores: bool = True,
+) -> Content:
+    """Model number i is better than number i - 1 by 0.4 standard deviations of an answer's score.
+
+    Args:
+        names: of the models, the baseline first.
+        judges: their names.
+        prompts: how many.
+        seeds: how many.
+        n: answers to each prompt.
+        checkpoints: points of each run in the frontier; 0: no frontier.
+        cost: whether the manifests tell it.
+        scores: whether the judges give scores, or only compare.
+    """
+    rng, words = np.random.default_rng(0), random.Random(0)
+    shape = (seeds, prompts, n)
+    found = {name: {judge: rng.normal(0.4 * i, 1, shape) for judge in judges} for i, name in enumerate(names)}
+    lengths = {name: rng.integers(5, 60, shape) for name in names}
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"Tell story number {place} about a {words.choice(_WORDS)}."}],
+            "seed": seed,
+            "answers": {
+                name: [
+                    {
+                        "text": " ".join(words.choices(_WORDS, k=int(lengths[name][seed, place, k]))),
+                        "tokens": int(lengths[name][seed, place, k]),
+                        "finished": bool(k),
+                        "log_ratio": 0.5 * i,
+                        "rewards": {j: float(found[name][j][seed, place, k]) for j in judges} if scores else {},
+                    }
+                    for k in range(n)
+                ]
+                for i, name in enumerate(names)
+            },
+        }
+        for seed in range(seeds)
+        for place in range(prompts)
+    ]
+    report = {
+        "command": ["align", "compare", *(f"{name}=runs/{name}" for name in names), "--out", "a folder"],
+        "schema_version": 1,
+        "baseline": names[0],
+        "seeds": seeds,
+        "prompts": prompts,
+        "answers": {"n": n, "seed": 0, "temperature": 1.0, "max_new_tokens": 96, "batch_size": 128},
+        "judges": [{"name": judge, "sources": ["sandbox"]} for judge in judges],
+        "models": {
+            name: _model(i, name, found[name] if scores else {}, lengths[name], judges, cost=cost)
+            for i, name in enumerate(names)
+        },
+        "pairs": [
+            _pair(a, b, judge, found[a][judge], found[b][judge], scores=scores)
+            for judge in judges
+            for b, a in itertools.combinations(names, 2)
+        ],
+        "frontier": [
+            _point(i, name, seed, step, judge, checkpoints)
+            for i, name in enumerate(names)
+            for seed in range(seeds)
+            for step in range(checkpoints if i else min(1, checkpoints))
+            for judge in (judges if scores else ())
+        ],
+        "settings": [
+            {"setting": "model.init_args.beta", "values": {names[-1]: 0.1}},
+            {"setting": "data.train", "values": {name: [f"{name}.jsonl", None] for name in names}},
+        ],
+    }
+    return report, rows
+
+
+_WORDS = (
+    "a",
+    "lantern",
+    "fox",
+    "harbour",
+    "candle",
+    "owl",
+    "walked",
+    "to",
+    "the",
+    "garden",
+    "and",
+    "found",
+    "an",
+    "old",
+)
+
+
+def _model(
+    i: int,
+    name: str,
+    scores: dict[str, np.ndarray],
+    lengths: np.ndarray,
+    judges: tuple[str, ...],
+    *,
+    cost: bool,
+) -> dict[str, Any]:
+    proxies = {
+        judge: {"against": judges[0], "gain": 0.4 * i, "gain_against": 0.3 * i, "gap": 0.1 * i, "correlation": None}
+        for judge in judges[1:]
+        if scores
+    }
+    return {
+        "runs": [f"runs/{name}/model"],
+        "stage": "dpo" if i else None,
+        "step": 100 if i else None,
+        "kl": {"mean": 0.5 * i, "ci95": [0.4 * i, 0.6 * i], "by": "text" if i == 2 else "tokens"},
+        "length": _estimate(interval(lengths.mean(-1))) | {"p10": 8.0, "p50": 30.0, "p90": 55.0},
+        "eos_rate": 0.5,
+        "diversity": {"distinct_1": 0.1, "distinct_2": 0.4, "distinct_texts": 1.0, "self_bleu": 0.2},
+        "rewards": {judge: _estimate(interval(values.mean(-1))) for judge, values in scores.items()},
+        "cost": dict.fromkeys(COSTS, 1234.5 * (i + 1)) if cost else None,
+        "proxies": proxies,
+    }
+
+
+def _pair(
+    a: str,
+    b: str,
+    judge: str,
+    first: np.ndarray,
+    second: np.ndarray,
+    *,
+    scores: bool,
+) -> dict[str, Any]:
+    rate = interval(wins(first, second))
+    better = {"a": a, "b": b}.get(verdict(rate))
+    return {
+        "a": a,
+        "b": b,
+        "judge": judge,
+        "n": first.size,
+        "win_rate": rate.mean,
+        "ci95": [rate.low, rate.high],
+        "better": better,
+        "verdict": f"{better} is better" if better else "no difference shown",
+        "length_controlled": _estimate(rate) if scores else None,
+        "difference": _estimate(interval(first.mean(-1) - second.mean(-1))) if scores else None,
+    }
+
+
+def _point(i: int, name: str, seed: int, step: int, judge: str, checkpoints: int) -> dict[str, Any]:
+    last = step == checkpoints - 1 or not i
+    kl, reward = (step + 1) * i * 0.6 + 0.1 * seed * i, 0.4 * i * (step + 1) ** 0.5 + 0.05 * seed
+    return {
+        "model": name,
+        "seed": seed,
+        "checkpoint": "model" if last else f"epoch=0-step={100 * step}.ckpt",
+        "step": 100 * step if i else None,
+        "judge": judge,
+        "kl": kl,
+        "kl_ci95": [kl * 0.9 - 0.01, kl * 1.1],
+        "reward": reward,
+        "ci95": [reward - 0.08, reward + 0.08],
+    }
+
+
+def _estimate(value: Any) -> dict[str, Any]:
+    return {"mean": value.mean, "ci95": [value.low, value.high]}

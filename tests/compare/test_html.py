@@ -1,0 +1,245 @@
+"""The HTML report: what it says, that foreign text stays text, and that odd comparisons have a page too."""
+
+import base64
+import fnmatch
+import hashlib
+import json
+import re
+import tomllib
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.compare import charts, picks, wording, write_html
+
+ROOT = Path(__file__).resolve().parents[2]
+EIGHT = (
+    "sft",
+    "dpo beta 0.1",
+    "dpo beta 0.3",
+    "dpo beta 1",
+    "ppo kl 0.05",
+    "ppo kl 0.1",
+    "ppo with a long name",
+    "grpo",
+)
+Make = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
+
+
+def _data(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="samples-data">(.*?)</script>', page, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def _text(page: str) -> str:
+    """What a reader reads, on one line."""
+    shown = re.sub(r"<(style|script).*?</\1>|<(title|desc)\b.*?</\2>", "", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]*>", "", shown.replace("<small>", " "))).split())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"names": ("a model", "b"), "judges": ("gold",), "prompts": 5, "n": 1, "checkpoints": 0, "cost": False},
+        {"names": EIGHT},
+        {"names": tuple(f"model {i}" for i in range(11)), "prompts": 4},
+        {"seeds": 3},
+        {"judges": ("gpt",), "scores": False, "checkpoints": 0},
+    ],
+    ids=["plain", "least", "eight", "eleven", "seeds", "endpoint"],
+)
+def test_every_comparison_has_a_page_that_needs_nothing_else(make_report: Make, case: dict[str, Any]):
+    report, rows = make_report(**case)
+    page = write_html(report, rows)
+    assert set(re.findall(r'(?:src|href|action)="([^"#]*)', page)) <= {"", "data:,"}
+    assert "@import" not in page
+    assert "url(" not in page
+    text = _text(page)
+    assert all(name in text for name in report["models"])
+    assert "None" not in text
+    assert "nan" not in text.split()
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert {target for target in re.findall(r'href="#([^"]+)"', page)} <= set(ids)
+
+
+def test_a_chart_says_in_words_what_it_shows(make_report: Make):
+    page = write_html(*make_report())
+    pictures = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    told = [picture for picture in pictures if picture.get("aria-hidden") != "true"]
+    assert len(told) == 3
+    for picture in told:
+        assert picture.get("role") == "img"
+        title, description = picture[0], picture[1]
+        assert (title.tag, description.tag) == ("title", "desc")
+        assert title.text
+        assert "sft" in (description.text or "")
+        assert picture.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+
+
+def test_verdicts_in_plain_words(make_report: Make):
+    """Gold: ppo wins 60% against sft and 30% (20% to 40%) against dpo, so that dpo wins 1 - 0.3 = 70% (1 - 0.4 = 60% to
+    1 - 0.2 = 80%). Reward: ppo wins 30% against sft, the opposite of what gold says.
+    """
+    report, rows = make_report()
+    for pair in report["pairs"]:
+        if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "sft", "gold"):
+            pair |= {"win_rate": 0.6, "ci95": [0.55, 0.65], "better": "ppo"}
+            pair["length_controlled"] = {"mean": 0.51, "ci95": [0.45, 0.57]}
+        if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "sft", "reward"):
+            pair |= {"win_rate": 0.3, "ci95": [0.2, 0.4], "better": "sft"}
+        if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "dpo", "gold"):
+            pair |= {"win_rate": 0.3, "ci95": [0.2, 0.4], "better": "dpo"}
+        if (pair["a"], pair["b"], pair["judge"]) == ("dpo", "sft", "gold"):
+            pair |= {"win_rate": 0.52, "ci95": [0.48, 0.56], "better": None}
+    text = _text(write_html(report, rows))
+    assert "ppo is better than sft: 60.0% of paired answers (55.0% to 65.0%)" in text
+    assert "at equal length no difference is shown (51.0%)" in text
+    assert "reward disagrees: it finds sft better (70.0%)" in text
+    assert "dpo is better than ppo: 70.0% of paired answers (60.0% to 80.0%)" in text
+    assert "No difference shown between dpo and sft: 52.0% of paired answers (48.0% to 56.0%)" in text
+
+
+def test_too_few_prompts_name_no_winner(make_report: Make):
+    text = _text(write_html(*make_report(("a", "b"), prompts=12)))
+    assert "No difference shown between b and a" in text
+    assert "12 prompts are too few to call a model better: it takes 20" in text
+    assert "is better than" not in text
+
+
+def test_foreign_text_stays_text(make_report: Make):
+    evil = "</script><script>window.broken = 1</script><img src=x onerror=alert(1)><!--"
+    report, rows = make_report(("sft", evil), judges=("gold",))
+    rows[0]["prompt"] = evil
+    rows[0]["answers"]["sft"][0]["text"] = evil
+    report["settings"].append({"setting": evil, "values": {"sft": evil}})
+    page = write_html(report, rows)
+    assert evil not in page
+    assert "<img" not in page
+    assert page.count("<script") == 2
+    assert _data(page)["rows"][0][1] == evil
+    assert _data(page)["rows"][0][3][0][0][0] == evil
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(svg)
+
+
+def test_the_policy_names_the_one_script(make_report: Make):
+    page = write_html(*make_report(("a", "b"), prompts=2))
+    script = page[page.rindex("<script>") + len("<script>") : page.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in page
+
+
+def test_without_scripts_the_best_the_worst_and_the_most_different_are_there(make_report: Make):
+    report, rows = make_report(("sft", "dpo"), judges=("gold",))
+    for row in rows:
+        for answers in row["answers"].values():
+            for answer in answers:
+                answer["rewards"]["gold"] = 0.5
+    rows[3]["answers"]["dpo"][1] |= {"text": "the best of all", "rewards": {"gold": 0.9}}
+    rows[4]["answers"]["dpo"][0] |= {"text": "the worst of all", "rewards": {"gold": -0.5}}
+    groups = picks.picks(report, rows)
+    assert [group["title"] for group in groups] == ["Best answers", "Worst answers", "Most different from the baseline"]
+    best, worst, different = ([card for card in group["cards"] if "dpo" in card["titles"][-1]][-1] for group in groups)
+    assert (best["number"], best["k"], best["answers"][1]["text"]) == (4, 1, "the best of all")
+    assert (worst["number"], worst["k"], worst["answers"][1]["text"]) == (5, 0, "the worst of all")
+    assert different["titles"] == ["dpo against sft: gold \N{MINUS SIGN}1.00"]
+    assert "the best of all" in _text(write_html(report, rows))
+
+
+def test_a_large_comparison_carries_evenly_spread_rows_and_says_so(make_report: Make, monkeypatch: pytest.MonkeyPatch):
+    """Of 30 rows 10 are carried: every third."""
+    report, rows = make_report()
+    monkeypatch.setattr(picks, "EMBEDDED_ROWS", 10)
+    page = write_html(report, rows)
+    assert [row[0] for row in _data(page)["rows"]] == list(range(1, 31, 3))
+    assert "10 of 30 are in this page, evenly spread; samples.jsonl has all." in _text(page)
+    monkeypatch.setattr(picks, "EMBEDDED_LETTERS", 1)
+    assert len(_data(write_html(report, rows))["rows"]) == 1
+
+
+def test_odd_answers(make_report: Make):
+    report, rows = make_report(("sft", "dpo"), judges=("gold",))
+    first = rows[0]["answers"]["dpo"]
+    first[0] |= {"text": " \n", "rewards": {"gold": 99.0}}
+    rows[1]["answers"]["dpo"][0] |= {"text": "łódź \U0001f98a مرحبا " + "long " * 5_000, "rewards": {"gold": -99.0}}
+    page = write_html(report, rows)
+    assert "(empty answer)" in _text(page)
+    assert "łódź \U0001f98a مرحبا" in page
+    assert 'aria-label="long answer of dpo"' in page
+    report["models"]["dpo"]["diversity"]["self_bleu"] = None
+    write_html(report, rows)
+    assert "No answers were given" in _text(write_html(report, []))
+
+
+def test_without_a_frontier_the_models_own_numbers_are_drawn(make_report: Make):
+    text = _text(write_html(*make_report(checkpoints=0)))
+    assert "Final weights only." in text
+    assert "Each point is a checkpoint" not in text
+
+
+def test_prompts_of_several_messages_tell_who_speaks():
+    assert picks.asked("go on") == "go on"
+    assert picks.asked([{"role": "user", "content": "tell"}]) == "tell"
+    chat = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "tell"}]
+    assert picks.asked(chat) == "system: be kind\nuser: tell"
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "sign", "text"),
+    [
+        (0.7541, 3, False, "0.754"),
+        (-0.055, 2, True, "\N{MINUS SIGN}0.06"),
+        (0.1, 1, True, "+0.1"),
+        (-0.001, 2, True, "0.00"),
+        (12345.6, 0, False, "12,346"),
+        (None, 2, False, "-"),
+        (float("inf"), 2, False, "-"),
+    ],
+)
+def test_numbers(value: float | None, digits: int, sign: bool, text: str):
+    assert wording.number(value, digits, sign=sign) == text
+
+
+def test_a_column_has_the_digits_of_its_middle_interval():
+    """Half widths 0.02, 0.03 and 0.4: two digits of 0.03 take 3 decimals."""
+    assert wording.decimals([(0.0, 0.04), (0.0, 0.06), (0.0, 0.8)]) == 3
+    assert wording.decimals([(0.0, 0.0), (None, None)]) == 2
+    assert wording.decimals([(0.0, 100.0)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("wall_seconds", 9.25, "9.2 s"),
+        ("wall_seconds", 192.4, "3 min 12 s"),
+        ("cpu_seconds", 7_260.0, "2 h 01 min"),
+        ("peak_memory_mib", 800.0, "800 MiB"),
+        ("peak_memory_mib", 2_048.0, "2.0 GiB"),
+        ("flops", 3.21e14, "3.21 \N{MULTIPLICATION SIGN} 10\u00b9\u2074"),
+        ("tokens_trained", 1_234_567.0, "1,234,567"),
+        ("labels", None, "-"),
+    ],
+)
+def test_costs_in_the_unit_that_reads_best(field: str, value: float | None, text: str):
+    assert wording.cost(field, value) == text
+
+
+def test_models_differ_in_shape_and_colour():
+    looks = {(str(charts.marker(model, 0, 0)), charts.colour(model)) for model in range(20)}
+    assert len(looks) == 20
+    assert len({shape for shape, _ in looks}) == charts.COLOURS
+
+
+def test_the_page_goes_into_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["align.compare"]
+    files = [path.name for path in (ROOT / "align" / "compare").iterdir() if path.is_file() and path.suffix != ".py"]
+    assert len(files) >= 3
+    assert all(any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in files)
