@@ -141,8 +141,10 @@ def _cost_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     head = ["model", *(what for what in COSTS.values())]
     rows = []
     for name, model in report["models"].items():
-        cost = model["cost"]
-        rows.append([name, *("-" if cost is None else f"{cost[field]:,.4g}" for field in COSTS)])
+        of_reward = (model["cost"] or {}).get("reward_model")
+        named = [(name, model["cost"])] + [(f"{name}'s reward model", of_reward)] * (of_reward is not None)
+        for whose, cost in named:
+            rows.append([whose, *("-" if cost is None else f"{cost[field]:,.4g}" for field in COSTS)])
     return head, rows
 
 

@@ -1,9 +1,11 @@
 """What a model's manifest says of how it was made: its settings, and what it cost."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from align.compare.entrants import Entrant
+from align.model import read_manifest
 
 COSTS = {
     "tokens_trained": "token positions trained on",
@@ -34,12 +36,32 @@ def settings_diff(entrants: Sequence[Entrant]) -> list[dict[str, Any]]:
     return found
 
 
-def costs(entrant: Entrant) -> dict[str, float] | None:
-    """Mean over an entrant's runs of what they cost; None where a run's manifest does not say."""
-    found = [run.manifest.get("cost") for run in entrant.runs]
+def costs(entrant: Entrant) -> dict[str, Any] | None:
+    """What an entrant's stage cost, the mean over its runs.
+
+    Returns:
+        dict: the fields of ``COSTS``, and ``reward_model``: the same of the reward model that the stage learned from,
+        None where it learned from none or that does not say; None altogether where a run's manifest does not say.
+    """
+    own = _mean_cost([run.manifest for run in entrant.runs])
+    if own is None:
+        return None
+    return own | {"reward_model": _mean_cost([_reward_manifest(run.manifest) for run in entrant.runs])}
+
+
+def _mean_cost(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    found = [manifest.get("cost") for manifest in manifests]
     if not all(isinstance(cost, Mapping) for cost in found):
         return None
     return {name: sum(cost[name] for cost in found if cost) / len(found) for name in COSTS}
+
+
+def _reward_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest of the reward-model directory that a recipe names, if that is still there."""
+    reward = _flatten(manifest.get("recipe") or {}).get("model.init_args.reward")
+    if not isinstance(reward, str) or not (Path(reward) / "align.json").is_file():
+        return {}
+    return read_manifest(reward)
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -60,6 +60,8 @@ def test_the_report_has_what_the_schema_says(out: Path, run: Path) -> None:
     assert {pair["n"] for pair in report["pairs"]} == {12}
     assert report["models"]["dpo"]["cost"]["labels"] > 0
     assert report["models"]["ppo"]["cost"]["samples"] == 4
+    assert report["models"]["ppo"]["cost"]["reward_model"]["labels"] == 24
+    assert report["models"]["dpo"]["cost"]["reward_model"] is None
     assert any(setting["setting"] == "model.class_path" for setting in report["settings"])
     text = (out / "report.md").read_text()
     assert "ppo against dpo" in text
