@@ -28,6 +28,7 @@ VERBS = {
     "test": Verb("align.cli.lightning:main", "run a recipe's test"),
     "predict": Verb("align.cli.lightning:main", "run a recipe's prediction"),
     "generate": Verb("align.cli.generate:main", "sample from a model directory, and score the samples"),
+    "chat": Verb("align.cli.chat:main", "talk to a model, or to several side by side"),
     "serve": Verb("align.cli.serve:main", "answer OpenAI-compatible chat completions over HTTP"),
     "preferences": Verb(
         "align.cli.preferences:main", "sample answers, compare them with a judge, write preference pairs or the best"

@@ -1,6 +1,9 @@
 """Where a model is: what verbs that take a model accept, and what they say when there is none."""
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from align.cli.errors import UsageError
 
 _SHOWN = 3  # folders named in a hint
 
@@ -44,3 +47,38 @@ def _hint(path: Path) -> str:
         return f"; a stage's folder such as {' or '.join(map(str, inside[:_SHOWN]))} has one"
     above = path.resolve().parent
     return f"; did you mean {above / 'model'}?" if _is_model(above / "model") else ""
+
+
+def named_models(words: Sequence[str]) -> dict[str, Path]:
+    """The models that words of the command line name.
+
+    Args:
+        words: each ``NAME=PATH`` or ``PATH``, whose name then is its folder's, ``model/`` left out.
+
+    Returns:
+        dict: name to model directory, in the order given.
+
+    Raises:
+        UsageError: two have one name, or a name is empty.
+        FileNotFoundError: as for ``model_directory``.
+    """
+    models: dict[str, Path] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not equals or Path(word).exists():
+            directory = model_directory(word)
+            name = model_name(directory)
+        else:
+            directory = model_directory(path)
+        if not name:
+            raise UsageError(f"{word}: the name before = is empty; give NAME=PATH")
+        if name in models:
+            raise UsageError(f"{models[name]} and {directory} are both named {name!r}; give NAME=PATH")
+        models[name] = directory
+    return models
+
+
+def model_name(directory: Path) -> str:
+    """What to call the model in a directory: its folder's name, or that of the stage whose ``model/`` it is."""
+    resolved = directory.resolve()
+    return resolved.parent.name if resolved.name == "model" else resolved.name

@@ -1,0 +1,37 @@
+"""Loading a model that answers chats."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from align.model import GPT
+    from align.tokenizer import Tokenizer
+
+
+def load_chat_model(directory: Path) -> "tuple[GPT, Tokenizer]":
+    """The network, in evaluation mode, and the tokenizer of a model directory; a warning if it never saw a chat.
+
+    Args:
+        directory: has a config.json.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged, the network or tokenizer is none we know, or it has no chat template.
+    """
+    from align.model import load_network, read_manifest
+    from align.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.spec.chat_template is None:
+        raise ValueError(
+            f"{directory}: the tokenizer has no chat template (tokenizer_config.json or chat_template.jinja), so the "
+            "model cannot chat; `align generate --raw` continues texts"
+        )
+    network = load_network(directory).eval()
+    if (directory / "align.json").is_file() and read_manifest(directory)["stage"] == "pretrain":
+        print(
+            f"warning: {directory} is a pretrained model that never saw a chat; `align generate --raw` continues texts",
+            file=sys.stderr,
+        )
+    return network, tokenizer
