@@ -5,13 +5,18 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
 from align.cli.errors import UsageError
+from align.cli.model_path import model_directory
 from align.cli.parsing import make_parser, parse
 from align.cli.sampling import add_sampling_arguments, as_messages, read_prompts, sampling_config
+
+if TYPE_CHECKING:
+    from align.model import GPT
+    from align.tokenizer import Tokenizer
 
 
 def main(args: list[str]) -> int:
@@ -28,21 +33,23 @@ def main(args: list[str]) -> int:
         raise UsageError("give one of --prompt TEXT and --prompts FILE")
     if options.n < 1 or options.batch_size < 1:
         raise UsageError(f"--n is {options.n} and --batch_size {options.batch_size}: both must be at least 1")
-    samples = list(_with_progress(_sample(options), sys.stderr))
+    options.model = str(model_directory(options.model))
+    streamed = _streamed(options, sys.stdout.isatty())
+    samples = [_stream(options)] if streamed else list(_with_progress(_sample(options), sys.stderr))
     lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
         Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
     if options.json:
         print("\n".join(lines))
-    else:
+    elif not streamed:
         _show(samples, options)
     return 0
 
 
 def _parser() -> jsonargparse.ArgumentParser:
     parser = make_parser("generate", "Sample from a model directory, a Hugging Face directory or a Hub id.")
-    parser.add_argument("model", help="model directory, Hugging Face directory or Hub id")
+    parser.add_argument("model", help="model directory, a stage's folder, Hugging Face directory or Hub id")
     parser.add_argument("--prompt", help="what to answer (chat models) or to continue (others)")
     parser.add_argument("--prompts", help="JSONL file of {'prompt': text or messages}, instead of --prompt")
     parser.add_argument("--limit", type=int, help="read only this many prompts of --prompts (default: all)")
@@ -59,6 +66,10 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--out", help="also write the samples to this JSONL file")
     parser.add_argument("--show", type=int, default=8, help="how many samples to print (without --json)")
     parser.add_argument(
+        "--stream", choices=["auto", "yes", "no"], default="auto",
+        help="print one sample of one --prompt as it comes; auto: where that is asked for on a terminal",
+    )  # fmt: skip
+    parser.add_argument(
         "--json", action="store_true", help="one JSON object a sample: prompt, text, tokens, finished (and reward)"
     )
     return parser
@@ -67,17 +78,13 @@ def _parser() -> jsonargparse.ArgumentParser:
 def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Samples, one batch at a time."""
     from align.callbacks.samples import sample_texts
-    from align.model import load_network
     from align.rewards import load_reward
     from align.rewards.base import as_text
-    from align.tokenizer import Tokenizer
 
     judge = load_reward(options.judge) if options.judge else None
     sampling = sampling_config(options)
     prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts, limit=options.limit)
-    tokenizer = Tokenizer.load(options.model)
-    network = load_network(options.model).eval()
-    chat = not options.raw and tokenizer.spec.chat_template is not None and _stage(options.model) != "pretrain"
+    network, tokenizer, chat = _load(options)
     rows = [prompt for prompt in prompts for _ in range(options.n)]
     for start in range(0, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
@@ -88,6 +95,47 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
             {"prompt": as_text(prompt), **text._asdict()} | ({"reward": rewards[i]} if rewards is not None else {})
             for i, (prompt, text) in enumerate(zip(batch, texts, strict=True))
         ]
+
+
+def _load(options: jsonargparse.Namespace) -> "tuple[GPT, Tokenizer, bool]":
+    """The network, its tokenizer, and whether prompts are a chat's."""
+    from align.model import load_network
+    from align.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(options.model)
+    network = load_network(options.model).eval()
+    chat = not options.raw and tokenizer.spec.chat_template is not None and _stage(options.model) != "pretrain"
+    return network, tokenizer, chat
+
+
+def _streamed(options: jsonargparse.Namespace, terminal: bool) -> bool:
+    """Whether the sample is printed as it comes."""
+    possible = options.prompt is not None and options.n == 1 and not options.judge and not options.json
+    if options.stream == "yes" and not possible:
+        raise UsageError("--stream yes goes with one --prompt and --n 1, without --judge and --json")
+    return possible and (options.stream == "yes" or (options.stream == "auto" and terminal))
+
+
+def _stream(options: jsonargparse.Namespace) -> dict[str, Any]:
+    """One sample, printed as it comes."""
+    from align.callbacks.samples import encode_prompt
+    from align.model import generate
+
+    network, tokenizer, chat = _load(options)
+    ids = encode_prompt(tokenizer, as_messages(options.prompt) if chat else options.prompt)
+    decoder, tokens = tokenizer.stream_decoder(), []
+
+    def show(row: int, token: int) -> None:
+        tokens.append(token)
+        print(decoder.push(token), end="", flush=True)
+
+    print(f"> {options.prompt}", end="" if options.raw else "\n", flush=True)
+    samples = generate(
+        network, [ids], sampling_config(options), stop_ids=tokenizer.stop_ids, seeds=[options.seed], on_token=show
+    )
+    finished = bool(samples.finished[0])
+    print(decoder.flush() + ("" if finished else " ...") + "\n")
+    return {"prompt": options.prompt, "text": tokenizer.decode(tokens), "tokens": len(tokens), "finished": finished}
 
 
 def _stage(model: str) -> str | None:

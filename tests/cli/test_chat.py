@@ -1,0 +1,218 @@
+"""``align chat`` and streaming ``align generate``, driven through a pipe."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from align.cli import main
+from align.cli.chat import printable
+from align.model import GPT, GPTConfig, SamplingConfig, generate, save_network
+from align.serve.conversation import Reply
+from align.tokenizer import Tokenizer, train_tokenizer
+
+CONFIG = GPTConfig(
+    vocab_size=263, layers=1, heads=2, width=16, ff_width=16, context=96, init_std=0.3, embedding_std=0.5
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with two chat models, and what is none: a text model, data, a foreign network."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = train_tokenizer(["ab ab"], vocab_size=256 + 7)
+    for seed, stage in enumerate(("dpo", "ppo", "plain")):
+        network = GPT(CONFIG)
+        network.initialise(seed)
+        model = folder / stage / "model"
+        model.mkdir(parents=True)
+        tokenizer.save(model)
+        ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
+        save_network(network, model, **ids)
+    settings = folder / "plain" / "model" / "tokenizer_config.json"
+    fields = json.loads(settings.read_text())
+    del fields["chat_template"]
+    settings.write_text(json.dumps(fields))
+    (folder / "data").mkdir()
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "config.json").write_text('{"model_type": "bert"}')
+    tokenizer.save(folder / "foreign")
+    return folder
+
+
+@pytest.fixture
+def chat(run, monkeypatch, capsys):
+    """Chat with models of the run; returns the exit code, the lines shown and those on stderr."""
+
+    def talk(lines, *models, **settings):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        code = main(["chat", *(str(run / model) if "=" not in model else model for model in models), *words])
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err
+
+    return talk
+
+
+def answer(run, stage, messages, *, seed, new):
+    """What generate answers."""
+    from align.model import load_network
+
+    directory = run / stage / "model"
+    tokenizer = Tokenizer.load(directory)
+    prompt = tokenizer.render_chat(messages, add_generation_prompt=True).ids
+    samples = generate(
+        load_network(directory), [prompt], SamplingConfig(max_new_tokens=new), seeds=[seed], stop_ids=tokenizer.stop_ids
+    )
+    return tokenizer.decode(samples.ids[0].tolist())
+
+
+def user(content):
+    return {"role": "user", "content": content}
+
+
+def test_turns_are_remembered_and_saved(run, chat, tmp_path):
+    file = tmp_path / "chat.jsonl"
+    code, _, err = chat(["a", "b", f"/save {file}"], "dpo", seed=3, max_new_tokens=12, system="s")
+    assert (code, err) == (0, "")
+    saved = json.loads(file.read_text())
+    first = answer(run, "dpo", [{"role": "system", "content": "s"}, user("a")], seed=3, new=12)
+    messages = [{"role": "system", "content": "s"}, user("a"), {"role": "assistant", "content": first}, user("b")]
+    second = answer(run, "dpo", messages, seed=4, new=12)
+    assert saved == {"model": "dpo", "messages": [*messages, {"role": "assistant", "content": second}]}
+
+
+def test_models_answer_side_by_side_each_with_its_own_history(run, chat, tmp_path):
+    file = tmp_path / "chat.jsonl"
+    code, lines, _ = chat(["a", f"/save {file}"], "dpo", f"p={run / 'ppo' / 'model'}", max_new_tokens=8)
+    assert code == 0
+    saved = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["model"] for row in saved] == ["dpo", "p"]
+    for row, stage in zip(saved, ("dpo", "ppo"), strict=True):
+        assert row["messages"][1]["content"] == answer(run, stage, [user("a")], seed=0, new=8)
+    shown = "\n".join(lines)
+    assert shown.startswith("dpo> ")
+    assert "\np> " in shown
+
+
+def test_columns_on_a_terminal(run, chat, monkeypatch):
+    """Input that is typed: answers in columns under the models' names."""
+    lines = iter(["a", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("align.cli.chat._typed", lambda: True)
+    _, shown, _ = chat([], "dpo", "ppo", max_new_tokens=8)
+    head = next(line for line in shown if "dpo" in line and "ppo" in line and "/help" not in line)
+    assert head.index("dpo") < head.index("ppo")
+
+
+def test_reset_and_seed_repeat_an_answer(chat):
+    _, lines, _ = chat(["a", "/reset", "a", "/seed 7", "/reset", "a"], "dpo", max_new_tokens=12, top_k=20)
+    shown = "\n".join(lines)
+    first, _, rest = shown.partition("\n[new chat]\n")
+    second, _, third = rest.partition("\n[seed 7]\n[new chat]\n")
+    assert first == second != third
+
+
+def test_commands_that_are_wrong_go_on(chat, tmp_path):
+    taken = tmp_path / "taken"
+    taken.write_text("mine")
+    said = ["/rest", "/seed x", "/seed -1", "/save", "/save x", "a", f"/save {taken}", f"/save {tmp_path / 'no' / 'x'}"]
+    code, lines, _ = chat([*said, "/help", "/system", "/system be kind"], "dpo", max_new_tokens=1)
+    shown = "\n".join(lines)
+    assert code == 0
+    for message in (
+        "error: no command /rest; did you mean 'reset'?; /help lists them",
+        "error: /seed takes a whole number, found 'x'",
+        "error: /seed is -1; it must be between 0",
+        "error: /save takes the name of a file",
+        "error: nothing has been said yet",
+        f"error: {taken} exists; give a name that is free",
+        f"error: {tmp_path / 'no' / 'x'}: no such file or directory",
+        "Ctrl-C stops an answer.",
+        "[no system message]",
+        "[system message set]",
+    ):
+        assert message in shown
+    assert taken.read_text() == "mine"
+
+
+def test_the_oldest_turns_go_when_the_chat_is_too_long(chat, tmp_path):
+    """Context 96, a quarter of which is for the answer: one message of 20 and its answer of 24 fit beside another."""
+    file = tmp_path / "chat.jsonl"
+    _, lines, _ = chat(["a" * 20, "b" * 20, "c" * 20, "d" * 80, f"/save {file}"], "dpo", max_new_tokens=24)
+    shown = "\n".join(lines)
+    assert "[dpo forgot the oldest turn: the chat was too long]" in shown
+    assert (
+        "error: dpo: the message (with the system message) has 84 tokens; the model's length of 96 has room for"
+        in shown
+    )
+    messages = json.loads(file.read_text())["messages"]
+    assert messages[-2] == user("c" * 20)
+    assert messages[0]["role"] == "user"
+
+
+def test_ctrl_c_stops_the_answer_not_the_program(chat, monkeypatch, tmp_path):
+    """The interrupt comes while the first answer is waited for; what has come of it is kept."""
+    wait, interrupts = Reply.wait, iter([KeyboardInterrupt()])
+
+    def interrupted(self, seconds):
+        wait(self, seconds)
+        if self.text and (error := next(interrupts, None)):
+            raise error
+
+    monkeypatch.setattr(Reply, "wait", interrupted)
+    file = tmp_path / "chat.jsonl"
+    code, lines, _ = chat(["a", "b", f"/save {file}"], "dpo", max_new_tokens=60)
+    assert code == 0
+    assert any(line.endswith(" [stopped]") for line in lines)
+    assert [message["content"] for message in json.loads(file.read_text())["messages"][::2]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (
+            ["RUN"],
+            1,
+            "RUN holds no model: looked for RUN/config.json and RUN/model/config.json; a stage's folder such as",
+        ),
+        (["RUN/data"], 1, "RUN/data holds no model"),
+        (["RUN/nothing"], 1, "RUN/nothing: no such model directory"),
+        (["RUN/foreign"], 1, "RUN/foreign/config.json: model_type is 'bert'"),
+        (["RUN/plain"], 1, "RUN/plain/model: the tokenizer has no chat template"),
+        (["RUN/dpo", "RUN/dpo/model"], 2, "are both named 'dpo'; give NAME=PATH"),
+        (["=RUN/dpo"], 2, "the name before = is empty; give NAME=PATH"),
+        (["RUN/dpo", "--temperature", "-1"], 1, "temperature is -1.0; it must be 0 or above"),
+        ([], 2, "models"),
+    ],
+)
+def test_mistakes_are_one_line(run, capsys, words, code, message):
+    for verb in ("chat", "serve") if len(words) == 1 and "=" not in words[0] else ("chat",):
+        assert main([verb, *(word.replace("RUN", str(run)) for word in words)]) == code
+        error = capsys.readouterr().err
+        assert message.replace("RUN", str(run)) in error
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_text_cannot_steer_the_terminal():
+    assert printable("a\x1b[2J\tb\nc\x9b") == "a\N{REPLACEMENT CHARACTER}[2J\tb\nc\N{REPLACEMENT CHARACTER}"
+
+
+def test_generate_streams_what_it_samples(run, capsys):
+    words = ["generate", str(run / "dpo"), "--prompt", "ä", "--max_new_tokens", "9", "--seed", "2"]
+    assert main(words) == 0
+    plain = capsys.readouterr().out
+    assert main([*words, "--stream", "yes"]) == 0
+    assert capsys.readouterr().out == plain
+    assert main([*words, "--stream", "yes", "--n", "2"]) == 2
+    assert "--stream yes goes with one --prompt and --n 1" in capsys.readouterr().err
+
+
+def test_a_pipe_drives_the_program(run):
+    """As people do it; the end of the input ends the chat."""
+    command = [sys.executable, "-m", "align", "chat", str(run / "dpo"), "--max_new_tokens", "3"]
+    result = subprocess.run(command, input="hello\n/quit\n", capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.strip()
