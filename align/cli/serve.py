@@ -5,8 +5,9 @@ import sys
 
 import jsonargparse
 
+from align.cli.chat_model import load_chat_model
 from align.cli.errors import UsageError
-from align.cli.model_path import model_directory
+from align.cli.model_path import model_directory, model_name
 from align.cli.parsing import make_parser, parse
 
 _MAX_LENGTH = 4096  # memory is taken for every row at the start; a long context need not be
@@ -23,11 +24,9 @@ def main(args: list[str]) -> int:
     """
     options = parse(_parser(), args)
     key = _api_key(options.api_key_env)
-    if options.max_body_kib < 1 or options.max_new_tokens < 1:
-        raise UsageError(
-            f"--max_body_kib is {options.max_body_kib} and --max_new_tokens {options.max_new_tokens}: "
-            "both must be at least 1"
-        )
+    for name in ("max_body_kib", "max_new_tokens", "default_new_tokens", "grace_s"):
+        if getattr(options, name) < 1:
+            raise UsageError(f"--{name} is {getattr(options, name)}; it must be at least 1")
     if not 0 <= options.port < 1 << 16:
         raise UsageError(f"--port is {options.port}; it must be between 0 (any that is free) and 65535")
     try:
@@ -77,37 +76,36 @@ def _api_key(variable: str | None) -> str | None:
 
 
 def _serve(options: jsonargparse.Namespace, key: str | None) -> None:
-    from align.model import load_network
     from align.serve.app import Service
     from align.serve.engine import Engine
     from align.serve.protocol import Limits
     from align.serve.server import LOCAL, bind, serve
-    from align.tokenizer import Tokenizer
 
     directory = model_directory(options.model)
-    tokenizer = Tokenizer.load(directory)
-    if tokenizer.spec.chat_template is None:
-        raise ValueError(f"{directory}: its tokenizer has no chat template, so it cannot answer chats")
-    network = load_network(directory).eval()
-    # Before the memory is taken: a port in use is a common mistake.
-    listening = bind(options.host, options.port)
-    engine = Engine(
-        network, tokenizer, max_rows=options.max_concurrency, max_waiting=options.max_waiting,
-        max_length=options.max_length or min(network.config.context, _MAX_LENGTH),
-    )  # fmt: skip
-    resolved = directory.resolve()
-    name = options.name or (resolved.parent.name if resolved.name == "model" else resolved.name)
-    limits = Limits(
-        max_new_tokens=min(options.max_new_tokens, engine.max_length),
-        default_new_tokens=min(options.default_new_tokens, options.max_new_tokens),
-    )
-    host, port = listening.getsockname()[:2]
-    print(
-        f"{name} on http://{f'[{host}]' if ':' in host else host}:{port}/v1: {engine.max_rows} requests at once, "
-        f"{engine.max_length} tokens each ({engine.cache_bytes / 2**20:.0f} MiB for keys and values)",
-        flush=True,
-    )
-    if options.host not in LOCAL and key is None:
-        print("align serve: warning: anyone who can reach this machine can use it; see --api_key_env", file=sys.stderr)
-    service = Service(engine, name, limits, max_body_bytes=options.max_body_kib * 1024, api_key=key)
-    serve(service, listening, grace_s=options.grace_s)
+    network, tokenizer = load_chat_model(directory)
+    context = network.config.context
+    length = min(context, _MAX_LENGTH) if options.max_length is None else options.max_length
+    # The port before the memory: one that is taken is a common mistake.
+    with (
+        bind(options.host, options.port) as listening,
+        Engine(
+            network, tokenizer, max_rows=options.max_concurrency, max_length=length, max_waiting=options.max_waiting
+        ) as engine,
+    ):
+        name = options.name or model_name(directory)
+        limits = Limits(
+            max_new_tokens=min(options.max_new_tokens, engine.max_length),
+            default_new_tokens=min(options.default_new_tokens, options.max_new_tokens),
+        )
+        host, port = listening.getsockname()[:2]
+        print(
+            f"{name} on http://{f'[{host}]' if ':' in host else host}:{port}/v1: {engine.max_rows} requests at once, "
+            f"{engine.max_length} tokens each ({engine.cache_bytes / 2**20:.0f} MiB for keys and values)",
+            flush=True,
+        )
+        if options.host not in LOCAL and key is None:
+            print(
+                "align serve: warning: anyone who can reach this machine can use it; see --api_key_env", file=sys.stderr
+            )
+        service = Service(engine, name, limits, max_body_bytes=options.max_body_kib * 1024, api_key=key)
+        serve(service, listening, grace_s=options.grace_s)

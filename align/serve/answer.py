@@ -5,6 +5,11 @@ from collections import deque
 
 from align.serve.engine import Engine, Piece, Request
 
+# Chunks a second of all streams together: what a stream gets beyond its share travels with its next chunk. Writing each
+# token by itself would take the time that sampling needs.
+_CHUNKS_PER_S = 1000
+_SLOWEST = 0.05  # seconds between two chunks of a stream, at most
+
 
 class Answer:
     """The pieces of one answer; what came since the last look is handed over as one."""
@@ -40,6 +45,10 @@ class Answer:
         self._asleep = False
         pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
         return pieces[-1]._replace(text="".join(piece.text for piece in pieces))
+
+    def pace_s(self) -> float:
+        """Seconds to wait between two looks."""
+        return min(self._engine.running / _CHUNKS_PER_S, _SLOWEST)
 
     def cancel(self) -> None:
         """Nobody listens any more; harmless when it is over."""

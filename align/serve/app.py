@@ -17,9 +17,6 @@ from align.serve.answer import Answer
 from align.serve.engine import Engine, EngineFailed, EngineFull, Piece
 from align.serve.protocol import ApiError, ChatRequest, Completion, Limits, failure_event, parse_chat
 
-# Seconds between two chunks of a stream: what comes sooner travels together. Fifty a second read as a flow, and
-# writing each token by itself would take the time that sampling needs.
-_PACE = 0.02
 _RETRY_AFTER = 1  # seconds
 _BODY_SECONDS = 30.0
 
@@ -193,7 +190,7 @@ class _Stream(Response):
                     body += self.completion.end(reason, tokens=piece.tokens, include_usage=self.include_usage)
                 await send({"type": "http.response.body", "body": body, "more_body": reason is None})
                 if reason is None:
-                    await asyncio.sleep(_PACE)
+                    await asyncio.sleep(self.answer.pace_s())
 
         await _while_connected(receive, self.answer, respond)
 

@@ -62,11 +62,8 @@ def serve(service: Service, listening: socket.socket, *, grace_s: int) -> None:
     """Serve until SIGINT or SIGTERM; answers under way may end first.
 
     Args:
-        service: what is served; its engine is closed at the end.
+        service: what is served.
         listening: where.
         grace_s: seconds that answers under way get to end.
     """
-    try:
-        Server(make_config(service, grace_s=grace_s)).run(sockets=[listening])
-    finally:
-        service.engine.close()
+    Server(make_config(service, grace_s=grace_s)).run(sockets=[listening])

@@ -1,0 +1,100 @@
+"""``align serve`` as a program: its first line, its end, and what it refuses."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import openai
+import pytest
+
+from align.cli import main
+from align.model import GPT, GPTConfig, save_network
+from align.tokenizer import train_tokenizer
+
+CONFIG = GPTConfig(
+    vocab_size=263, layers=1, heads=2, width=16, ff_width=16, context=2048, init_std=0.3, embedding_std=0.5
+)
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "sft"
+    (folder / "model").mkdir(parents=True)
+    tokenizer = train_tokenizer(["ab ab"], vocab_size=256 + 7)
+    tokenizer.save(folder / "model")
+    save_network(GPT(CONFIG), folder / "model", bos_id=None, eos_ids=[], pad_id=None)
+    return folder
+
+
+@pytest.fixture
+def program(stage):
+    """Start the program; returns it and the address it prints."""
+    started = []
+
+    def start(*settings, **options):
+        command = [sys.executable, "-m", "align", "serve", str(stage), "--port", "0", *settings]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+        started.append(process)
+        line = process.stdout.readline()
+        return process, line, re.search(r"http://\S+/v1", line).group()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_it_ends_orderly_when_told_to(program):
+    """The answer under way is given whole, nobody new is let in, and the exit code is 0."""
+    process, line, url = program("--max_concurrency", "3", "--default_new_tokens", "1500", "--max_new_tokens", "1500")
+    assert line.startswith("sft on http://127.0.0.1:")
+    assert "3 requests at once, 2048 tokens each" in line
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    asked = {"model": "sft", "messages": [{"role": "user", "content": "hello"}], "seed": 1}
+    stream = client.chat.completions.create(**asked, stream=True)
+    next(stream)
+    process.send_signal(signal.SIGTERM)
+    chunks = list(stream)
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
+    with pytest.raises(openai.APIConnectionError):
+        client.chat.completions.create(**asked)
+
+
+def test_the_key_comes_from_the_environment(program):
+    process, _, url = program("--api_key_env", "MY_KEY", "--host", "0.0.0.0", env={"MY_KEY": "secret", "PATH": ""})
+    url = url.replace("0.0.0.0", "127.0.0.1")
+    assert openai.OpenAI(base_url=url, api_key="secret").models.list().data[0].id == "sft"
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=url, api_key="other").models.list()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "message"),
+    [
+        (["--api_key_env", "NO_SUCH_KEY"], 2, "--api_key_env is NO_SUCH_KEY, but this environment variable is not set"),
+        (["--port", "70000"], 2, "--port is 70000; it must be between 0"),
+        (["--max_body_kib", "0"], 2, "--max_body_kib is 0"),
+        (["--port", "0", "--max_length", "4096"], 1, "max_length is 4096; it must be between 2 and 2048"),
+        (["--port", "0", "--max_concurrency", "0"], 1, "max_concurrency is 0; it must be between 1"),
+        (["--port", "0", "--host", "203.0.113.1"], 1, "cannot listen on 203.0.113.1 port 0"),
+        (["--max_concurency", "2"], 2, "no setting --max_concurency; did you mean 'max_concurrency'?"),
+    ],
+)
+def test_mistakes_are_one_line(stage, capsys, settings, code, message):
+    assert main(["serve", str(stage), *settings]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_port_in_use(stage, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", str(stage), "--port", str(port)]) == 1
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
