@@ -140,7 +140,7 @@ def _check_usage(options: jsonargparse.Namespace) -> None:
 def _settings(options: jsonargparse.Namespace) -> "ExportSettings":
     from align.export.settings import ExportSettings, parse_size
 
-    texts = tuple(_texts(options.calibration, options.calibration_limit))
+    texts = tuple(read_texts(options.calibration, options.calibration_limit))
     try:
         return ExportSettings(
             format=options.format,
@@ -157,7 +157,7 @@ def _settings(options: jsonargparse.Namespace) -> "ExportSettings":
         raise UsageError(str(error)) from error
 
 
-def _texts(file: str | None, limit: int) -> "Iterator[Text]":
+def read_texts(file: str | None, limit: int) -> "Iterator[Text]":
     """Whole texts and chats of a JSONL file, up to ``limit``.
 
     Raises:

@@ -107,7 +107,8 @@ def _load(path: Path) -> dict[str, Any]:
         if isinstance(error, FileNotFoundError):
             raise
         size = path.stat().st_size
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # torch follows its first sentence with a paragraph of guesses.
+        reason = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"{path}: no whole checkpoint ({size} bytes; cut short, or not a .ckpt of Lightning): {reason}"
         ) from None

@@ -69,9 +69,10 @@ def open_source(name: str, *, best: str | None = None, mode: str = "min", base: 
         chosen = path / "model" if best is None else best_of(path, best, mode)
         return _of_checkpoint(name, chosen) if chosen.is_file() else _of_directory(name, chosen)
     if path.is_dir() and not (path / "config.json").is_file():
+        stages = [str(model.parent) for model in sorted(path.glob("*/model")) if (model / "config.json").is_file()]
         raise ValueError(
             f"{path}: nothing of ours: a run folder has model/ or {CHECKPOINTS}/, a model directory config.json, an "
-            f"adapter {ADAPTER}"
+            f"adapter {ADAPTER}" + (f"; did you mean {' or '.join(stages)}?" if stages else "")
         )
     return _of_directory(name, locate(name))
 

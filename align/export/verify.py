@@ -124,7 +124,7 @@ def verify(
     Raises:
         ValueError: no prompt leaves room for an answer, or the export's tokenizer gives other ids.
     """
-    ids = [_prompt_ids(source.tokenizer, prompt) for prompt in prompts]
+    ids = [prompt_ids(source.tokenizer, prompt) for prompt in prompts]
     context = source.network.config.context
     fitting = [number for number, row in enumerate(ids) if len(row) < context]
     if not fitting:
@@ -136,7 +136,8 @@ def verify(
     return _verify_language(source, reading, read_by, (prompts, ids), max_new_tokens=max_new_tokens, judge=judge)
 
 
-def _prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """What an answer to a prompt continues, as the network saw it in training."""
     if tokenizer.spec.chat_template is None:
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         return [*tokenizer.opening_ids, *tokenizer.encode(text)]
@@ -155,7 +156,7 @@ def _check_tokens(source: Source, reading: Reading, prompts: Sequence[Prompt]) -
         _same_ids(text, tokenizer.encode(text), reading.tokenize(text))
         messages = _messages(prompt)
         if tokenizer.spec.chat_template is not None and messages[-1]["role"] != "assistant":
-            _same_ids(f"the chat that ends {text}", _prompt_ids(tokenizer, prompt), reading.chat_ids(messages))
+            _same_ids(f"the chat that ends {text}", prompt_ids(tokenizer, prompt), reading.chat_ids(messages))
 
 
 def _same_ids(text: str, ours: list[int], theirs: list[int]) -> None:
@@ -180,8 +181,8 @@ def _verify_language(
 ) -> Verification:
     network, tokenizer = cast(GPT, source.network), source.tokenizer
     prompts, ids = asked
-    greedy = _answers(network, tokenizer, ids, max_new_tokens, temperature=0.0)  # 1
-    sampled = _answers(network, tokenizer, ids, max_new_tokens, temperature=1.0)
+    greedy = answers(network, tokenizer, ids, max_new_tokens, temperature=0.0)  # 1
+    sampled = answers(network, tokenizer, ids, max_new_tokens, temperature=1.0)
     largest, nll_source, nll_export, count = 0.0, 0.0, 0.0, 0
     for prompt, answer in zip(ids, sampled, strict=True):  # 3
         ours = torch.log_softmax(_logits(network, prompt + answer, len(prompt)), -1)
@@ -217,9 +218,10 @@ def _judged(judge: Judge, prompts: Sequence[Prompt], ours: list[str], theirs: li
     }
 
 
-def _answers(
+def answers(
     network: GPT, tokenizer: Tokenizer, ids: list[list[int]], max_new_tokens: int, *, temperature: float
 ) -> list[list[int]]:
+    """One response to each row of ``ids``, seed i for row i."""
     sampling = SamplingConfig(temperature=temperature, max_new_tokens=max_new_tokens)
     samples = generate(network, ids, sampling, stop_ids=tokenizer.stop_ids, seeds=0, pad_id=tokenizer.pad_id or 0)
     return [row[:count] for row, count in zip(samples.ids.tolist(), samples.mask.sum(1).tolist(), strict=True)]

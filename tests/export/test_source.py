@@ -141,11 +141,13 @@ def test_a_checkpoint_of_another_shape(run, tokenizer, make):
         open_source(str(run / "checkpoints" / "last.ckpt"))
 
 
-def test_a_directory_that_is_not_ours(tmp_path):
+def test_a_directory_that_is_not_ours(run, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog.png").touch()
     with pytest.raises(ValueError, match="photos: nothing of ours: a run folder has model/ or checkpoints/"):
         open_source(str(tmp_path / "photos"))
+    with pytest.raises(ValueError, match="did you mean .*/run?"):
+        open_source(str(run.parent))
     with pytest.raises(FileNotFoundError, match="nowhere: no such model directory"):
         open_source(str(tmp_path / "nowhere"))
 
