@@ -17,7 +17,7 @@ WIDTH = 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 26, 40
 _LINE = 15
 """Height of a line of text"""
-_GLYPH = 6.6
+_GLYPH = 7.6
 """Width of a letter of a label, about"""
 
 

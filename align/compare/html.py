@@ -291,18 +291,21 @@ def _lengths(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Ma
     )
 
 
-def _costs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a quantity, a cell a model, each with its part of the dearest."""
-    found = []
+def _costs(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A row a quantity, a cell a model or a model's reward model, each with its part of the dearest."""
+    columns: list[tuple[str, bool, Mapping[str, Any]]] = []
+    for name, model in report["models"].items():
+        columns.append((name, False, model["cost"] or {}))
+        if columns[-1][2].get("reward_model"):
+            columns.append((name, True, columns[-1][2]["reward_model"]))
+    rows = []
     for field, what in COSTS.items():
-        values = [(model["cost"] or {}).get(field) for model in report["models"].values()]
-        known = [value for value in values if value is not None]
-        if not known:
-            continue
-        most = max(known) or 1
-        cells = [{"text": wording.cost(field, value), "part": round(100 * (value or 0) / most)} for value in values]
-        found.append({"what": what, "cells": cells})
-    return found
+        values = [cost.get(field) for *_, cost in columns]
+        if any(value is not None for value in values):
+            most = max(value or 0 for value in values) or 1
+            cells = [{"text": wording.cost(field, value), "part": round(100 * (value or 0) / most)} for value in values]
+            rows.append({"what": what, "cells": cells})
+    return {"columns": [column[:2] for column in columns], "rows": rows} if rows else None
 
 
 def _settings(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -132,6 +132,7 @@ def _model(
         for judge in judges[1:]
         if scores
     }
+    costs = dict.fromkeys(COSTS, 1234.5 * (i + 1))
     return {
         "runs": [f"runs/{name}/model"],
         "stage": "dpo" if i else None,
@@ -141,7 +142,7 @@ def _model(
         "eos_rate": 0.5,
         "diversity": {"distinct_1": 0.1, "distinct_2": 0.4, "distinct_texts": 1.0, "self_bleu": 0.2},
         "rewards": {judge: _estimate(interval(values.mean(-1))) for judge, values in scores.items()},
-        "cost": dict.fromkeys(COSTS, 1234.5 * (i + 1)) if cost else None,
+        "cost": costs | {"reward_model": costs if i == 2 else None} if cost else None,
         "proxies": proxies,
     }
 

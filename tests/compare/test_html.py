@@ -184,6 +184,14 @@ def test_without_a_frontier_the_models_own_numbers_are_drawn(make_report: Make):
     assert "Each point is a checkpoint" not in text
 
 
+def test_the_cost_of_the_reward_model_stands_beside_that_of_the_model_that_learned_from_it(make_report: Make):
+    """Row of labelled pairs: 1234.5, 2469 and 3703.5, the last one's reward model's the same."""
+    text = _text(write_html(*make_report()))
+    assert "labelled pairs read1,2342,4693,7043,704" in text
+    assert text.count("its reward model") == 1
+    assert "labelled pairs read" not in _text(write_html(*make_report(cost=False)))
+
+
 def test_prompts_of_several_messages_tell_who_speaks():
     assert picks.asked("go on") == "go on"
     assert picks.asked([{"role": "user", "content": "tell"}]) == "tell"
