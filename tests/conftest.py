@@ -7,7 +7,7 @@ import pytest
 hypothesis.settings.register_profile("align", deadline=None)
 hypothesis.settings.load_profile("align")
 
-EXPECTED_SKIPS = ("needs a GPU", "needs ../shared")
+EXPECTED_SKIPS = ("needs a GPU", "needs ../shared", "needs chromium")
 """Beginnings of the reasons for which a test may be skipped."""
 
 

@@ -1,0 +1,254 @@
+"""The HTML report in headless Chromium: nothing is fetched, it fits a phone, and a keyboard is enough."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.compare import write_html
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium chromium-driver")
+
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--force-prefers-reduced-motion",
+    "--window-size=1200,900",
+)
+EVIL = "<script>window.broken = 1</script><img src=x onerror='window.broken = 2'> a rare zebra"
+FOCUSED = """
+const at = document.activeElement;
+return [at.id || at.className || at.tagName, getComputedStyle(at).outlineStyle];
+"""
+NAMED = """
+return [...document.querySelectorAll("svg:not([aria-hidden=true])")].map((svg) => {
+  const words = svg.getAttribute("aria-labelledby").split(" ").map((id) => document.getElementById(id).textContent);
+  return [svg.getAttribute("role"), words];
+});
+"""
+OUTSIDE = """
+return [...document.querySelectorAll("svg.chart")].flatMap((svg) => {
+  const box = svg.getBoundingClientRect();
+  return [...svg.querySelectorAll("text")].filter((text) => {
+    const at = text.getBoundingClientRect();
+    return at.left < box.left || at.right > box.right + 1 || at.top < box.top || at.bottom > box.bottom;
+  }).map((text) => text.textContent);
+})
+"""
+SMALLEST = """
+const texts = [...document.querySelectorAll("svg.chart text")];
+return Math.min(...texts.map((text) => text.getBoundingClientRect().height));
+"""
+Make = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    driver = shutil.which("chromedriver")
+    assert driver, "chromium is here and its driver is not: apt-get install chromium-driver"
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    # Without it the client asks a local proxy, where one is set, for the driver's own port.
+    os.environ.setdefault("NO_PROXY", "localhost,127.0.0.1")
+    started = webdriver.Chrome(options=options, service=Service(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(make_report: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Addresses of a small report with hostile text, and of one of eight models with long names."""
+    folder: Path = tmp_path_factory.mktemp("pages")
+    report, rows = make_report(n=3)
+    rows[5]["prompt"] = EVIL
+    rows[6]["answers"]["ppo"][2] |= {"text": EVIL.replace("zebra", "quagga"), "rewards": {"gold": 9.0, "reward": -9.0}}
+    rows[7]["answers"]["dpo"][0] |= {"text": "", "rewards": {"gold": -9.0, "reward": 0.0}}
+    (folder / "small.html").write_text(write_html(report, rows), encoding="utf-8")
+    names = ("sft", *(f"a model with a long name {i}" for i in range(6)), "unbroken" * 6)
+    (folder / "large.html").write_text(write_html(*make_report(names, prompts=25)), encoding="utf-8")
+    return {path.stem: path.as_uri() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def page(browser: Any, pages: dict[str, str]) -> Any:
+    """The browser at the small report, as wide as a desk's, in light colours."""
+    _look(browser)
+    browser.get(pages["small"])
+    return browser
+
+
+def _look(browser: Any, *, width: int = 1200, media: str = "", scheme: str = "light") -> None:
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def _count(page: Any) -> int:
+    return page.execute_script("return document.querySelectorAll('#cards .card').length")
+
+
+def _status(page: Any) -> str:
+    return page.execute_script("return document.getElementById('count').textContent")
+
+
+def _wait(page: Any, begins: str) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(page, 30).until(lambda _: _status(page).startswith(begins), f"the count is {_status(page)!r}")
+
+
+def _choose(page: Any, name: str, text: str) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    Select(page.find_element("id", name)).select_by_visible_text(text)
+
+
+def _shown(page: Any, selector: str) -> bool:
+    return page.find_element("css selector", selector).is_displayed()
+
+
+def test_nothing_is_fetched_and_nothing_goes_wrong(browser: Any, pages: dict[str, str]):
+    browser.get_log("performance")
+    browser.get(pages["small"])
+    asked = [entry for entry in browser.get_log("performance") if '"Network.requestWillBeSent"' in entry["message"]]
+    assert len(asked) == 1, "the page itself"
+    assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert browser.get_log("browser") == []
+
+
+def test_hostile_text_is_inert(page: Any):
+    page.find_element("id", "query").send_keys("a rare")
+    _wait(page, "2 of 30 match")
+    for more in page.find_elements("css selector", "#cards summary"):
+        more.click()
+    assert page.execute_script("return window.broken") is None
+    assert page.find_elements("css selector", "img") == []
+    assert EVIL in page.find_element("css selector", "#cards .prompt").text
+    assert page.get_log("browser") == []
+
+
+def test_the_search_narrows_and_marks(page: Any):
+    assert _status(page) == "30 in all; 20 shown"
+    page.find_element("id", "query").send_keys("QUAGGA")
+    _wait(page, "1 of 30 match")
+    assert _count(page) == 1
+    assert page.find_element("css selector", "#cards mark").text == "quagga"
+    assert page.find_element("css selector", "#cards .where").text == "prompt 7, answer 3"
+    page.find_element("id", "query").send_keys(" and nothing else")
+    _wait(page, "0 of 30 match")
+    assert _count(page) == 0
+    assert not _shown(page, "#more")
+
+
+def test_best_worst_and_most_different(page: Any):
+    """ppo's third answer to prompt 7 has gold 9 and reward -9, dpo's first to prompt 8 gold -9; others are nearer 0."""
+
+    def first() -> str:
+        return page.find_element("css selector", "#cards .where").text
+
+    assert not _shown(page, "#measure")
+    _choose(page, "order", "highest first")
+    _choose(page, "first", "ppo")
+    assert first() == "prompt 7, answer 3"
+    assert not _shown(page, "#second")
+    _choose(page, "order", "lowest first")
+    _choose(page, "first", "dpo")
+    assert first() == "prompt 8, answer 1"
+    assert "(empty answer)" in page.find_element("css selector", "#cards .card").text
+    _choose(page, "order", "most different first")
+    _choose(page, "first", "ppo")
+    _choose(page, "second", "sft")
+    _choose(page, "measure", "reward")
+    assert first() == "prompt 7, answer 3"
+    _choose(page, "measure", "length, tokens")
+    assert _count(page) == 20
+
+
+def test_a_keyboard_is_enough(page: Any):
+    from selenium.webdriver.common.keys import Keys
+
+    reached: list[str] = []
+    page.find_element("tag name", "body").send_keys(Keys.TAB)
+    while reached[-1:] != ["more"] and len(reached) < 100:
+        name, outline = page.execute_script(FOCUSED)
+        reached.append(name)
+        assert outline == "solid", f"no focus is seen on {name}"
+        keys = {"SUMMARY": [Keys.ENTER], "query": ["garden"], "order": [Keys.ARROW_DOWN], "more": []}.get(name, [])
+        page.switch_to.active_element.send_keys(*keys, *([] if name == "more" else [Keys.TAB]))
+    assert reached[0] == "skip"
+    order = ("query", "order", "measure", "first", "more")
+    assert tuple(name for name in reached if name in order) == order
+    assert page.execute_script("return document.querySelectorAll('details[open]').length") > 1
+    _wait(page, "30 of 30 match")
+    before = _count(page)
+    page.switch_to.active_element.send_keys(Keys.SPACE)
+    assert _count(page) > before
+    assert page.execute_script(FOCUSED)[0] == "card", "the first of the new ones has the focus"
+
+
+def test_a_phone_shows_the_page_without_scrolling_sideways(browser: Any, pages: dict[str, str]):
+    _look(browser, width=360)
+    browser.get(pages["large"])
+    browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert browser.execute_script("return document.documentElement.scrollWidth") == 360
+    assert browser.execute_script(SMALLEST) > 9
+
+
+def test_light_dark_and_print(page: Any):
+    """Lightness 0 to 255 of the page and of its text, the mean of red, green and blue."""
+
+    def lightness() -> tuple[float, float]:
+        body = "getComputedStyle(document.body)"
+        colours = page.execute_script(
+            f"return [{body}.backgroundColor, {body}.color].map((c) => c.match(/\\d+/g).map(Number))"
+        )
+        return tuple(sum(colour[:3]) / 3 for colour in colours)
+
+    paper, ink = lightness()
+    assert paper > 240 > 60 > ink
+    _look(page, scheme="dark")
+    paper, ink = lightness()
+    assert paper < 40 < 200 < ink
+    _look(page, media="print", scheme="dark")
+    paper, ink = lightness()
+    assert paper > 240 > 60 > ink
+    assert not _shown(page, "nav")
+    assert not _shown(page, "#explorer")
+    assert _shown(page, "#verdict")
+    assert _shown(page, "#samples .card")
+    assert page.execute_script("return document.querySelector('#settings table').checkVisibility()")
+
+
+def test_every_text_has_contrast(page: Any):
+    """WCAG 2: a ratio of at least 4.5 between a text's colour and what is behind it, in light and in dark."""
+    script = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
+    for scheme in ("light", "dark"):
+        _look(page, scheme=scheme)
+        assert page.execute_script(script) == []
+
+
+def test_pictures_have_words_and_lie_within_their_frames(browser: Any, pages: dict[str, str]):
+    _look(browser)
+    browser.get(pages["large"])
+    named = browser.execute_script(NAMED)
+    assert len(named) == 3
+    assert all(role == "img" and all(words) for role, words in named)
+    assert browser.execute_script(OUTSIDE) == []
