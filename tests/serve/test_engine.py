@@ -136,8 +136,10 @@ def test_weights_that_are_not_finite_are_told(network, tokenizer, ask):
 
 def test_an_error_fails_everyone_and_stays(network, tokenizer, ask):
     with Engine(network, tokenizer, max_rows=1) as engine:
-        engine._decoder.step = lambda ids: 1 / 0
+        asked = threading.Event()
+        engine._decoder.step = lambda ids: asked.wait() / 0
         heard = [ask(engine, [1]) for _ in range(2)]
+        asked.set()
         for one in heard:
             assert one.last.reason == "failed"
             assert "ZeroDivisionError" in one.last.error
