@@ -28,7 +28,7 @@ import torch
 from align.cli.export import read_texts
 from align.cli.sampling import as_messages, read_prompts
 from align.export import ExportSettings, export, open_source
-from align.export.verify import Prompt, Reading, answers, prompt_ids, verify
+from align.export.verify import Prompt, Reading, answers, judged, prompt_ids, verify
 from align.export.write import open_reading
 from align.model import GPT, weights_fingerprint
 from align.rewards import load_reward
@@ -63,11 +63,11 @@ class Measure:
     def __init__(self, run: str, prompts: Sequence[Prompt], args: argparse.Namespace) -> None:
         self.source, self.prompts, self.args = open_source(run), prompts, args
         self.ids = [prompt_ids(self.source.tokenizer, prompt) for prompt in prompts]
+        self.judge = None if self.source.scalar else load_reward(args.judge)
         if not self.source.scalar:
-            self.judge = load_reward(args.judge)
             network, tokenizer = cast(GPT, self.source.network), self.source.tokenizer
             greedy = answers(network, tokenizer, self.ids, args.max_new_tokens, temperature=0.0)
-            self.scores = self.judge(prompts, [tokenizer.decode(answer) for answer in greedy])
+            self.texts = [tokenizer.decode(answer) for answer in greedy]
 
     def export(self, options: dict[str, Any]) -> dict[str, Any]:
         """The row of one format."""
@@ -106,20 +106,13 @@ class Measure:
 
     def compare(self, reading: Reading, name: str) -> dict[str, Any]:
         """The first prompts in detail, and what the judge says of all."""
-        new = self.args.max_new_tokens
-        found = verify(self.source, reading, name, self.prompts[:FIRST], max_new_tokens=new, judge=None)
+        new, context = self.args.max_new_tokens, self.source.network.config.context
+        found = verify(self.source, reading, name, self.prompts[:FIRST], max_new_tokens=new, judge=self.judge)
         row = found.to_dict()
-        if self.source.scalar:
+        if self.source.scalar or len(self.prompts) <= FIRST:
             return row
-        context = self.source.network.config.context
-        scores = self.judge(self.prompts, [reading.answer(ids, min(new, context - len(ids))) for ids in self.ids])
-        pairs = list(zip(self.scores, scores, strict=True))
-        return row | {
-            "judged": len(scores),
-            "reward_source": sum(self.scores) / len(scores),
-            "reward_export": sum(scores) / len(scores),
-            "win_rate": sum((b > a) + 0.5 * (a == b) for a, b in pairs) / len(scores),
-        }
+        texts = [reading.answer(ids, min(new, context - len(ids))) for ids in self.ids]
+        return row | judged(self.judge, self.prompts, self.texts, texts) | {"judged": len(texts)}
 
 
 def line(row: dict[str, Any]) -> str:
@@ -182,17 +175,17 @@ def main() -> None:
     parser.add_argument("--calibration", help="JSONL file for gptq and awq")
     parser.add_argument("--out", help="JSON file to write")
     args = parser.parse_args()
+    told = {
+        "machine": machine(),
+        "command": sys.argv[1:],
+        "weights": weights_fingerprint(open_source(args.run).directory),
+    }
     rows = []
     for row in all_rows(args):
         rows.append(row)
         print(line(row), flush=True)
-    if args.out:
-        told = {
-            "machine": machine(),
-            "command": sys.argv[1:],
-            "weights": weights_fingerprint(open_source(args.run).directory),
-        }
-        Path(args.out).write_text(json.dumps(told | {"rows": rows}, indent=1) + "\n")
+        if args.out:  # after each row: a kill loses one
+            Path(args.out).write_text(json.dumps(told | {"rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -204,11 +204,12 @@ def _verify_language(
         perplexity_source=math.exp(nll_source / count),
         perplexity_export=math.exp(nll_export / count) if math.isfinite(nll_export) else math.inf,
         same_text=sum(ours == theirs for ours, theirs in zip(texts, exported, strict=True)),
-        **(_judged(judge, prompts, texts, exported) if judge else {}),
+        **(judged(judge, prompts, texts, exported) if judge else {}),
     )
 
 
-def _judged(judge: Judge, prompts: Sequence[Prompt], ours: list[str], theirs: list[str]) -> dict[str, float]:
+def judged(judge: Judge, prompts: Sequence[Prompt], ours: list[str], theirs: list[str]) -> dict[str, float]:
+    """What a judge says of two models' answers: both means, and the share of prompts where ``theirs`` is better."""
     before, after = judge(prompts, ours), judge(prompts, theirs)
     wins = sum((b > a) + 0.5 * (b == a) for a, b in zip(before, after, strict=True))
     return {
