@@ -1,14 +1,15 @@
 """An answer's way from the engine's thread to the event loop."""
 
 import asyncio
+import contextlib
 from collections import deque
 
 from align.serve.engine import Engine, Piece, Request
 
 # Chunks a second of all streams together: what a stream gets beyond its share travels with its next chunk. Writing each
 # token by itself would take the time that sampling needs.
-_CHUNKS_PER_S = 1000
-_SLOWEST = 0.05  # seconds between two chunks of a stream, at most
+_CHUNKS_PER_S = 500
+_SLOWEST = 0.1  # seconds between two chunks of a stream, at most
 
 
 class Answer:
@@ -24,13 +25,15 @@ class Answer:
         """
         self._engine, self._loop = engine, asyncio.get_running_loop()
         self._pieces: deque[Piece] = deque()
-        self._come = asyncio.Event()
+        self._come, self._over = asyncio.Event(), asyncio.Event()
         self._asleep = False
         self._ticket = engine.submit(request, self._on_piece)
 
     def _on_piece(self, piece: Piece) -> None:
         # On the engine's thread. Waking the loop costs a system call, so it is left alone while it is awake.
         self._pieces.append(piece)
+        if piece.reason is not None:
+            self._loop.call_soon_threadsafe(self._over.set)
         if self._asleep:
             self._asleep = False
             self._loop.call_soon_threadsafe(self._come.set)
@@ -46,9 +49,11 @@ class Answer:
         pieces = [self._pieces.popleft() for _ in range(len(self._pieces))]
         return pieces[-1]._replace(text="".join(piece.text for piece in pieces))
 
-    def pace_s(self) -> float:
-        """Seconds to wait between two looks."""
-        return min(self._engine.running / _CHUNKS_PER_S, _SLOWEST)
+    async def pause(self) -> None:
+        """Let some more of it come; not longer than until the end, for the client's next request may wait for that."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self._engine.running / _CHUNKS_PER_S, _SLOWEST)):
+                await self._over.wait()
 
     def cancel(self) -> None:
         """Nobody listens any more; harmless when it is over."""

@@ -190,7 +190,7 @@ class _Stream(Response):
                     body += self.completion.end(reason, tokens=piece.tokens, include_usage=self.include_usage)
                 await send({"type": "http.response.body", "body": body, "more_body": reason is None})
                 if reason is None:
-                    await asyncio.sleep(self.answer.pace_s())
+                    await self.answer.pause()
 
         await _while_connected(receive, self.answer, respond)
 
