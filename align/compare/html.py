@@ -303,8 +303,9 @@ def _costs(report: Mapping[str, Any]) -> dict[str, Any] | None:
         values = [cost.get(field) for *_, cost in columns]
         if any(value is not None for value in values):
             most = max(value or 0 for value in values) or 1
-            cells = [{"text": wording.cost(field, value), "part": round(100 * (value or 0) / most)} for value in values]
-            rows.append({"what": what, "cells": cells})
+            cells = [{"text": wording.cost(field, value), "part": round((value or 0) / most, 3)} for value in values]
+            # Each cell names the unit that reads best.
+            rows.append({"what": what.replace(" seconds", " time").removesuffix(", MiB"), "cells": cells})
     return {"columns": [column[:2] for column in columns], "rows": rows} if rows else None
 
 
