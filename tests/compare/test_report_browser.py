@@ -237,6 +237,24 @@ def test_light_dark_and_print(page: Any):
     assert page.execute_script("return document.querySelector('#settings table').checkVisibility()")
 
 
+def test_without_scripts_the_page_still_shows_samples(browser: Any, pages: dict[str, str]):
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    try:
+        browser.get(pages["small"])
+        root = browser.execute_cdp_cmd("DOM.getDocument", {})["root"]["nodeId"]
+
+        def found(selector: str) -> int:
+            return len(
+                browser.execute_cdp_cmd("DOM.querySelectorAll", {"nodeId": root, "selector": selector})["nodeIds"]
+            )
+
+        assert found("#samples > .card") >= 6
+        assert found("#explorer[hidden]") == 1
+        assert found("#cards .card") == 0
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
+
+
 def test_every_text_has_contrast(page: Any):
     """WCAG 2: a ratio of at least 4.5 between a text's colour and what is behind it, in light and in dark."""
     script = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
