@@ -222,11 +222,15 @@ def _show_columns(replies: "Sequence[tuple[Conversation, Reply]]") -> None:
         columns.add_row(*(Text(printable(reply.text) + _ending(reply)) for _, reply in replies))
         return columns
 
-    with Live(table(), auto_refresh=False, vertical_overflow="visible") as live:
-        while any(reply.reason is None for _, reply in replies):
-            next(reply for _, reply in replies if reply.reason is None).wait(_TICK)
+    with Live(table(), auto_refresh=False) as live:
+        try:
+            while (going := next((reply for _, reply in replies if reply.reason is None), None)) is not None:
+                going.wait(_TICK)
+                live.update(table(), refresh=True)
+        finally:
+            # What is taller than the terminal cannot be drawn again and again, but once it can.
+            live.vertical_overflow = "visible"
             live.update(table(), refresh=True)
-        live.update(table(), refresh=True)
 
 
 def _ending(reply: "Reply") -> str:

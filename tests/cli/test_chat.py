@@ -9,7 +9,7 @@ import pytest
 
 from align.cli import main
 from align.cli.chat import printable
-from align.model import GPT, GPTConfig, SamplingConfig, generate, save_network
+from align.model import GPT, GPTConfig, SamplingConfig, generate, load_network, save_network
 from align.serve.conversation import Reply
 from align.tokenizer import Tokenizer, train_tokenizer
 
@@ -58,8 +58,6 @@ def chat(run, monkeypatch, capsys):
 
 def answer(run, stage, messages, *, seed, new):
     """What generate answers."""
-    from align.model import load_network
-
     directory = run / stage / "model"
     tokenizer = Tokenizer.load(directory)
     prompt = tokenizer.render_chat(messages, add_generation_prompt=True).ids
@@ -95,6 +93,33 @@ def test_models_answer_side_by_side_each_with_its_own_history(run, chat, tmp_pat
     shown = "\n".join(lines)
     assert shown.startswith("dpo> ")
     assert "\np> " in shown
+
+
+def test_a_directory_that_transformers_wrote(run, chat, tmp_path, capsys):
+    """Another chat template, in Jinja, of the same tokens without the one that begins a text."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(run / "dpo" / "model").save_pretrained(tmp_path / "theirs")
+    tokenizer = AutoTokenizer.from_pretrained(run / "dpo" / "model")
+    tokenizer.chat_template = (
+        "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "theirs")
+    capsys.readouterr()
+    code, _, err = chat(["a", f"/save {tmp_path / 'chat.jsonl'}"], f"x={tmp_path / 'theirs'}", max_new_tokens=9)
+    assert (code, err) == (0, "")
+    ours = Tokenizer.load(run / "dpo" / "model")
+    prompt = ours.render_chat([user("a")], add_generation_prompt=True).ids[1:]
+    samples = generate(
+        load_network(run / "dpo" / "model"),
+        [prompt],
+        SamplingConfig(max_new_tokens=9),
+        seeds=[0],
+        stop_ids=ours.stop_ids,
+    )
+    saved = json.loads((tmp_path / "chat.jsonl").read_text())
+    assert saved["messages"][1]["content"] == ours.decode(samples.ids[0].tolist())
 
 
 def test_columns_on_a_terminal(run, chat, monkeypatch):
