@@ -51,8 +51,12 @@ class Answer:
 
     async def pause(self) -> None:
         """Let some more of it come; not longer than until the end, for the client's next request may wait for that."""
+        pause = min(self._engine.running / _CHUNKS_PER_S, _SLOWEST)
+        if pause == 0:
+            return
+        # All streams look at one time: each look of its own would take the interpreter from the engine once more.
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(self._engine.running / _CHUNKS_PER_S, _SLOWEST)):
+            async with asyncio.timeout(pause - self._loop.time() % pause):
                 await self._over.wait()
 
     def cancel(self) -> None:
