@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup, escape
 
-from align.compare.wording import MINUS
+from align.compare.wording import MINUS, within
 
 COLOURS = 8
 """Custom properties ``--m0`` to ``--m7`` of the style sheet"""
@@ -107,7 +107,7 @@ def glyph(model: int) -> Markup:
 
 def strip(mean: float, ends: Sequence[float]) -> Markup:
     """A share with its interval on a line from 0 to 100%, for the eye only: the numbers stand beside it."""
-    low, high = (max(0.0, min(1.0, end)) for end in ends)
+    low, high = within(ends)
     side = "even" if low <= 0.5 <= high else "more" if mean > 0.5 else "less"
     parts = [
         tag("line", x1=4, x2=124, y1=10, y2=10, class_="track"),

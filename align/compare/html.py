@@ -112,7 +112,7 @@ def _matrices(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for pair in report["pairs"]:
             if pair["judge"] != judge["name"]:
                 continue
-            low, high = pair["ci95"]
+            low, high = wording.within(pair["ci95"])
             shown = pair["better"] is not None
             cells[pair["a"], pair["b"]] = _cell(pair["win_rate"], low, high, shown)
             cells[pair["b"], pair["a"]] = _cell(1 - pair["win_rate"], 1 - high, 1 - low, shown)

@@ -75,8 +75,14 @@ def share(value: Mapping[str, Any] | None) -> dict[str, str]:
     """``estimate`` of a share, in percent."""
     if value is None:
         return {"mean": "-", "interval": ""}
-    low, high = map(percent, value["ci95"])
+    low, high = map(percent, within(value["ci95"]))
     return {"mean": percent(value["mean"]), "interval": f"{low} to {high}"}
+
+
+def within(ends: Sequence[float]) -> tuple[float, float]:
+    """The part of a share's interval that a share can have: one over seeds is symmetric and may leave 0 to 100%."""
+    low, high = (min(1.0, max(0.0, end)) for end in ends)
+    return low, high
 
 
 def cost(field: str, value: float | None) -> str:
@@ -123,7 +129,7 @@ def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _verdict(report: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     flipped = pair["better"] == pair["b"]
     first, second = (pair["b"], pair["a"]) if flipped else (pair["a"], pair["b"])
-    mean, (low, high) = pair["win_rate"], pair["ci95"]
+    mean, (low, high) = pair["win_rate"], within(pair["ci95"])
     if flipped:
         mean, low, high = 1 - mean, 1 - high, 1 - low
     notes = []

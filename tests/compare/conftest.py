@@ -48,25 +48,7 @@ def _make(
     found = {name: {judge: rng.normal(0.4 * i, 1, shape) for judge in judges} for i, name in enumerate(names)}
     lengths = {name: rng.integers(5, 60, shape) for name in names}
     rows = [
-        {
-            "prompt": [{"role": "user", "content": f"Tell story number {place} about a {words.choice(_WORDS)}."}],
-            "seed": seed,
-            "answers": {
-                name: [
-                    {
-                        "text": " ".join(words.choices(_WORDS, k=int(lengths[name][seed, place, k]))),
-                        "tokens": int(lengths[name][seed, place, k]),
-                        "finished": bool(k),
-                        "log_ratio": 0.5 * i,
-                        "rewards": {j: float(found[name][j][seed, place, k]) for j in judges} if scores else {},
-                    }
-                    for k in range(n)
-                ]
-                for i, name in enumerate(names)
-            },
-        }
-        for seed in range(seeds)
-        for place in range(prompts)
+        _row(place, seed, found if scores else {}, lengths, words) for seed in range(seeds) for place in range(prompts)
     ]
     report = {
         "command": ["align", "compare", *(f"{name}=runs/{name}" for name in names), "--out", "a folder"],
@@ -116,6 +98,32 @@ _WORDS = (
     "an",
     "old",
 )
+
+
+def _row(
+    place: int,
+    seed: int,
+    scores: dict[str, dict[str, np.ndarray]],
+    lengths: dict[str, np.ndarray],
+    words: random.Random,
+) -> dict[str, Any]:
+    def answer(i: int, name: str, k: int) -> dict[str, Any]:
+        tokens = int(lengths[name][seed, place, k])
+        return {
+            "text": " ".join(words.choices(_WORDS, k=tokens)),
+            "tokens": tokens,
+            "finished": bool(k),
+            "log_ratio": 0.5 * i,
+            "rewards": {judge: float(of[seed, place, k]) for judge, of in scores.get(name, {}).items()},
+        }
+
+    return {
+        "prompt": [{"role": "user", "content": f"Tell story number {place} about a {words.choice(_WORDS)}."}],
+        "seed": seed,
+        "answers": {
+            name: [answer(i, name, k) for k in range(of.shape[-1])] for i, (name, of) in enumerate(lengths.items())
+        },
+    }
 
 
 def _model(

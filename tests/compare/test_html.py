@@ -113,6 +113,17 @@ def test_too_few_prompts_name_no_winner(make_report: Make):
     assert "is better than" not in text
 
 
+def test_a_share_never_leaves_0_to_100_percent(make_report: Make):
+    report, rows = make_report(("a", "b"), judges=("gold",))
+    report["pairs"][0] |= {"win_rate": 0.9, "ci95": [0.7, 1.1], "better": "b"}
+    report["pairs"][0]["length_controlled"] = {"mean": 0.9, "ci95": [0.75, 1.2]}
+    text = _text(write_html(report, rows))
+    assert "b is better than a: 90.0% of paired answers (70.0% to 100.0%)" in text
+    assert "10.0% 0.0% to 30.0%" in text
+    assert "75.0% to 100.0%" in text
+    assert "110.0%" not in text
+
+
 def test_foreign_text_stays_text(make_report: Make):
     evil = "</script><script>window.broken = 1</script><img src=x onerror=alert(1)><!--"
     report, rows = make_report(("sft", evil), judges=("gold",))
