@@ -239,3 +239,24 @@ def test_limits_of_the_service(served):
     client = served(limits=Limits(max_new_tokens=9, default_new_tokens=4)).client()
     assert client.chat.completions.create(**ask_for(seed=1)).usage.completion_tokens == 4
     assert client.chat.completions.create(**ask_for(seed=1, max_tokens=9)).usage.completion_tokens == 9
+
+
+def test_neutral_values_and_what_has_no_bearing_are_taken(shared):
+    """The same answer as without them; a developer's message is a system's."""
+    extra = {"n": 1, "tools": [], "logprobs": False, "presence_penalty": 0.0, "stop": None, "user": "me", "store": True}
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
+    plain = post(shared, json.dumps(ask_for(seed=1) | {"messages": messages}))
+    messages[0]["role"] = "developer"
+    decorated = post(shared, json.dumps(ask_for(seed=1) | {"messages": messages} | extra))
+    assert (plain[0], plain[2]["choices"]) == (200, decorated[2]["choices"])
+
+
+def test_a_body_that_does_not_come(served, monkeypatch):
+    monkeypatch.setattr("align.serve.app._BODY_SECONDS", 0.1)
+    line = socket.create_connection(urlsplit(served().url).netloc.split(":"))
+    line.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    assert line.recv(1000).startswith(b"HTTP/1.1 408 ")
+    line.close()
