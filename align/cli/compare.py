@@ -30,10 +30,11 @@ def main(args: list[str]) -> int:
     options = parse(_parser(), args)
     task = _task(options)
     from align.compare import compare, to_markdown, write_html
+    from align.model import running_versions
 
     out = Path(options.out)
     report, rows = compare(task, out / "cache", progress_bar)
-    report = {"command": ["align", "compare", *args], **report}
+    report = {"command": ["align", "compare", *args], "versions": running_versions(), **report}
     _write(out, "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _write(out, "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     _write(out, "report.md", to_markdown(report, rows))

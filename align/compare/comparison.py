@@ -24,7 +24,7 @@ from align.compare.endpoint import Endpoint, compare_pairs
 from align.compare.entrants import Entrant, Point, check_entrants
 from align.compare.judges import Judge, score
 from align.compare.settings import costs, settings_diff
-from align.compare.statistics import Estimate, interval, length_controlled_wins, verdict, wins
+from align.compare.statistics import Estimate, interval, length_controlled_wins, share_interval, verdict, wins
 
 SCHEMA_VERSION = 1
 _DIGITS = 5
@@ -118,6 +118,7 @@ def compare(task: Task, folder: Path, progress: Progress) -> tuple[dict[str, Any
         "seeds": task.seeds,
         "prompts": len(task.prompts),
         "answers": asdict(task.config),
+        "frontier_n": task.frontier_n,
         "judges": [{"name": judge.name, "sources": list(judge.sources)} for judge in task.judges],
         "models": models,
         "pairs": pairs,
@@ -201,7 +202,7 @@ def _pairs(task: Task, sampled: dict[str, Sampled], folder: Path, progress: Prog
                 continue
             first, second = sampled[a].scores[judge.name], sampled[b].scores[judge.name]
             lengths = sampled[a].array("tokens"), sampled[b].array("tokens")
-            yield _pair(a, b, judge, interval(wins(first, second)), first.shape) | {
+            yield _pair(a, b, judge, share_interval(wins(first, second)), first.shape) | {
                 "length_controlled": _estimate(length_controlled_wins(first, second, *lengths)),
                 "difference": _estimate(interval(first.mean(-1) - second.mean(-1))),
             }
@@ -218,7 +219,10 @@ def _compared(
         with progress(f"{judge.name} compares {a} and {b}", len(task.prompts)) as advance:
             found.append(compare_pairs(endpoint, task.prompts, first, second, folder=folder, advance=advance))
     values = np.stack(found)
-    return _pair(a, b, judge, interval(values), (*values.shape, 1)) | {"length_controlled": None, "difference": None}
+    return _pair(a, b, judge, share_interval(values), (*values.shape, 1)) | {
+        "length_controlled": None,
+        "difference": None,
+    }
 
 
 def _pair(a: str, b: str, judge: Judge, win_rate: Estimate, shape: tuple[int, ...]) -> dict[str, Any]:

@@ -59,6 +59,12 @@ def interval(values: np.ndarray) -> Estimate:
     return Estimate(mean, float(low), float(high), prompts)
 
 
+def share_interval(values: np.ndarray) -> Estimate:
+    """``interval`` of values that are shares: nothing lies outside [0, 1]."""
+    estimate = interval(values)
+    return estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
+
+
 def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """``[S, P]``: share of pairs of answers to a prompt in which a's scores higher, ties half.
 

@@ -22,6 +22,7 @@ _HOMES = {
     "read_config": "directory",
     "read_manifest": "manifest",
     "replacing_directory": "replacing",
+    "running_versions": "manifest",
     "save_network": "directory",
     "share_answers": "shared_prefix",
     "share_prefixes": "shared_prefix",

@@ -41,7 +41,7 @@ def write_manifest(directory: str | Path, manifest: Mapping[str, Any]) -> None:
         ValueError: a field is missing, of the wrong kind, or no JSON value (NaN is none).
     """
     path = Path(directory, MANIFEST)
-    defaults = {"recipe": None, "parent": None, "tokenizer": None, "data": {}, "libraries": _running_versions()}
+    defaults = {"recipe": None, "parent": None, "tokenizer": None, "data": {}, "libraries": running_versions()}
     whole = {"schema_version": SCHEMA_VERSION, **defaults, **manifest}
     _check(whole, path)
     try:
@@ -113,7 +113,8 @@ def _check(manifest: Mapping[str, Any], path: Path) -> None:
                 raise ValueError(f"{path}: {name}.{key} is {value!r}; it must be a string")
 
 
-def _running_versions() -> dict[str, str]:
+def running_versions() -> dict[str, str]:
+    """Versions of Python, of align and of the libraries that numbers depend on."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:

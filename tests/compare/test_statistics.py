@@ -10,6 +10,7 @@ from align.compare.statistics import (
     Estimate,
     interval,
     length_controlled_wins,
+    share_interval,
     verdict,
     wins,
 )
@@ -68,6 +69,13 @@ def test_seeds_that_are_alike_count_as_more_answers() -> None:
     table = np.repeat(rng.normal(size=(1, 200)), 5, axis=0)
     many, one = interval(table), interval(table[:1])
     assert many.high - many.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
+def test_shares_stay_between_none_and_all() -> None:
+    table = np.array([[1.0, 1.0, 0.9], [0.4, 0.6, 0.5]])
+    assert interval(table).high > 1
+    assert share_interval(table).high == 1
+    assert share_interval(1 - table).low == 0
 
 
 def test_equal_values_have_an_interval_of_no_width() -> None:
