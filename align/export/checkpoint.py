@@ -1,18 +1,16 @@
 """Lightning checkpoints of a run: the network in one, and the best of several."""
 
 import csv
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 import yaml
 
 from align.model import GPT, GPTConfig, ScalarGPT, read_config, read_manifest
+from align.model.checkpoint import fill_from, read_stored, trained_state
 from align.model.directory import built_without_memory
 
 CHECKPOINTS = "checkpoints"
-_PREFIX = "network."
 
 
 class Checkpoint(NamedTuple):
@@ -41,18 +39,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         FileNotFoundError: the run's files are missing.
         ValueError: the file is cut short, is no checkpoint of a stage, or does not fit the run's network.
     """
-    stored = _load(path)
-    state = {name.removeprefix(_PREFIX): t for name, t in stored["state_dict"].items() if name.startswith(_PREFIX)}
-    if not state:
-        names = ", ".join(sorted({name.partition(".")[0] for name in stored["state_dict"]})) or "nothing"
-        raise ValueError(f"{path}: state_dict holds {names}, no {_PREFIX}*: not a checkpoint of a stage of align")
+    stored = read_stored(path)
+    state = trained_state(stored, path)
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
     recipe = _recipe(run)
     config, directory = _shape(run, recipe, path)
     with built_without_memory():
         network = ScalarGPT(config) if "score.weight" in state else GPT(config)
-    _check_fit(network, state, path)
-    network.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+    fill_from(network, state, path)
     return Checkpoint(network, directory, _manifest(run, recipe, int(stored["global_step"])))
 
 
@@ -84,7 +78,7 @@ def best_of(run: Path, metric: str, mode: str) -> Path:
             found.append((float(value), int(manifest.get("step", 0)), run / "model"))
     unmeasured = []
     for path in sorted((run / CHECKPOINTS).glob("*.ckpt")):
-        stored = _load(path)
+        stored = read_stored(path)
         step = int(stored["global_step"])
         measured = _value(stored, rows, metric, step)
         if measured is None:
@@ -97,25 +91,6 @@ def best_of(run: Path, metric: str, mode: str) -> Path:
         raise ValueError(f"{run}: --best {metric}: no value of it at the step of {', '.join(unmeasured)}")
     sign = 1 if mode == "min" else -1
     return min(found, key=lambda entry: (sign * entry[0], -entry[1]))[2]
-
-
-def _load(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, its tensors mapped from the file."""
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        size = path.stat().st_size
-        # torch follows its first sentence with a paragraph of guesses.
-        reason = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
-        raise ValueError(
-            f"{path}: no whole checkpoint ({size} bytes; cut short, or not a .ckpt of Lightning): {reason}"
-        ) from None
-    for field in ("state_dict", "global_step"):
-        if not isinstance(stored, dict) or field not in stored:
-            raise ValueError(f"{path}: {field} is missing: not a checkpoint of Lightning")
-    return stored
 
 
 def _value(stored: dict[str, Any], rows: list[dict[str, str]], metric: str, step: int) -> float | None:
@@ -164,19 +139,6 @@ def _shape(run: Path, recipe: dict[str, Any], path: Path) -> tuple[GPTConfig, Pa
         return read_config(parent), directory
     settings = model.get("network") or {}
     return GPTConfig.from_dict(settings.get("init_args", settings)), directory
-
-
-def _check_fit(network: GPT | ScalarGPT, state: dict[str, torch.Tensor], path: Path) -> None:
-    expected = network.state_dict()
-    for name, tensor in expected.items():
-        if name not in state:
-            raise ValueError(f"{path}: {_PREFIX}{name} is missing from state_dict, which the run's network calls for")
-        if state[name].shape != tensor.shape:
-            raise ValueError(
-                f"{path}: {_PREFIX}{name} is {list(state[name].shape)}; the run's network has {list(tensor.shape)}"
-            )
-    if surplus := sorted(state.keys() - expected.keys()):
-        raise ValueError(f"{path}: {_PREFIX}{surplus[0]} is no part of the run's network")
 
 
 def _manifest(run: Path, recipe: dict[str, Any], step: int) -> dict[str, Any]:

@@ -1,54 +1,99 @@
-"""Weights out of a Lightning checkpoint."""
+"""Weights out of the checkpoints that Lightning writes of our stages."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from align.model.directory import load_network
+from align.model.directory import built_without_memory, read_config
 from align.model.gpt import GPT
+from align.model.scalar import ScalarGPT
 
 _PREFIX = "network."
 """What a stage calls the network that it trains and writes"""
 
 
-def load_checkpoint(file: str | Path, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> GPT:
-    """The network that a stage had trained when it wrote a checkpoint, on the CPU and in training mode.
+def load_checkpoint(file: str | Path, directory: str | Path) -> GPT:
+    """The language model that a stage had trained when it wrote a checkpoint, on the CPU, in the checkpoint's type.
 
     Args:
         file: a ``.ckpt`` of one of our stages.
-        directory: the model directory of the same run, which knows the network's shape.
-        dtype: what the weights are converted to.
+        directory: a model directory of the same run, which knows the network's shape.
 
     Raises:
         FileNotFoundError: one of them is missing.
         ValueError: the checkpoint is cut short, holds no network of ours, or one of another shape.
     """
-    network = load_network(directory, dtype=dtype)
-    state = {name[len(_PREFIX) :]: value for name, value in read_state(file).items() if name.startswith(_PREFIX)}
-    if not state:
-        raise ValueError(f"{file}: holds no weights named {_PREFIX}*: it is no checkpoint of a stage of align")
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{file}: its network is not that of {directory}: {' '.join(str(error).split())}") from None
+    path = Path(file)
+    state = trained_state(read_stored(path), path)
+    with built_without_memory():
+        network = GPT(read_config(directory))
+    fill_from(network, state, path)
     return network
 
 
-def read_state(file: str | Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name.
+def read_stored(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents, its tensors mapped from the file.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is cut short or no checkpoint of Lightning.
+        ValueError: it is cut short, or no checkpoint of Lightning.
     """
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file}: no such checkpoint")
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # zipfile, pickle and torch each have their own
-        raise ValueError(f"{file}: damaged or no checkpoint ({' '.join(str(error).split())[:80]})") from None
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"{file}: no checkpoint of Lightning, it has no state_dict")
-    state: dict[str, torch.Tensor] = content["state_dict"]
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        size = path.stat().st_size
+        # torch follows its first sentence with a paragraph of guesses.
+        reason = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{path}: no whole checkpoint ({size} bytes; cut short, or not a .ckpt of Lightning): {reason}"
+        ) from None
+    for field in ("state_dict", "global_step"):
+        if not isinstance(stored, dict) or field not in stored:
+            raise ValueError(f"{path}: {field} is missing: not a checkpoint of Lightning")
+    return stored
+
+
+def trained_state(stored: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """The trained network's tensors by their names in it.
+
+    Args:
+        stored: from ``read_stored``.
+        path: where it was read, for errors.
+
+    Raises:
+        ValueError: no stage of ours wrote it.
+    """
+    tensors = stored["state_dict"]
+    state = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(_PREFIX)}
+    if not state:
+        names = ", ".join(sorted({name.partition(".")[0] for name in tensors})) or "nothing"
+        raise ValueError(f"{path}: state_dict holds {names}, no {_PREFIX}*: not a checkpoint of a stage of align")
     return state
+
+
+def fill_from(network: GPT | ScalarGPT, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Give a network copies of a checkpoint's tensors.
+
+    Args:
+        network: of the run's shape; may be without memory.
+        state: from ``trained_state``.
+        path: where it was read, for errors.
+
+    Raises:
+        ValueError: a tensor is missing, surplus or of another shape.
+    """
+    expected = network.state_dict()
+    for name, tensor in expected.items():
+        if name not in state:
+            raise ValueError(f"{path}: {_PREFIX}{name} is missing from state_dict, which the run's network calls for")
+        if state[name].shape != tensor.shape:
+            raise ValueError(
+                f"{path}: {_PREFIX}{name} is {list(state[name].shape)}; the run's network has {list(tensor.shape)}"
+            )
+    if surplus := sorted(state.keys() - expected.keys()):
+        raise ValueError(f"{path}: {_PREFIX}{surplus[0]} is no part of the run's network")
+    network.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
