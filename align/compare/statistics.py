@@ -20,8 +20,6 @@ LEAST_PROMPTS = 20
 _SEED = 0
 _NEWTON_STEPS = 100
 """Of the logistic regression, at most"""
-_CHUNK = 4_000_000
-"""Numbers in one array of the logistic regression: 32 MB"""
 
 
 class Estimate(NamedTuple):
@@ -83,7 +81,8 @@ def length_controlled_wins(a: np.ndarray, b: np.ndarray, lengths_a: np.ndarray, 
 
     A logistic regression of a's wins on ``tanh(length difference / its standard deviation)``; the rate is its value
     at no difference. Left out of the paper's model: the instruction's difficulty, which a comparison on the same
-    prompts shares between both. The interval is the bootstrap over prompts, all seeds' pairs of a prompt together.
+    prompts shares between both. The interval is that of ``interval`` for the influence of each prompt (and seed) on
+    this value, the delta method.
 
     Args:
         a: ``[S, P, N]`` scores.
@@ -95,16 +94,14 @@ def length_controlled_wins(a: np.ndarray, b: np.ndarray, lengths_a: np.ndarray, 
     gaps = a[..., :, None] - b[..., None, :]
     won = (gaps > 0) + 0.5 * (gaps == 0)
     longer = (lengths_a[..., :, None] - lengths_b[..., None, :]).astype(np.float64)
-    spread = longer.std() or 1.0
-    prompts = a.shape[1]
-    won, longer = (np.moveaxis(x, 1, 0).reshape(prompts, -1) for x in (won, np.tanh(longer / spread)))
-    rng = np.random.default_rng(_SEED)
-    weights = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=DRAWS // 8).astype(np.float64)
-    rows = np.vstack([np.ones(prompts), weights])
-    chunks = np.array_split(rows, math.ceil(len(rows) * won.size / _CHUNK))
-    points = np.concatenate([_logistic_at_zero(longer, won, chunk) for chunk in chunks])
-    low, high = np.quantile(points[1:], [0.025, 0.975])
-    return Estimate(float(points[0]), float(low), float(high), prompts)
+    longer = np.tanh(longer / (longer.std() or 1.0))
+    design = np.stack([np.ones_like(longer), longer], -1)
+    theta, curvature = _logistic(design.reshape(-1, 2), won.reshape(-1))
+    rate = _sigmoid(theta[0])
+    # The score of each cell of the seeds x prompts table, and what it moves the rate by; they add up to nothing.
+    scores = ((won - _sigmoid(design @ theta))[..., None] * design).sum((2, 3))
+    moved = rate * (1 - rate) * (scores @ np.linalg.inv(curvature))[..., 0] * a.shape[0] * a.shape[1]
+    return share_interval(rate + moved - moved.mean())
 
 
 def verdict(win_rate: Estimate) -> str:
@@ -125,7 +122,8 @@ def _crossed_half_width(values: np.ndarray) -> float:
     """Half of the generalised 95% interval of the mean of a seeds x prompts table.
 
     Var(mean) = (E MS_seeds + E MS_prompts - E MS_rest) / (S P); each sum of squares over a chi-squared variable of its
-    degrees of freedom is a draw of what its expectation may be.
+    degrees of freedom is a draw of what its expectation may be. None of the components is negative, so the sum is at
+    least the rest's.
     """
     seeds, prompts = values.shape
     if prompts == 1:
@@ -136,39 +134,33 @@ def _crossed_half_width(values: np.ndarray) -> float:
     freedom = seeds - 1, prompts - 1, (seeds - 1) * (prompts - 1)
     rng = np.random.default_rng(_SEED)
     drawn = [square / rng.chisquare(free, DRAWS) for square, free in zip(squares, freedom, strict=True)]
-    variance = np.maximum(drawn[0] + drawn[1] - drawn[2], 0.0) / (seeds * prompts)
+    variance = np.maximum(drawn[0] + drawn[1] - drawn[2], drawn[2]) / (seeds * prompts)
     return float(np.quantile(np.abs(rng.normal(size=DRAWS)) * np.sqrt(variance), 0.95))
 
 
-def _logistic_at_zero(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Value at x = 0 of weighted logistic regressions of y on x, one a row of weights.
-
-    A faint ridge (1e-3 of a pair) keeps separated data finite.
+def _logistic(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logistic regression by Newton's method; a faint ridge (1e-3 of a pair) keeps separated data finite.
 
     Args:
-        x: ``[P, K]``.
-        y: ``[P, K]`` in [0, 1].
-        weights: ``[R, P]`` of a prompt's pairs.
+        x: ``[K, 2]``.
+        y: ``[K]`` in [0, 1].
 
     Returns:
-        ``[R]`` probabilities.
+        tuple: ``[2]`` parameters, and ``[2, 2]`` minus the Hessian there.
     """
-    constant, slope = np.zeros(len(weights)), np.zeros(len(weights))
+    theta, ridge = np.zeros(2), 1e-3 * np.eye(2)
     for _ in range(_NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-(constant[:, None, None] + slope[:, None, None] * x)))
-        residual, curve = y - p, p * (1 - p)
-        g0 = (weights * residual.sum(2)).sum(1) - 1e-3 * constant
-        g1 = (weights * (residual * x).sum(2)).sum(1) - 1e-3 * slope
-        h00 = (weights * curve.sum(2)).sum(1) + 1e-3
-        h01 = (weights * (curve * x).sum(2)).sum(1)
-        h11 = (weights * (curve * x * x).sum(2)).sum(1) + 1e-3
-        determinant = h00 * h11 - h01**2
-        step0, step1 = (h11 * g0 - h01 * g1) / determinant, (h00 * g1 - h01 * g0) / determinant
-        constant += np.clip(step0, -2, 2)
-        slope += np.clip(step1, -2, 2)
-        if max(np.abs(step0).max(), np.abs(step1).max()) < 1e-8:
+        p = _sigmoid(x @ theta)
+        curvature = (x * (p * (1 - p))[:, None]).T @ x + ridge
+        step = np.linalg.solve(curvature, x.T @ (y - p) - ridge @ theta)
+        theta = theta + np.clip(step, -2, 2)
+        if np.abs(step).max() < 1e-9:
             break
-    return 1 / (1 + np.exp(-constant))
+    return theta, curvature
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * z))
 
 
 def _check(values: np.ndarray) -> None:

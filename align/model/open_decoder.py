@@ -44,7 +44,8 @@ class OpenDecoder(PackedDecoder):
             raise ValueError("a network with adapters, hooks or sharded weights cannot be served; merge or export it")
         super().__init__(network, [], slots=slots, rows=max(max_rows, _MIN_ROWS))
         self.rows, self.max_rows = 0, max_rows
-        self._arrange()
+        self._arranged = False
+        self._make_room()
 
     def join(self, prompt: Sequence[int]) -> torch.Tensor:
         """Read a prompt into a new row, the last one.
@@ -62,7 +63,7 @@ class OpenDecoder(PackedDecoder):
             raise ValueError(f"all {self.max_rows} rows are taken")
         self.lengths[self.rows :] = [len(prompt)]
         self.rows += 1
-        self._arrange()
+        self._make_room()
         return self._read_all([prompt], self.rows - 1)
 
     def leave(self, row: int) -> None:
@@ -72,18 +73,22 @@ class OpenDecoder(PackedDecoder):
             self.cache.move(self.rows, row, self.lengths[self.rows])
             self.lengths[row] = self.lengths[self.rows]
         del self.lengths[self.rows :]
-        self._arrange()
+        self._arranged = False
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
         """See ``Decoder.step``."""
+        if not self._arranged:  # once, however many rows came and went
+            self._make_room()
+            self._view()
+            self._arranged = True
         return super().step(F.pad(ids, (0, len(self.lengths) - self.rows)))[: self.rows]
 
-    def _arrange(self) -> None:
-        """Make everything fit the rows, and rows that nobody reads up to the least number."""
+    def _make_room(self) -> None:
+        """Fit positions and cache to the rows, and to rows that nobody reads up to the least number."""
         self.lengths += [0] * (_MIN_ROWS - len(self.lengths))
         self.positions = torch.tensor(self.lengths, device=self.positions.device)
         self.cache.use(len(self.lengths))
-        self._view()
+        self._arranged = False
 
     def _live_slots(self) -> list[int]:
         longest = [max(self.lengths[start : start + self.group]) for start in range(0, len(self.lengths), self.group)]
