@@ -156,8 +156,14 @@ class PackedDecoder(Decoder):
         last = [self._read(prompts[start:stop], first + start) for start, stop in chunks]
         return F.linear(torch.cat(last), self.output)
 
-    def _read(self, prompts: Sequence[Sequence[int]], start: int) -> torch.Tensor:
-        """Read prompts into the rows from ``start`` on; returns ``[prompts, D]`` after the last token of each."""
+    def _read(self, prompts: Sequence[Sequence[int]], start: int, *, whole: bool = False) -> torch.Tensor:
+        """Read prompts into the rows from ``start`` on; returns ``[prompts, D]`` after the last token of each.
+
+        Args:
+            prompts: longest first.
+            start: row of the first.
+            whole: run the last block over all tokens, whose output nobody reads.
+        """
         ids = self._padded(prompts)
         width, stop = ids.shape[1], start + len(prompts)
 
@@ -170,7 +176,10 @@ class PackedDecoder(Decoder):
         def only_last(x: torch.Tensor) -> torch.Tensor:
             return _last(x, self.positions[start:stop])[:, None]
 
-        return self._run(ids, torch.arange(width, device=ids.device), attend, only_last)[:, 0]
+        positions = torch.arange(width, device=ids.device)
+        if whole:
+            return _last(self._run(ids, positions, attend), self.positions[start:stop])
+        return self._run(ids, positions, attend, only_last)[:, 0]
 
     def _run(
         self,

@@ -3,11 +3,12 @@
 What a row computes does not depend on the others, to the bit, on a CPU whose matrix products give a row the same
 numbers beside one other row as beside fifty (a test looks):
 
-- each prompt is read by itself;
-- a step has at least two rows, because a product with a single one takes another path;
-- attention looks at a multiple of 32 slots, so that the sums over them are split alike.
+- attention looks at a multiple of 32 slots, so that the sums over them are split alike; prompts are filled up to one,
+  and those that fill up to the same are read together;
+- no product has fewer than two rows, because one with a single row takes another path.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -47,24 +48,31 @@ class OpenDecoder(PackedDecoder):
         self._arranged = False
         self._make_room()
 
-    def join(self, prompt: Sequence[int]) -> torch.Tensor:
-        """Read a prompt into a new row, the last one.
+    def join(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read prompts into new rows, the last ones.
 
         Args:
-            prompt: at least one token.
+            prompts: at least one, of at least one token each; those of like length are read together if neighbours.
 
         Returns:
-            ``[1, V]``, the logits after its last token.
+            ``[prompts, V]``, the logits after the last token of each.
 
         Raises:
-            ValueError: every row is taken.
+            ValueError: there are not as many rows left.
         """
-        if self.rows == self.max_rows:
-            raise ValueError(f"all {self.max_rows} rows are taken")
-        self.lengths[self.rows :] = [len(prompt)]
-        self.rows += 1
+        first = self.rows
+        if first + len(prompts) > self.max_rows:
+            raise ValueError(f"{len(prompts)} prompts for {self.max_rows - first} rows that are left")
+        self.lengths[first:] = [len(prompt) for prompt in prompts]
+        self.rows += len(prompts)
         self._make_room()
-        return self._read_all([prompt], self.rows - 1)
+        last, start = [], 0
+        for _, alike in itertools.groupby(prompts, lambda prompt: self._filled_up(len(prompt))):
+            group = list(alike)
+            last.append(self._read(group, first + start, whole=True))
+            start += len(group)
+        hidden = torch.cat(last)
+        return F.linear(hidden.expand(max(len(hidden), _MIN_ROWS), -1), self.output)[: len(prompts)]
 
     def leave(self, row: int) -> None:
         """Forget a row; the last one takes its number."""
@@ -92,4 +100,11 @@ class OpenDecoder(PackedDecoder):
 
     def _live_slots(self) -> list[int]:
         longest = [max(self.lengths[start : start + self.group]) for start in range(0, len(self.lengths), self.group)]
-        return [min((length // _SLOT_STEP + 1) * _SLOT_STEP, self.cache.length) for length in longest]
+        return [self._filled_up(length + 1) for length in longest]
+
+    def _filled_up(self, slots: int) -> int:
+        return min(-(-slots // _SLOT_STEP) * _SLOT_STEP, self.cache.length)
+
+    def _padded(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        width = self._filled_up(len(prompts[0]))
+        return torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in prompts], device=self.positions.device)

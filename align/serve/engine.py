@@ -2,7 +2,7 @@
 
 One thread does all the computing. Each round:
 
-1. Read the prompts of waiting requests into free rows, the longest waiting first.
+1. Read the prompts of waiting requests into free rows, as many as a round has time for, the longest waiting first.
 2. Draw a token for every row, each from its own settings and its own seed.
 3. Hand out the text it completes; rows that are over, cancelled or broken leave.
 4. Read the tokens of the others and go on with 1.
@@ -259,17 +259,16 @@ class Engine:
             stepped = [self._decoder.step(torch.tensor(left, device=self._device))] if left else []  # 4
 
     def _read_waiting(self) -> list[torch.Tensor]:
-        logits: list[torch.Tensor] = []
-        read = 0
-        while read < _READ_TOKENS or not self._running:
-            with self._changed:
-                if not self._waiting or len(self._running) == self.max_rows:
-                    break
-                ticket = self._waiting.popleft()
-                self._running.append(ticket)
-            logits.append(self._decoder.join(ticket.request.prompt))
-            read += len(ticket.request.prompt)
-        return logits
+        come: list[Ticket] = []
+        with self._changed:
+            room = self.max_rows - len(self._running)
+            read = 0
+            while self._waiting and len(come) < room and (read < _READ_TOKENS or not (come or self._running)):
+                come.append(self._waiting.popleft())
+                read += len(come[-1].request.prompt)
+            come.sort(key=lambda ticket: -len(ticket.request.prompt))  # those of like length are read together
+            self._running += come
+        return [self._decoder.join([ticket.request.prompt for ticket in come])] if come else []
 
     def _draw(self, logits: torch.Tensor) -> list[int]:
         """A token for every row; -1 where the logits are not finite."""

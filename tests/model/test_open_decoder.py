@@ -12,9 +12,9 @@ TOKENS = 14
 
 
 def texts(count, seed=0):
-    """Prompts of 1 to 30 tokens and what follows each."""
+    """Prompts of 1 to 34 tokens and what follows each."""
     draw = random.Random(seed)
-    lengths = [draw.randint(1, 30) for _ in range(count)]
+    lengths = [draw.randint(1, 34) for _ in range(count)]
     return [
         ([draw.randrange(61) for _ in range(length)], [draw.randrange(61) for _ in range(TOKENS)]) for length in lengths
     ]
@@ -22,7 +22,7 @@ def texts(count, seed=0):
 
 def through(decoder, prompt, following):
     """Logits after a prompt and after each token that follows it, of a row alone in its decoder."""
-    logits = [decoder.join(prompt)]
+    logits = [decoder.join([prompt])]
     logits += [decoder.step(torch.tensor([token])) for token in following]
     decoder.leave(0)
     return torch.cat(logits)
@@ -33,9 +33,12 @@ def in_company(decoder, rows, seed=0):
     draw = random.Random(seed)
     waiting, here, found = list(range(len(rows))), [], {row: [] for row in range(len(rows))}
     while waiting or here:
-        while waiting and len(here) < decoder.max_rows and draw.random() < 0.6:
-            here.append(waiting.pop(0))
-            found[here[-1]].append(decoder.join(rows[here[-1]][0]))
+        come = waiting[: draw.randint(0, min(5, decoder.max_rows - len(here)))]
+        if come:
+            waiting = waiting[len(come) :]
+            for row, logits in zip(come, decoder.join([rows[row][0] for row in come]).split(1), strict=True):
+                found[row].append(logits)
+            here += come
         if not here:
             continue
         logits = decoder.step(torch.tensor([rows[row][1][len(found[row]) - 1] for row in here]))
@@ -77,16 +80,16 @@ def test_company_changes_no_bit(network_of, dtype):
 def test_a_row_may_fill_its_slots(network_of):
     """48 slots: a prompt of 47 tokens and one more."""
     decoder = OpenDecoder(network_of(), max_rows=2, slots=48)
-    decoder.join([1] * 47)
+    decoder.join([[1] * 47])
     assert decoder.step(torch.tensor([2])).isfinite().all()
 
 
 @torch.no_grad()
 def test_mistakes_are_named(network_of):
     decoder = OpenDecoder(network_of(), max_rows=1, slots=8)
-    decoder.join([1])
-    with pytest.raises(ValueError, match="all 1 rows are taken"):
-        decoder.join([1])
+    decoder.join([[1]])
+    with pytest.raises(ValueError, match="1 prompts for 0 rows that are left"):
+        decoder.join([[1]])
     with pytest.raises(ValueError, match="length is 49; it must be between 1 and the network's context"):
         OpenDecoder(network_of(), max_rows=1, slots=49)
     network = network_of()
