@@ -1,10 +1,11 @@
 """What every stage shares: building networks under the Trainer, exact gradients over micro-batches, seeds, NaN."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
@@ -12,6 +13,20 @@ from torch.optim import Optimizer
 
 from align.model import GPT, GPTConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
+
+
+class Sharing(NamedTuple):
+    """How the data is shared out.
+
+    Attributes:
+        ranks: data-parallel processes; those of one tensor-parallel group count as one.
+        rank: which of them this is.
+        group: of the processes that hold different data; None: all there are.
+    """
+
+    ranks: int
+    rank: int
+    group: Any
 
 
 class Stage(pl.LightningModule):
@@ -124,7 +139,7 @@ class Stage(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make a batch's random draws a function of its number, so that nothing has to be saved to resume."""
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed((self._seed * 1_000_003 + number) * 4_099 + self.global_rank)
+        torch.manual_seed((self._seed * 1_000_003 + number) * 4_099 + self.sharing.rank)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Divide the gradient by the weight of the whole optimizer step."""
@@ -132,7 +147,7 @@ class Stage(pl.LightningModule):
         weight, self._step_weight = self._step_weight, None
         if self._micro_batches > 1:
             # Lightning divided by the accumulation and the ranks, as if every micro-batch weighed as much.
-            weight = self.trainer.strategy.reduce(weight, reduce_op="sum")
+            weight = self.reduce(weight, "sum")
             gradients = [p.grad for p in self.trained() if p.grad is not None]
             torch._foreach_mul_(gradients, self._micro_batches / weight.clamp(min=1))
 
@@ -143,6 +158,25 @@ class Stage(pl.LightningModule):
         return {key: value for key, value in state.items() if not key.startswith(prefixes)} if prefixes else state
 
     # What stages use.
+
+    @property
+    def sharing(self) -> Sharing:
+        """How many processes share the data, and which this is."""
+        dealt = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        mesh = self.device_mesh
+        group = None if mesh is None else mesh["data_parallel"].get_group()
+        return Sharing(dealt["num_replicas"], dealt["rank"], group)
+
+    def reduce(self, tensor: torch.Tensor, how: str) -> torch.Tensor:
+        """A tensor's "sum" or "max" over the processes that share the data."""
+        return self.trainer.strategy.reduce(tensor, group=self.sharing.group, reduce_op=how)
+
+    def over_ranks(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """A tensor of each of the processes that share the data; of one shape everywhere."""
+        ranks, _, group = self.sharing
+        parts = [torch.empty_like(tensor) for _ in range(ranks)]
+        dist.all_gather(parts, tensor.contiguous(), group=group)
+        return parts
 
     def weighted(self, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """What a training step returns.
@@ -178,7 +212,7 @@ class Stage(pl.LightningModule):
     @property
     def _micro_batches(self) -> int:
         """Micro-batches of an optimizer step, over all ranks."""
-        return self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return self.trainer.accumulate_grad_batches * self.sharing.ranks
 
     def _introduce(self) -> None:
         """Say in one line what is trained."""

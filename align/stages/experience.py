@@ -3,17 +3,20 @@
 The data flows one way: prompts -> Rollout -> Experience -> ExperienceBatch -> loss. What the loader holds goes into
 checkpoints, so that a run can be taken up in the middle of an iteration.
 
-Legend: B responses of an iteration on this rank, T tokens of the longest row, N tokens of the longest response,
-R rows of a micro-batch, M tokens of their responses.
+Every rank holds the experience of all of them, and takes its share of each minibatch: so the minibatches are those of
+one process, whatever the number of ranks, and every rank can save all there is.
+
+Legend: B responses of an iteration, T tokens of the longest row, N tokens of the longest response, R rows of a
+micro-batch, M tokens of their responses.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 
 from align.batches import PromptBatch
 from align.stages.response_states import response_tokens
@@ -83,6 +86,31 @@ class ExperienceBatch(NamedTuple):
 _PER_TOKEN = ("logprobs", "reference_logprobs", "values", "advantages", "returns")
 
 
+def join_ranks(
+    experience: Experience, group_size: int, over_ranks: Callable[[torch.Tensor], list[torch.Tensor]]
+) -> Experience:
+    """The experience of all ranks, in the order in which one process would have had it.
+
+    Prompts are dealt in turns, so group g of rank r is group ``g * ranks + r`` of all.
+
+    Args:
+        experience: of this rank; each rank has as many groups.
+        group_size: neighbouring responses to one prompt.
+        over_ranks: a tensor -> that of every rank, of one shape.
+    """
+    sizes = torch.tensor([experience.ids.shape[1], experience.mask.shape[1]], device=experience.ids.device)
+    width, longest = torch.stack(over_ranks(sizes)).amax(0).tolist()
+    joined = {}
+    for name, tensor in experience._asdict().items():
+        if tensor.dim() == 2:
+            tensor = F.pad(tensor, (0, (width if name == "ids" else longest) - tensor.shape[1]))
+        # Not every backend gathers bool.
+        parts = over_ranks(tensor.byte() if tensor.dtype == torch.bool else tensor)
+        groups = torch.stack([part.unflatten(0, (-1, group_size)) for part in parts], dim=1)
+        joined[name] = groups.flatten(0, 2).to(tensor.dtype)
+    return Experience(**joined)
+
+
 class Collected(NamedTuple):
     """What an iteration's rollout gave.
 
@@ -100,15 +128,15 @@ class BatchPlan:
     """How an iteration's responses are cut into micro-batches, as a function of (seed, iteration).
 
     Responses are shuffled over the minibatches of a pass. Within a minibatch the order means nothing, so there rows of
-    like length go into one micro-batch. Groups stay together where there are enough of them, so that their prompt is
-    computed once.
+    like length go into one micro-batch, and ranks get every so manieth. Groups stay together where there are enough of
+    them, so that their prompt is computed once.
 
     Raises:
         ValueError: there are fewer responses than micro-batches of a pass.
     """
 
     episodes: int
-    """Responses of an iteration on this rank"""
+    """Responses of an iteration, all ranks together"""
     group_size: int
     """Responses to each prompt"""
     epochs: int
@@ -117,14 +145,23 @@ class BatchPlan:
     """Optimizer steps of a pass"""
     micro_batches: int
     """Micro-batches of an optimizer step, on each rank"""
+    ranks: int = 1
+    """Data-parallel processes"""
+    rank: int = 0
+    """Which of them this is"""
 
     def __post_init__(self) -> None:
-        """Refuse what leaves a micro-batch empty."""
-        if self.episodes < self.minibatches * self.micro_batches:
+        """Refuse what leaves a micro-batch empty, or ranks with different numbers of prompts."""
+        if self.episodes % (self.group_size * self.ranks):
             raise ValueError(
-                f"an iteration has {self.episodes} responses on each rank, fewer than update.minibatches "
-                f"{self.minibatches} x accumulate_grad_batches {self.micro_batches}: raise rollout.episodes to at "
-                f"least {self.minibatches * self.micro_batches} a rank, or lower one of the others"
+                f"rollout.episodes {self.episodes} can't be dealt to {self.ranks} ranks in groups of "
+                f"{self.group_size}: set it to a multiple of {self.group_size * self.ranks}"
+            )
+        if self.episodes < self.pieces:
+            raise ValueError(
+                f"an iteration has {self.episodes} responses, fewer than update.minibatches {self.minibatches} x "
+                f"accumulate_grad_batches {self.micro_batches} x ranks {self.ranks}: raise rollout.episodes to at "
+                f"least {self.pieces}, or lower one of the others"
             )
 
     def __len__(self) -> int:
@@ -132,13 +169,23 @@ class BatchPlan:
         return self.epochs * self.minibatches * self.micro_batches
 
     @property
+    def pieces(self) -> int:
+        """Micro-batches of a pass, all ranks together."""
+        return self.minibatches * self.micro_batches * self.ranks
+
+    @property
     def unit(self) -> int:
         """Neighbouring responses that stay together: a group, or one where there are too few groups."""
-        enough = self.episodes // self.group_size >= self.minibatches * self.micro_batches
-        return self.group_size if enough else 1
+        return self.group_size if self.episodes // self.group_size >= self.pieces else 1
+
+    @property
+    def identity(self) -> dict[str, int]:
+        """What a place within an iteration means: the same on every rank, whatever their number."""
+        names = ("episodes", "group_size", "epochs", "minibatches", "micro_batches")
+        return {name: getattr(self, name) for name in names}
 
     def rows(self, lengths: np.ndarray, *, seed: int, iteration: int) -> list[list[int]]:
-        """Rows of every micro-batch of an iteration.
+        """Rows of every micro-batch of an iteration, on this rank.
 
         Args:
             lengths: ``[B]`` tokens of each row.
@@ -155,16 +202,22 @@ class BatchPlan:
             order = np.random.default_rng([seed, iteration, epoch]).permutation(len(units))
             for minibatch in np.array_split(order, self.minibatches):
                 by_length = minibatch[np.argsort(-longest[minibatch], kind="stable")]
-                chosen += [units[part].ravel().tolist() for part in np.array_split(by_length, self.micro_batches)]
+                own = by_length[self.rank :: self.ranks]
+                chosen += [units[part].ravel().tolist() for part in np.array_split(own, self.micro_batches)]
         return chosen
 
 
 class PromptStream:
-    """Prompts one by one from a loader of batches, over and over; its place can be saved."""
+    """Prompts one by one from a loader of batches, over and over; its place can be saved.
 
-    def __init__(self, loader: Iterable[PromptBatch]) -> None:
-        """Read from ``loader``, which has ``state_dict`` and ``load_state_dict`` if the place is to mean anything."""
-        self._loader = loader
+    Args:
+        loader: has ``state_dict`` and ``load_state_dict`` if the place is to mean anything.
+        ranks: processes that the prompts are dealt to; places count the prompts of all.
+    """
+
+    def __init__(self, loader: Iterable[PromptBatch], *, ranks: int = 1) -> None:
+        """Nothing taken yet."""
+        self._loader, self._ranks = loader, ranks
         self._start()
 
     def take(self, count: int) -> list[Prompt]:
@@ -184,17 +237,26 @@ class PromptStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The loader's state before the batch that is being read, and how many of its prompts were taken."""
-        return {"before": self._before, "offset": self._offset}
+        return {"before": self._before, "offset": self._offset * self._ranks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on behind what had been taken."""
+        """Go on behind what had been taken.
+
+        Raises:
+            ValueError: that can't be dealt to so many ranks.
+        """
         self._start()
         if state["before"] is None:
             return
+        if state["offset"] % self._ranks:
+            raise ValueError(
+                f"the checkpoint was made behind prompt {state['offset']} of a batch, which can't be dealt to "
+                f"{self._ranks} ranks: resume on a number of them that divides it"
+            )
         if hasattr(self._loader, "load_state_dict"):
             self._loader.load_state_dict(state["before"])
         self._next_batch()
-        self._offset = state["offset"]
+        self._offset = state["offset"] // self._ranks
 
     def _start(self) -> None:
         self._iterator: Iterator[PromptBatch] | None = None
@@ -241,7 +303,7 @@ class ExperienceLoader:
         seed: Callable[[], int],
     ) -> None:
         """Nothing rolled out yet."""
-        self.prompts, self.plan = PromptStream(prompts), plan
+        self.prompts, self.plan = PromptStream(prompts, ranks=plan.ranks), plan
         self._collect, self._seed = collect, seed
         self.iteration, self.position = -1, len(plan)
         self.metrics: dict[str, float] = {}
@@ -271,37 +333,36 @@ class ExperienceLoader:
     def state_dict(self) -> dict[str, Any]:
         """The place in the prompts and in the iteration, and what of its experience is still needed."""
         state = {"iteration": self.iteration, "position": self.position, "metrics": self.metrics}
-        state |= {"plan": asdict(self.plan), "prompts": self.prompts.state_dict(), "experience": None}
+        state |= {"plan": self.plan.identity, "prompts": self.prompts.state_dict(), "experience": None}
         if self.position < len(self) and self.experience is not None:
-            state["experience"] = _over_ranks({k: v.cpu() for k, v in self.experience._asdict().items()})
+            state["experience"] = {name: tensor.cpu() for name, tensor in self.experience._asdict().items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was made.
+        """Go on where a checkpoint was made, perhaps by another number of ranks.
 
         Raises:
             ValueError: it was made in the middle of an iteration, with settings that cut it otherwise.
         """
         kept = state["experience"]
         if kept is not None:
-            for name, now in [*asdict(self.plan).items(), ("ranks", _ranks())]:
-                then = len(kept) if name == "ranks" else state["plan"][name]
-                if then != now:
+            for name, now in self.plan.identity.items():
+                if state["plan"][name] != now:
                     raise ValueError(
-                        f"the checkpoint is from the middle of an iteration with {name} {then}, now it is {now}: "
-                        "resume with the same settings, or start anew from the model directory"
+                        f"the checkpoint is from the middle of an iteration with {name} {state['plan'][name]}, now it "
+                        f"is {now}: resume with the same settings, or start anew from the model directory"
                     )
         self.iteration = state["iteration"]
         self.position = len(self) if kept is None else state["position"]
         self.metrics = dict(state["metrics"])
-        self.experience = None if kept is None else Experience(**kept[dist.get_rank() if len(kept) > 1 else 0])
+        self.experience = None if kept is None else Experience(**kept)
         self.prompts.load_state_dict(state["prompts"])
 
     def _begin(self) -> None:
         """Roll out; a failure leaves everything as it was."""
         before = self.prompts.state_dict()
         try:
-            prompts = self.prompts.take(self.plan.episodes // self.plan.group_size)
+            prompts = self.prompts.take(self.plan.episodes // (self.plan.group_size * self.plan.ranks))
             collected = self._collect(prompts, self.iteration + 1)
         except BaseException:
             self.prompts.load_state_dict(before)
@@ -327,16 +388,3 @@ class ExperienceLoader:
             position=self.position - 1,
             **tokens,
         )
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _over_ranks(state: Any) -> list[Any]:
-    """Every rank's state, on every rank: only the first one's loader reaches a checkpoint."""
-    if _ranks() == 1:
-        return [state]
-    states: list[Any] = [None] * _ranks()
-    dist.all_gather_object(states, state)
-    return states

@@ -17,7 +17,7 @@ from align.objectives import kl_estimate, ppo_policy_loss, ppo_value_loss, token
 from align.rewards import RewardModel, load_reward
 from align.stages.base import Stage
 from align.stages.collecting import Collector, Settings, ValueHead, ValueModel, token_values
-from align.stages.experience import BatchPlan, Collected, ExperienceBatch, ExperienceLoader
+from align.stages.experience import BatchPlan, Collected, ExperienceBatch, ExperienceLoader, join_ranks
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 from align.stages.ppo_settings import Algorithm, KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.stages.probe import Probe, ProbeConfig
@@ -192,23 +192,20 @@ class PPO(Stage):
         Raises:
             ValueError: the responses of an iteration can't be cut as asked, or the Trainer would cut iterations.
         """
-        trainer, config, ranks = self.trainer, self.settings.rollout, self.trainer.world_size
+        trainer, config = self.trainer, self.settings.rollout
         if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError(
                 f"trainer.limit_train_batches is {trainer.limit_train_batches}: it would cut an iteration short; "
                 "set update.epochs and update.minibatches, or trainer.max_epochs (iterations), instead"
             )
-        if config.episodes % (config.group_size * ranks):
-            raise ValueError(
-                f"rollout.episodes {config.episodes} can't be dealt to {ranks} ranks in groups of {config.group_size}: "
-                f"set it to a multiple of {config.group_size * ranks}"
-            )
         plan = BatchPlan(
-            episodes=config.episodes // ranks,
+            episodes=config.episodes,
             group_size=config.group_size,
             epochs=self.settings.update.epochs,
             minibatches=self.settings.update.minibatches,
             micro_batches=trainer.accumulate_grad_batches,
+            ranks=self.sharing.ranks,
+            rank=self.sharing.rank,
         )
         self._loader = ExperienceLoader(prompts, self._collect, plan, seed=lambda: self._seed)
         return self._loader
@@ -225,6 +222,9 @@ class PPO(Stage):
                 f"kl.stop_kl {self.settings.kl.stop_kl}: the run ends here"
             )
             self.trainer.should_stop = True
+        elif self.sharing.ranks > 1:
+            whole = join_ranks(collected.experience, self.settings.rollout.group_size, self.over_ranks)
+            return collected._replace(experience=whole)
         return collected
 
     @property
@@ -239,7 +239,7 @@ class PPO(Stage):
                 reward=self.reward,
                 gold=self.gold,
                 tokenizer=self._tokenizer,
-                reduce=lambda tensor, how: self.trainer.strategy.reduce(tensor, reduce_op=how),
+                reduce=self.reduce,
             )
         return self._collector
 
@@ -279,7 +279,7 @@ class PPO(Stage):
             )
             loss = loss + config.value_coef * value_loss
             metrics |= {"train/value_loss": value_loss.detach() / tokens, "train/value_clip_fraction": clipped}
-        if warming_up and self.trainer.world_size > 1:
+        if warming_up and self.sharing.ranks > 1:
             # Data parallelism waits for every gradient.
             loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters())
         mean = loss.detach() / tokens
@@ -320,7 +320,7 @@ class PPO(Stage):
         target = self.settings.update.target_kl
         if target is None or not moved:
             return
-        added, tokens = self.trainer.strategy.reduce(torch.stack(moved).sum(0), reduce_op="sum")
+        added, tokens = self.reduce(torch.stack(moved).sum(0), "sum")
         if added / tokens > target:
             self._end_iteration()
 

@@ -12,7 +12,7 @@ from ppo_parts import Logged, PromptModule, Prompts, fit, policy, ppo, share
 
 from align.objectives import masked_whiten
 from align.stages.estimation import estimate, token_rewards, whiten_over_ranks
-from align.stages.experience import BatchPlan, PromptStream
+from align.stages.experience import BatchPlan, Experience, PromptStream, join_ranks
 from align.stages.ppo_settings import KLConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.stages.response_states import cut_rows, response_states, response_tokens
 from align.stages.rollout import sample_seeds
@@ -183,9 +183,70 @@ def test_every_epoch_of_a_plan_sees_each_response_once(epochs, minibatches, micr
             assert all(s % plan.unit == 0 for s in starts)
 
 
+@given(st.integers(1, 2), st.integers(1, 2), st.sampled_from([1, 2, 4]), st.sampled_from([2, 3]), st.integers(0, 5))
+def test_ranks_share_the_minibatches_of_one_process(minibatches, micro, group, ranks, seed):
+    """And what they get of a minibatch differs by a group at most."""
+    lengths = np.arange(24) % 7 + 2
+    one = BatchPlan(24, group, 2, minibatches, 1).rows(lengths, seed=seed, iteration=3)
+    parts = []
+    for rank in range(ranks):
+        plan = BatchPlan(24, group, 2, minibatches, micro, ranks, rank)
+        rows = plan.rows(lengths, seed=seed, iteration=3)
+        parts.append([sum(rows[start : start + micro], []) for start in range(0, len(rows), micro)])
+    if plan.unit == group:
+        for whole, *shares in zip(one, *parts, strict=True):
+            assert sorted(row for share in shares for row in share) == sorted(whole)
+            assert max(map(len, shares)) - min(map(len, shares)) <= group
+
+
 def test_a_plan_with_more_batches_than_responses_is_refused():
-    with pytest.raises(ValueError, match=r"4 responses on each rank, fewer than update.minibatches 3 x .* 2: raise"):
+    with pytest.raises(ValueError, match=r"4 responses, fewer than update.minibatches 3 x .* 2 x ranks 1: raise"):
         BatchPlan(4, 1, 1, 3, 2)
+    with pytest.raises(
+        ValueError, match=r"8 responses, fewer than .* x ranks 4: raise rollout.episodes to at least 16"
+    ):
+        BatchPlan(8, 2, 1, 2, 2, ranks=4)
+    with pytest.raises(ValueError, match=r"episodes 8 can't be dealt to 3 ranks in groups of 2: .* multiple of 6"):
+        BatchPlan(8, 2, 1, 1, 1, ranks=3)
+
+
+def test_joined_experience_has_the_order_of_one_process():
+    """Groups 0..3 of two responses, dealt in turns to two ranks; response n has n + 1 tokens behind n of a prompt."""
+
+    def experience(rows):
+        longest = max(rows) + 1
+        mask = torch.arange(longest) < torch.tensor(rows)[:, None] + 1
+        per_token = torch.where(mask, torch.tensor(rows)[:, None].float(), 0.0)
+        ids = torch.tensor([[n] * (2 * n + 1) + [0] * (2 * (longest - 1 - n)) for n in rows])
+        lengths = torch.tensor(rows)
+        return Experience(ids, lengths, 2 * lengths + 1, mask, *[per_token] * 5, lengths.float())
+
+    ranks = [experience([0, 1, 4, 5]), experience([2, 3, 6, 7])]
+    fields = iter([None, *Experience._fields])
+
+    def over_ranks(tensor):
+        name = next(fields)
+        if name is None:
+            return [torch.tensor([e.ids.shape[1], e.mask.shape[1]]) for e in ranks]
+        width = tensor.shape[1:]
+        parts = [getattr(e, name).to(tensor.dtype) for e in ranks]
+        return [torch.nn.functional.pad(p, (0, width[0] - p.shape[1])) if width else p for p in parts]
+
+    whole, expected = join_ranks(ranks[0], 2, over_ranks), experience(list(range(8)))
+    for name, tensor in whole._asdict().items():
+        assert torch.equal(tensor, getattr(expected, name)), name
+        assert tensor.dtype == getattr(expected, name).dtype
+
+
+def test_a_place_in_the_prompts_means_the_same_on_another_number_of_ranks():
+    """4 of 6 prompts taken by one process; two ranks, each with every second prompt, go on with the 5th and 6th."""
+    one = PromptStream(Prompts([1, 2, 3, 4, 5, 6], 6))
+    one.take(4)
+    rank = PromptStream(Prompts([1, 3, 5], 3), ranks=2)
+    rank.load_state_dict(one.state_dict())
+    assert [len(prompt.ids) for prompt in rank.take(1)] == [5]
+    with pytest.raises(ValueError, match="behind prompt 4 of a batch, which can't be dealt to 3 ranks"):
+        PromptStream(Prompts([1], 1), ranks=3).load_state_dict(one.state_dict())
 
 
 @pytest.mark.parametrize("before", range(7))
