@@ -8,6 +8,10 @@ batch: `generate` on ids, in batches of as many rows as there are clients. No te
 served: `align serve` in a process of its own, asked by as many clients at once, each with its next request as soon as
     the last is over, through OpenAI's asynchronous client or plain httpx, in this process. Every text is compared with
     what the server's engine answers to the request alone. Of a cancelled answer only what was received counts.
+
+`engine_cpu_s` is that of the server's process that computes, `front_cpu_s` of the one that speaks HTTP, `cpu_s` of both.
+That of the clients, `client_cpu_s`, is in none of them; but they share the cores, and so have a part in `wall_s`.
+Linux only.
 """
 
 import asyncio
@@ -27,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measure import Meter, Numbers, Setting, main, parser
 
 WARM_UP = 8  # requests
-KEPT = ("threads", "fds", "rss_mb")
+KEPT = [f"{process}_{key}" for process in ("front", "engine") for key in ("threads", "fds", "rss_mb")]
 
 
 def requests(setting: Setting) -> list[list[dict[str, str]]]:
@@ -56,7 +60,13 @@ def batch(setting: Setting) -> Numbers:
             seeds = list(range(start, start + len(rows)))
             samples = generate(network, rows, sampling, stop_ids=tokenizer.stop_ids, seeds=seeds)
             tokens += int(samples.mask.sum())
-    return {"tokens_per_s": tokens / meter.wall, "tokens": tokens, "wall_s": meter.wall, "cpu_s": meter.cpu}
+    return {
+        "tokens_per_s": tokens / meter.wall,
+        "tokens_per_cpu_s": tokens / meter.cpu,
+        "tokens": tokens,
+        "wall_s": meter.wall,
+        "cpu_s": meter.cpu,
+    }
 
 
 def alone(setting: Setting) -> tuple[list[str], list[int]]:
@@ -142,7 +152,7 @@ async def _ask_all(setting: Setting, url: str, pid: int, texts: list[str], count
 
     await everyone(setting["clients"] * 2, setting["clients"])
     await asyncio.sleep(0.5)
-    before = _process(pid)
+    before = _processes(pid)
     tokens, errors, wrong = 0, 0, 0
     waits.clear()
     with Meter() as meter:
@@ -150,9 +160,12 @@ async def _ask_all(setting: Setting, url: str, pid: int, texts: list[str], count
     await close()
     await asyncio.sleep(1)
     state = await _health(url)
-    after = _process(pid)
+    after = _processes(pid)
+    front, engine = (after[f"{process}_cpu_s"] - before[f"{process}_cpu_s"] for process in ("front", "engine"))
     return {
         "tokens_per_s": tokens / meter.wall,
+        "tokens_per_cpu_s": tokens / (front + engine),
+        "tokens_per_engine_cpu_s": tokens / engine,
         "tokens": tokens,
         "wall_s": meter.wall,
         "errors": errors,
@@ -163,8 +176,19 @@ async def _ask_all(setting: Setting, url: str, pid: int, texts: list[str], count
         **{f"{key}_before": before[key] for key in KEPT},
         **{f"{key}_after": after[key] for key in KEPT},
         "client_cpu_s": meter.cpu,
-        "cpu_s": after["cpu_s"] - before["cpu_s"],
+        "front_cpu_s": front,
+        "engine_cpu_s": engine,
+        "cpu_s": front + engine,
     }
+
+
+def _processes(pid: int) -> Numbers:
+    """Of the process that speaks HTTP and of its child, the engine."""
+    # Its other child is Python's resource tracker.
+    spawned = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"spawn_main" in path.read_bytes()]
+    engine = next(int(folder.name) for folder in spawned if f"PPid:\t{pid}\n" in (folder / "status").read_text())
+    both = {"front": _process(pid), "engine": _process(engine)}
+    return {f"{process}_{key}": value for process, numbers in both.items() for key, value in numbers.items()}
 
 
 def _process(pid: int) -> Numbers:
@@ -234,6 +258,8 @@ if __name__ == "__main__":
     setting = {"name": name} | {
         key: getattr(a, key) for key in ("model", "prompts", "clients", "requests", "new", "client")
     }
-    columns = ["tokens_per_s", "tokens", "wall_s", "cpu_s", "errors", "wrong_answers", "left_running", "first_text_ms"]
+    columns = ["tokens_per_s", "tokens", "wall_s", "tokens_per_cpu_s", "tokens_per_engine_cpu_s"]
+    columns += ["cpu_s", "engine_cpu_s", "front_cpu_s", "client_cpu_s"]
+    columns += ["errors", "wrong_answers", "left_running", "first_text_ms"]
     columns += [f"{key}_{when}" for key in KEPT for when in ("before", "after")]
     main(a, PEERS, [setting], columns=columns)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 
 import jsonargparse
 
@@ -20,7 +21,7 @@ def main(args: list[str]) -> int:
         args: the command line after ``align serve``.
 
     Returns:
-        int: 0.
+        int: 0; 1 if the engine has failed.
     """
     options = parse(_parser(), args)
     key = _api_key(options.api_key_env)
@@ -34,7 +35,13 @@ def main(args: list[str]) -> int:
         import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"align serve needs {error.name}: pip install 'lightning-align[serve]'") from None
-    _serve(options, key)
+    from align.serve.requests import EngineFailed
+
+    try:
+        _serve(options, key)
+    except EngineFailed as error:
+        print(f"align serve: error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -76,22 +83,24 @@ def _api_key(variable: str | None) -> str | None:
 
 
 def _serve(options: jsonargparse.Namespace, key: str | None) -> None:
+    from align.model import read_config
     from align.serve.app import Service
-    from align.serve.engine import Engine
+    from align.serve.process import EngineProcess
     from align.serve.protocol import Limits
     from align.serve.server import LOCAL, bind, serve
 
     directory = model_directory(options.model)
-    network, tokenizer = load_chat_model(directory)
-    context = network.config.context
-    length = min(context, _MAX_LENGTH) if options.max_length is None else options.max_length
-    # The port before the memory: one that is taken is a common mistake.
+    length = options.max_length
+    if length is None:
+        length = min(read_config(directory).context, _MAX_LENGTH)
+    # The port before the model: one that is taken is a common mistake.
     with (
         bind(options.host, options.port) as listening,
-        Engine(
-            network, tokenizer, max_rows=options.max_concurrency, max_length=length, max_waiting=options.max_waiting
+        EngineProcess(
+            partial(load_chat_model, directory), max_rows=options.max_concurrency,
+            max_length=length, max_waiting=options.max_waiting,
         ) as engine,
-    ):
+    ):  # fmt: skip
         name = options.name or model_name(directory)
         limits = Limits(
             max_new_tokens=min(options.max_new_tokens, engine.max_length),

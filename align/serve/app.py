@@ -14,8 +14,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from align.serve.answer import Answer
-from align.serve.engine import Engine, EngineFailed, EngineFull, Piece
+from align.serve.process import EngineProcess
 from align.serve.protocol import ApiError, ChatRequest, Completion, Limits, failure_event, parse_chat
+from align.serve.requests import EngineFailed, EngineFull, Piece
 
 _RETRY_AFTER = 1  # seconds
 _BODY_SECONDS = 30.0
@@ -25,7 +26,7 @@ _BODY_SECONDS = 30.0
 class Service:
     """What is served, and within which limits."""
 
-    engine: Engine
+    engine: EngineProcess
     name: str
     """The model's name in requests"""
     limits: Limits
@@ -75,6 +76,7 @@ def make_app(service: Service) -> Starlette:
             Route("/v1/models/{name:path}", model),
             Route("/health", health),
         ],
+        lifespan=lambda app: engine.connected(),
         exception_handlers={ApiError: _refuse, HTTPException: _refuse, ClientDisconnect: _gone, Exception: _refuse},
     )
 
@@ -128,7 +130,7 @@ async def _read_body(request: Request, limit: int) -> bytes:
     return bytes(body)
 
 
-def _submit(engine: Engine, parsed: ChatRequest) -> Answer:
+def _submit(engine: EngineProcess, parsed: ChatRequest) -> Answer:
     try:
         return Answer(engine, parsed.request)
     except ValueError as error:
@@ -139,7 +141,16 @@ def _submit(engine: Engine, parsed: ChatRequest) -> Answer:
             headers={"Retry-After": str(_RETRY_AFTER)},
         ) from None  # fmt: skip
     except EngineFailed as error:
-        raise ApiError(503, str(error), code="engine_failed") from None
+        raise _engine_error(503, str(error)) from None
+
+
+def _engine_error(status: int, message: str) -> ApiError:
+    return ApiError(status, message, code="engine_failed")
+
+
+def _failed(piece: Piece) -> Response:
+    error = _engine_error(500, piece.error)
+    return JSONResponse(error.body(), error.status)
 
 
 class _Whole(Response):
@@ -158,10 +169,10 @@ class _Whole(Response):
                 if piece.reason is not None:
                     break
             if piece.reason == "failed":
-                failed: Response = JSONResponse(ApiError(500, piece.error, code="engine_failed").body(), 500)
+                whole = _failed(piece)
             else:
-                failed = JSONResponse(self.completion.whole("".join(text), tokens=piece.tokens, reason=piece.reason))
-            await failed(scope, receive, send)
+                whole = JSONResponse(self.completion.whole("".join(text), tokens=piece.tokens, reason=piece.reason))
+            await whole(scope, receive, send)
 
         await _while_connected(receive, self.answer, respond)
 
@@ -176,21 +187,25 @@ class _Stream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def respond(next_piece: Callable[[], Awaitable[Piece]]) -> None:
+            piece = await next_piece()
+            if piece.reason == "failed":  # before the status is sent, which then is the error's
+                await _failed(piece)(scope, receive, send)
+                return
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": self.completion.opening(), "more_body": True})
-            reason = None
-            while reason is None:
-                piece = await next_piece()
-                reason, body = piece.reason, b""
+            body = self.completion.opening()
+            while True:
+                reason = piece.reason
                 if piece.text:
-                    body = self.completion.text(piece.text)
+                    body += self.completion.text(piece.text)
                 if reason == "failed":
-                    body += failure_event(ApiError(500, piece.error, code="engine_failed"))
+                    body += failure_event(_engine_error(500, piece.error))
                 elif reason is not None:
                     body += self.completion.end(reason, tokens=piece.tokens, include_usage=self.include_usage)
                 await send({"type": "http.response.body", "body": body, "more_body": reason is None})
-                if reason is None:
-                    await self.answer.pause()
+                if reason is not None:
+                    return
+                await self.answer.pause()
+                piece, body = await next_piece(), b""
 
         await _while_connected(receive, self.answer, respond)
 

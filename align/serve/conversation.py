@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from align.model import SamplingConfig
-from align.serve.engine import Engine, Piece, Reason, Request
+from align.serve.engine import Engine
+from align.serve.requests import Piece, Reason, Request
 
 
 class Reply:

@@ -13,9 +13,8 @@ the one that ``align.model.generate`` gives for this seed, up to the rounding of
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -23,55 +22,12 @@ from align.model import GPT, SamplingConfig
 from align.model.generation import evaluating
 from align.model.open_decoder import OpenDecoder
 from align.model.sampling import next_tokens, row_uniforms
+from align.serve.requests import EngineFailed, EngineFull, Piece, Reason, Request, check_prompt
 from align.serve.stops import StopFinder
 from align.tokenizer import Tokenizer
 
-Reason = Literal["stop", "length", "failed"]
-
 # Prompt tokens read in one round: rows that are being answered wait for them.
 _READ_TOKENS = 512
-
-
-class Piece(NamedTuple):
-    """A part of an answer.
-
-    Attributes:
-        text: whole characters only; may be empty at the end.
-        tokens: sampled so far, a stop token included.
-        reason: why the answer is over: ``stop`` (a stop token or stop sequence), ``length`` (as many tokens as were
-            asked for or as fit) or ``failed``; None while it goes on.
-        error: what failed.
-    """
-
-    text: str
-    tokens: int
-    reason: Reason | None = None
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to answer.
-
-    Attributes:
-        prompt: token ids.
-        sampling: how tokens are drawn, and how many.
-        seed: of this answer's random numbers.
-        stop: texts that end the answer and are left out of it.
-    """
-
-    prompt: Sequence[int]
-    sampling: SamplingConfig
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-
-class EngineFull(Exception):
-    """As many requests wait as may."""
-
-
-class EngineFailed(Exception):
-    """The engine is closed, or has stopped for good because of an error."""
 
 
 class Ticket:
@@ -115,11 +71,13 @@ class Engine:
     Attributes:
         max_rows: requests answered at once.
         max_length: longest prompt and answer together, tokens.
+        vocabulary: how many ids the network knows.
     """
 
     def __init__(
-        self, network: GPT, tokenizer: Tokenizer, *, max_rows: int, max_length: int | None = None, max_waiting: int = 64
-    ) -> None:
+        self, network: GPT, tokenizer: Tokenizer, *, max_rows: int, max_length: int | None = None,
+        max_waiting: int = 64, after_round: Callable[["Engine"], None] = lambda engine: None,
+    ) -> None:  # fmt: skip
         """Make room for ``max_rows`` rows and start the thread.
 
         Args:
@@ -128,6 +86,8 @@ class Engine:
             max_rows: requests answered at once.
             max_length: longest prompt and answer together, tokens; None means the network's context.
             max_waiting: requests that may wait for a row.
+            after_round: called on the engine's thread when the pieces of a round are handed out, and once it has
+                failed; gets the engine.
 
         Raises:
             ValueError: a number is impossible, or the tokenizer has ids that the network lacks.
@@ -144,8 +104,8 @@ class Engine:
             if not least <= value <= most:
                 raise ValueError(f"{name} is {value}; it must be between {least} and {most}")
         self.max_rows, self.max_length, self.max_waiting = max_rows, length, max_waiting
-        self.tokenizer = tokenizer
-        self._vocabulary, self._stop_ids = vocabulary, frozenset(tokenizer.stop_ids)
+        self.tokenizer, self.vocabulary, self._after_round = tokenizer, vocabulary, after_round
+        self._stop_ids = frozenset(tokenizer.stop_ids)
         with torch.inference_mode(), evaluating(network):
             self._decoder = OpenDecoder(network, max_rows=max_rows, slots=length)
         self._device = self._decoder.positions.device
@@ -172,16 +132,9 @@ class Engine:
             EngineFull: as many wait as may.
             EngineFailed: the engine is closed or broken.
         """
-        size = len(request.prompt)
-        if not 1 <= size < self.max_length:
-            raise ValueError(
-                f"the prompt has {size} tokens; it must have at least 1 and at most {self.max_length - 1}, "
-                f"to leave room for an answer in {self.max_length}"
-            )
-        if not 0 <= min(request.prompt) <= max(request.prompt) < self._vocabulary:
-            raise ValueError(f"the prompt holds an id outside the network's vocabulary of {self._vocabulary}")
-        room = min(request.sampling.max_new_tokens, self.max_length - size)
-        ticket = Ticket(request, on_piece, room=room, tokenizer=self.tokenizer, vocabulary=self._vocabulary)
+        check_prompt(request.prompt, max_length=self.max_length, vocabulary=self.vocabulary)
+        room = min(request.sampling.max_new_tokens, self.max_length - len(request.prompt))
+        ticket = Ticket(request, on_piece, room=room, tokenizer=self.tokenizer, vocabulary=self.vocabulary)
         with self._changed:
             if self._failure is not None:
                 raise EngineFailed(self._failure)
@@ -207,6 +160,12 @@ class Engine:
     def waiting(self) -> int:
         """Requests that wait for a row."""
         return len(self._waiting)
+
+    @property
+    def in_hand(self) -> int:
+        """Requests that are being answered or wait, none missed that changes from one to the other just now."""
+        with self._changed:
+            return len(self._waiting) + len(self._running)
 
     @property
     def failure(self) -> str | None:
@@ -244,6 +203,7 @@ class Engine:
                 self._failure = f"{type(error).__name__}: {error}"
         for ticket in [*self._running, *self._waiting]:
             self._tell(ticket, Piece("", ticket.tokens, "failed", self._failure or ""))
+        self._after_round(self)
 
     def _rounds(self) -> None:
         """See the module's text for the numbers."""
@@ -256,6 +216,7 @@ class Engine:
             logits = [*stepped, *self._read_waiting()]  # 1
             tokens = self._draw(torch.cat(logits)) if logits else []  # 2
             left = self._hand_out(tokens)  # 3
+            self._after_round(self)
             stepped = [self._decoder.step(torch.tensor(left, device=self._device))] if left else []  # 4
 
     def _read_waiting(self) -> list[torch.Tensor]:

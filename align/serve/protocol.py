@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from align.model import SamplingConfig
-from align.serve.engine import Reason, Request
+from align.serve.requests import Reason, Request
 from align.tokenizer import Tokenizer
 
 MAX_STOPS = 16

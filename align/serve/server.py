@@ -1,4 +1,4 @@
-"""Running the application: one process, one port, and an orderly end."""
+"""Running the application: one port, and an orderly end."""
 
 import contextlib
 import signal
@@ -9,12 +9,30 @@ from collections.abc import Iterator
 import uvicorn
 
 from align.serve.app import Service, make_app
+from align.serve.requests import EngineFailed
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
 class Server(uvicorn.Server):
-    """Ends with an exit code, not by the signal that told it to end."""
+    """Ends with an exit code, not by the signal that told it to end; ends when the engine has failed."""
+
+    def __init__(self, service: Service, *, grace_s: int) -> None:
+        """Take the application; ``grace_s`` as in ``serve``."""
+        super().__init__(
+            uvicorn.Config(
+                make_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=grace_s,
+                lifespan="on",
+            )
+        )  # fmt: skip
+        self._engine = service.engine
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end."""
+        if self._engine.failure is not None:
+            self.config.timeout_graceful_shutdown = 1  # second, to read what failed
+            return True
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -51,13 +69,6 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def make_config(service: Service, *, grace_s: int) -> uvicorn.Config:
-    """How the application runs; ``grace_s`` as in ``serve``."""
-    return uvicorn.Config(
-        make_app(service), log_level="warning", access_log=False, timeout_graceful_shutdown=grace_s, lifespan="off"
-    )
-
-
 def serve(service: Service, listening: socket.socket, *, grace_s: int) -> None:
     """Serve until SIGINT or SIGTERM; answers under way may end first.
 
@@ -65,5 +76,10 @@ def serve(service: Service, listening: socket.socket, *, grace_s: int) -> None:
         service: what is served.
         listening: where.
         grace_s: seconds that answers under way get to end.
+
+    Raises:
+        EngineFailed: the engine has, and with it every answer under way.
     """
-    Server(make_config(service, grace_s=grace_s)).run(sockets=[listening])
+    Server(service, grace_s=grace_s).run(sockets=[listening])
+    if service.engine.failure is not None:
+        raise EngineFailed(service.engine.failure)

@@ -3,19 +3,22 @@
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from align.model import GPT, GPTConfig, SamplingConfig, save_network
 from align.serve.app import Service
-from align.serve.engine import Engine, Request
+from align.serve.engine import Engine
+from align.serve.process import EngineProcess
 from align.serve.protocol import Limits
-from align.serve.server import Server, bind, make_config
+from align.serve.requests import Request
+from align.serve.server import Server, bind
 from align.tokenizer import train_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serving_parts import Heard, Served
+from serving_parts import Heard, Served, ThreadForProcess
 
 CONTEXT = 128
 
@@ -96,7 +99,7 @@ def engine(network, tokenizer):
 
 @pytest.fixture
 def served(network, tokenizer):
-    """Serve the tiny model in a thread, within given limits."""
+    """Serve the tiny model within given limits; server and engine are threads of this process."""
     yield from _serving(network, tokenizer)
 
 
@@ -111,15 +114,21 @@ def _serving(network, tokenizer):
     """Yields the function that starts a server, and stops what it started afterwards."""
     started = []
 
-    def start(network=network, *, max_rows=4, max_waiting=8, max_body_bytes=20_000, api_key=None, limits=None):
-        engine = Engine(network, tokenizer, max_rows=max_rows, max_waiting=max_waiting)
+    def start(
+        network=network, *, max_rows=4, max_waiting=8, max_body_bytes=20_000, api_key=None, limits=None, load=None
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            if load is None:
+                patch.setattr("align.serve.process._SPAWN", SimpleNamespace(Process=ThreadForProcess))
+            load = load or (lambda: (network, tokenizer))
+            engine = EngineProcess(load, max_rows=max_rows, max_waiting=max_waiting)
         service = Service(engine, "tiny", limits or Limits(100, 20), max_body_bytes=max_body_bytes, api_key=api_key)
         listening = bind("127.0.0.1", 0)
-        server = Server(make_config(service, grace_s=1))
+        server = Server(service, grace_s=1)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         started.append((engine, server, thread))
-        return Served(engine, f"http://127.0.0.1:{listening.getsockname()[1]}")
+        return Served(engine, f"http://127.0.0.1:{listening.getsockname()[1]}", thread)
 
     yield start
     for engine, server, thread in started:

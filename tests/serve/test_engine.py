@@ -9,7 +9,8 @@ import torch
 from serving_parts import until
 
 from align.model import SamplingConfig, generate
-from align.serve.engine import Engine, EngineFailed, EngineFull, Request
+from align.serve.engine import Engine
+from align.serve.requests import EngineFailed, EngineFull, Request
 
 SETTINGS = [
     {"temperature": 0.0},

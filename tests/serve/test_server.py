@@ -5,6 +5,8 @@ import http.client
 import json
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import openai
@@ -12,6 +14,7 @@ import pytest
 from serving_parts import ask_for, until
 
 from align.model import SamplingConfig, generate
+from align.model.open_decoder import OpenDecoder
 from align.serve.protocol import Limits
 
 
@@ -103,14 +106,18 @@ def test_models_and_health(served):
     assert json.loads(line.getresponse().read()) == {"status": "ok", "running": 0, "waiting": 0}
 
 
+@pytest.fixture
+def slow_steps(monkeypatch):
+    """100 tokens take 5 seconds."""
+    step = OpenDecoder.step
+    monkeypatch.setattr(OpenDecoder, "step", lambda decoder, ids: (time.sleep(0.05), step(decoder, ids))[1])
+
+
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_hangs_up_frees_its_row(served, streamed):
+def test_a_client_that_hangs_up_frees_its_row(served, slow_steps, streamed):
     started = served(max_rows=1)
     line = socket.create_connection(urlsplit(started.url).netloc.split(":"))
     body = json.dumps(ask_for(max_tokens=100, stream=streamed)).encode()
-    slow = started.engine._decoder.step
-    hold = threading.Event()
-    started.engine._decoder.step = lambda ids: (hold.wait(0.05), slow(ids))[1]
     line.sendall(
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         + f"Content-Length: {len(body)}\r\n\r\n".encode()
@@ -120,23 +127,50 @@ def test_a_client_that_hangs_up_frees_its_row(served, streamed):
     if streamed:
         assert b"200 OK" in line.recv(15)
     line.close()
+    begin = time.monotonic()
     until(lambda: started.engine.running == 0)
-    hold.set()
-    assert started.client().chat.completions.create(**ask_for()).choices[0].message.content
+    assert time.monotonic() - begin < 2
+    assert started.client().chat.completions.create(**ask_for(max_tokens=2)).choices[0].message.content
 
 
-def test_too_many_get_429_and_when_to_come_back(served):
+def test_too_many_get_429_and_when_to_come_back(served, slow_steps):
     started = served(max_rows=1, max_waiting=1)
-    slow = started.engine._decoder.step
-    started.engine._decoder.step = lambda ids: (threading.Event().wait(0.02), slow(ids))[1]
-    streams = [started.client().chat.completions.create(**ask_for(max_tokens=100, stream=True)) for _ in range(2)]
-    with pytest.raises(openai.RateLimitError, match="1 requests are being answered and 1 wait") as refused:
-        started.client().chat.completions.create(**ask_for())
-    assert refused.value.response.headers["retry-after"] == "1"
-    for stream in streams:
-        stream.close()
-    # OpenAI's client comes back by itself.
-    assert started.client(max_retries=5).chat.completions.create(**ask_for(max_tokens=2))
+    first = started.client().chat.completions.create(**ask_for(max_tokens=100, stream=True))
+    with ThreadPoolExecutor() as threads:
+        asked = ask_for(max_tokens=2)
+        second = threads.submit(started.client().chat.completions.create, **asked)
+        until(lambda: started.engine.waiting == 1)
+        with pytest.raises(openai.RateLimitError, match="1 requests are being answered and 1 wait") as refused:
+            started.client().chat.completions.create(**asked)
+        assert refused.value.response.headers["retry-after"] == "1"
+        first.close()
+        # OpenAI's client comes back by itself.
+        assert started.client(max_retries=5).chat.completions.create(**asked)
+        assert second.result()
+
+
+def test_an_engine_that_fails_ends_the_server(served, slow_steps, monkeypatch):
+    """What had begun gets an event, what had not a status of 500; the server does not go on without an engine."""
+    started = served(max_rows=1)
+    stream = started.client().chat.completions.create(**ask_for(max_tokens=100, stream=True))
+    next(stream)
+    hold = threading.Event()
+    monkeypatch.setattr(OpenDecoder, "step", lambda decoder, ids: hold.wait(10) / 0)
+    with ThreadPoolExecutor() as threads:
+        waiting = [
+            threads.submit(started.client().chat.completions.create, **ask_for(stream=streamed))
+            for streamed in (True, False)
+        ]
+        until(lambda: started.engine.waiting == 2)
+        hold.set()
+        with pytest.raises(openai.APIError, match="ZeroDivisionError"):
+            list(stream)
+        for one in waiting:
+            with pytest.raises(openai.InternalServerError, match="ZeroDivisionError") as refused:
+                one.result()
+            assert refused.value.status_code == 500
+    started.thread.join(10)
+    assert not started.thread.is_alive()
 
 
 def test_keys(served):
@@ -231,7 +265,7 @@ def test_a_broken_network_is_told(served, network, streamed):
     with torch.no_grad():
         broken.model.norm.weight[0] = float("nan")
     client = served(broken).client()
-    with pytest.raises(openai.APIError, match="logits are not finite"):
+    with pytest.raises(openai.InternalServerError, match="logits are not finite"):
         list(client.chat.completions.create(**ask_for(stream=streamed)))
 
 
