@@ -1,10 +1,12 @@
 """``align serve`` as a program: its first line, its end, and what it refuses."""
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import openai
 import pytest
@@ -46,22 +48,59 @@ def program(stage):
         process.communicate()
 
 
-def test_it_ends_orderly_when_told_to(program):
-    """The answer under way is given whole, nobody new is let in, and the exit code is 0."""
-    process, line, url = program("--max_concurrency", "3", "--default_new_tokens", "1500", "--max_new_tokens", "1500")
+def engine_of(process):
+    """The process id of a server's engine (Linux)."""
+    spawned = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"spawn_main" in path.read_bytes()]
+    return next(int(p.name) for p in spawned if f"PPid:\t{process.pid}\n" in (p / "status").read_text())
+
+
+def has_ended(pid):
+    """Whether a process is gone, or only waits for somebody to ask for its exit code."""
+    status = Path(f"/proc/{pid}/status")
+    return not status.exists() or "State:\tZ" in status.read_text()
+
+
+@pytest.mark.parametrize(
+    "tell",
+    [lambda process: process.send_signal(signal.SIGTERM), lambda process: os.killpg(process.pid, signal.SIGINT)],
+    ids=["terminated", "Ctrl-C in a terminal, which both processes get"],
+)
+def test_it_ends_orderly_when_told_to(program, tell):
+    """The answer under way is given whole, nobody new is let in, the exit code is 0, and no process stays."""
+    settings = ["--max_concurrency", "3", "--default_new_tokens", "1500", "--max_new_tokens", "1500"]
+    process, line, url = program(*settings, start_new_session=True)
+    engine = engine_of(process)
     assert line.startswith("sft on http://127.0.0.1:")
     assert "3 requests at once, 2048 tokens each" in line
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     asked = {"model": "sft", "messages": [{"role": "user", "content": "hello"}], "seed": 1}
     stream = client.chat.completions.create(**asked, stream=True)
     next(stream)
-    process.send_signal(signal.SIGTERM)
+    tell(process)
     chunks = list(stream)
     assert chunks[-1].choices[0].finish_reason in ("stop", "length")
     _, errors = process.communicate(timeout=20)
     assert (process.returncode, errors) == (0, "")
+    assert has_ended(engine)
     with pytest.raises(openai.APIConnectionError):
         client.chat.completions.create(**asked)
+
+
+def test_a_dead_engine_ends_the_server(program):
+    process, _, _ = program()
+    os.kill(engine_of(process), signal.SIGKILL)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert errors == "align serve: error: the engine's process was killed by SIGKILL; was the memory short?\n"
+
+
+def test_the_engine_does_not_outlive_a_killed_server(program):
+    """Nobody tells it; the output ends once every process that could write to it has."""
+    process, _, _ = program()
+    engine = engine_of(process)
+    process.kill()
+    assert process.communicate(timeout=20) == ("", "")
+    assert has_ended(engine)
 
 
 def test_the_key_comes_from_the_environment(program):
