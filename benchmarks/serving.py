@@ -9,7 +9,7 @@ served: `align serve` in a process of its own, asked by as many clients at once,
     the last is over, through OpenAI's asynchronous client or plain httpx, in this process. Every text is compared with
     what the server's engine answers to the request alone. Of a cancelled answer only what was received counts.
 
-`engine_cpu_s` is that of the server's process that computes, `front_cpu_s` of the one that speaks HTTP, `cpu_s` of both.
+`engine_cpu_s` is that of the server's process that computes, `front_cpu_s` of that which speaks HTTP, `cpu_s` of both.
 That of the clients, `client_cpu_s`, is in none of them; but they share the cores, and so have a part in `wall_s`.
 Linux only.
 """
