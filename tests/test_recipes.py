@@ -39,10 +39,11 @@ def test_stage_recipes_parse(path: Path):
     assert config.trainer.default_root_dir == f"runs/{path.parent.name}/{path.stem}"
 
 
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-def test_overlays_parse_over_a_recipe(path: Path):
+def test_overlays_parse_over_every_stage(path: Path, stage: str):
     overlay = yaml.safe_load(path.read_text())
-    config = _parse(ROOT / "recipes/tiny/pretrain.yaml", path)
+    config = _parse(ROOT / f"recipes/tiny/{stage}.yaml", path)
     for key, value in overlay["trainer"].items():
         assert config.trainer[key] == value
 

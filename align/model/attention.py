@@ -27,6 +27,7 @@ class Context(NamedTuple):
         rotary: cosine and sine tables, broadcastable to ``[B, H, T, E / 2]``; None without rope.
         positions: ``[T]`` or ``[B, T]`` int64; with a cache also the slots that are written.
         cache: where keys and values are kept, or None.
+        fixed_shapes: the shapes are among the few that compiled blocks are made for.
     """
 
     attend: Attend
@@ -34,6 +35,7 @@ class Context(NamedTuple):
     rotary: tuple[torch.Tensor, torch.Tensor] | None
     positions: torch.Tensor
     cache: KVCache | None
+    fixed_shapes: bool = False
 
 
 def document_mask(documents: torch.Tensor) -> torch.Tensor:

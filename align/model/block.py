@@ -3,13 +3,21 @@
 Legend: B rows, T tokens, R places, D width, F width inside the feed-forward.
 """
 
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from align.model.attention import Attention, Context, at
 from align.model.config import GPTConfig
 from align.model.norms import make_norm
+
+Recompute = Literal["none", "selective", "block"]
+"""What the backward pass makes again instead of keeping it: nothing, the feed-forward, the whole block"""
 
 
 class FeedForward(nn.Module):
@@ -35,7 +43,16 @@ class Block(nn.Module):
 
     Pre-norm: ``x + f(norm(x))``. Post-norm: ``norm(x + f(x))`` as in Attention Is All You Need. The norms keep the
     names of the pre-norm order for both.
+
+    Attributes:
+        recompute: what a forward with gradients does not keep (activation checkpointing, Chen et al. 2016,
+            arXiv:1604.06174); losses and gradients are the same to the bit. ``selective`` makes the feed-forward
+            again, which holds most of a block's activations and none of its attention's.
+        compiled: a compiled ``compute``, used where gradients are wanted and shapes are few; see ``compile_blocks``.
     """
+
+    recompute: Recompute = "none"
+    compiled: Callable[..., torch.Tensor] | None = None
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
         """Build block number ``layer``."""
@@ -58,12 +75,37 @@ class Block(nn.Module):
         Returns:
             ``[B, T, D]``, or ``[R, D]`` with ``places``.
         """
+        if context.fixed_shapes and self.compiled is not None:
+            return self.compiled(x, context, places)
+        return self.compute(x, context, places)
+
+    def compute(self, x: torch.Tensor, context: Context, places: torch.Tensor | None = None) -> torch.Tensor:
+        """``forward`` without the compiler."""
+        if self.recompute == "block" and torch.is_grad_enabled():
+            return self._again(partial(self._both, context=context, places=places), x)
+        return self._both(x, context, places)
+
+    def _both(self, x: torch.Tensor, context: Context, places: torch.Tensor | None) -> torch.Tensor:
         chosen = x if places is None else at(x, places)
         if self.pre_norm:
             x = chosen + self._drop(self.self_attn(self.input_layernorm(x), context, places))
+        else:
+            x = self.input_layernorm(chosen + self._drop(self.self_attn(x, context, places)))
+        if self.recompute == "selective" and torch.is_grad_enabled():
+            return self._again(self._feed, x)
+        return self._feed(x)
+
+    def _feed(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pre_norm:
             return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
-        x = self.input_layernorm(chosen + self._drop(self.self_attn(x, context, places)))
         return self.post_attention_layernorm(x + self._drop(self.mlp(x)))
+
+    def _again(self, part: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        # Without dropout nothing is drawn, and the generators need not be put back.
+        out: torch.Tensor = checkpoint(
+            part, x, use_reentrant=False, preserve_rng_state=self.training and self.dropout > 0
+        )
+        return out
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
         return F.dropout(x, self.dropout, training=self.training)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from align.model.attention import Context, attend_fast, attend_reference, cache_mask, document_mask
+from align.model.attention import Context, at, attend_fast, attend_reference, cache_mask, document_mask
 from align.model.block import Block
 from align.model.cache import KVCache
 from align.model.config import GPTConfig
@@ -27,6 +27,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.reference_attention = False
+        self.widths: tuple[int, ...] = ()  # of rows, ascending, that the blocks are compiled for
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         if config.positions == "learned":
             self.embed_positions = nn.Embedding(config.context, config.width)
@@ -84,8 +85,47 @@ class Trunk(nn.Module):
             raise ValueError("shared rows bring their own positions and go with neither documents nor a cache")
         if rows is not None:
             positions = rows.positions
+        if self.compiles and rows is None and cache is None:
+            return self._at_fixed_width(ids, positions, documents, places)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)
+        return self._run(ids, positions, documents, cache, rows, places)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a plain forward now runs compiled: only where gradients are wanted; see ``compile_blocks``."""
+        return bool(self.widths) and torch.is_grad_enabled()
+
+    def _at_fixed_width(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor | None,
+        documents: torch.Tensor | None,
+        places: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``forward`` of rows padded on the right, where nobody sees it, to the next of ``widths``."""
+        length = ids.shape[1]
+        width = next((width for width in self.widths if width >= length), length)
+        more = (0, width - length)
+        positions = torch.arange(width, device=ids.device) if positions is None else F.pad(positions, more)
+        documents = None if documents is None else F.pad(documents, more, value=-1)
+        x = self._run(F.pad(ids, more), positions, documents, None, None, None, fixed_shapes=True)
+        if places is None:
+            return x[:, :length]
+        return at(x, places // length * width + places % length)
+
+    def _run(
+        self,
+        ids: torch.Tensor,
+        positions: torch.Tensor,
+        documents: torch.Tensor | None,
+        cache: KVCache | None,
+        rows: SharedRows | None,
+        places: torch.Tensor | None,
+        *,
+        fixed_shapes: bool = False,
+    ) -> torch.Tensor:
+        """Embeddings, blocks, final norm."""
         mask = None
         if documents is not None:
             mask = document_mask(documents)
@@ -96,7 +136,7 @@ class Trunk(nn.Module):
         attend = attend_reference if self.reference_attention else attend_fast
         if rows is not None:
             attend = rows.attending(attend)
-        context = Context(attend, mask, rotary, positions, cache)
+        context = Context(attend, mask, rotary, positions, cache, fixed_shapes)
         x = self.embed(ids, positions)
         *others, final = self.layers
         for layer in others:

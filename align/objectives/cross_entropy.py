@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-CHUNK = 256
-"""Positions whose logits exist at once: 256 x 4096 float32 is 4 MB, which stays in a CPU's cache."""
+from align.objectives.chunks import chunk_size
 
 
 class NextTokenLoss(NamedTuple):
@@ -82,7 +81,7 @@ def row_nll(
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, z_loss: float = 0.0, chunk: int = CHUNK
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, z_loss: float = 0.0, chunk: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of ``hidden @ weight.T`` without holding the ``[N, V]`` logits.
 
@@ -95,12 +94,12 @@ def linear_cross_entropy(
         weight: ``[V, D]`` output matrix.
         targets: ``[N]`` int64 ids.
         z_loss: coefficient of the squared log-partition added to the loss.
-        chunk: positions whose logits exist at once.
+        chunk: positions whose logits exist at once; None: ``chunk_size``.
 
     Returns:
         tuple: ``loss []`` (nll + z-loss, differentiable) and ``nll []`` (detached), sums in nats, at least float32.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, chunk)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, chunk or chunk_size(hidden))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 256
-"""Positions whose logits exist at once: 256 x 4096 float32 is 4 MB, which stays in a CPU's cache."""
+from align.objectives.chunks import chunk_size
 
 KEEP_BYTES = 64 * 2**20
 """Softmax kept from forward to backward; chunks beyond it are computed again in the backward pass.
@@ -31,7 +30,12 @@ class _Settings(NamedTuple):
 
 
 def token_logprobs(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, temperature: float = 1.0, chunk: int = CHUNK
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int | None = None,
 ) -> torch.Tensor:
     """``log softmax(hidden @ weight.T / temperature)`` at the targets, without the ``[N, V]`` logits.
 
@@ -44,7 +48,7 @@ def token_logprobs(
         targets: ``[N]`` int64 ids.
         temperature: divides the logits, > 0: the sampler's, so that old, new and reference log-probs speak of one
             distribution.
-        chunk: positions whose logits exist at once.
+        chunk: positions whose logits exist at once; None: ``chunk_size``.
 
     Returns:
         ``[N]`` nats, at least float32.
@@ -53,7 +57,7 @@ def token_logprobs(
         ValueError: the temperature is not above 0.
     """
     _check_temperature(temperature)
-    settings = _Settings(temperature, chunk, entropy=False, grad=torch.is_grad_enabled())
+    settings = _Settings(temperature, chunk or chunk_size(hidden), entropy=False, grad=torch.is_grad_enabled())
     return _TokenLogprobs.apply(hidden, weight, targets, settings)[0]
 
 
@@ -63,7 +67,7 @@ def token_logprobs_and_entropy(
     targets: torch.Tensor,
     *,
     temperature: float = 1.0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     entropy_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``token_logprobs`` and the entropy of each position's distribution, in the same pass.
@@ -73,7 +77,7 @@ def token_logprobs_and_entropy(
         weight: ``[V, D]`` output matrix.
         targets: ``[N]`` int64 ids.
         temperature: divides the logits, > 0.
-        chunk: positions whose logits exist at once.
+        chunk: positions whose logits exist at once; None: ``chunk_size``.
         entropy_grad: let gradients flow through the entropy, for an entropy bonus; costs a second pass over every
             chunk's logits.
 
@@ -85,8 +89,9 @@ def token_logprobs_and_entropy(
     """
     _check_temperature(temperature)
     if not entropy_grad:
-        settings = _Settings(temperature, chunk, entropy=True, grad=torch.is_grad_enabled())
+        settings = _Settings(temperature, chunk or chunk_size(hidden), entropy=True, grad=torch.is_grad_enabled())
         return _TokenLogprobs.apply(hidden, weight, targets, settings)
+    chunk = chunk or chunk_size(hidden)
     parts = [
         checkpoint(_plain_chunk, h, weight, t, temperature, use_reentrant=False)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)

@@ -11,7 +11,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
-from align.model import GPT, GPTConfig
+from align.model import GPT, GPTConfig, ScalarGPT
+from align.model.training import compile_blocks, recompute_activations
+from align.stages.memory import MemoryConfig, check_precision
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 
 
@@ -45,17 +47,28 @@ class Stage(pl.LightningModule):
     frozen_names: tuple[str, ...] = ()
     """Submodules that are never trained nor saved"""
 
-    def __init__(self, *, optimizer: OptimizerConfig, schedule: ScheduleConfig, parent: str | None) -> None:
+    def __init__(
+        self,
+        *,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        parent: str | None,
+        memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
+        compile: bool = False,
+    ) -> None:
         """Keep the settings.
 
         Args:
             optimizer: AdamW.
             schedule: learning rate over optimizer steps.
             parent: where the network comes from, for the manifest.
+            memory: what is given up for memory.
+            compile: torch.compile what is trained.
         """
         super().__init__()
         self.optimizer_config = optimizer
         self.schedule_config = schedule
+        self.memory_config, self.compile_network = memory, compile
         self.parent = parent
         self.strict_loading = not self.frozen_names
         self._step_weight: torch.Tensor | None = None
@@ -81,14 +94,34 @@ class Stage(pl.LightningModule):
         for name in self.frozen_names:
             frozen = getattr(self, name)
             if frozen is not None:
-                frozen.requires_grad_(False).eval()
+                self._freeze(frozen)
+        self._save_memory()
+
+    def _freeze(self, network: nn.Module) -> None:
+        """Make ``network`` one that is never trained, in ``memory.frozen_dtype``."""
+        network.requires_grad_(False).eval()
+        if self.memory_config.frozen_dtype == "bfloat16":
+            network.bfloat16()
+
+    def _save_memory(self) -> None:
+        """Activation checkpointing and compiling, of every network that is trained."""
+        trained = [network for network in self.children() if isinstance(network, GPT | ScalarGPT)]
+        for network in trained:
+            if not any(parameter.requires_grad for parameter in network.parameters()):
+                continue
+            recompute_activations(network, self.memory_config.activation_checkpointing)
+            if self.compile_network:
+                compile_blocks(network, self.memory_config.compile_widths)
 
     def setup(self, stage: str) -> None:
         """Check that the network can read what the data writes.
 
         Raises:
-            ValueError: the tokenizer has more ids than the network, or rows are longer than its context.
+            ValueError: the tokenizer has more ids than the network, rows are longer than its context, or the Trainer's
+                precision is none to train in.
         """
+        if stage == "fit":
+            check_precision(str(self.trainer.precision), self.memory_config)
         self.configure_model()
         data: Any = getattr(self.trainer, "datamodule", None)
         network: Any = self.network

@@ -279,7 +279,10 @@ class Collector:
     def _check_start(self, kl: float, rollout: Rollout) -> None:
         """Say it loudly if the policy does not start from the reference."""
         # Rounding adds up over a response's tokens.
-        slack = 10 * max(self.settings.rollout.logprob_tolerance, 1e-3) * max(1.0, rollout.mask.sum(1).max().item() / 8)
+        least = 1e-3 if self.reference.output_weight.dtype != torch.bfloat16 else 1e-2
+        slack = (
+            10 * max(self.settings.rollout.logprob_tolerance, least) * max(1.0, rollout.mask.sum(1).max().item() / 8)
+        )
         if abs(kl) > slack:
             rank_zero_warn(
                 f"the reference is not what the policy starts from: their KL is {kl:.3g} nats per response before the "

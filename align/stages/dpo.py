@@ -17,6 +17,7 @@ from align.objectives import (
     preference_loss,
 )
 from align.stages.base import Stage
+from align.stages.memory import MemoryConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
 from align.stages.pair_logprobs import pair_logprobs
 from align.stages.probe import Probe, ProbeConfig
@@ -40,11 +41,14 @@ class DPO(Stage):
         gamma: target margin of simpo.
         sft_coef: weight of the chosen answer's negative log-likelihood per token, added to the loss.
         reference_logprobs: precomputed: once, before training, cached on disk; on_the_fly: in every step.
-        shared_prefix: compute each prompt once for both answers; the same numbers to rounding, sooner.
+        shared_prefix: compute each prompt once for both answers; the same numbers to rounding, sooner. Without effect
+            under compile, which wants rows of few shapes.
         other_reference: allow a reference that is not the policy's start; without it that is an error.
         probe: samples of the policy's own, at each validation.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
+        compile: torch.compile the network; the first step then takes about a minute.
+        memory: what is given up for memory.
         network: a network made in Python, instead of init_from.
 
     Raises:
@@ -78,6 +82,8 @@ class DPO(Stage):
         probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
+        compile: bool = False,
+        memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: GPT | None = None,
     ) -> None:
         """Keep the settings."""
@@ -89,10 +95,10 @@ class DPO(Stage):
         check_preference_settings(loss, **self._strength)
         if reference_logprobs not in ("precomputed", "on_the_fly"):
             raise ValueError(f"reference_logprobs is {reference_logprobs!r}: it must be precomputed or on_the_fly")
-        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from)
+        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from, memory=memory, compile=compile)
         self.init_from, self.reference_source, self._given = init_from, reference, network
         self.loss_name, self.compares = loss, needs_reference(loss)
-        self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix
+        self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix and not compile
         self.other_reference, self.probe_config = other_reference, probe
         self.val_pairs, self.test_pairs, self.probe = PairMeans(), PairMeans(), Probe(probe)
         self._tables: dict[str, torch.Tensor] = {}
@@ -196,6 +202,7 @@ class DPO(Stage):
                 lambda: self.reference if self.reference is not None else self._make_reference(start=None),
                 split=split,
                 weights=self._reference_fingerprint(),
+                precision=self._reference_precision(),
                 shared_prefix=self.shared_prefix,
             )
 
@@ -211,7 +218,8 @@ class DPO(Stage):
                 f"reference {self.reference_source} has vocab_size {theirs.vocab_size} and context {theirs.context}, "
                 f"the policy {ours.vocab_size} and {ours.context}: they must read the same rows"
             )
-        return without_dropout(reference).requires_grad_(False)
+        self._freeze(without_dropout(reference))
+        return reference
 
     def _reference_fingerprint(self) -> str:
         source = self.reference_source or self.init_from
@@ -219,6 +227,10 @@ class DPO(Stage):
             return weights_fingerprint(locate(source))
         assert self.reference is not None
         return network_fingerprint(self.reference)
+
+    def _reference_precision(self) -> str:
+        frozen = self.memory_config.frozen_dtype
+        return f"{self.trainer.precision}" if frozen == "float32" else f"{self.trainer.precision}, {frozen} weights"
 
     def _check_start(self, pairs: PairLogprobs, result: PreferenceLoss, real: torch.Tensor) -> None:
         """Step 4.
@@ -233,7 +245,8 @@ class DPO(Stage):
         ratios = torch.stack([pairs.chosen - pairs.reference_chosen, pairs.rejected - pairs.reference_rejected])
         tokens = torch.stack([pairs.chosen_tokens, pairs.rejected_tokens]).clamp(min=1)
         apart = (ratios.abs() / tokens).where(real, 0).max().item()
-        if not apart > start_tolerance(self.network):
+        tolerance = start_tolerance(self.network) if self.memory_config.frozen_dtype == "float32" else _TOLERANCE_16
+        if not apart > tolerance:
             return
         loss, start = (values[real].mean().item() for values in (result.loss, expected))
         line = (

@@ -9,6 +9,7 @@ from align.batches import TokenBatch
 from align.model import GPT
 from align.objectives import NextTokenLoss, next_token_loss, row_nll
 from align.stages.base import Stage
+from align.stages.memory import MemoryConfig
 from align.stages.metrics import TokenLoss
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
 
@@ -36,19 +37,17 @@ class LanguageModelStage(Stage):
         z_loss: float,
         compile: bool,
         parent: str | None,
+        memory: MemoryConfig,
     ) -> None:
         """Keep the settings; ``make`` is called under the Trainer's strategy."""
-        super().__init__(optimizer=optimizer, schedule=schedule, parent=parent)
+        super().__init__(optimizer=optimizer, schedule=schedule, parent=parent, memory=memory, compile=compile)
         self._make = make
         self.z_loss = z_loss
-        self.compile_network = compile
         self.val_metric, self.test_metric = TokenLoss(), TokenLoss()
 
     def build(self) -> None:
         """Set the network."""
         self.network = self._make()
-        if self.compile_network:
-            self.network.model.compile()
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
         """Hidden states ``[B, T-1, D]`` of ``ids[:, :-1]``."""

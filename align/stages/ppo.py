@@ -18,6 +18,7 @@ from align.rewards import RewardModel, load_reward
 from align.stages.base import Stage
 from align.stages.collecting import Collector, Settings, ValueHead, ValueModel, token_values
 from align.stages.experience import BatchPlan, Collected, ExperienceBatch, ExperienceLoader, join_ranks
+from align.stages.memory import MemoryConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 from align.stages.ppo_settings import Algorithm, KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.stages.probe import Probe, ProbeConfig
@@ -59,6 +60,9 @@ class PPO(Stage):
         probe: samples of the policy's own at validation.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
+        compile: torch.compile policy and value model; the first step then takes about a minute, and the update reads
+            padded rows, each with its prompt.
+        memory: what is given up for memory.
         network: a network made in Python, instead of init_from; the reference is a copy of it.
 
     Raises:
@@ -84,10 +88,12 @@ class PPO(Stage):
         probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(kind="constant"),  # noqa: B008 (frozen)
+        compile: bool = False,
+        memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: GPT | None = None,
     ) -> None:
         """Keep the settings."""
-        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from)
+        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from, memory=memory, compile=compile)
         if (init_from is None) == (network is None):
             raise ValueError("PPO needs init_from: a model directory, a Hugging Face directory or a Hub id")
         if algorithm != "ppo" and rollout.group_size < 2:

@@ -4,6 +4,7 @@ import torch
 
 from align.model import GPT, GPTConfig, load_network
 from align.stages.language_model import LanguageModelStage
+from align.stages.memory import MemoryConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
 
 
@@ -18,6 +19,7 @@ class Pretrain(LanguageModelStage):
         schedule: learning rate over optimizer steps.
         z_loss: coefficient of the squared log-partition added to the loss, 0 turns it off; 1e-4 is usual.
         compile: torch.compile the network; the first step then takes about a minute.
+        memory: what is given up for memory.
         network: a network made in Python, instead of gpt and init_from.
 
     Raises:
@@ -34,6 +36,7 @@ class Pretrain(LanguageModelStage):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         z_loss: float = 0.0,
         compile: bool = False,
+        memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: GPT | None = None,
     ) -> None:
         """Keep the settings."""
@@ -53,5 +56,11 @@ class Pretrain(LanguageModelStage):
             return fresh
 
         super().__init__(
-            build, optimizer=optimizer, schedule=schedule, z_loss=z_loss, compile=compile, parent=init_from
+            build,
+            optimizer=optimizer,
+            schedule=schedule,
+            z_loss=z_loss,
+            compile=compile,
+            parent=init_from,
+            memory=memory,
         )

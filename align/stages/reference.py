@@ -34,6 +34,7 @@ def reference_table(
     *,
     split: str,
     weights: str,
+    precision: str,
     shared_prefix: bool,
 ) -> torch.Tensor:
     """Log-probs of every pair of a split under the reference: from the cache, or computed by all ranks and written.
@@ -43,6 +44,7 @@ def reference_table(
         network: gives the reference; called only where the cache has nothing.
         split: "train", "validation" or "test".
         weights: fingerprint of the reference's weights.
+        precision: of the reference's products and weights.
         shared_prefix: see ``pair_logprobs``.
 
     Returns:
@@ -59,9 +61,7 @@ def reference_table(
         )
     loader = data.pair_loader(split)
     pairs = len(loader.dataset)
-    path = cache_file(
-        data.cache_dir, data=data.identity(split), weights=weights, precision=str(trainer.precision), pairs=pairs
-    )
+    path = cache_file(data.cache_dir, data=data.identity(split), weights=weights, precision=precision, pairs=pairs)
     # One rank looks, so that all of them agree.
     found = trainer.strategy.broadcast(read_cache(path, pairs) if trainer.is_global_zero else None)
     if found is None:

@@ -44,7 +44,8 @@ def response_states(
     """The hidden state before each token of each response, in the order of ``response_tokens``.
 
     Rows of different length are computed as one line without padding, and a row's last token, which predicts nothing,
-    not at all. With groups the prompt of each is read once, and its responses attend to it.
+    not at all. With groups the prompt of each is read once, and its responses attend to it. A compiled network instead
+    reads all rows, padded, at once: it wants few shapes.
 
     Args:
         network: a policy, reference or value model.
@@ -56,6 +57,10 @@ def response_states(
     Returns:
         ``[M, D]``.
     """
+    if network.model.compiles:
+        width = ids.shape[1] - 1
+        spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
+        return network.hidden(ids[:, :width], places=_places(spans, width, ids.device))
     if group_size == 1:
         spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
         return _states(network, ids, spans)
@@ -96,15 +101,15 @@ def cut_rows(widths: Sequence[int], *, call_tokens: int, most_tokens: int) -> li
 
 
 def _states(
-    network: GPT | ScalarGPT, ids: torch.Tensor, spans: Sequence[tuple[int, int]], prefix: "_SharedPrompt | None" = None
+    network: GPT | ScalarGPT, ids: torch.Tensor, spans: Sequence[tuple[int, int]], prompt: "_Prompt | None" = None
 ) -> torch.Tensor:
-    """Hidden states of the places ``spans`` of each row, row after row; behind ``prefix`` if there is one."""
+    """Hidden states of the places ``spans`` of each row, row after row; behind ``prompt`` if there is one."""
     device = ids.device
     order = sorted(range(len(spans)), key=lambda row: -spans[row][1])
     widths = [spans[row][1] for row in order]
     most_tokens = _MOST_TOKENS.get(device.type, _MOST_TOKENS_ELSEWHERE)
     # Rows in one line cost their attention alone in padding: as few calls as may be.
-    call_tokens = most_tokens if prefix is None else _CALL_TOKENS.get(device.type, _CALL_TOKENS_ELSEWHERE)
+    call_tokens = most_tokens if prompt is None else _CALL_TOKENS.get(device.type, _CALL_TOKENS_ELSEWHERE)
     parts = []
     for chunk in cut_rows(widths, call_tokens=call_tokens, most_tokens=most_tokens):
         rows, width = order[chunk], widths[chunk.start]
@@ -113,9 +118,10 @@ def _states(
         whole = len(rows) == len(ids) and rows == list(range(len(ids)))
         read = (ids if whole else ids[torch.tensor(rows, device=device)])[:, :width]
         places = _places([spans[row] for row in rows], width, device)
-        if prefix is not None:
-            positions = prefix.positions_of(width, device)
-            parts.append(network.hidden(read, positions=positions, cache=prefix, places=places))
+        if prompt is not None:
+            behind = _Behind(prompt, width)
+            positions = torch.arange(prompt.length, behind.length, device=device)
+            parts.append(network.hidden(read, positions=positions, cache=behind, places=places))
         elif widths[chunk.stop - 1] == width:
             parts.append(network.hidden(read, places=places))
         else:
@@ -139,16 +145,15 @@ def _group_states(
     network: GPT | ScalarGPT, ids: torch.Tensor, prompt_length: int, lengths: Sequence[int]
 ) -> torch.Tensor:
     """``response_states`` of rows that share their prompt."""
-    prefix = _SharedPrompt(prompt_length)
-    prompt = ids[:1, :prompt_length]
-    last = network.hidden(prompt, positions=prefix.positions_of(0, ids.device), cache=prefix)[0, -1:]
-    prefix.filled = True
+    prompt = _Prompt(prompt_length)
+    positions = torch.arange(prompt_length, device=ids.device)
+    last = network.hidden(ids[:1, :prompt_length], positions=positions, cache=prompt)[0, -1:]
     answers = [length - prompt_length for length in lengths]
     # The first token of a response is predicted by the prompt's last; a response's own last predicts nothing.
     spans = [(0, count - 1) for count in answers]
     if not any(count - 1 for count in answers):
         return last.expand(len(answers), -1)
-    states = _states(network, ids[:, prompt_length:], spans, prefix)
+    states = _states(network, ids[:, prompt_length:], spans, prompt)
     own = torch.cat([last, states])
     places, begin = [], 1
     for count in answers:
@@ -163,33 +168,41 @@ def _places(spans: Sequence[tuple[int, int]], width: int, device: torch.device) 
     return torch.tensor(flat, dtype=torch.int64, device=device)
 
 
-class _SharedPrompt(KVCache):
-    """Keys and values of one prompt, with their graph: first filled with it, then read by rows that go on from it."""
+class _Prompt(KVCache):
+    """Keys and values of one prompt, with their graph."""
 
-    def __init__(self, prompt_length: int) -> None:
-        self.prompt_length = prompt_length
-        self.filled = False
-        self._slots = prompt_length
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self.kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def length(self) -> int:
         """Slots that a row sees at most."""
-        return self._slots
+        return self._length
 
-    def positions_of(self, width: int, device: torch.device) -> torch.Tensor:
-        """Positions of the prompt (width 0), or of the ``width`` tokens behind it."""
-        start = self.prompt_length if width else 0
-        self._slots = self.prompt_length + width
-        return torch.arange(start, self._slots, device=device)
+    def update(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep the keys and values ``[1, K, P, E]`` of the first time: a block that is made again has no graph."""
+        self.kept.setdefault(layer, (keys, values))
+        return keys, values
+
+
+class _Behind(KVCache):
+    """What ``width`` tokens behind a prompt see; it keeps nothing, so a block may be made again."""
+
+    def __init__(self, prompt: _Prompt, width: int) -> None:
+        self.prompt, self.width = prompt, width
+
+    @property
+    def length(self) -> int:
+        """Slots that a row sees at most."""
+        return self.prompt.length + self.width
 
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values ``[R, K, P + T, E]`` of the prompt and the new tokens ``[R, K, T, E]``."""
-        if not self.filled:
-            self._kept[layer] = keys, values
-            return keys, values
-        pairs = zip(self._kept[layer], (keys, values), strict=True)
+        pairs = zip(self.prompt.kept[layer], (keys, values), strict=True)
         whole = [torch.cat([kept.expand(len(new), -1, -1, -1), new], 2) for kept, new in pairs]
         return whole[0], whole[1]

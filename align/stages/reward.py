@@ -13,6 +13,7 @@ from align.objectives import bradley_terry_loss
 from align.rewards import Reward as Judge
 from align.rewards import load_reward
 from align.stages.base import Stage
+from align.stages.memory import MemoryConfig
 from align.stages.metrics import PairScores, ordered
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
 
@@ -63,6 +64,7 @@ class Reward(Stage):
         shared_prefix: compute each prompt once for both responses, and no padding; the same numbers to rounding,
             sooner. Without effect under compile, which wants rows of few shapes.
         compile: torch.compile the network; the first step then takes about a minute.
+        memory: what is given up for memory.
         network: a network made in Python, instead of init_from.
 
     Raises:
@@ -85,6 +87,7 @@ class Reward(Stage):
         head_seed: int = 0,
         shared_prefix: bool = True,
         compile: bool = False,
+        memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: ScalarGPT | None = None,
     ) -> None:
         """Keep the settings."""
@@ -98,10 +101,10 @@ class Reward(Stage):
         ):
             if not holds:
                 raise ValueError(f"{name} is {value}: it must be {right}")
-        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from)
+        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from, memory=memory, compile=compile)
         self.margin, self.label_smoothing, self.centering = margin, label_smoothing, centering
         self.gold, self.normalise_on = gold, normalise_on
-        self.compile_network, self.shared_prefix = compile, shared_prefix and not compile
+        self.shared_prefix = shared_prefix and not compile
         # A closure: as an attribute the network would be a second submodule.
         self._make = lambda: network if network is not None else load_scalar(str(init_from), head_seed=head_seed)
         self._judge = None if gold is None else load_reward(gold)
@@ -111,8 +114,6 @@ class Reward(Stage):
     def build(self) -> None:
         """Set the network."""
         self.network = self._make()
-        if self.compile_network:
-            self.network.model.compile()
 
     def setup(self, stage: str) -> None:
         """Check that the data has what the settings need, besides what every stage checks.

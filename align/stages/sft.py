@@ -2,6 +2,7 @@
 
 from align.model import GPT, load_network
 from align.stages.language_model import LanguageModelStage
+from align.stages.memory import MemoryConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
 
 
@@ -14,6 +15,7 @@ class SFT(LanguageModelStage):
         schedule: learning rate over optimizer steps.
         z_loss: coefficient of the squared log-partition added to the loss, 0 turns it off.
         compile: torch.compile the network; the first step then takes about a minute.
+        memory: what is given up for memory.
         network: a network made in Python, instead of init_from.
 
     Raises:
@@ -28,6 +30,7 @@ class SFT(LanguageModelStage):
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         z_loss: float = 0.0,
         compile: bool = False,
+        memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: GPT | None = None,
     ) -> None:
         """Keep the settings."""
@@ -38,5 +41,11 @@ class SFT(LanguageModelStage):
             return network if network is not None else load_network(str(init_from))
 
         super().__init__(
-            build, optimizer=optimizer, schedule=schedule, z_loss=z_loss, compile=compile, parent=init_from
+            build,
+            optimizer=optimizer,
+            schedule=schedule,
+            z_loss=z_loss,
+            compile=compile,
+            parent=init_from,
+            memory=memory,
         )

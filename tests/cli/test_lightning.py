@@ -21,6 +21,10 @@ def fit(recipes: Path, run: Path, name: str, *extra: str) -> list[str]:
         (["--model.init_args.optimizer.lr", "-1"], 2, "optimizer.lr is -1.0: it must be above 0"),
         (["--trainer.max_step", "3"], 2, "trainer.max_step: no such key; did you mean 'max_steps'?"),
         (["--trainer.precision", "bf17"], 2, "trainer.precision: "),
+        (["--trainer.precision", "bf16-true"], 1, "trainer.precision is bf16-true: bfloat16 weights have 8 bits"),
+        (["--model.init_args.memory.frozen_dtyp", "x"], 2, "frozen_dtyp: no such key; did you mean 'frozen_dtype'?"),
+        (["--model.init_args.memory.activation_checkpointing", "all"], 2, "activation_checkpointing: "),
+        (["--model.init_args.optimizer.state_bits", "4"], 2, "optimizer.state_bits: "),
         (["--data.init_args.packng", "x"], 2, "data.init_args.packng: no such key; did you mean 'packing'?"),
         (["--data.class_path", "align.data.TextDta"], 2, "TextDta"),
         (["--data.init_args.train", "nothing.jsonl"], 1, "nothing.jsonl"),
@@ -111,3 +115,23 @@ def test_a_full_disk_while_writing_the_model_keeps_the_old_one(run: Path, recipe
 def test_generate_mistakes(run: Path, capsys, extra: list[str], code: int, message: str):
     assert main(["generate", str(run / "sft/model"), *extra]) == code
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "gpu", "bfloat16", "precision"),
+    [
+        ("auto", True, True, "bf16-mixed"),
+        ("gpu", True, True, "bf16-mixed"),
+        ("auto", True, False, "32-true"),
+        ("cpu", True, True, "32-true"),
+        ("auto", False, False, "32-true"),
+    ],
+)
+def test_precision_follows_the_device(monkeypatch, accelerator, gpu, bfloat16, precision):
+    import torch
+
+    from align.cli.lightning import default_precision
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+    assert default_precision(accelerator) == precision

@@ -42,7 +42,9 @@ class Batches(pl.LightningDataModule):
         return torch.utils.data.DataLoader(self.val, batch_size=None)
 
 
-def fit(stage: pl.LightningModule, data: pl.LightningDataModule, **settings) -> pl.Trainer:
+def fit(
+    stage: pl.LightningModule, data: pl.LightningDataModule, *, ckpt_path: str | None = None, **settings
+) -> pl.Trainer:
     trainer = pl.Trainer(
         **{
             "accelerator": "cpu",
@@ -57,7 +59,7 @@ def fit(stage: pl.LightningModule, data: pl.LightningDataModule, **settings) -> 
         }
         | settings
     )
-    trainer.fit(stage, data)
+    trainer.fit(stage, data, ckpt_path=ckpt_path, weights_only=True)
     return trainer
 
 
