@@ -1,5 +1,6 @@
 """What watches a run: health, samples, throughput, the model directory, metrics.csv."""
 
+from align.callbacks.average import WeightAverage
 from align.callbacks.cost import Cost
 from align.callbacks.health import Health
 from align.callbacks.health_checks import HealthConfig
@@ -8,4 +9,4 @@ from align.callbacks.run_log import RunLog
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 
-__all__ = ["Cost", "Health", "HealthConfig", "ModelDirectory", "RunLog", "TextSamples", "Throughput"]
+__all__ = ["Cost", "Health", "HealthConfig", "ModelDirectory", "RunLog", "TextSamples", "Throughput", "WeightAverage"]

@@ -1,12 +1,14 @@
 """Writes the model directory, the only thing that stages hand each other."""
 
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
+from align.callbacks.average import WeightAverage
 from align.callbacks.model_card import model_card
 from align.callbacks.samples import validating_in_fit
 from align.model import (
@@ -19,7 +21,7 @@ from align.model import (
 
 
 class ModelDirectory(pl.Callback):
-    """Writes ``model/`` into the run folder, whole or not at all.
+    """Writes ``model/`` into the run folder, whole or not at all: the average of the weights where there is one.
 
     Args:
         which: ``best``: the network of the lowest monitor, written whenever it improves; ``last``: the final one.
@@ -73,8 +75,12 @@ class ModelDirectory(pl.Callback):
             if tokenizer is not None:
                 tokenizer.save(directory)
                 ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
-            save_network(pl_module.network, directory, **ids)
-            write_manifest(directory, self._manifest(trainer, pl_module))
+            with ExitStack() as stack:
+                for average in _averages(trainer):
+                    stack.enter_context(average.applied(pl_module))
+                save_network(pl_module.network, directory, **ids)
+                # What the manifest measures is measured of what is written.
+                write_manifest(directory, self._manifest(trainer, pl_module))
             (directory / "README.md").write_text(model_card(read_manifest(directory), pl_module.network))
         rank_zero_info(f"wrote {target} (step {trainer.global_step})")
 
@@ -89,8 +95,14 @@ class ModelDirectory(pl.Callback):
             "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
             "data": dict(getattr(data, "fingerprints", {})),
             "metrics": {name: _json_number(float(value)) for name, value in trainer.callback_metrics.items()},
+            **{key: value for average in _averages(trainer) for key, value in average.manifest().items()},
             **getattr(pl_module, "manifest_extras", dict)(),
         }
+
+
+def _averages(trainer: pl.Trainer) -> list[WeightAverage]:
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, WeightAverage)]
 
 
 def _json_number(value: float) -> float | str:

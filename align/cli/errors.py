@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """The command line or a recipe is wrong; exit code 2."""
 
 
+class OutOfMemory(RuntimeError):
+    """A device's memory is full; the message has a line for each thing to change."""
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """A hint with the valid word most like a wrong one.
 
@@ -30,8 +34,11 @@ def one_line(error: BaseException) -> str | None:
         error: what a verb raised.
 
     Returns:
-        str: the message; None for an error nobody foresaw (a bug), which deserves its traceback.
+        str: the message, of several lines only where it is a list; None for an error nobody foresaw (a bug), which
+        deserves its traceback.
     """
+    if isinstance(error, OutOfMemory):
+        return str(error)
     if isinstance(error, argparse.ArgumentError):
         return " ".join(str(error).split())
     if isinstance(error, FileNotFoundError) and error.filename:

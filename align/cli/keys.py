@@ -21,6 +21,7 @@ _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", 
     "model_directory",
     "samples",
     "throughput",
+    "average",
 )
 
 

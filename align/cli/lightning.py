@@ -16,9 +16,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-from align.callbacks import Cost, Health, ModelDirectory, RunLog, TextSamples, Throughput
-from align.cli.errors import UsageError
+from align.callbacks import Cost, Health, ModelDirectory, RunLog, TextSamples, Throughput, WeightAverage
+from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
+from align.stages import PPO
+from align.stages.footprint import explain_out_of_memory, out_of_memory
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -65,6 +67,8 @@ class AlignCLI(LightningCLI):
         parser.add_lightning_class_args(ModelDirectory, "model_directory")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Throughput, "throughput")
+        # Last, so that the others have written the average before it goes.
+        parser.add_lightning_class_args(WeightAverage, "average")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with a mistake told in one line."""
@@ -127,12 +131,19 @@ def main(verb: str, args: list[str]) -> int:
 
     Raises:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
+        OutOfMemory: what a step holds is too large.
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     cli = make_cli(args)
     run = getattr(cli.trainer, verb)
-    result = run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)
+    try:
+        result = run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)
+    except (RuntimeError, MemoryError) as error:
+        if verb != "fit" or not out_of_memory(error):
+            raise
+        batch_size = None if isinstance(cli.model, PPO) else getattr(cli.datamodule, "batch_size", None)
+        raise OutOfMemory(explain_out_of_memory(cli.model, batch_size=batch_size)) from error
     if verb == "predict":
         _write_predictions(Path(cli.config.trainer.default_root_dir) / "predictions.jsonl", result)
     return 0

@@ -71,6 +71,7 @@ class Stage(pl.LightningModule):
         self.memory_config, self.compile_network = memory, compile
         self.parent = parent
         self.strict_loading = not self.frozen_names
+        self.batch_shape: tuple[int, int] | None = None  # rows and tokens of the micro-batch that was trained on last
         self._step_weight: torch.Tensor | None = None
         self._place_in_data: Any = None
 
@@ -171,6 +172,7 @@ class Stage(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make a batch's random draws a function of its number, so that nothing has to be saved to resume."""
+        self.batch_shape = tuple(batch.ids.shape)
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed((self._seed * 1_000_003 + number) * 4_099 + self.sharing.rank)
 

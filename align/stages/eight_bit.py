@@ -27,7 +27,7 @@ def eight_bit_adamw(groups: list[dict[str, Any]], config: "OptimizerConfig") -> 
     torchao = _torchao()
     quantised = import_module("torchao.optim.subclass_8bit").OptimState8bit
 
-    class AdamW(torchao.AdamW8bit):  # type: ignore[misc, name-defined]
+    class AdamW(torchao.AdamW8bit):  # type: ignore[name-defined]
         def step(self, closure: Any = None) -> Any:
             # torchao compiles for every shape of matrix, which on a CPU is a minute of C++ for what saves nothing.
             on_cpu = all(p.device.type == "cpu" for group in self.param_groups for p in group["params"])

@@ -22,7 +22,6 @@ def fit(recipes: Path, run: Path, name: str, *extra: str) -> list[str]:
         (["--trainer.max_step", "3"], 2, "trainer.max_step: no such key; did you mean 'max_steps'?"),
         (["--trainer.precision", "bf17"], 2, "trainer.precision: "),
         (["--trainer.precision", "bf16-true"], 1, "trainer.precision is bf16-true: bfloat16 weights have 8 bits"),
-        (["--model.init_args.memory.frozen_dtyp", "x"], 2, "frozen_dtyp: no such key; did you mean 'frozen_dtype'?"),
         (["--model.init_args.memory.activation_checkpointing", "all"], 2, "activation_checkpointing: "),
         (["--model.init_args.optimizer.state_bits", "4"], 2, "optimizer.state_bits: "),
         (["--data.init_args.packng", "x"], 2, "data.init_args.packng: no such key; did you mean 'packing'?"),
@@ -135,3 +134,24 @@ def test_precision_follows_the_device(monkeypatch, accelerator, gpu, bfloat16, p
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
     assert default_precision(accelerator) == precision
+
+
+def test_out_of_memory_names_sizes_and_settings(run: Path, recipes: Path, tmp_path: Path, capsys, monkeypatch):
+    import torch
+
+    from align.stages import Pretrain
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Pretrain, "training_step", full)
+    folder = ["--trainer.default_root_dir", str(tmp_path / "out")]
+    assert main(fit(recipes, run, "pretrain", *folder)) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("align fit: error: "))
+    assert "out of memory on cpu, in a batch of " in lines[start]
+    assert "rows x 193 tokens; estimated " in lines[start]
+    for name in ("parameters", "gradients", "optimizer", "frozen", "activations", "logits"):
+        assert f"{name} " in lines[start]
+    assert len(lines[start + 1 :]) == 4, "a heading and three settings"
+    assert all(" less; " in line for line in lines[start + 2 :])

@@ -1,0 +1,138 @@
+"""What a step is said to hold, against what it holds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from dpo_pairs import World
+from ppo_parts import fit as fit_ppo
+from ppo_parts import ppo
+from test_language_model import Batches, fit, make_batch
+from test_memory import bytes_kept
+
+from align.model import GPT, GPTConfig
+from align.stages import OptimizerConfig, Pretrain, ScheduleConfig, ValueConfig
+from align.stages.footprint import (
+    activation_bytes,
+    advice,
+    explain_out_of_memory,
+    footprint,
+    logits_bytes,
+    optimizer_bytes,
+    out_of_memory,
+)
+from align.stages.memory import MemoryConfig
+from align.stages.optimization import build_optimizer
+
+CONFIG = GPTConfig(vocab_size=50, layers=3, heads=4, kv_heads=2, width=64, ff_width=160, context=32)
+
+
+def bytes_of(value) -> int:
+    """Of a tensor, or of one that is made of others."""
+    if hasattr(value, "__tensor_flatten__"):
+        return sum(bytes_of(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+    return value.nbytes
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_optimizer_bytes_are_exact(bits):
+    parameters = list(GPT(CONFIG).parameters())
+    optimizer = build_optimizer(parameters, OptimizerConfig(state_bits=bits))
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = sum(bytes_of(value) for state in optimizer.state.values() for value in state.values())
+    assert optimizer_bytes(parameters, bits) == held
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("what", ["none", "selective", "block"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        replace(CONFIG, qk_norm=True),
+        replace(CONFIG, feed_forward="gelu", norm="layernorm", positions="learned", kv_heads=None, bias=True),
+    ],
+    ids=["swiglu", "qk_norm", "gelu"],
+)
+def test_activations_of_a_block_are_counted(config, what, narrow):
+    """Two more blocks, at 4 x 32 and at 8 x 32 tokens: what the graph keeps more of, to 2%."""
+
+    def kept(layers, rows):
+        network, ids = GPT(replace(config, layers=layers)), torch.randint(50, (rows, 32))
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            return bytes_kept(network, ids, what)
+
+    def counted(layers, rows):
+        return activation_bytes(replace(config, layers=layers), rows, 32, recompute=what, narrow=narrow)
+
+    for rows in (4, 8):
+        found = kept(4, rows) - kept(2, rows)
+        assert counted(4, rows) - counted(2, rows) == pytest.approx(found, rel=0.02)
+
+
+def test_each_network_is_in_its_place(tmp_path):
+    """DPO: policy, gradients and two means of 4 bytes each, and a reference of 2. PPO: policy and value model."""
+    world = World(tmp_path)
+    stage = world.stage(memory=MemoryConfig(frozen_dtype="bfloat16"), reference_logprobs="on_the_fly")
+    fit(stage, Batches([]), max_epochs=0)
+    numbers = sum(p.numel() for p in stage.network.parameters())
+    found = footprint(stage, 8, 20)
+    assert (found.parameters, found.gradients, found.frozen) == (4 * numbers, 4 * numbers, 2 * numbers)
+    assert found.optimizer == 8 * numbers + 4 * len(list(stage.network.parameters()))
+    assert found.logits == logits_bytes(stage.network, 160, torch.device("cpu"))
+    both, head = ppo(), ppo(value=ValueConfig(shared_trunk=True))
+    for one in (both, head):
+        fit_ppo(one, max_epochs=1)
+    assert footprint(both, 4, 9).activations == 2 * footprint(head, 4, 9).activations
+    assert footprint(head, 4, 9).parameters == 4 * sum(p.numel() for p in head.trained())
+
+
+def test_advice_is_sorted_by_what_it_gains_and_names_nothing_that_is_set():
+    def settings(memory, **optimizer):
+        stage = Pretrain(
+            CONFIG, init_seed=0, memory=memory, optimizer=OptimizerConfig(**optimizer), schedule=ScheduleConfig()
+        )
+        fit(stage, Batches([make_batch(1, 5, 0)]), max_epochs=0)
+        return advice(stage, 16, 32, batch_size=16)
+
+    found = settings(MemoryConfig())
+    assert [one.gain for one in found] == sorted((one.gain for one in found), reverse=True)
+    assert [one.setting for one in found] == [
+        "memory.activation_checkpointing block",
+        "data.batch_size 8 with trainer.accumulate_grad_batches 2",
+        "optimizer.state_bits 8",
+    ]
+    found = settings(MemoryConfig(activation_checkpointing="block"), state_bits=8)
+    assert [one.setting for one in found] == ["data.batch_size 8 with trainer.accumulate_grad_batches 2"]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+            True,
+        ),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+    ],
+)
+def test_which_errors_are_about_memory(error, is_memory):
+    assert out_of_memory(error) is is_memory
+
+
+def test_a_tensor_that_does_not_fit_says_so():
+    """What this torch says when an allocation fails is among the words that are known."""
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(2**55, dtype=torch.uint8)
+    assert out_of_memory(error.value)
+
+
+def test_before_the_first_batch_there_is_no_shape():
+    stage = Pretrain(CONFIG, init_seed=0)
+    assert "while the networks were built" in explain_out_of_memory(stage, batch_size=4)
+    fit(stage, Batches([make_batch(1, 5, 0)]), max_epochs=0)
+    assert "before the first batch" in explain_out_of_memory(stage, batch_size=4)
