@@ -1,6 +1,7 @@
 """Every YAML in recipes/ is read by the parser that a run would use, and every pipeline's stages hang together."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,13 +40,19 @@ def test_stage_recipes_parse(path: Path):
     assert config.trainer.default_root_dir == f"runs/{path.parent.name}/{path.stem}"
 
 
+def _assert_holds(config: Any, wanted: dict[str, Any]):
+    for key, value in wanted.items():
+        if isinstance(value, dict):
+            _assert_holds(config[key], value)
+        else:
+            assert config[key] == value, key
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
 def test_overlays_parse_over_every_stage(path: Path, stage: str):
     overlay = yaml.safe_load(path.read_text())
-    config = _parse(ROOT / f"recipes/tiny/{stage}.yaml", path)
-    for key, value in overlay["trainer"].items():
-        assert config.trainer[key] == value
+    _assert_holds(_parse(ROOT / f"recipes/tiny/{stage}.yaml", path), overlay)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from align.batches import PairBatch, TokenBatch
+from align.callbacks.throughput import data_ranks
 from align.model import GPT, ScalarGPT, read_manifest, write_manifest
 
 _TOTALS = ("tokens_trained", "labels", "wall_seconds", "cpu_seconds")
@@ -55,10 +56,11 @@ class Cost(pl.Callback):
     ) -> None:
         """Count the batch."""
         tokens = batch.ids.numel() if isinstance(batch, TokenBatch) else int(sum(batch.lengths))
-        self._total["tokens_trained"] += tokens * trainer.world_size
-        self._total["rows"] += len(batch.ids) * trainer.world_size
+        ranks = data_ranks(trainer)
+        self._total["tokens_trained"] += tokens * ranks
+        self._total["rows"] += len(batch.ids) * ranks
         if isinstance(batch, PairBatch) and trainer.current_epoch == 0:
-            self._total["labels"] += int((batch.numbers >= 0).sum()) * trainer.world_size
+            self._total["labels"] += int((batch.numbers >= 0).sum()) * ranks
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what it came to."""

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from align.callbacks.health_checks import Finding, HealthConfig, Watch
 from align.callbacks.samples import validating_in_fit
+from align.model.parallel import total_norm
 
 _MAY_BE_INFINITE = ("/perplexity",)
 """Ends of names: exp(loss) overflows in the first steps of a large vocabulary; the loss itself is looked at."""
@@ -70,7 +71,7 @@ class Health(pl.Callback):
         if str(trainer.precision).startswith("16") or not _worth_a_look(trainer, pl_module, trainer.global_step + 1):
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(_whole(torch.nn.utils.get_total_norm(gradients)))
+        norm = float(total_norm(gradients))
         if not math.isfinite(norm):
             cure = "no weight was moved by it; lower optimizer.lr, lengthen schedule.warmup_steps or look at the data"
             self._stop(trainer, "gradient norm", norm, cure)

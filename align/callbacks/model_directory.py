@@ -18,6 +18,7 @@ from align.model import (
     weights_fingerprint,
     write_manifest,
 )
+from align.model.parallel import gathered, is_sharded, whole_copy
 
 
 class ModelDirectory(pl.Callback):
@@ -65,6 +66,13 @@ class ModelDirectory(pl.Callback):
             self._write(trainer, pl_module)
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        extras = getattr(pl_module, "manifest_extras", dict)
+        network: Any = pl_module.network
+        if is_sharded(network):
+            # All ranks together: each has a part of the weights.
+            with gathered(network):
+                told: dict[str, Any] = extras()
+            network, extras = whole_copy(network), lambda: told
         if not trainer.is_global_zero:
             return
         target = Path(trainer.default_root_dir) / "model"
@@ -78,10 +86,10 @@ class ModelDirectory(pl.Callback):
             with ExitStack() as stack:
                 for average in _averages(trainer):
                     stack.enter_context(average.applied(pl_module))
-                save_network(pl_module.network, directory, **ids)
+                save_network(network, directory, **ids)
                 # What the manifest measures is measured of what is written.
-                write_manifest(directory, self._manifest(trainer, pl_module))
-            (directory / "README.md").write_text(model_card(read_manifest(directory), pl_module.network))
+                write_manifest(directory, self._manifest(trainer, pl_module) | extras())
+            (directory / "README.md").write_text(model_card(read_manifest(directory), network))
         rank_zero_info(f"wrote {target} (step {trainer.global_step})")
 
     def _manifest(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
@@ -96,7 +104,6 @@ class ModelDirectory(pl.Callback):
             "data": dict(getattr(data, "fingerprints", {})),
             "metrics": {name: _json_number(float(value)) for name, value in trainer.callback_metrics.items()},
             **{key: value for average in _averages(trainer) for key, value in average.manifest().items()},
-            **getattr(pl_module, "manifest_extras", dict)(),
         }
 
 

@@ -4,14 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_only
 
 from align.model import GPT, SamplingConfig, generate
+from align.model.parallel import gathered, is_sharded
 from align.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Mapping[str, str]]
@@ -127,14 +127,21 @@ class TextSamples(pl.Callback):
         self.sampling = sampling
         self.seed = seed
 
-    @rank_zero_only
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample and write."""
         tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         if not validating_in_fit(trainer) or not self.prompts or tokenizer is None:
             return
         prompts: list[Prompt] = [[{"role": "user", "content": p}] if self.chat else p for p in self.prompts]
-        texts = sample_texts(pl_module.network, tokenizer, prompts, self.sampling, seed=self.seed)
+        network: Any = pl_module.network
+        if not trainer.is_global_zero and not is_sharded(network):
+            return
+        with gathered(network) as network:
+            texts = sample_texts(network, tokenizer, prompts, self.sampling, seed=self.seed)
+        if trainer.is_global_zero:
+            self._write(trainer, texts)
+
+    def _write(self, trainer: pl.Trainer, texts: list[TextSample]) -> None:
         step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):

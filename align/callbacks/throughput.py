@@ -54,7 +54,8 @@ class Throughput(pl.Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         self._stop_clock()
-        rate = self._tokens * trainer.world_size / self._seconds
+        ranks = data_ranks(trainer)
+        rate = self._tokens * ranks / self._seconds
         values = {"throughput/tokens_per_s": rate}
         if self._peak:
             network = pl_module.network
@@ -73,6 +74,12 @@ class Throughput(pl.Callback):
         if self._begun:
             self._seconds += time.perf_counter() - self._begun
             self._begun = 0.0
+
+
+def data_ranks(trainer: pl.Trainer) -> int:
+    """Processes that hold different data: devices of one tensor-parallel group share a batch."""
+    dealt = trainer.distributed_sampler_kwargs
+    return int(dealt["num_replicas"]) if dealt else 1
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, precision: str) -> float | None:

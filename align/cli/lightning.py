@@ -192,6 +192,8 @@ def _hush() -> None:
     """Leave out what Lightning says of its own affairs: advertising, and torch's deprecations inside it."""
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # What our metrics log has been added up over ranks already.
+    warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # Frozen networks are in eval mode, and are meant to be.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)

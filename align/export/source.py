@@ -9,6 +9,7 @@ import torch
 from align.export.adapter import ADAPTER, merged
 from align.export.checkpoint import CHECKPOINTS, best_of, read_checkpoint
 from align.model import GPT, ScalarGPT, load_network, load_scalar, locate, read_manifest
+from align.model.checkpoint import is_checkpoint
 from align.model.directory import is_scalar, read_fields
 from align.model.safetensors_file import stored_weights
 from align.tokenizer import Tokenizer
@@ -61,13 +62,13 @@ def open_source(name: str, *, best: str | None = None, mode: str = "min", base: 
         raise ValueError(f"{name}: --best picks among the checkpoints of a run folder, and this is none")
     if base is not None and not (path / ADAPTER).is_file():
         raise ValueError(f"{name}: --base goes with an adapter ({ADAPTER}), and this is none")
-    if path.is_file():
+    if is_checkpoint(path):
         return _of_checkpoint(name, path)
     if (path / ADAPTER).is_file():
         return _of_adapter(name, path, base)
     if run:
         chosen = path / "model" if best is None else best_of(path, best, mode)
-        return _of_checkpoint(name, chosen) if chosen.is_file() else _of_directory(name, chosen)
+        return _of_checkpoint(name, chosen) if is_checkpoint(chosen) else _of_directory(name, chosen)
     if path.is_dir() and not (path / "config.json").is_file():
         stages = [str(model.parent) for model in sorted(path.glob("*/model")) if (model / "config.json").is_file()]
         raise ValueError(

@@ -114,6 +114,7 @@ class Attention(nn.Module):
         """Build the projections of block number ``layer``."""
         super().__init__()
         self.layer, self.head_width, self.dropout = layer, config.resolved_head_width, config.dropout
+        self.kv_heads = config.resolved_kv_heads  # of those that this device has
         inner, kv_inner = config.heads * self.head_width, config.resolved_kv_heads * self.head_width
         self.q_proj = nn.Linear(config.width, inner, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.width, kv_inner, bias=config.qkv_bias)

@@ -26,15 +26,17 @@ class KVCache:
         length: int,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
+        *,
+        kv_heads: int | None = None,
     ) -> None:
-        """Room for ``batch`` rows of ``length`` tokens.
+        """Room for ``batch`` rows of ``length`` tokens; of ``kv_heads`` heads, where the network is split by heads.
 
         Raises:
             ValueError: ``length`` is beyond the network's context.
         """
         if not 1 <= length <= config.context:
             raise ValueError(f"length is {length}; it must be between 1 and the network's context ({config.context})")
-        shape = (config.layers, batch, config.resolved_kv_heads, length, config.resolved_head_width)
+        shape = (config.layers, batch, kv_heads or config.resolved_kv_heads, length, config.resolved_head_width)
         # Zeros, not empty: a masked slot still meets a weight of 0, and 0 times a NaN left in memory is NaN.
         self._memory = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)]
         self.keys, self.values = self._memory

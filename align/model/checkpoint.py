@@ -9,6 +9,7 @@ import torch
 from align.model.directory import built_without_memory, read_config
 from align.model.gpt import GPT
 from align.model.scalar import ScalarGPT
+from align.model.sharded_checkpoint import METADATA, read_sharded
 
 _PREFIX = "network."
 """What a stage calls the network that it trains and writes"""
@@ -33,13 +34,20 @@ def load_checkpoint(file: str | Path, directory: str | Path) -> GPT:
     return network
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether this is something that ``read_stored`` reads: any file, or the folder of a sharded checkpoint."""
+    return path.is_file() or (path / METADATA).is_file()
+
+
 def read_stored(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents, its tensors mapped from the file.
+    """A checkpoint's contents, its tensors mapped from the file; of a sharded one, a folder, in memory.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is cut short, or no checkpoint of Lightning.
     """
+    if path.is_dir():
+        return read_sharded(path)
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:

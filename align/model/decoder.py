@@ -45,7 +45,9 @@ class Decoder:
         autocast = torch.is_autocast_enabled(device.type)
         self.dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
         self.network, self.prompts = network, prompts
-        self.cache = KVCache(network.config, len(prompts) if rows is None else rows, slots, device, self.dtype)
+        kv_heads = cast(Block, network.model.layers[0]).self_attn.kv_heads
+        rows = len(prompts) if rows is None else rows
+        self.cache = KVCache(network.config, rows, slots, device, self.dtype, kv_heads=kv_heads)
         self.positions = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64, device=device)
 
     def read_prompts(self) -> torch.Tensor:

@@ -8,10 +8,12 @@ from align.stages.pretrain import Pretrain
 from align.stages.probe import Probe, ProbeConfig
 from align.stages.reward import Reward
 from align.stages.sft import SFT
+from align.stages.strategy import ModelParallel
 
 __all__ = [
     "DPO",
     "KLConfig",
+    "ModelParallel",
     "OptimizerConfig",
     "PPO",
     "Pretrain",

@@ -1,6 +1,6 @@
 """What every stage shares: building networks under the Trainer, exact gradients over micro-batches, seeds, NaN."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -10,8 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from align.model import GPT, GPTConfig, ScalarGPT
+from align.model.parallel import clip_gradients, local, shard
 from align.model.training import compile_blocks, recompute_activations
 from align.stages.memory import MemoryConfig, check_precision
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
@@ -44,6 +46,8 @@ class Stage(pl.LightningModule):
 
     network: Any
     """What is trained, and what ModelDirectory writes"""
+    trained_names: tuple[str, ...] = ("network",)
+    """Submodules that are trained"""
     frozen_names: tuple[str, ...] = ()
     """Submodules that are never trained nor saved"""
 
@@ -97,6 +101,7 @@ class Stage(pl.LightningModule):
             if frozen is not None:
                 self._freeze(frozen)
         self._save_memory()
+        self._shard()
 
     def _freeze(self, network: nn.Module) -> None:
         """Make ``network`` one that is never trained, in ``memory.frozen_dtype``."""
@@ -114,6 +119,15 @@ class Stage(pl.LightningModule):
             if self.compile_network:
                 compile_blocks(network, self.memory_config.compile_widths)
 
+    def _shard(self) -> None:
+        """Cut the networks up, where the strategy says over how many devices."""
+        if self.device_mesh is None:
+            return
+        for name in (*self.trained_names, *self.frozen_names):
+            module = getattr(self, name)
+            if module is not None:
+                shard(module.to(self.trainer.strategy.root_device), self.device_mesh)
+
     def setup(self, stage: str) -> None:
         """Check that the network can read what the data writes.
 
@@ -129,6 +143,7 @@ class Stage(pl.LightningModule):
         config: GPTConfig = network.config
         tokenizer = getattr(data, "tokenizer", None)
         self._introduce()
+        self._measure_once()
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} ids but the network's vocab_size is {config.vocab_size}: "
@@ -183,8 +198,20 @@ class Stage(pl.LightningModule):
         if self._micro_batches > 1:
             # Lightning divided by the accumulation and the ranks, as if every micro-batch weighed as much.
             weight = self.reduce(weight, "sum")
-            gradients = [p.grad for p in self.trained() if p.grad is not None]
+            gradients = [local(p.grad) for p in self.trained() if p.grad is not None]
             torch._foreach_mul_(gradients, self._micro_batches / weight.clamp(min=1))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over all devices."""
+        if self.device_mesh is None or not gradient_clip_val or gradient_clip_algorithm not in (None, "norm"):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        else:
+            clip_gradients(self.trained(), gradient_clip_val)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Everything but the frozen networks."""
@@ -205,6 +232,16 @@ class Stage(pl.LightningModule):
     def reduce(self, tensor: torch.Tensor, how: str) -> torch.Tensor:
         """A tensor's "sum" or "max" over the processes that share the data."""
         return self.trainer.strategy.reduce(tensor, group=self.sharing.group, reduce_op=how)
+
+    def mean_over_ranks(self, means: Mapping[str, torch.Tensor], weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Means ``[]`` of this micro-batch, of weight ``[]``, over the micro-batches of all ranks; detached.
+
+        All ranks log the same numbers, and stop together at one that is not finite.
+        """
+        if self.sharing.ranks == 1:
+            return {name: mean.detach() for name, mean in means.items()}
+        added = self.reduce(torch.stack([*(mean.detach() * weight for mean in means.values()), weight]), "sum")
+        return dict(zip(means, added[:-1] / added[-1].clamp(min=1), strict=True))
 
     def over_ranks(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         """A tensor of each of the processes that share the data; of one shape everywhere."""
@@ -248,6 +285,12 @@ class Stage(pl.LightningModule):
     def _micro_batches(self) -> int:
         """Micro-batches of an optimizer step, over all ranks."""
         return self.trainer.accumulate_grad_batches * self.sharing.ranks
+
+    def _measure_once(self) -> None:
+        """Let devices that compute one batch together count it once."""
+        for module in self.modules():
+            if isinstance(module, Metric) and self.device_mesh is not None:
+                module.process_group = self.sharing.group
 
     def _introduce(self) -> None:
         """Say in one line what is trained."""

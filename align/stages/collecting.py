@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from align.model import GPT, ScalarGPT
+from align.model.parallel import gathered
 from align.objectives import explained_variance, kl_estimate, token_logprobs
 from align.rewards import Reward
 from align.stages.estimation import estimate
@@ -153,9 +154,10 @@ class Collector:
         """
         settings = self.settings
         # 1. Sample.
-        rollout = sample_rollout(
-            self.policy, prompts, settings.rollout, tokenizer=self.tokenizer, seed=seed, iteration=iteration
-        )
+        with gathered(self.policy) as policy:
+            rollout = sample_rollout(
+                policy, prompts, settings.rollout, tokenizer=self.tokenizer, seed=seed, iteration=iteration
+            )
         self._count(rollout)
         # 2. Score.
         scores, metrics = self._score(rollout)
@@ -211,13 +213,15 @@ class Collector:
         self.work = {name: done + int(new) for (name, done), new in zip(self.work.items(), totals, strict=True)}
 
     def _score(self, rollout: Rollout) -> tuple[Scores, dict[str, float]]:
-        rewards = rewards_of(self.reward, rollout)
+        with gathered(getattr(self.reward, "network", None)):
+            rewards = rewards_of(self.reward, rollout)
         if self.settings.scoring.normalise == "running":
             self.statistics.update(rewards, self._total)
             rewards = self.statistics.normalise(rewards)
         metrics = {}
         if self.gold is not None:
-            metrics["rollout/gold"] = self._mean(rewards_of(self.gold, rollout))
+            with gathered(getattr(self.gold, "network", None)):
+                metrics["rollout/gold"] = self._mean(rewards_of(self.gold, rollout))
         return Scores(rewards, score(rewards, rollout.finished, self.settings.scoring)), metrics
 
     def _read(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float | None]:
@@ -230,21 +234,25 @@ class Collector:
             flat = token_logprobs(states, network.output_weight, targets, temperature=temperature)
             return _padded(flat, rollout.mask)
 
-        reference_states = response_states(self.reference, *rows, group_size=group_size)
-        reference_logprobs = logprobs_of(self.reference, reference_states)
+        with gathered(self.reference) as reference:
+            reference_states = response_states(reference, *rows, group_size=group_size)
+            reference_logprobs = logprobs_of(reference, reference_states)
         logprobs, gap, states = rollout.logprobs, None, None
-        if self.recompute is not False or isinstance(self.value, ValueHead):
-            states = response_states(self.policy, *rows, group_size=group_size)
+        with gathered(self.policy) as policy:
+            if self.recompute is not False or isinstance(self.value, ValueHead):
+                states = response_states(policy, *rows, group_size=group_size)
+            if self.recompute is not False:
+                assert states is not None
+                ours = logprobs_of(policy, states)
         if self.recompute is not False:
-            assert states is not None
-            ours = logprobs_of(self.policy, states)
             gap = float(self.reduce((ours - rollout.logprobs).abs().max(), "max"))
             if self.recompute is None:
                 self.recompute = self._decide(gap)
             logprobs = ours if self.recompute else rollout.logprobs
         values = torch.zeros_like(logprobs)
         if self.value is not None:
-            values = _padded(token_values(self.value, states, *rows, group_size), rollout.mask)
+            with gathered(self.value) as value:
+                values = _padded(token_values(value, states, *rows, group_size), rollout.mask)
         return logprobs, reference_logprobs, values, gap
 
     def _decide(self, gap: float) -> bool:

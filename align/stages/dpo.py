@@ -131,9 +131,10 @@ class DPO(Stage):
             self._check_start(pairs, result, real)
         loss = result.loss.where(real, 0).sum()
         count = real.sum()
-        means = pair_values(pairs, result).where(real, 0).sum(1) / count.clamp(min=1)
-        self.log_dict({f"train/{name}": value for name, value in zip(_NAMES, means, strict=True)})
-        self.refuse_nonfinite(loss)
+        values = pair_values(pairs, result).where(real, 0).sum(1) / count.clamp(min=1)
+        means = self.mean_over_ranks(dict(zip(_NAMES, values, strict=True)), count)
+        self.log_dict({f"train/{name}": value for name, value in means.items()})
+        self.refuse_nonfinite(means["loss"])
         return self.weighted(loss, count)
 
     def on_validation_start(self) -> None:
@@ -244,7 +245,7 @@ class DPO(Stage):
         expected = preference_loss(self.loss_name, equal, **self._strength).loss
         ratios = torch.stack([pairs.chosen - pairs.reference_chosen, pairs.rejected - pairs.reference_rejected])
         tokens = torch.stack([pairs.chosen_tokens, pairs.rejected_tokens]).clamp(min=1)
-        apart = (ratios.abs() / tokens).where(real, 0).max().item()
+        apart = self.reduce((ratios.abs() / tokens).where(real, 0).max(), "max").item()
         tolerance = start_tolerance(self.network) if self.memory_config.frozen_dtype == "float32" else _TOLERANCE_16
         if not apart > tolerance:
             return

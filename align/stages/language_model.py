@@ -72,6 +72,7 @@ class LanguageModelStage(Stage):
         """
         result = self.loss(batch)
         mean = result.nll / result.tokens.clamp(min=1)
+        mean = self.mean_over_ranks({"loss": mean}, result.tokens)["loss"]
         self.log("train/loss", mean, prog_bar=True)
         self.refuse_nonfinite(mean)
         return self.weighted(result.loss, result.tokens)

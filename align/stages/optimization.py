@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from align.model.parallel import by_mesh
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -105,10 +107,11 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         ModuleNotFoundError: the state is to have 8 bits and there is no torchao.
     """
     trained = [p for p in parameters if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups = []
+    for decay, matrices in ((config.weight_decay, True), (0.0, False)):
+        # One kernel updates a group, and none takes cut tensors beside uncut ones.
+        for part in by_mesh(p for p in trained if (p.ndim >= 2) == matrices) or [[]]:
+            groups.append({"params": part, "weight_decay": decay})
     if config.state_bits == 8:
         from align.stages.eight_bit import eight_bit_adamw
 

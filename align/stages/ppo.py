@@ -70,6 +70,7 @@ class PPO(Stage):
     """
 
     network: GPT
+    trained_names = ("network", "value")
     frozen_names = ("reference", "reward_network", "gold_network")
 
     def __init__(
@@ -285,12 +286,16 @@ class PPO(Stage):
             )
             loss = loss + config.value_coef * value_loss
             metrics |= {"train/value_loss": value_loss.detach() / tokens, "train/value_clip_fraction": clipped}
-        if warming_up and self.sharing.ranks > 1:
-            # Data parallelism waits for every gradient.
+        if warming_up and self.sharing.ranks > 1 and self.device_mesh is None:
+            # DDP waits for every gradient.
             loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters())
-        mean = loss.detach() / tokens
+        largest = metrics.pop("train/ratio_max", None)
+        means = self.mean_over_ranks({"train/loss": loss / tokens, **metrics}, tokens)
+        mean = means.pop("train/loss")
         self.log("train/loss", mean, prog_bar=True)
-        self.log_dict(metrics)
+        self.log_dict(means)
+        if largest is not None:
+            self.log("train/ratio_max", self.reduce(largest, "max"))
         self._log_rollout()
         self.refuse_nonfinite(mean)
         return self.weighted(loss, tokens)
@@ -347,6 +352,7 @@ class PPO(Stage):
         """Before the first update of an iteration the policy is still the one that sampled."""
         if batch.position:
             return
+        approx_kl, ratio_max = self.reduce(torch.stack([approx_kl, ratio_max]), "max")
         exact = self.trainer.precision in ("32-true", "64-true") and self.network.output_weight.dtype != torch.bfloat16
         kl_bound, ratio_bound = (1e-4, 1.02) if exact else (1e-2, 1.5)
         if not (approx_kl <= kl_bound and ratio_max <= ratio_bound):

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torchmetrics import Metric
 
 from align.model import GPT, SamplingConfig, generate
+from align.model.parallel import gathered
 from align.rewards import load_reward
 
 _ROWS = 64
@@ -99,9 +100,10 @@ class Probe(Metric):
         new = self._wanted(prompts, policy.config.context)
         # Ranks gather this list at the end, and each must have something in it.
         self.hashes.append(torch.zeros(0, dtype=torch.int64, device=self.responses.device))
-        for start in range(0, len(new), _ROWS):
-            rows = new[start : start + _ROWS]
-            self._answer(policy, reference, [prompts[row] for row in rows], [texts[row] for row in rows], tokenizer)
+        with gathered(policy) as policy, gathered(reference) as reference:
+            for start in range(0, len(new), _ROWS):
+                rows = new[start : start + _ROWS]
+                self._answer(policy, reference, [prompts[row] for row in rows], [texts[row] for row in rows], tokenizer)
 
     def compute(self) -> dict[str, torch.Tensor]:
         """Values since the last reset.
@@ -127,7 +129,8 @@ class Probe(Metric):
 
     def _wanted(self, prompts: Sequence[Sequence[int]], context: int) -> list[int]:
         """Rows to answer on this rank."""
-        ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        alone = not (dist.is_available() and dist.is_initialized())
+        ranks = 1 if alone else dist.get_world_size(self.process_group)
         share = -(-self.config.prompts // ranks)
         rows = []
         for row, prompt in enumerate(prompts):
@@ -143,15 +146,13 @@ class Probe(Metric):
         self, policy: GPT, reference: GPT | None, prompts: list[Sequence[int]], texts: list[str], tokenizer: Any
     ) -> None:
         config = self.config
-        # Every response draws from a stream of its own, on whichever rank.
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-        first = config.seed + rank * config.prompts + int(self.responses)
         samples = generate(
             policy,
             prompts,
             SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens),
             stop_ids=tokenizer.stop_ids,
-            seeds=list(range(first, first + len(prompts))),
+            # A stream of its own for each prompt, whichever rank answers it.
+            seeds=[(config.seed + _hash(prompt)) % 2**63 for prompt in prompts],
             pad_id=tokenizer.pad_id or 0,
         )
         lengths = samples.mask.sum(1).tolist()

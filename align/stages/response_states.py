@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from align.model import GPT, KVCache, ScalarGPT, share_prefixes
+from align.model.parallel import runs_in_step
 
 _CALL_TOKENS = {"cpu": 24}
 """What one more forward costs, in tokens: it decides how finely rows are cut by length"""
@@ -45,7 +46,8 @@ def response_states(
 
     Rows of different length are computed as one line without padding, and a row's last token, which predicts nothing,
     not at all. With groups the prompt of each is read once, and its responses attend to it. A compiled network instead
-    reads all rows, padded, at once: it wants few shapes.
+    reads all rows, padded, at once: it wants few shapes. One that all ranks must run equally often computes everything
+    in one line.
 
     Args:
         network: a policy, reference or value model.
@@ -61,6 +63,8 @@ def response_states(
         width = ids.shape[1] - 1
         spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
         return network.hidden(ids[:, :width], places=_places(spans, width, ids.device))
+    if runs_in_step(network):
+        return _one_line(network, ids, prompt_lengths, lengths, group_size)
     if group_size == 1:
         spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
         return _states(network, ids, spans)
@@ -69,6 +73,22 @@ def response_states(
         for start in range(0, len(lengths), group_size)
     ]
     return torch.cat(parts)
+
+
+def _one_line(
+    network: GPT | ScalarGPT,
+    ids: torch.Tensor,
+    prompt_lengths: Sequence[int],
+    lengths: Sequence[int],
+    group_size: int,
+) -> torch.Tensor:
+    """``response_states`` in a single forward, whatever the lengths."""
+    prompts, ends = (torch.tensor(counts, device=ids.device) for counts in (prompt_lengths, lengths))
+    rows = torch.arange(len(ids), device=ids.device)
+    line = share_prefixes(ends - 1, prompts, rows - rows % group_size)
+    spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
+    places = line.token_at[_places(spans, line.width, ids.device)]
+    return network.hidden(line.line(ids), rows=line, places=places)
 
 
 def cut_rows(widths: Sequence[int], *, call_tokens: int, most_tokens: int) -> list[slice]:

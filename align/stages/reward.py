@@ -170,11 +170,11 @@ class Reward(Stage):
         loss, pairs = scored.loss.sum(), scored.real.sum()
         share = scored.real / pairs.clamp(min=1)
         lead = (scored.chosen - scored.rejected).detach()
-        mean = loss.detach() / pairs.clamp(min=1)
-        self.log("train/loss", mean, prog_bar=True)
-        self.log("train/accuracy", (ordered(lead) * share).sum().float(), prog_bar=True)
-        self.log("train/margin", (lead * share).sum())
-        self.refuse_nonfinite(mean)
+        means = {"loss": loss / pairs.clamp(min=1), "accuracy": (ordered(lead) * share).sum().float()}
+        means = self.mean_over_ranks(means | {"margin": (lead * share).sum()}, pairs)
+        for name, mean in means.items():
+            self.log(f"train/{name}", mean, prog_bar=name != "margin")
+        self.refuse_nonfinite(means["loss"])
         return self.weighted(loss, pairs)  # 4
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:

@@ -18,7 +18,7 @@ def test_tokens_of_a_reading_over_its_seconds_without_validation():
     network = GPT(GPTConfig(vocab_size=5, layers=1, heads=1, width=8, context=8))
     logged: dict[str, float] = {}
     module = SimpleNamespace(device=torch.device("cpu"), network=network, log_dict=lambda v, prog_bar: logged.update(v))
-    trainer = SimpleNamespace(world_size=1)
+    trainer = SimpleNamespace(world_size=1, distributed_sampler_kwargs=None)
     batch = TokenBatch(torch.zeros(3, 9, dtype=torch.long), None, None, None, None)
     callback = Throughput(every=2)
     callback._peak = 1e9

@@ -1,0 +1,141 @@
+"""What of the plan can be told without a second process; tests/cli/test_scale.py has the rest."""
+
+import io
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from align.model import GPT, GPTConfig, generate
+from align.model.checkpoint import is_checkpoint, read_stored
+from align.model.parallel import by_mesh, check_split, clip_gradients, gathered, is_sharded, total_norm, whole_copy
+from align.model.sampling import SamplingConfig
+
+CONFIG = GPTConfig(vocab_size=11, layers=2, heads=4, kv_heads=2, width=16, ff_width=24, context=12)
+
+
+@pytest.fixture(scope="module")
+def mesh(tmp_path_factory: pytest.TempPathFactory):
+    """A mesh of this process alone."""
+    store = tmp_path_factory.mktemp("group") / "store"
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
+    yield torch.distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("devices", "line"),
+    [(4, "kv_heads is 2, which 4 tensor-parallel devices can't share"), (3, "heads is 4, which 3")],
+)
+def test_a_network_that_can_not_be_split_is_refused(devices: int, line: str):
+    check_split(CONFIG, 2)
+    with pytest.raises(
+        ValueError, match=rf"{line}.*set tensor_parallel_size to a divisor of heads \(4\), kv_heads \(2"
+    ):
+        check_split(CONFIG, devices)
+
+
+def test_the_norm_of_all_gradients_and_clipping_to_it():
+    """3 and 4 in two parameters: 5 in all; clipped to 1 they are 0.6 and 0.8; a norm below the bound stays."""
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = torch.tensor([0.0, 3.0]), torch.tensor([4.0])
+    assert total_norm([p.grad for p in parameters[:2]]).item() == pytest.approx(5)
+    clip_gradients(parameters, 6.0)
+    assert parameters[1].grad.item() == 4.0
+    clip_gradients(parameters, 1.0)
+    assert parameters[0].grad.tolist() == pytest.approx([0, 0.6], abs=1e-6)
+    assert parameters[1].grad.tolist() == pytest.approx([0.8], abs=1e-6)
+    assert total_norm([]).item() == 0
+
+
+def test_cut_and_uncut_tensors_are_kept_apart(mesh):
+    from torch.distributed.tensor import distribute_tensor
+
+    cut, uncut = distribute_tensor(torch.tensor([3.0]), mesh["data_parallel"]), torch.tensor([4.0])
+    assert [len(part) for part in by_mesh([cut, uncut, cut])] == [2, 1]
+    assert total_norm([cut, uncut]).item() == pytest.approx(5)
+
+
+def test_a_gathered_network_is_an_ordinary_one_on_the_same_memory(mesh):
+    """FSDP2 over one process: within, samples are those of the network before it was cut."""
+    from torch.distributed.fsdp import fully_shard
+
+    network = GPT(CONFIG)
+    expected = generate(network, [[1, 2, 3]], SamplingConfig(max_new_tokens=5), seeds=[7])
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for layer in network.model.layers:
+        fully_shard(layer, mesh=mesh["data_parallel"])
+    fully_shard(network, mesh=mesh["data_parallel"], reshard_after_forward=False)
+    assert is_sharded(network)
+    with gathered(network) as twin:
+        assert type(twin) is GPT
+        assert not is_sharded(twin)
+        got = generate(twin, [[1, 2, 3]], SamplingConfig(max_new_tokens=5), seeds=[7])
+    assert torch.equal(got.ids, expected.ids)
+    assert is_sharded(network)
+    copy = whole_copy(network)
+    assert copy is not network
+    assert all(torch.equal(tensor, state[name]) for name, tensor in copy.state_dict().items())
+
+
+def test_what_is_not_cut_stays_as_it_is():
+    network = GPT(CONFIG)
+    assert whole_copy(network) is network
+    with gathered(network) as same:
+        assert same is network
+    with gathered(None) as nothing:
+        assert nothing is None
+
+
+class TestShardedCheckpoints:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, mesh) -> Path:
+        from torch.distributed.checkpoint import FileSystemWriter, save
+
+        folder = tmp_path / "step=3.ckpt"
+        state = {"network.a": torch.arange(6.0), "network.b": torch.ones(2, 3)}
+        optimizer = {
+            "state": {"network.a": {"step": torch.tensor(3.0)}},
+            "param_groups": [{"lr": 0.5, "params": ["a"]}],
+        }
+        save({"state_dict": state, "optimizer_0": optimizer}, storage_writer=FileSystemWriter(folder))
+        torch.save({"global_step": 3, "epoch": 1}, folder / "meta.pt")
+        return folder
+
+    def test_is_read_whole(self, folder: Path):
+        from align.model.sharded_checkpoint import read_sharded
+
+        assert is_checkpoint(folder)
+        stored = read_stored(folder)
+        assert stored["global_step"] == 3
+        assert "optimizer_states" not in stored
+        assert torch.equal(stored["state_dict"]["network.a"], torch.arange(6.0))
+        assert torch.equal(stored["state_dict"]["network.b"], torch.ones(2, 3))
+        (optimizer,) = read_sharded(folder, only_weights=False)["optimizer_states"]
+        assert optimizer["state"]["network.a"]["step"].item() == 3
+        assert optimizer["param_groups"] == [{"lr": 0.5, "params": ["a"]}]
+
+    def test_that_is_not_whole_is_refused(self, folder: Path):
+        data = next(folder.glob("*.distcp"))
+        data.write_bytes(data.read_bytes()[:100])
+        with pytest.raises(ValueError, match=r"step=3.ckpt: no whole sharded checkpoint: "):
+            read_stored(folder)
+        (folder / "meta.pt").unlink()
+        with pytest.raises(
+            ValueError, match=r"no whole sharded checkpoint: meta.pt, which is written last, is missing"
+        ):
+            read_stored(folder)
+
+    def test_runs_no_code_of_a_metadata_file(self, folder: Path, tmp_path: Path):
+        class Evil:
+            def __reduce__(self):
+                return (open, (str(tmp_path / "pwned"), "w"))
+
+        stream = io.BytesIO()
+        pickle.dump(Evil(), stream)
+        (folder / ".metadata").write_bytes(stream.getvalue())
+        with pytest.raises(ValueError, match=r"names \w+.open, which torch writes in no checkpoint"):
+            read_stored(folder)
+        assert not (tmp_path / "pwned").exists()
