@@ -25,7 +25,8 @@ class Cost(pl.Callback):
     - ``samples``, ``tokens_sampled``: what the stage sampled to learn from (PPO's rollouts; not validation's);
     - ``labels``: preference pairs read in the first epoch;
     - ``flops``: ``GPT.flops_per_token`` for each trained token and network that learns, a third of it for each token
-      sampled or read by a frozen network (a forward pass without its backward);
+      sampled or read by a frozen network (a forward pass without its backward); matrices frozen under adapters have no
+      gradient of their own, two thirds of the work;
     - ``wall_seconds``, ``cpu_seconds`` (all threads, rank 0), validation included; ``peak_memory_mib`` (rank 0): most
       resident memory, on a GPU most allocated memory.
     """
@@ -79,7 +80,8 @@ class Cost(pl.Callback):
         trained = self.state_dict()
         read = work["tokens_read"] * (frozen + learning - 1) + work["tokens_sampled"]
         row = round(trained["tokens_trained"] / max(1, trained["rows"]))
-        flops = network.flops_per_token(row) * (trained["tokens_trained"] * learning + read / 3)
+        flops = network.flops_per_token(row) * trained["tokens_trained"] * learning
+        flops += network.flops_per_token(row, forward_only=True) * read
         return {
             **{name: round(trained[name], 2) for name in _TOTALS},
             "tokens_sampled": work["tokens_sampled"],

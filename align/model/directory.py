@@ -19,6 +19,7 @@ from align.model.families import ONE_LABEL, Family, Fields, FileTensor, config_f
 from align.model.gpt import GPT
 from align.model.location import locate, read_config, read_fields
 from align.model.manifest import weights_fingerprint
+from align.model.merging import MergedState, has_lora
 from align.model.replacing import replacing_directory
 from align.model.safetensors_file import (
     INDEX,
@@ -129,7 +130,8 @@ def save_network(
 
     Args:
         network: what to write; a tied output matrix is written once, as the embedding. A ScalarGPT is written as a
-            sequence classifier with one label, whose readers find the last real token by ``pad_id``.
+            sequence classifier with one label, whose readers find the last real token by ``pad_id``. Of one with
+            adapters the merged weights are written, and it stays as it is.
         directory: made where it does not exist; must hold no weights.
         bos_id: what starts a text, or None.
         eos_ids: what ends a response.
@@ -146,7 +148,7 @@ def save_network(
     if old := sorted(directory.glob("model*.safetensors*")):
         raise FileExistsError(f"{old[0]} exists; write into what replacing_directory yields, to replace it whole")
     family = family_of(network.config)
-    state = network.state_dict()
+    state: Mapping[str, torch.Tensor] = MergedState(network) if has_lora(network) else network.state_dict()
     scalar = "score.weight" in state
     written = dtype or state["model.embed_tokens.weight"].dtype
     special = {"bos_token_id": bos_id, "eos_token_id": _one_or_list(eos_ids), "pad_token_id": pad_id}

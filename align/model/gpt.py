@@ -3,6 +3,8 @@
 Legend: B rows, T tokens, V vocabulary, L layers, H query heads, E width of one head, D width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -238,28 +240,45 @@ class GPT(nn.Module):
             parameter.normal_(0.0, std, generator=generator)
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
-        """Parameters, each counted once.
+        """Parameters, each counted once, adapters left out.
 
         Args:
             embeddings: False leaves out the token and position embeddings, and with them a tied output matrix.
         """
         return sum(
-            parameter.numel() for name, parameter in self.named_parameters() if embeddings or ".embed_" not in name
+            parameter.numel()
+            for name, parameter in self.named_parameters()
+            if ".lora_" not in name and (embeddings or ".embed_" not in name)
         )
 
-    def flops_per_token(self, context: int) -> int:
+    def flops_per_token(self, context: int, *, forward_only: bool = False) -> int:
         """FLOPs of forward and backward per trained token, ``6 N + 12 L (H E) T`` (PaLM, arXiv:2204.02311, appendix B).
 
         N counts the parameters of matrix products: all matrices of the blocks and the output matrix once, tied or
-        not. The attention term does not discount causality. Embedding look-ups, norms and softmax are left out.
+        not; those frozen under adapters count 4 each, as they have no gradient of their own. The attention term does
+        not discount causality. Embedding look-ups, norms and softmax are left out.
 
         Args:
             context: T, tokens a row is trained on.
+            forward_only: no backward pass: 2 for each parameter, and a third of the attention term.
 
         Returns:
             FLOPs (a multiply-add is two).
         """
-        matrices = sum(p.numel() for name, p in self.model.layers.named_parameters() if p.dim() == 2)
-        matrices += self.config.vocab_size * self.config.width
+        matrices = [p for p in self.model.layers.parameters() if p.dim() == 2]
         inner = self.config.heads * self.config.resolved_head_width
-        return 6 * matrices + 12 * self.config.layers * inner * context
+        attention = 12 * self.config.layers * inner * context
+        return matrix_flops([*matrices, self.output_weight], forward_only) + attention // (3 if forward_only else 1)
+
+
+def matrix_flops(matrices: Sequence[torch.Tensor], forward_only: bool) -> int:
+    """FLOPs of matrix products per token: 2 a parameter forward; back 2 for what was multiplied and 2 for itself.
+
+    Args:
+        matrices: that a token is multiplied by. Where some of them learn, the others have no gradient.
+        forward_only: leave the backward pass out.
+    """
+    if forward_only:
+        return 2 * sum(matrix.numel() for matrix in matrices)
+    some_learn = any(matrix.requires_grad for matrix in matrices)
+    return sum((6 if matrix.requires_grad or not some_learn else 4) * matrix.numel() for matrix in matrices)

@@ -11,11 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from align.model.safetensors_file import stored_bytes, stored_weights
+from align.model.safetensors_file import read_header, stored_bytes, stored_weights
 
 MANIFEST = "align.json"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SCHEMA_VERSION = 1
 _LIBRARIES = ("lightning-align", "torch", "lightning")
+_ADAPTER_FIELDS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "stage": ((str,), "a string"),
     "recipe": ((str, dict, type(None)), "a string, a mapping or null"),
@@ -72,21 +75,32 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def weights_fingerprint(directory: str | Path) -> str:
-    """What the weights of a model directory are, however they are spread over files.
+    """What the weights of a model directory are, however they are spread over files; or those of an adapter directory.
 
     Returns:
-        sha256 in hexadecimal over name, type, shape and bytes of each tensor, in the order of the names.
+        sha256 in hexadecimal over name, type, shape and bytes of each tensor, in the order of the names. An adapter's
+        covers what multiplies them, too, and not its base.
 
     Raises:
         FileNotFoundError: there is no weight file, or one is missing.
         ValueError: one is damaged.
     """
-    digest = hashlib.sha256()
-    for name, stored in sorted(stored_weights(Path(directory)).items()):
+    directory, digest = Path(directory), hashlib.sha256()
+    tensors = read_header(directory / ADAPTER_WEIGHTS) if is_adapter(directory) else stored_weights(directory)
+    if is_adapter(directory):
+        config = json.loads((directory / ADAPTER_CONFIG).read_bytes())
+        digest.update(json.dumps([config.get(field) for field in _ADAPTER_FIELDS], sort_keys=True).encode())
+    for name, stored in sorted(tensors.items()):
         digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
         for chunk in stored_bytes(stored):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def is_adapter(source: str | Path) -> bool:
+    """Whether this is a directory with an adapter in peft's format, and not a model directory."""
+    path = Path(source).expanduser()
+    return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
 
 
 def _check(manifest: Mapping[str, Any], path: Path) -> None:

@@ -13,7 +13,7 @@ from align.model.cache import KVCache
 from align.model.config import GPTConfig
 from align.model.directory import built_without_memory, fill, is_scalar, locate, read_fields
 from align.model.families import config_from
-from align.model.gpt import GPT
+from align.model.gpt import GPT, matrix_flops
 from align.model.shared_prefix import SharedRows
 
 
@@ -93,26 +93,26 @@ class ScalarGPT(nn.Module):
         return self.last_scores(ids, lengths)
 
     def num_parameters(self) -> int:
-        """Parameters, each counted once."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        """Parameters, each counted once, adapters left out."""
+        return sum(parameter.numel() for name, parameter in self.named_parameters() if ".lora_" not in name)
 
-    def flops_per_token(self, context: int) -> int:
+    def flops_per_token(self, context: int, *, forward_only: bool = False) -> int:
         """FLOPs of forward and backward per trained token of ``last_scores``; see ``GPT.flops_per_token``.
 
         The last block's output projection and feed-forward, and the head, run once a row and are left out.
 
         Args:
             context: T, tokens a row is trained on.
+            forward_only: leave the backward pass out.
 
         Returns:
             FLOPs (a multiply-add is two).
         """
         config = self.config
         once = tuple(f"{config.layers - 1}.{part}" for part in ("self_attn.o_proj", "mlp"))
-        matrices = sum(
-            p.numel() for name, p in self.model.layers.named_parameters() if p.dim() == 2 and not name.startswith(once)
-        )
-        return 6 * matrices + 12 * config.layers * config.heads * config.resolved_head_width * context
+        matrices = [p for name, p in self.model.layers.named_parameters() if p.dim() == 2 and not name.startswith(once)]
+        attention = 12 * config.layers * config.heads * config.resolved_head_width * context
+        return matrix_flops(matrices, forward_only) + attention // (3 if forward_only else 1)
 
 
 def load_scalar(source: str | Path, *, dtype: torch.dtype = torch.float32, head_seed: int = 0) -> ScalarGPT:
