@@ -34,7 +34,7 @@ class OpenDecoder(PackedDecoder):
         """Make room for rows to come.
 
         Args:
-            network: with no adapters or hooks.
+            network: without hooks; adapters are merged into the copy that is packed.
             max_rows: how many rows at once.
             slots: tokens of a row, prompt and response.
 
@@ -42,7 +42,7 @@ class OpenDecoder(PackedDecoder):
             ValueError: the network computes more than its weights say, or ``slots`` is beyond its context.
         """
         if not can_pack(network):
-            raise ValueError("a network with adapters, hooks or sharded weights cannot be served; merge or export it")
+            raise ValueError("a network with hooks or sharded weights cannot be served; export it")
         super().__init__(network, [], slots=slots, rows=max(max_rows, _MIN_ROWS))
         self.rows, self.max_rows = 0, max_rows
         self._arranged = False

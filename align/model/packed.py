@@ -3,7 +3,8 @@
 Legend: R rows, T tokens, H query heads, K key/value heads, E width of one head, D width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from align.model.attention import Attention
 from align.model.block import Block, FeedForward
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, Trunk
+from align.model.merging import is_lora, merged_weight
 from align.model.norms import RMSNorm
 
 # Floats between the rows of a packed matrix: rows a power of two apart fall into the same few cache lines.
@@ -25,16 +27,26 @@ Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def can_pack(network: GPT) -> bool:
-    """Whether the network computes what its weights say: no adapters, hooks, parametrisations or sharded weights."""
+    """Whether the network computes what its weights and adapters say: no hooks, parametrisations or sharded weights."""
     return (
         type(network) is GPT
         and not network.model.reference_attention
-        and all(
-            type(module) in _PLAIN and not module._forward_hooks and not module._forward_pre_hooks
-            for module in network.modules()
-        )
+        and all(_plain(module) for module in _without_adapters(network))
         and all(type(parameter) is nn.Parameter for parameter in network.parameters())
     )
+
+
+def _without_adapters(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and all below it; of a layer with adapters the linear layer only, as packing merges them."""
+    if is_lora(module):
+        module = cast(nn.Module, module.base_layer)
+    yield module
+    for child in module.children():
+        yield from _without_adapters(child)
+
+
+def _plain(module: nn.Module) -> bool:
+    return type(module) in _PLAIN and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def pack(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
@@ -73,7 +85,9 @@ class PackedBlock:
         self.heads, self.kv_heads, self.head_width = config.heads, config.resolved_kv_heads, config.resolved_head_width
         self.turned = config.positions == "rope"
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv = pack([*(self._paired(layer.weight) for layer in projections[:2]), projections[2].weight], dtype)
+        self.qkv = pack(
+            [*(self._paired(merged_weight(layer)) for layer in projections[:2]), merged_weight(projections[2])], dtype
+        )
         self.qkv_bias = None
         if config.qkv_bias:
             biases = [*(self._paired(layer.bias) for layer in projections[:2]), projections[2].bias]
@@ -82,12 +96,12 @@ class PackedBlock:
         if attention.q_norm is not None and attention.k_norm is not None:
             q_scale, k_scale = self._paired(attention.q_norm.weight), self._paired(attention.k_norm.weight)
             self.scales = torch.cat((q_scale.expand(self.heads, -1), k_scale.expand(self.kv_heads, -1))).to(dtype)
-        self.out = pack([attention.o_proj.weight], dtype)
+        self.out = pack([merged_weight(attention.o_proj)], dtype)
         ups = [mlp.up_proj] if mlp.gate_proj is None else [mlp.gate_proj, mlp.up_proj]
         self.gated = mlp.gate_proj is not None
-        self.up = pack([layer.weight for layer in ups], dtype)
+        self.up = pack([merged_weight(layer) for layer in ups], dtype)
         self.up_bias = torch.cat([layer.bias for layer in ups]).to(dtype) if config.bias else None
-        self.down = pack([mlp.down_proj.weight], dtype)
+        self.down = pack([merged_weight(mlp.down_proj)], dtype)
 
     def __call__(
         self,

@@ -94,5 +94,5 @@ def test_mistakes_are_named(network_of):
         OpenDecoder(network_of(), max_rows=1, slots=49)
     network = network_of()
     network.model.layers[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match="adapters, hooks or sharded weights cannot be served"):
+    with pytest.raises(ValueError, match="hooks or sharded weights cannot be served"):
         OpenDecoder(network, max_rows=1, slots=8)
