@@ -1,7 +1,8 @@
 """LoRA adapters as peft writes them, merged into their base.
 
 W + scale * B A, with scale = alpha / r, or alpha / sqrt(r) for rank-stabilised ones (Hu et al. 2021, equation 3;
-Kalajdzievski 2023). peft itself wants transformers, which an export does not.
+Kalajdzievski 2023); DoRA then gives each row the length it learned (Liu et al. 2024, equation 5). peft itself
+wants transformers, which an export does not; what stages train is in ``align.model.lora``.
 """
 
 import json
@@ -15,12 +16,13 @@ import torch
 from align.model import GPT, ScalarGPT, load_network, load_scalar, locate
 from align.model.directory import is_scalar, read_fields
 from align.model.families import family_of
+from align.model.manifest import ADAPTER_CONFIG as ADAPTER
+from align.model.manifest import ADAPTER_WEIGHTS as WEIGHTS
 from align.model.safetensors_file import StoredTensor, read_header, read_tensor
 
-ADAPTER = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+_LENGTHS = re.compile(r"(.+)\.lora_magnitude_vector(?:\.default(?:\.weight)?)?")
 
 
 def merged(adapter: Path, base: str | None) -> tuple[GPT | ScalarGPT, Path]:
@@ -58,7 +60,9 @@ def merged(adapter: Path, base: str | None) -> tuple[GPT | ScalarGPT, Path]:
                     )
                 state[ours] += part
         for name, tensor in stored.items():
-            if not _LORA.fullmatch(name):
+            if match := _LENGTHS.fullmatch(name):
+                _lengthen([state[ours] for ours in parts_of[f"{match[1]}.weight"].parts], tensor)
+            elif not _LORA.fullmatch(name):
                 _replace(state, parts_of, name, tensor)
     return network, directory
 
@@ -70,7 +74,7 @@ def _config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{path}: peft_type is {config.get('peft_type')!r}; supported: 'LORA'")
-    for field in ("use_dora", "use_qalora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters"):
+    for field in ("use_qalora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters"):
         if config.get(field):
             raise ValueError(f"{path}: {field} is {config[field]!r}; supported: LoRA without it")
     return dict(config)
@@ -123,6 +127,16 @@ def _scale(module: str, config: dict[str, Any], path: Path) -> float:
 def _by_pattern(module: str, patterns: dict[str, Any] | None) -> Any:
     """A module's own value where one is set, by peft's rule: the pattern is the end of the name."""
     return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), None)
+
+
+def _lengthen(matrices: list[torch.Tensor], stored: StoredTensor) -> None:
+    """Give the rows of matrices ``[out, in]``, one under the other, the lengths that DoRA learned."""
+    lengths = read_tensor(stored).float().flatten()
+    rows = sum(len(matrix) for matrix in matrices)
+    if len(lengths) != rows:
+        raise ValueError(f"{stored.path}: {stored.name} has {len(lengths)} numbers; the base has {rows} rows there")
+    for matrix, part in zip(matrices, lengths.split([len(matrix) for matrix in matrices]), strict=True):
+        matrix *= (part / torch.linalg.vector_norm(matrix, dim=1))[:, None]
 
 
 def _replace(state: dict[str, torch.Tensor], parts_of: dict[str, Any], name: str, tensor: StoredTensor) -> None:

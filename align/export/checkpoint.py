@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from align.model import GPT, GPTConfig, ScalarGPT, read_config, read_manifest
-from align.model.checkpoint import fill_from, read_stored, trained_state
+from align.model.checkpoint import adapted_network, fill_from, read_stored, trained_state
 from align.model.directory import built_without_memory
 
 CHECKPOINTS = "checkpoints"
@@ -44,9 +44,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
     recipe = _recipe(run)
     config, directory = _shape(run, recipe, path)
-    with built_without_memory():
-        network = ScalarGPT(config) if "score.weight" in state else GPT(config)
-    fill_from(network, state, path)
+    network = adapted_network(stored, path)
+    if network is None:
+        with built_without_memory():
+            network = ScalarGPT(config) if "score.weight" in state else GPT(config)
+        fill_from(network, state, path)
     return Checkpoint(network, directory, _manifest(run, recipe, int(stored["global_step"])))
 
 

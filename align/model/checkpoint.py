@@ -1,14 +1,17 @@
 """Weights out of the checkpoints that Lightning writes of our stages."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from align.model.directory import built_without_memory, read_config
+from align.model.directory import built_without_memory, load_network, locate, read_config
 from align.model.gpt import GPT
-from align.model.scalar import ScalarGPT
+from align.model.lora import LoraConfig, add_adapter, convert_base, merged_copy
+from align.model.manifest import weights_fingerprint
+from align.model.scalar import ScalarGPT, load_scalar
 from align.model.sharded_checkpoint import METADATA, read_sharded
 
 _PREFIX = "network."
@@ -24,10 +27,16 @@ def load_checkpoint(file: str | Path, directory: str | Path) -> GPT:
 
     Raises:
         FileNotFoundError: one of them is missing.
-        ValueError: the checkpoint is cut short, holds no network of ours, or one of another shape.
+        ValueError: the checkpoint is cut short, holds no network of ours, or one of another shape, or an adapter over
+            a base that is no longer what it was.
     """
     path = Path(file)
-    state = trained_state(read_stored(path), path)
+    stored = read_stored(path)
+    if (adapted := adapted_network(stored, path)) is not None:
+        if not isinstance(adapted, GPT):
+            raise ValueError(f"{path}: a reward model's adapter, which gives a score and no text")
+        return adapted
+    state = trained_state(stored, path)
     with built_without_memory():
         network = GPT(read_config(directory))
     fill_from(network, state, path)
@@ -65,6 +74,45 @@ def read_stored(path: Path) -> dict[str, Any]:
     return stored
 
 
+def adapted_network(stored: dict[str, Any], path: Path) -> GPT | ScalarGPT | None:
+    """The merged network of a checkpoint that holds an adapter; None where it holds a whole network.
+
+    Args:
+        stored: from ``read_stored``.
+        path: where it was read, for errors.
+
+    Raises:
+        FileNotFoundError: the base is no longer where it was.
+        ValueError: the base holds other weights now, was made in Python, or the adapter's tensors do not fit it.
+    """
+    record = stored.get("adapter")
+    if record is None:
+        return None
+    base = record["base"]
+    if base is None:
+        raise ValueError(f"{path}: holds an adapter over a network that was made in Python: there is no base to read")
+    try:
+        directory = locate(base)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: holds an adapter, and its base is gone: {error}") from None
+    if (weights := weights_fingerprint(directory)) != record["weights"]:
+        raise ValueError(
+            f"{path}: holds an adapter over base weights {record['weights'][:12]}, but {base} holds {weights[:12]}: "
+            "it was trained again since"
+        )
+    state = trained_state(stored, path)
+    config = LoraConfig(**record["lora"])
+    network: GPT | ScalarGPT = load_scalar(directory) if "score.weight" in state else load_network(directory)
+    convert_base(network, config.dtype)
+    add_adapter(network, config)
+    learning = {name: tensor for name, tensor in network.named_parameters() if tensor.requires_grad}
+    _check_fit(state, learning, path)
+    with torch.no_grad():
+        for name, tensor in learning.items():
+            tensor.copy_(state[name])
+    return merged_copy(network)
+
+
 def trained_state(stored: dict[str, Any], path: Path) -> dict[str, torch.Tensor]:
     """The trained network's tensors by their names in it.
 
@@ -94,7 +142,11 @@ def fill_from(network: GPT | ScalarGPT, state: dict[str, torch.Tensor], path: Pa
     Raises:
         ValueError: a tensor is missing, surplus or of another shape.
     """
-    expected = network.state_dict()
+    _check_fit(state, network.state_dict(), path)
+    network.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
+
+
+def _check_fit(state: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], path: Path) -> None:
     for name, tensor in expected.items():
         if name not in state:
             raise ValueError(f"{path}: {_PREFIX}{name} is missing from state_dict, which the run's network calls for")
@@ -104,4 +156,3 @@ def fill_from(network: GPT | ScalarGPT, state: dict[str, torch.Tensor], path: Pa
             )
     if surplus := sorted(state.keys() - expected.keys()):
         raise ValueError(f"{path}: {_PREFIX}{surplus[0]} is no part of the run's network")
-    network.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)

@@ -39,9 +39,11 @@ def adapted(base, directory, **options):
         ({}, {"rank_pattern": {"layers.1.self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 3}}),
         ({"tied_embeddings": False}, {"modules_to_save": ["lm_head"]}),
         ({"qkv_bias": True}, {"bias": "lora_only"}),
+        ({"kv_heads": 2}, {"use_dora": True, "use_rslora": True}),
+        (GPT2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "use_dora": True}),
         (GPT2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     ],
-    ids=["plain", "rank-stabilised", "patterns", "saved head", "biases", "gpt2"],
+    ids=["plain", "rank-stabilised", "patterns", "saved head", "biases", "dora", "gpt2 dora", "gpt2"],
 )
 def test_merged_as_peft_does(make, tmp_path, shape, options):
     base = make("base", **shape)
@@ -68,7 +70,7 @@ def changed(path, **fields):
     ("fields", "message"),
     [
         ({"peft_type": "IA3"}, "adapter_config.json: peft_type is 'IA3'; supported: 'LORA'"),
-        ({"use_dora": True}, "adapter_config.json: use_dora is True; supported: LoRA without it"),
+        ({"use_qalora": True}, "adapter_config.json: use_qalora is True; supported: LoRA without it"),
         ({"r": 0}, "adapter_config.json: r is 0 and lora_alpha 12; they must be numbers"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is None; name the base with --base"),
         ({"base_model_name_or_path": "/no/such/place"}, "no such model directory; name the base with --base"),
