@@ -1,6 +1,7 @@
 """Writes the model directory, the only thing that stages hand each other."""
 
 import math
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +13,22 @@ from align.callbacks.average import WeightAverage
 from align.callbacks.model_card import model_card
 from align.callbacks.samples import validating_in_fit
 from align.model import (
+    adapters,
     read_manifest,
     replacing_directory,
+    save_adapter,
     save_network,
     weights_fingerprint,
     write_manifest,
 )
+from align.model.adapter_directory import why_not_written
 from align.model.parallel import gathered, is_sharded, whole_copy
 
 
 class ModelDirectory(pl.Callback):
     """Writes ``model/`` into the run folder, whole or not at all: the average of the weights where there is one.
+
+    Where adapters learn, ``model/`` holds the merged weights, and ``adapter/`` beside it the adapter in peft's format.
 
     Args:
         which: ``best``: the network of the lowest monitor, written whenever it improves; ``last``: the final one.
@@ -78,19 +84,36 @@ class ModelDirectory(pl.Callback):
         target = Path(trainer.default_root_dir) / "model"
         data = trainer.datamodule  # type: ignore[attr-defined]
         tokenizer = getattr(data, "tokenizer", None)
-        with replacing_directory(target) as directory:
-            ids = {"bos_id": None, "eos_ids": (), "pad_id": None}
-            if tokenizer is not None:
-                tokenizer.save(directory)
-                ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
-            with ExitStack() as stack:
-                for average in _averages(trainer):
-                    stack.enter_context(average.applied(pl_module))
+        with ExitStack() as stack:
+            for average in _averages(trainer):
+                stack.enter_context(average.applied(pl_module))
+            with replacing_directory(target) as directory:
+                ids = {"bos_id": None, "eos_ids": (), "pad_id": None}
+                if tokenizer is not None:
+                    tokenizer.save(directory)
+                    ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
                 save_network(network, directory, **ids)
                 # What the manifest measures is measured of what is written.
                 write_manifest(directory, self._manifest(trainer, pl_module) | extras())
-            (directory / "README.md").write_text(model_card(read_manifest(directory), network))
+                (directory / "README.md").write_text(model_card(read_manifest(directory), network))
+            if adapters(pl_module.network):
+                self._write_adapter(target, pl_module)
         rank_zero_info(f"wrote {target} (step {trainer.global_step})")
+
+    def _write_adapter(self, model: Path, pl_module: Any) -> None:
+        """The adapter by itself, behind ``model/``: a kill between the two leaves an adapter of an earlier step."""
+        if reason := why_not_written(pl_module.network.config):
+            rank_zero_info(f"no adapter/: {reason}, which an adapter can't follow; {model} holds the merged weights")
+            return
+        record = pl_module.adapter_record or {"base": None, "weights": None}
+        with replacing_directory(model.with_name("adapter")) as directory:
+            save_adapter(pl_module.network, directory, base=record["base"])
+            for path in model.iterdir():
+                if path.name.startswith(("tokenizer", "chat_template")):
+                    shutil.copyfile(path, directory / path.name)
+            base = record["base"]
+            parent = None if base is None else {"directory": base, "weights": record["weights"], "stage": _stage(base)}
+            write_manifest(directory, read_manifest(model) | {"parent": parent})
 
     def _manifest(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -124,5 +147,10 @@ def _parent(source: str | None) -> dict[str, Any] | None:
     directory = Path(source)
     if not directory.is_dir():
         return {"directory": source, "weights": None, "stage": None}
-    stage = read_manifest(directory)["stage"] if (directory / "align.json").is_file() else None
-    return {"directory": source, "weights": weights_fingerprint(directory), "stage": stage}
+    return {"directory": source, "weights": weights_fingerprint(directory), "stage": _stage(source)}
+
+
+def _stage(directory: str) -> str | None:
+    """Which stage wrote a directory; None where none of ours did."""
+    path = Path(directory)
+    return read_manifest(path)["stage"] if (path / "align.json").is_file() else None

@@ -12,9 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from align.model import GPT, GPTConfig, ScalarGPT
+from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT
 from align.model.parallel import clip_gradients, local, shard
 from align.model.training import compile_blocks, recompute_activations
+from align.stages.adapting import adapt, adapter_record, base_source, check_record
 from align.stages.memory import MemoryConfig, check_precision
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 
@@ -41,7 +42,7 @@ class Stage(pl.LightningModule):
     one big batch, however unevenly the weight is spread.
 
     Frozen networks are submodules, so that they move with the stage, and stay out of checkpoints: they are rebuilt
-    from where they came from.
+    from where they came from. So is the base under an adapter.
     """
 
     network: Any
@@ -50,6 +51,8 @@ class Stage(pl.LightningModule):
     """Submodules that are trained"""
     frozen_names: tuple[str, ...] = ()
     """Submodules that are never trained nor saved"""
+    adapter_record: dict[str, Any] | None = None
+    """What adapters stand on; None where whole networks learn"""
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Stage(pl.LightningModule):
         parent: str | None,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         compile: bool = False,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Keep the settings.
 
@@ -68,12 +72,13 @@ class Stage(pl.LightningModule):
             parent: where the network comes from, for the manifest.
             memory: what is given up for memory.
             compile: torch.compile what is trained.
+            lora: train adapters on it instead of its weights.
         """
         super().__init__()
         self.optimizer_config = optimizer
         self.schedule_config = schedule
         self.memory_config, self.compile_network = memory, compile
-        self.parent = parent
+        self.parent, self.lora = parent, lora
         self.strict_loading = not self.frozen_names
         self.batch_shape: tuple[int, int] | None = None  # rows and tokens of the micro-batch that was trained on last
         self._step_weight: torch.Tensor | None = None
@@ -100,14 +105,27 @@ class Stage(pl.LightningModule):
             frozen = getattr(self, name)
             if frozen is not None:
                 self._freeze(frozen)
+        self.add_adapters()
         self._save_memory()
         self._shard()
 
     def _freeze(self, network: nn.Module) -> None:
-        """Make ``network`` one that is never trained, in ``memory.frozen_dtype``."""
+        """Make ``network`` one that is never trained, in ``memory.frozen_dtype``, unless it stands on trained weights."""
         network.requires_grad_(False).eval()
-        if self.memory_config.frozen_dtype == "bfloat16":
+        if self.memory_config.frozen_dtype == "bfloat16" and not self._stands_on_trained(network):
             network.bfloat16()
+
+    def _stands_on_trained(self, network: nn.Module) -> bool:
+        """Whether weights of ``network`` are those below an adapter, whose type is ``lora.base_dtype``."""
+        ours = {id(parameter) for parameter in self.network.parameters()}
+        return any(id(parameter) in ours for parameter in network.parameters())
+
+    def add_adapters(self) -> None:
+        """Freeze what learns and give it adapters, where the recipe asks for them."""
+        adapt(self.network, self.lora, source=self.parent, seed=torch.initial_seed() % 2**31)
+        self.adapter_record = adapter_record(self.network, base_source(self.parent))
+        if self.adapter_record is not None:
+            self.strict_loading = False
 
     def _save_memory(self) -> None:
         """Activation checkpointing and compiling, of every network that is trained."""
@@ -163,18 +181,25 @@ class Stage(pl.LightningModule):
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The parameters that the optimizer moves."""
-        return self.network.parameters()
+        return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
 
     def on_fit_start(self) -> None:
         """Remember the run's seed (``seed_everything``)."""
         self._seed = torch.initial_seed() % 2**31
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say which base an adapter stands on."""
+        if self.adapter_record is not None:
+            checkpoint["adapter"] = self.adapter_record
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember the train loader's place.
+        """Refuse an adapter over another base, and remember the train loader's place.
 
         Lightning itself gives it back only to loaders made after the checkpoint was read, and asking for the number of
         steps (``configure_optimizers``) makes them before; nor does it at an epoch's end.
         """
+        if hasattr(self, "network"):
+            check_record(checkpoint.get("adapter"), self.adapter_record)
         loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._place_in_data = next(iter(loops.get("combined_loader", ())), None)
 
@@ -214,10 +239,16 @@ class Stage(pl.LightningModule):
             clip_gradients(self.trained(), gradient_clip_val)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Everything but the frozen networks."""
+        """Everything but the frozen networks, and of networks with adapters only what learns."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefixes = tuple(f"{name}." for name in self.frozen_names)
-        return {key: value for key, value in state.items() if not key.startswith(prefixes)} if prefixes else state
+        if prefixes:
+            state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
+        if self.adapter_record is not None:
+            learning = {name for name, tensor in self.named_parameters(remove_duplicate=False) if tensor.requires_grad}
+            kept = learning | {name for name, _ in self.named_buffers()}
+            state = {key: value for key, value in state.items() if key in kept}
+        return state
 
     # What stages use.
 
@@ -296,10 +327,11 @@ class Stage(pl.LightningModule):
         """Say in one line what is trained."""
         network: Any = self.network
         config: GPTConfig = network.config
-        line = (
-            f"network: {sum(p.numel() for p in network.parameters()):,} parameters, {config.layers} layers of "
-            f"width {config.width}, context {config.context}"
-        )
+        line = f"network: {network.num_parameters():,} parameters, {config.layers} layers of width {config.width}, "
+        line += f"context {config.context}"
+        if self.adapter_record is not None:
+            learning = sum(parameter.numel() for parameter in self.trained())
+            line += f"; frozen: {learning:,} more in adapters and heads learn"
         if isinstance(network, GPT):
             line += f", {network.flops_per_token(config.context) / 1e6:.1f} MFLOP a training token"
         rank_zero_info(line)

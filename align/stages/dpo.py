@@ -5,10 +5,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 from torchmetrics import Metric
 
 from align.batches import PairBatch
-from align.model import GPT, load_network, locate, weights_fingerprint
+from align.model import GPT, LoraConfig, adapters
 from align.objectives import (
     PairLogprobs,
     PreferenceLoss,
@@ -16,6 +17,7 @@ from align.objectives import (
     needs_reference,
     preference_loss,
 )
+from align.stages.adapting import load_start, reference_view, refuse_dropout, start_fingerprint
 from align.stages.base import Stage
 from align.stages.memory import MemoryConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
@@ -33,8 +35,10 @@ class DPO(Stage):
     """Trains a policy on preference pairs with a loss of the DPO family.
 
     Args:
-        init_from: model directory, Hugging Face directory or Hub id of the policy's start.
-        reference: the same of the reference; None: the policy's start.
+        init_from: model directory, Hugging Face directory or Hub id of the policy's start; or an adapter directory,
+            whose adapter learns on.
+        reference: the same of the reference; None: the policy's start. Beside adapters that is their base, which costs
+            no memory, or where init_from brings an adapter the base with a frozen copy of it.
         loss: sigmoid, cdpo, robust, ipo, ipo_sum, hinge, simpo, orpo or length_normalised; see docs/dpo.md.
         beta: how much a nat of log-ratio counts; larger keeps the policy closer to the reference.
         label_smoothing: share of labels taken to be wrong, for cdpo and robust.
@@ -45,6 +49,7 @@ class DPO(Stage):
             under compile, which wants rows of few shapes.
         other_reference: allow a reference that is not the policy's start; without it that is an error.
         probe: samples of the policy's own, at each validation.
+        lora: train adapters of these settings, the weights stay frozen; None: train the weights.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
         compile: torch.compile the network; the first step then takes about a minute.
@@ -80,6 +85,7 @@ class DPO(Stage):
         shared_prefix: bool = True,
         other_reference: bool = False,
         probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
+        lora: LoraConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         compile: bool = False,
@@ -95,7 +101,10 @@ class DPO(Stage):
         check_preference_settings(loss, **self._strength)
         if reference_logprobs not in ("precomputed", "on_the_fly"):
             raise ValueError(f"reference_logprobs is {reference_logprobs!r}: it must be precomputed or on_the_fly")
-        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from, memory=memory, compile=compile)
+        refuse_dropout(lora, "DPO")
+        super().__init__(
+            optimizer=optimizer, schedule=schedule, parent=init_from, lora=lora, memory=memory, compile=compile
+        )
         self.init_from, self.reference_source, self._given = init_from, reference, network
         self.loss_name, self.compares = loss, needs_reference(loss)
         self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix and not compile
@@ -105,10 +114,14 @@ class DPO(Stage):
 
     def build(self) -> None:
         """Set the policy, and the reference where something asks for more than its cached log-probs."""
-        self.network = without_dropout(self._given if self._given is not None else load_network(str(self.init_from)))
+        given = self._given
+        self.network = without_dropout(given if given is not None else load_start(str(self.init_from), GPT, self.lora))
         only_cached = self.precomputed or not self.compares
         has_source = self.init_from is not None or self.reference_source is not None
         self.reference = None
+        if self._adapted and self.reference_source is None:
+            self.reference = reference_view(self.network)
+            return
         # A network made in Python can't be read again once training has moved it.
         if not only_cached or self.probe_config.prompts or not has_source:
             self.reference = self._make_reference(start=self.network)
@@ -212,7 +225,7 @@ class DPO(Stage):
         if self.reference_source is None and start is not None:
             reference = copy.deepcopy(start)
         else:
-            reference = load_network(str(self.reference_source or self.init_from))
+            reference = load_start(str(self.reference_source or self.init_from), GPT, None)
         ours, theirs = self.network.config, reference.config
         if ours.vocab_size != theirs.vocab_size or ours.context > theirs.context:
             raise ValueError(
@@ -222,10 +235,15 @@ class DPO(Stage):
         self._freeze(without_dropout(reference))
         return reference
 
+    @property
+    def _adapted(self) -> bool:
+        """Whether adapters learn, not the weights."""
+        return self.lora is not None or bool(adapters(self.network))
+
     def _reference_fingerprint(self) -> str:
         source = self.reference_source or self.init_from
         if source is not None:
-            return weights_fingerprint(locate(source))
+            return start_fingerprint(source, None if self.reference_source else self.lora)
         assert self.reference is not None
         return network_fingerprint(self.reference)
 
@@ -311,6 +329,8 @@ def without_dropout(network: GPT) -> GPT:
     for module in network.modules():
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.0
+        elif isinstance(module, nn.Dropout):  # an adapter's
+            module.p = 0.0
     return network
 
 

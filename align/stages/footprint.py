@@ -70,13 +70,15 @@ def footprint(stage: Stage, rows: int, tokens: int) -> Footprint:
     networks = _trained_networks(stage)
     moved = [parameter for parameter in stage.trained() if parameter.requires_grad]
     frozen = [module for name in stage.frozen_names if (module := getattr(stage, name, None)) is not None]
+    weights: set[nn.Parameter] = set().union(*(module.parameters() for module in _trained_modules(stage)))
     narrow = "bf16" in _precision(stage)
     what = stage.memory_config.activation_checkpointing
     return Footprint(
-        parameters=_bytes(set().union(*(module.parameters() for module in _trained_modules(stage)))),
+        parameters=_bytes(weights),
         gradients=sum(p.nbytes for p in moved),
         optimizer=optimizer_bytes(moved, stage.optimizer_config.state_bits),
-        frozen=_bytes({p for module in frozen for p in module.parameters()}),
+        # A reference may stand on the weights below an adapter.
+        frozen=_bytes({p for module in frozen for p in module.parameters()} - weights),
         activations=sum(
             activation_bytes(network.config, rows, tokens, recompute=what, narrow=narrow) for network in networks
         ),
@@ -155,10 +157,10 @@ def _matrix_bytes(config: GPTConfig) -> tuple[int, int]:
 
 
 def logits_bytes(network: GPT, positions: int, device: torch.device) -> int:
-    """Logits and softmax of one chunk, and the output matrix's gradient twice: made in the forward pass, and scaled."""
+    """Logits and softmax of one chunk, and a trained output matrix's gradient twice: made going forward, and scaled."""
     weight = network.output_weight
     chunk = min(positions, chunk_positions(device))
-    return 2 * 4 * chunk * weight.shape[0] + 2 * weight.nbytes
+    return 2 * 4 * chunk * weight.shape[0] + 2 * weight.nbytes * weight.requires_grad
 
 
 def advice(stage: Stage, rows: int, tokens: int, *, batch_size: int | None = None) -> list[Advice]:

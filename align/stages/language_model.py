@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from align.batches import TokenBatch
-from align.model import GPT
+from align.model import GPT, LoraConfig
 from align.objectives import NextTokenLoss, next_token_loss, row_nll
 from align.stages.base import Stage
 from align.stages.memory import MemoryConfig
@@ -38,9 +38,12 @@ class LanguageModelStage(Stage):
         compile: bool,
         parent: str | None,
         memory: MemoryConfig,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Keep the settings; ``make`` is called under the Trainer's strategy."""
-        super().__init__(optimizer=optimizer, schedule=schedule, parent=parent, memory=memory, compile=compile)
+        super().__init__(
+            optimizer=optimizer, schedule=schedule, parent=parent, lora=lora, memory=memory, compile=compile
+        )
         self._make = make
         self.z_loss = z_loss
         self.val_metric, self.test_metric = TokenLoss(), TokenLoss()

@@ -2,7 +2,8 @@
 
 import torch
 
-from align.model import GPT, GPTConfig, load_network
+from align.model import GPT, GPTConfig, LoraConfig
+from align.stages.adapting import load_start
 from align.stages.language_model import LanguageModelStage
 from align.stages.memory import MemoryConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
@@ -13,17 +14,19 @@ class Pretrain(LanguageModelStage):
 
     Args:
         gpt: shape of a fresh network.
-        init_from: model directory, Hugging Face directory or Hub id to go on from; then gpt must be left out.
+        init_from: model directory, Hugging Face directory or Hub id to go on from, or an adapter directory,
+            whose adapter learns on; then gpt must be left out.
         init_seed: seed of the fresh weights; None: the run's (seed_everything).
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
         z_loss: coefficient of the squared log-partition added to the loss, 0 turns it off; 1e-4 is usual.
+        lora: train adapters of these settings on init_from, whose weights stay frozen; None: train the weights.
         compile: torch.compile the network; the first step then takes about a minute.
         memory: what is given up for memory.
         network: a network made in Python, instead of gpt and init_from.
 
     Raises:
-        ValueError: not exactly one of gpt, init_from and network is given.
+        ValueError: not exactly one of gpt, init_from and network is given, or adapters are asked for on gpt.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Pretrain(LanguageModelStage):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         z_loss: float = 0.0,
+        lora: LoraConfig | None = None,
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: GPT | None = None,
@@ -44,12 +48,16 @@ class Pretrain(LanguageModelStage):
             raise ValueError(
                 "Pretrain takes exactly one of gpt (a fresh network) and init_from (a model to go on from)"
             )
+        if gpt is not None and lora is not None:
+            raise ValueError(
+                "lora learns beside trained weights, and gpt makes fresh ones: set init_from, or leave it out"
+            )
 
         def build() -> GPT:
             if network is not None:
                 return network
             if init_from is not None:
-                return load_network(init_from)
+                return load_start(init_from, GPT, lora)
             assert gpt is not None
             fresh = GPT(gpt)
             fresh.initialise(torch.initial_seed() if init_seed is None else init_seed)
@@ -62,5 +70,6 @@ class Pretrain(LanguageModelStage):
             z_loss=z_loss,
             compile=compile,
             parent=init_from,
+            lora=lora,
             memory=memory,
         )

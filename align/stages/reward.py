@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from align.batches import PairBatch
-from align.model import ScalarGPT, load_scalar, share_answers
+from align.model import LoraConfig, ScalarGPT, share_answers
 from align.objectives import bradley_terry_loss
 from align.rewards import Reward as Judge
 from align.rewards import load_reward
+from align.stages.adapting import load_start
 from align.stages.base import Stage
 from align.stages.memory import MemoryConfig
 from align.stages.metrics import PairScores, ordered
@@ -49,7 +50,7 @@ class Reward(Stage):
 
     Args:
         init_from: model directory, Hugging Face directory or Hub id: a language model, whose head is replaced by a
-            fresh one, or a reward model to go on from.
+            fresh one, or a reward model to go on from; or an adapter directory, whose adapter learns on.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
         margin: by how much the chosen score should lead.
@@ -63,6 +64,7 @@ class Reward(Stage):
         head_seed: of the fresh head.
         shared_prefix: compute each prompt once for both responses, and no padding; the same numbers to rounding,
             sooner. Without effect under compile, which wants rows of few shapes.
+        lora: train adapters of these settings and the head, the trunk stays frozen; None: train all.
         compile: torch.compile the network; the first step then takes about a minute.
         memory: what is given up for memory.
         network: a network made in Python, instead of init_from.
@@ -86,6 +88,7 @@ class Reward(Stage):
         normalise_on: int = 512,
         head_seed: int = 0,
         shared_prefix: bool = True,
+        lora: LoraConfig | None = None,
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: ScalarGPT | None = None,
@@ -101,12 +104,16 @@ class Reward(Stage):
         ):
             if not holds:
                 raise ValueError(f"{name} is {value}: it must be {right}")
-        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from, memory=memory, compile=compile)
+        super().__init__(
+            optimizer=optimizer, schedule=schedule, parent=init_from, lora=lora, memory=memory, compile=compile
+        )
         self.margin, self.label_smoothing, self.centering = margin, label_smoothing, centering
         self.gold, self.normalise_on = gold, normalise_on
         self.shared_prefix = shared_prefix and not compile
         # A closure: as an attribute the network would be a second submodule.
-        self._make = lambda: network if network is not None else load_scalar(str(init_from), head_seed=head_seed)
+        self._make = lambda: (
+            network if network is not None else load_start(str(init_from), ScalarGPT, lora, head_seed=head_seed)
+        )
         self._judge = None if gold is None else load_reward(gold)
         self._gold_leads: dict[tuple[str, int], float] = {}
         self.val_metric, self.test_metric = PairScores(), PairScores()
