@@ -110,7 +110,7 @@ class Stage(pl.LightningModule):
         self._shard()
 
     def _freeze(self, network: nn.Module) -> None:
-        """Make ``network`` one that is never trained, in ``memory.frozen_dtype``, unless it stands on trained weights."""
+        """Make ``network`` one that is never trained, in ``memory.frozen_dtype`` unless the weights are shared."""
         network.requires_grad_(False).eval()
         if self.memory_config.frozen_dtype == "bfloat16" and not self._stands_on_trained(network):
             network.bfloat16()
