@@ -121,11 +121,19 @@ class Stage(pl.LightningModule):
         return any(id(parameter) in ours for parameter in network.parameters())
 
     def add_adapters(self) -> None:
-        """Freeze what learns and give it adapters, where the recipe asks for them."""
+        """Freeze what learns and give it adapters, where the recipe asks for them.
+
+        Raises:
+            ValueError: they can't be what the recipe says, or the Trainer would shard them.
+        """
         adapt(self.network, self.lora, source=self.parent, seed=torch.initial_seed() % 2**31)
         self.adapter_record = adapter_record(self.network, base_source(self.parent))
         if self.adapter_record is not None:
             self.strict_loading = False
+            if self.device_mesh is not None:
+                raise ValueError(
+                    "lora is set and trainer.strategy shards weights, which adapters can't follow: use ddp"
+                )
 
     def _save_memory(self) -> None:
         """Activation checkpointing and compiling, of every network that is trained."""
