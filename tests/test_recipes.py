@@ -44,6 +44,10 @@ def _assert_holds(config: Any, wanted: dict[str, Any]):
     for key, value in wanted.items():
         if isinstance(value, dict):
             _assert_holds(config[key], value)
+        elif isinstance(value, list):
+            assert len(config[key]) == len(value)
+            for ours, theirs in zip(config[key], value, strict=True):
+                _assert_holds(ours, theirs)
         else:
             assert config[key] == value, key
 

@@ -18,6 +18,7 @@ from align.model.training import compile_blocks, recompute_activations
 from align.stages.adapting import adapt, adapter_record, base_source, check_record
 from align.stages.memory import MemoryConfig, check_precision
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
+from align.stages.resharding import number_optimizer_state
 
 
 class Sharing(NamedTuple):
@@ -37,9 +38,9 @@ class Sharing(NamedTuple):
 class Stage(pl.LightningModule):
     """A LightningModule that trains ``network`` and may hold frozen networks beside it.
 
-    Losses are sums and come with a weight (tokens, pairs): the gradient is divided by the weight of the whole
-    optimizer step, over all micro-batches and ranks, so that accumulation and data parallelism give the gradient of
-    one big batch, however unevenly the weight is spread.
+    Losses are sums and come with a weight (tokens, pairs): the loss, or with accumulation the gradient, is divided by
+    the weight of the whole optimizer step, over all micro-batches and ranks, so that accumulation and data parallelism
+    give the gradient of one big batch, however unevenly the weight is spread.
 
     Frozen networks are submodules, so that they move with the stage, and stay out of checkpoints: they are rebuilt
     from where they came from. So is the base under an adapter.
@@ -183,9 +184,13 @@ class Stage(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule, stepped per optimizer step."""
-        optimizer = build_optimizer(self.trained(), self.optimizer_config)
+        optimizer = self.build_optimizer()
         schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def build_optimizer(self) -> Optimizer:
+        """An optimizer of what is trained."""
+        return build_optimizer(self.trained(), self.optimizer_config)
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The parameters that the optimizer moves."""
@@ -201,7 +206,7 @@ class Stage(pl.LightningModule):
             checkpoint["adapter"] = self.adapter_record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse an adapter over another base, and remember the train loader's place.
+        """Refuse an adapter over another base, remember the train loader's place, number what has names.
 
         Lightning itself gives it back only to loaders made after the checkpoint was read, and asking for the number of
         steps (``configure_optimizers``) makes them before; nor does it at an epoch's end.
@@ -210,6 +215,11 @@ class Stage(pl.LightningModule):
             check_record(checkpoint.get("adapter"), self.adapter_record)
         loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
         self._place_in_data = next(iter(loops.get("combined_loader", ())), None)
+        if self.device_mesh is None and hasattr(self, "network") and checkpoint.get("optimizer_states"):
+            names = {parameter: name for name, parameter in self.named_parameters()}
+            optimizer = self.build_optimizer()
+            states = checkpoint["optimizer_states"]
+            checkpoint["optimizer_states"] = [number_optimizer_state(state, optimizer, names) for state in states]
 
     def on_train_start(self) -> None:
         """Go on in the data where the checkpoint was made."""
@@ -225,14 +235,14 @@ class Stage(pl.LightningModule):
         torch.manual_seed((self._seed * 1_000_003 + number) * 4_099 + self.sharing.rank)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradient by the weight of the whole optimizer step."""
-        assert self._step_weight is not None
+        """Divide the gradient by the weight of the whole optimizer step, where its loss was not."""
         weight, self._step_weight = self._step_weight, None
-        if self._micro_batches > 1:
+        if weight is not None:
             # Lightning divided by the accumulation and the ranks, as if every micro-batch weighed as much.
+            micro_batches = self.trainer.accumulate_grad_batches * self.sharing.ranks
             weight = self.reduce(weight, "sum")
             gradients = [local(p.grad) for p in self.trained() if p.grad is not None]
-            torch._foreach_mul_(gradients, self._micro_batches / weight.clamp(min=1))
+            torch._foreach_mul_(gradients, micro_batches / weight.clamp(min=1))
 
     def configure_gradient_clipping(
         self,
@@ -299,9 +309,13 @@ class Stage(pl.LightningModule):
         Returns:
             ``[]``: to differentiate; ``on_before_optimizer_step`` does the rest.
         """
+        if self.trainer.accumulate_grad_batches == 1:
+            # The weight of the step is known now. Gradients are averaged over ranks, so each counts for as many.
+            ranks = self.sharing.ranks
+            whole = weight if ranks == 1 else self.reduce(weight, "sum") / ranks
+            return loss / whole.clamp(min=1 / ranks)
         self._step_weight = weight if self._step_weight is None else self._step_weight + weight
-        # One process and no accumulation: the weight of the step is known now, and the gradient needs no second pass.
-        return loss / weight.clamp(min=1) if self._micro_batches == 1 else loss
+        return loss
 
     def refuse_nonfinite(self, loss: torch.Tensor) -> None:
         """Stop on NaN or infinity; a GPU is asked only when its numbers are fetched for the log anyway.
@@ -319,11 +333,6 @@ class Stage(pl.LightningModule):
                 f"the training loss is {loss.item()} at optimizer step {step} (learning rate {lr:.3g}): the last "
                 "checkpoint is from before it; lower optimizer.lr, lengthen schedule.warmup_steps or look at the data"
             )
-
-    @property
-    def _micro_batches(self) -> int:
-        """Micro-batches of an optimizer step, over all ranks."""
-        return self.trainer.accumulate_grad_batches * self.sharing.ranks
 
     def _measure_once(self) -> None:
         """Let devices that compute one batch together count it once."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
 
@@ -19,7 +18,7 @@ from align.stages.base import Stage
 from align.stages.collecting import Collector, Settings, ValueHead, ValueModel, token_values
 from align.stages.experience import BatchPlan, Collected, ExperienceBatch, ExperienceLoader, join_ranks
 from align.stages.memory import MemoryConfig
-from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
+from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
 from align.stages.ppo_settings import Algorithm, KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.stages.probe import Probe, ProbeConfig
 from align.stages.response_states import response_states
@@ -180,16 +179,15 @@ class PPO(Stage):
     def _value_parameters(self) -> Iterable[nn.Parameter]:
         return () if self.value is None else self.value.parameters()
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """One AdamW with groups for policy and value, and its schedule, stepped per optimizer step."""
+    def build_optimizer(self) -> Optimizer:
+        """One optimizer with groups for policy and value."""
         optimizer = build_optimizer(self.network.parameters(), self.optimizer_config)
         config = replace(self.optimizer_config, lr=self.optimizer_config.lr * self.value_config.lr_factor)
         if self.value is not None:
             for group in build_optimizer(self._value_parameters(), config).param_groups:
                 if group["params"]:
                     optimizer.add_param_group(group)
-        schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer
 
     # Experience.
 

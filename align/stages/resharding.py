@@ -1,0 +1,43 @@
+"""From a checkpoint of sharded weights to a process that holds them whole."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+
+def number_optimizer_state(
+    stored: Mapping[str, Any], optimizer: Optimizer, names: Mapping[nn.Parameter, str]
+) -> dict[str, Any]:
+    """An optimizer's state by the numbers that ``Optimizer.load_state_dict`` wants.
+
+    A sharded checkpoint calls parameters by name, and may have them in other groups: one for each device mesh.
+
+    Args:
+        stored: ``state`` and ``param_groups`` of such a checkpoint.
+        optimizer: that is to take it up.
+        names: of its parameters.
+
+    Returns:
+        As ``optimizer.state_dict()`` would be; ``stored`` itself where it has numbers already.
+
+    Raises:
+        ValueError: the checkpoint knows a parameter not, or another run's.
+    """
+    if not any(isinstance(name, str) for group in stored["param_groups"] for name in group["params"]):
+        return dict(stored)
+    settings = {name: group for group in stored["param_groups"] for name in group["params"]}
+    groups: list[dict[str, Any]] = []
+    state: dict[int, Any] = {}
+    number = 0
+    for group in optimizer.param_groups:
+        here = [names[parameter] for parameter in group["params"]]
+        if missing := [name for name in here if name not in settings]:
+            raise ValueError(f"the checkpoint's optimizer has no {missing[0]}: it is of another network")
+        numbers = list(range(number, number + len(here)))
+        number += len(here)
+        kept = settings[here[0]] if here else {key: value for key, value in group.items() if key != "params"}
+        groups.append({**kept, "params": numbers})
+        state |= {at: stored["state"][name] for at, name in zip(numbers, here, strict=True) if name in stored["state"]}
+    return {"state": state, "param_groups": groups}
