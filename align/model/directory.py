@@ -149,23 +149,12 @@ def save_network(
         raise FileExistsError(f"{old[0]} exists; write into what replacing_directory yields, to replace it whole")
     family = family_of(network.config)
     state: Mapping[str, torch.Tensor] = MergedState(network) if has_lora(network) else network.state_dict()
-    scalar = "score.weight" in state
     written = dtype or state["model.embed_tokens.weight"].dtype
     special = {"bos_token_id": bos_id, "eos_token_id": _one_or_list(eos_ids), "pad_token_id": pad_id}
+    shape = _shape_fields(network.config, family, scalar="score.weight" in state)
     precision = str(written).removeprefix("torch.")
-    _write_json(
-        directory / "config.json",
-        {
-            "model_type": family.model_type,
-            "architectures": [family.classifier if scalar else family.architecture],
-            **family.write(network.config),
-            **(ONE_LABEL if scalar else {}),
-            **special,
-            # The second is for readers older than transformers 5.
-            "dtype": precision,
-            "torch_dtype": precision,
-        },
-    )
+    # The second name is for readers older than transformers 5.
+    _write_json(directory / "config.json", {**shape, **special, "dtype": precision, "torch_dtype": precision})
     _write_json(directory / "generation_config.json", special)
     layout = {tensor.name: tensor for tensor in family.layout(state)}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -191,6 +180,16 @@ class _Undrawn(TorchFunctionMode):
         if getattr(func, "__name__", "") == "normal_":
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
+
+
+def _shape_fields(config: GPTConfig, family: Family, *, scalar: bool) -> dict[str, Any]:
+    """The fields of config.json that tell the network's shape."""
+    return {
+        "model_type": family.model_type,
+        "architectures": [family.classifier if scalar else family.architecture],
+        **family.write(config),
+        **(ONE_LABEL if scalar else {}),
+    }
 
 
 def _by_canonical_name(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:

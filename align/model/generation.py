@@ -92,6 +92,8 @@ def generate(
             pad_id=pad_id,
             on_token=told,
         )
+    if not bool(samples.logprobs.isfinite().all()):
+        raise ValueError("the network's logits are not finite while sampling: look for NaN or infinity in its weights")
     back = torch.tensor(order, device=samples.ids.device).argsort()
     return Samples(*(tensor[back] for tensor in samples))
 
@@ -121,10 +123,7 @@ def _sample(
         on_token: called with (row, token).
     """
     device, batch, longest = decoder.positions.device, len(rooms), max(rooms)
-    ids = torch.full((batch, longest), pad_id, device=device)
-    logprobs = torch.zeros(batch, longest, device=device)
-    mask = torch.zeros(batch, longest, dtype=torch.bool, device=device)
-    finished = torch.zeros(batch, dtype=torch.bool, device=device)
+    ids, logprobs, mask, finished = _no_samples(batch, longest, pad_id=pad_id, device=device)
     uniforms = row_uniforms(seeds, longest).to(device)
     room = torch.tensor(rooms, device=device)
     rows = torch.arange(batch, device=device)  # the decoder's rows; finished ones wait among them for their removal
@@ -156,10 +155,18 @@ def _sample(
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         logits = decoder.step(tokens)
-    if not bool(logprobs.isfinite().all()):
-        raise ValueError("the network's logits are not finite while sampling: look for NaN or infinity in its weights")
     length = step + 1
     return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)
+
+
+def _no_samples(batch: int, longest: int, *, pad_id: int, device: torch.device) -> Samples:
+    """What a response is before its first token."""
+    return Samples(
+        ids=torch.full((batch, longest), pad_id, device=device),
+        logprobs=torch.zeros(batch, longest, device=device),
+        mask=torch.zeros(batch, longest, dtype=torch.bool, device=device),
+        finished=torch.zeros(batch, dtype=torch.bool, device=device),
+    )
 
 
 def _seen(prompts: Sequence[Sequence[int]], logits: torch.Tensor) -> torch.Tensor:
