@@ -48,7 +48,7 @@ def main(args: list[str]) -> int:
 
     with ExitStack() as stack:
         conversations = []
-        for name, directory in models.items():
+        for name, (directory,) in models.items():
             engine = stack.enter_context(Engine(*load_chat_model(directory), max_rows=1))
             conversations.append(Conversation(name, engine, sampling, seed=options.seed, system=options.system or ""))
         _Chat(conversations, typed=_typed()).run()

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 import jsonargparse
 
 from align.cli.errors import UsageError
-from align.cli.model_path import model_directory
+from align.cli.model_path import named_models
 from align.cli.parsing import make_parser, parse
 from align.cli.progress import progress_bar
 from align.cli.sample_log import replacing_file
 from align.cli.sampling import read_prompts
 
 if TYPE_CHECKING:
-    from align.compare import Entrant, Judge, Task
+    from align.compare import Judge, Task
 
 
 def main(args: list[str]) -> int:
@@ -55,9 +55,9 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "models",
         nargs="+",
-        metavar="NAME=PATH[,PATH...]",
+        metavar="[NAME=]PATH[,PATH...]",
         help="a stage's folder, a model directory or a Hub id; several paths are several seeds of one model; the first "
-        "is the baseline",
+        "model is the baseline (default name: the folder's)",
     )
     parser.add_argument("--out", required=True, help="folder of the report")
     parser.add_argument(
@@ -88,9 +88,10 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 def _task(options: jsonargparse.Namespace) -> "Task":
     """What the command line asks for; its mistakes are usage errors."""
-    from align.compare import AnswerConfig, Task
+    from align.compare import AnswerConfig, Entrant, Run, Task
 
-    entrants = [_entrant(text) for text in options.models]
+    models = named_models(options.models, several=True)
+    entrants = [Entrant(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]
     beside = entrants[0].runs[0].model.parent.parent
     file = _prompts_file(options.prompts, beside)
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
@@ -106,15 +107,6 @@ def _task(options: jsonargparse.Namespace) -> "Task":
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-
-
-def _entrant(text: str) -> "Entrant":
-    from align.compare import Entrant, Run
-
-    name, equals, paths = text.partition("=")
-    if not equals or not name or not paths:
-        raise UsageError(f"{text!r}: a model is NAME=PATH, such as sft=runs/tiny/sft")
-    return Entrant(name, tuple(Run.of(model_directory(path)) for path in paths.split(",")))
 
 
 def _prompts_file(given: str | None, beside: Path) -> Path:

@@ -49,32 +49,32 @@ def _hint(path: Path) -> str:
     return f"; did you mean {above / 'model'}?" if _is_model(above / "model") else ""
 
 
-def named_models(words: Sequence[str]) -> dict[str, Path]:
+def named_models(words: Sequence[str], *, several: bool = False) -> dict[str, list[Path]]:
     """The models that words of the command line name.
 
     Args:
         words: each ``NAME=PATH`` or ``PATH``, whose name then is its folder's, ``model/`` left out.
+        several: a word may have more paths, with commas between them: the runs of one model.
 
     Returns:
-        dict: name to model directory, in the order given.
+        dict: name to model directories, in the order given; one each unless ``several``.
 
     Raises:
-        UsageError: two have one name, or a name is empty.
+        UsageError: two have one name, or a name or a path is empty.
         FileNotFoundError: as for ``model_directory``.
     """
-    models: dict[str, Path] = {}
+    models: dict[str, list[Path]] = {}
     for word in words:
-        name, equals, path = word.partition("=")
+        name, equals, paths = word.partition("=")
         if not equals or Path(word).exists():
-            directory = model_directory(word)
-            name = model_name(directory)
-        else:
-            directory = model_directory(path)
-        if not name:
-            raise UsageError(f"{word}: the name before = is empty; give NAME=PATH")
+            name, paths = "", word
+        elif not name or not paths:
+            raise UsageError(f"{word}: the {'name before' if paths else 'path behind'} = is empty; give NAME=PATH")
+        directories = [model_directory(path) for path in (paths.split(",") if several else [paths])]
+        name = name or model_name(directories[0])
         if name in models:
-            raise UsageError(f"{models[name]} and {directory} are both named {name!r}; give NAME=PATH")
-        models[name] = directory
+            raise UsageError(f"{models[name][0]} and {directories[0]} are both named {name!r}; give NAME=PATH")
+        models[name] = directories
     return models
 
 

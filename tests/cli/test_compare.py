@@ -184,8 +184,9 @@ def test_a_killed_comparison_goes_on_with_the_same_answers(run: Path, tmp_path: 
     ("models", "extra", "code", "said"),
     [
         (["sft={run}/sft"], [], 2, "at least two"),
-        (["sft={run}/sft", "{run}/dpo"], [], 2, "NAME=PATH"),
-        (["a={run}/sft", "a={run}/dpo"], [], 2, "two models are called 'a'"),
+        (["sft={run}/sft", "={run}/dpo"], [], 2, "the name before = is empty; give NAME=PATH"),
+        (["a={run}/sft", "a={run}/dpo"], [], 2, "are both named 'a'; give NAME=PATH"),
+        (["{run}/sft", "dpo="], [], 2, "dpo=: the path behind = is empty; give NAME=PATH"),
         (["sft={run}/sft", "dpo={run}"], [], 1, "holds no model"),
         (["sft={run}/sft", "dpo={run}/data"], [], 1, "holds no model"),
         (["sft={run}/sft", "dpo={run}/reward"], [], 1, "reward model"),
