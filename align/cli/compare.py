@@ -11,8 +11,8 @@ from align.cli.errors import UsageError
 from align.cli.model_path import named_models
 from align.cli.parsing import make_parser, parse
 from align.cli.progress import progress_bar
-from align.cli.sample_log import replacing_file
 from align.cli.sampling import read_prompts
+from align.model.replacing import replacing_file
 
 if TYPE_CHECKING:
     from align.compare import Judge, Task

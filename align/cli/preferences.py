@@ -14,8 +14,9 @@ from align.cli.errors import UsageError
 from align.cli.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 from align.cli.parsing import make_parser, parse
 from align.cli.progress import progress_bar
-from align.cli.sample_log import SampleLog, replacing_file
 from align.cli.sampling import Prompt, add_sampling_arguments, as_messages, read_prompts, sampling_config
+from align.compare.store import Log
+from align.model.replacing import replacing_file
 
 if TYPE_CHECKING:
     from align.model import GPT, SamplingConfig
@@ -47,10 +48,10 @@ def main(args: list[str]) -> int:
     prompts = read_prompts(options.prompts, skip=options.skip, limit=options.limit)
     origin = _origin(options)
     out = Path(options.out)
-    log = SampleLog(out, origin)
-    if log.done:
-        print(f"going on after the {log.done} prompts that {log.file} holds", file=sys.stderr)
-    if log.done < len(prompts):
+    log = Log(out.with_name(f".{out.name}.partial"), origin=origin)
+    if log:
+        print(f"going on after the {len(log)} prompts that {log.file} holds", file=sys.stderr)
+    if len(log) < len(prompts):
         _sample(options, prompts, log)
     summary = _write(out, prompts, log, config, options, origin)
     log.remove()
@@ -138,7 +139,7 @@ def _origin(options: jsonargparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _sample(options: jsonargparse.Namespace, prompts: Sequence[Prompt], log: SampleLog) -> None:
+def _sample(options: jsonargparse.Namespace, prompts: Sequence[Prompt], log: Log) -> None:
     """Fill the log with scored answers to the prompts it does not have yet."""
     from align.model import load_network
     from align.rewards import load_reward
@@ -152,10 +153,10 @@ def _sample(options: jsonargparse.Namespace, prompts: Sequence[Prompt], log: Sam
     sampling = sampling_config(options)
     group = max(1, options.batch_size // options.n)
     with progress_bar("prompts", len(prompts)) as advance:
-        advance(log.done)
-        while log.done < len(prompts):
-            batch = prompts[log.done : log.done + group]
-            first = options.skip + log.done
+        advance(len(log))
+        while (done := len(log)) < len(prompts):
+            batch = prompts[done : done + group]
+            first = options.skip + done
             log.append(_answers(network, tokenizer, batch, sampling, judge, options, first=first))
             advance(len(batch))
 
@@ -199,7 +200,7 @@ def _seed(seed: int, prompt: int, answer: int) -> int:
 def _write(
     out: Path,
     prompts: Sequence[Prompt],
-    log: SampleLog,
+    log: Log,
     config: LabelConfig,
     options: jsonargparse.Namespace,
     origin: dict[str, Any],
@@ -207,7 +208,8 @@ def _write(
     """Write the records and the sidecar; the summary."""
     tally = Tally()
     with replacing_file(out) as file:
-        for number, (prompt, answers) in enumerate(zip(prompts, log.rows(), strict=True), options.skip):
+        for number, (prompt, row) in enumerate(zip(prompts, log, strict=True), options.skip):
+            answers = [Answer(*fields) for fields in row]
             for record in _records(number, as_messages(prompt), answers, config, tally, best_of=options.best_of):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if not tally.records:

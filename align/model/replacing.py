@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -150,3 +151,25 @@ def _dead(pid: str) -> bool:
     except PermissionError:
         return False
     return False
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[TextIO]:
+    """Write a file that takes ``path``'s place, whole, when the block ends well; else the old one stays.
+
+    Args:
+        path: the file, there or not.
+
+    Yields:
+        TextIO: to write to.
+    """
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        with fresh.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
