@@ -26,12 +26,13 @@ from typing import Any, cast
 import torch
 
 from align.cli.export import read_texts
-from align.cli.sampling import as_messages, read_prompts
+from align.cli.sampling import read_prompts
 from align.export import ExportSettings, export, open_source
 from align.export.verify import Prompt, Reading, answers, judged, prompt_ids, verify
 from align.export.write import open_reading
 from align.model import GPT, weights_fingerprint
 from align.rewards import load_reward
+from align.tokenizer.prompts import as_messages
 
 LANGUAGE = (
     {},

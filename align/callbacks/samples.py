@@ -1,7 +1,7 @@
 """Text samples while a network trains: numbers hide what a sentence shows."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from align.model import GPT, SamplingConfig, generate
 from align.model.parallel import gathered, is_sharded
 from align.tokenizer import Tokenizer
-
-Prompt = str | Sequence[Mapping[str, str]]
-"""Raw text to continue, or the messages of a chat to answer."""
+from align.tokenizer.prompts import Prompt, encode_prompt
 
 
 class TextSample(NamedTuple):
@@ -32,27 +30,6 @@ class TextSample(NamedTuple):
     finished: bool
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """The ids a response to a prompt continues, as the network saw them in training.
-
-    Args:
-        tokenizer: the network's own.
-        prompt: raw text (the beginning of a document), or messages (rendered up to the assistant's turn).
-
-    Returns:
-        list[int]: never empty.
-
-    Raises:
-        ValueError: an empty text with a tokenizer that has nothing to begin a document with.
-    """
-    if not isinstance(prompt, str):
-        return tokenizer.render_chat(prompt, add_generation_prompt=True).ids
-    ids = [*tokenizer.opening_ids, *tokenizer.encode(prompt)]
-    if not ids:
-        raise ValueError("the prompt is empty and this tokenizer has no token that begins a document: give some text")
-    return ids
-
-
 def sample_texts(
     network: GPT,
     tokenizer: Tokenizer,
@@ -60,6 +37,7 @@ def sample_texts(
     sampling: SamplingConfig,
     *,
     seed: int | Sequence[int],
+    chat: bool | None = None,
 ) -> list[TextSample]:
     """One response to each prompt, all in one batch.
 
@@ -69,13 +47,13 @@ def sample_texts(
         prompts: what to answer or continue.
         sampling: temperature, truncation and length.
         seed: response i draws from seed + i, or from the i-th of as many seeds.
+        chat: as in ``encode_prompt``.
 
     Returns:
         list[TextSample]: as many as prompts, in order.
     """
-    return sample_continuations(
-        network, tokenizer, [encode_prompt(tokenizer, prompt) for prompt in prompts], sampling, seed=seed
-    )
+    ids = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
+    return sample_continuations(network, tokenizer, ids, sampling, seed=seed)
 
 
 def sample_continuations(
@@ -132,12 +110,11 @@ class TextSamples(pl.Callback):
         tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
         if not validating_in_fit(trainer) or not self.prompts or tokenizer is None:
             return
-        prompts: list[Prompt] = [[{"role": "user", "content": p}] if self.chat else p for p in self.prompts]
         network: Any = pl_module.network
         if not trainer.is_global_zero and not is_sharded(network):
             return
         with gathered(network) as network:
-            texts = sample_texts(network, tokenizer, prompts, self.sampling, seed=self.seed)
+            texts = sample_texts(network, tokenizer, self.prompts, self.sampling, seed=self.seed, chat=self.chat)
         if trainer.is_global_zero:
             self._write(trainer, texts)
 

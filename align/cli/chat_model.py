@@ -19,7 +19,7 @@ def load_chat_model(directory: Path) -> "tuple[GPT, Tokenizer]":
         FileNotFoundError: a file is missing.
         ValueError: a file is damaged, the network or tokenizer is none we know, or it has no chat template.
     """
-    from align.model import load_network, read_manifest
+    from align.model import load_network, stage_of
     from align.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(directory)
@@ -29,7 +29,7 @@ def load_chat_model(directory: Path) -> "tuple[GPT, Tokenizer]":
             "model cannot chat; `align generate --raw` continues texts"
         )
     network = load_network(directory).eval()
-    if (directory / "align.json").is_file() and read_manifest(directory)["stage"] == "pretrain":
+    if stage_of(directory) == "pretrain":
         print(
             f"warning: {directory} is a pretrained model that never saw a chat; `align generate --raw` continues texts",
             file=sys.stderr,

@@ -12,7 +12,8 @@ import jsonargparse
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
 from align.cli.parsing import make_parser, parse
-from align.cli.sampling import add_sampling_arguments, as_messages, read_prompts, sampling_config
+from align.cli.sampling import add_sampling_arguments, read_prompts, sampling_config
+from align.tokenizer.prompts import answers_chats, as_text, encode_prompt
 
 if TYPE_CHECKING:
     from align.model import GPT
@@ -79,7 +80,6 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Samples, one batch at a time."""
     from align.callbacks.samples import sample_texts
     from align.rewards import load_reward
-    from align.rewards.base import as_text
 
     judge = load_reward(options.judge) if options.judge else None
     sampling = sampling_config(options)
@@ -88,8 +88,7 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     rows = [prompt for prompt in prompts for _ in range(options.n)]
     for start in range(0, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
-        rendered = [as_messages(prompt) if chat else as_text(prompt) for prompt in batch]
-        texts = sample_texts(network, tokenizer, rendered, sampling, seed=options.seed + start)
+        texts = sample_texts(network, tokenizer, batch, sampling, seed=options.seed + start, chat=chat)
         rewards = judge(batch, [text.text for text in texts]) if judge else None
         yield [
             {"prompt": as_text(prompt), **text._asdict()} | ({"reward": rewards[i]} if rewards is not None else {})
@@ -99,12 +98,12 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
 
 def _load(options: jsonargparse.Namespace) -> "tuple[GPT, Tokenizer, bool]":
     """The network, its tokenizer, and whether prompts are a chat's."""
-    from align.model import load_network
+    from align.model import load_network, stage_of
     from align.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(options.model)
     network = load_network(options.model).eval()
-    chat = not options.raw and tokenizer.spec.chat_template is not None and _stage(options.model) != "pretrain"
+    chat = not options.raw and answers_chats(tokenizer, stage_of(options.model))
     return network, tokenizer, chat
 
 
@@ -118,11 +117,10 @@ def _streamed(options: jsonargparse.Namespace, terminal: bool) -> bool:
 
 def _stream(options: jsonargparse.Namespace) -> dict[str, Any]:
     """One sample, printed as it comes."""
-    from align.callbacks.samples import encode_prompt
     from align.model import generate
 
     network, tokenizer, chat = _load(options)
-    ids = encode_prompt(tokenizer, as_messages(options.prompt) if chat else options.prompt)
+    ids = encode_prompt(tokenizer, options.prompt, chat=chat)
     decoder, tokens = tokenizer.stream_decoder(), []
 
     def show(row: int, token: int) -> None:
@@ -136,13 +134,6 @@ def _stream(options: jsonargparse.Namespace) -> dict[str, Any]:
     finished = bool(samples.finished[0])
     print(decoder.flush() + ("" if finished else " ...") + "\n")
     return {"prompt": options.prompt, "text": tokenizer.decode(tokens), "tokens": len(tokens), "finished": finished}
-
-
-def _stage(model: str) -> str | None:
-    """The stage that made a model directory, if it is one of ours."""
-    from align.model import read_manifest
-
-    return read_manifest(Path(model))["stage"] if (Path(model) / "align.json").is_file() else None
 
 
 def _with_progress(batches: Iterable[Sequence[dict[str, Any]]], stream: Any) -> Iterator[dict[str, Any]]:

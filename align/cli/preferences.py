@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,10 @@ from align.cli.errors import UsageError
 from align.cli.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 from align.cli.parsing import make_parser, parse
 from align.cli.progress import progress_bar
-from align.cli.sampling import Prompt, add_sampling_arguments, as_messages, read_prompts, sampling_config
+from align.cli.sampling import add_sampling_arguments, read_prompts, sampling_config
 from align.compare.store import Log
 from align.model.replacing import replacing_file
+from align.tokenizer.prompts import Prompt, as_messages, encode_prompt
 
 if TYPE_CHECKING:
     from align.model import GPT, SamplingConfig
@@ -172,9 +173,9 @@ def _answers(
     first: int,
 ) -> list[list[Answer]]:
     """Scored answers to each prompt, none where a prompt leaves no room for one."""
-    from align.callbacks.samples import encode_prompt, sample_continuations
+    from align.callbacks.samples import sample_continuations
 
-    ids = [encode_prompt(tokenizer, as_messages(prompt)) for prompt in prompts]
+    ids = [encode_prompt(tokenizer, prompt, chat=True) for prompt in prompts]
     rows = [
         (number, answer)
         for number in range(len(prompts))
@@ -230,7 +231,7 @@ def _write(
 
 def _records(
     number: int,
-    prompt: list[dict[str, str]],
+    prompt: Sequence[Mapping[str, str]],
     answers: Sequence[Answer],
     config: LabelConfig,
     tally: Tally,

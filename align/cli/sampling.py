@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
+from align.tokenizer.prompts import Prompt, as_messages
+
 if TYPE_CHECKING:
     from align.model import SamplingConfig
-
-Prompt = str | list[dict[str, str]]
-"""What to answer: a text, or the messages of a chat."""
 
 _SETTINGS = (
     ("temperature", float, "divides the logits; 0 is greedy"),
@@ -79,17 +78,12 @@ def read_prompts(file: str | Path, *, skip: int = 0, limit: int | None = None) -
     return prompts
 
 
-def as_messages(prompt: Prompt) -> list[dict[str, str]]:
-    """The prompt as messages: a text is what the user says."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-
-
 def _prompt_of(line: str, place: str) -> Prompt:
     try:
         prompt: Any = json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place}: not a JSON object with the field 'prompt'") from error
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    turns = as_messages(prompt)
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"{place}: field 'prompt' must be text or a list of messages, found {type(prompt).__name__}")
     for turn in turns:

@@ -7,18 +7,17 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 
 from align.compare.entrants import Point
 from align.compare.store import Log, key_of
-from align.model import GPT, SamplingConfig, generate
+from align.model import GPT, SamplingConfig, generate, stage_of
 from align.objectives import sequence_logprobs
 from align.tokenizer import Tokenizer
+from align.tokenizer.prompts import Prompt, answers_chats, encode_prompt
 
-Prompt = str | Sequence[dict[str, str]]
-"""What was asked: a text, or the messages of a chat."""
 Advance = Callable[[int], None]
 """Told how many more prompts are done"""
 
@@ -82,8 +81,10 @@ class Answerer:
 
     def log(self, point: Point, baseline: Point) -> Log:
         """Where the answers of some weights are kept, measured against a baseline."""
-        facts = [point.fingerprint(), baseline.fingerprint()]
-        facts += [Tokenizer.load(place.model).fingerprint for place in (point, baseline)]
+        facts: list[str | bool] = []
+        for place in (point, baseline):
+            tokenizer = Tokenizer.load(place.model)
+            facts += [place.fingerprint(), tokenizer.fingerprint, answers_chats(tokenizer, stage_of(place.model))]
         return Log(self.folder / f"answers-{key_of(facts, list(self.prompts), asdict(self.config))}.jsonl")
 
     def answer(self, point: Point, baseline: Point, advance: Advance) -> list[list[Answer]]:
@@ -119,12 +120,14 @@ class _Pair:
         self.baseline = self.network if point == baseline else baseline.load()
         self.baseline_tokenizer = Tokenizer.load(baseline.model)
         self.same_ids = self.tokenizer.fingerprint == self.baseline_tokenizer.fingerprint
+        self.chat = answers_chats(self.tokenizer, stage_of(point.model))
+        self.baseline_chat = answers_chats(self.baseline_tokenizer, stage_of(baseline.model))
         self.where = point.model
 
     def answer(self, prompts: Sequence[Prompt], first: int) -> list[list[Answer]]:
         """Answers to a batch of prompts, the first of which is number ``first``."""
         n, tokenizer = self.config.n, self.tokenizer
-        asked = [encode(tokenizer, prompt) for prompt in prompts]
+        asked = [encode_prompt(tokenizer, prompt, chat=self.chat) for prompt in prompts]
         for number, ids in enumerate(asked, first):
             if len(ids) >= self.network.config.context:
                 raise ValueError(
@@ -163,11 +166,13 @@ class _Pair:
             return [0.0] * len(asked)
         temperature = self.config.temperature
         own = logprobs(self.network, asked, answered, temperature=temperature)
+        other = self.baseline_tokenizer
+        if not self.same_ids or self.chat != self.baseline_chat:
+            encoded = [encode_prompt(other, prompt, chat=self.baseline_chat) for prompt in prompts]
+            asked = [ids for ids in encoded for _ in range(self.config.n)]
         if not self.same_ids:
             # The same text in the baseline's ids, its end included where the policy ended it.
-            other = self.baseline_tokenizer
             end = [] if other.end_of_turn_id is None else [other.end_of_turn_id]
-            asked = [ids for ids in (encode(other, prompt) for prompt in prompts) for _ in range(self.config.n)]
             answered = [other.encode(text) + end * ended for text, ended in zip(texts, finished, strict=True)]
         theirs = logprobs(self.baseline, asked, answered, temperature=temperature)
         return (own - theirs).tolist()
@@ -196,20 +201,6 @@ def logprobs(
         mask[row, len(prompt) : len(whole)] = True
     hidden = network.hidden(ids[:, :-1])
     return sequence_logprobs(hidden, network.output_weight, ids, mask, temperature=temperature).double()
-
-
-def encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """The ids that an answer to a prompt continues: a chat model's turn is opened, another's text goes on.
-
-    Raises:
-        ValueError: a chat for a tokenizer without a chat template.
-    """
-    if tokenizer.spec.chat_template is None:
-        if not isinstance(prompt, str):
-            raise ValueError("the prompts are chats and a model has no chat template: compare it on texts to continue")
-        return [*tokenizer.opening_ids, *tokenizer.encode(prompt)]
-    messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return tokenizer.render_chat(cast("Any", messages), add_generation_prompt=True).ids
 
 
 def _seed(seed: int, prompt: int, answer: int) -> int:

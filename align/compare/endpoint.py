@@ -14,7 +14,8 @@ import numpy as np
 
 from align.compare.answers import Advance, Answer, Prompt
 from align.compare.store import Log, key_of
-from align.rewards.base import as_text, shown
+from align.rewards.base import shown
+from align.tokenizer.prompts import as_text
 
 KEY = "ALIGN_JUDGE_KEY"
 """Environment variable that holds the endpoint's API key, if it wants one"""

@@ -34,6 +34,7 @@ _HOMES = {
     "share_answers": "shared_prefix",
     "share_base": "lora",
     "share_prefixes": "shared_prefix",
+    "stage_of": "manifest",
     "unmerge": "lora",
     "using_adapter": "lora",
     "weights_fingerprint": "manifest",

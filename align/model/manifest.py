@@ -74,6 +74,15 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     return manifest
 
 
+def stage_of(directory: str | Path) -> str | None:
+    """The stage that wrote a model directory; None for one that no stage of align wrote.
+
+    Raises:
+        ValueError: as for ``read_manifest``.
+    """
+    return read_manifest(directory)["stage"] if Path(directory, MANIFEST).is_file() else None
+
+
 def weights_fingerprint(directory: str | Path) -> str:
     """What the weights of a model directory are, however they are spread over files; or those of an adapter directory.
 

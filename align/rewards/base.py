@@ -1,11 +1,11 @@
 """What a reward is, and what is demanded of the scores of one that somebody else wrote."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-Prompt = str | Sequence[Mapping[str, str]]
-"""What was asked: a text, or the messages of a chat."""
+from align.tokenizer.prompts import Prompt, as_text
+
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(prompts, responses) -> one score each; higher is better."""
 
@@ -106,11 +106,6 @@ def check_counts(name: str, prompts: Sequence[Prompt], responses: Sequence[str])
     """
     if len(prompts) != len(responses):
         raise ValueError(f"reward {name!r} was given {len(prompts)} prompts and {len(responses)} responses")
-
-
-def as_text(prompt: Prompt) -> str:
-    """What a prompt asks: the text itself, or the last message's."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
 def shown(value: Any) -> str:

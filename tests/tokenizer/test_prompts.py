@@ -1,0 +1,35 @@
+"""Prompts as texts, as chats and as ids."""
+
+import pytest
+
+from align.tokenizer import train_tokenizer
+from align.tokenizer.prompts import answers_chats, as_messages, as_text, encode_prompt
+
+ASKED = [{"role": "user", "content": "ab"}]
+CHAT = [*ASKED, {"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a byte, in the order of GPT-2: ! (byte 33) is 0, a (97) is 64, b is 65."""
+    return train_tokenizer(["ab ab"], vocab_size=256 + 7)
+
+
+def test_texts_are_continued_and_chats_answered(tokenizer):
+    special = tokenizer.special_tokens
+    text = [special["<|bos|>"], 64, 65]
+    turn = [special[name] for name in ("<|bos|>", "<|user|>")] + [64, 65]
+    turn += [special[name] for name in ("<|end|>", "<|assistant|>")]
+    assert encode_prompt(tokenizer, "ab") == encode_prompt(tokenizer, "ab", chat=False) == text
+    assert encode_prompt(tokenizer, ASKED, chat=False) == text
+    assert encode_prompt(tokenizer, ASKED) == encode_prompt(tokenizer, "ab", chat=True) == turn
+    assert encode_prompt(tokenizer, CHAT) == encode_prompt(tokenizer, CHAT, chat=True)
+    with pytest.raises(ValueError, match="a chat of 3 messages, the model continues texts"):
+        encode_prompt(tokenizer, CHAT, chat=False)
+    assert (as_messages("ab"), as_text("ab"), as_text(CHAT)) == (ASKED, "ab", "b")
+
+
+def test_who_answers_chats(tokenizer):
+    assert answers_chats(tokenizer, "sft")
+    assert answers_chats(tokenizer, None)
+    assert not answers_chats(tokenizer, "pretrain")
