@@ -4,16 +4,19 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import openai
 import pytest
-from serving_parts import Heard, ask_for, load_slow, until
+from serving_parts import Heard, ThreadForProcess, ask_for, load_slow, until
 
 from align.cli.chat_model import load_chat_model
 from align.model import SamplingConfig
+from align.model.open_decoder import OpenDecoder
 from align.serve.engine import Engine
 from align.serve.process import EngineProcess
 from align.serve.requests import EngineFailed, EngineFull, Request
@@ -110,3 +113,35 @@ def test_what_ends_loading_is_told(load, kind, message):
     with pytest.raises(kind, match=message):
         EngineProcess(load, max_rows=1)
     assert multiprocessing.active_children() == []
+
+
+def test_an_engine_whose_parent_does_not_read_waits(network, tokenizer, monkeypatch):
+    """100 tokens each; the line has room for the news of a few rounds, and the event loop is busy elsewhere."""
+    steps, step = [], OpenDecoder.step
+    monkeypatch.setattr(OpenDecoder, "step", lambda decoder, ids: (steps.append(len(ids)), step(decoder, ids))[1])
+    monkeypatch.setattr("align.serve.process._SPAWN", SimpleNamespace(Process=NarrowLine))
+
+    async def ask(engine):
+        async with engine.connected():
+            answers = [Heard() for _ in range(8)]
+            for seed, answer in enumerate(answers):
+                engine.submit(Request([1], SamplingConfig(max_new_tokens=100), seed), answer)
+            await asyncio.sleep(0)
+            before = -1
+            while len(steps) > before:
+                before = len(steps)
+                time.sleep(0.5)
+            assert 0 < before < 60
+            for answer in answers:
+                await heard(answer)
+
+    with EngineProcess(lambda: (network, tokenizer), max_rows=8) as engine:
+        asyncio.run(ask(engine))
+
+
+class NarrowLine(ThreadForProcess):
+    """Its line takes the least that the system allows."""
+
+    def __init__(self, *, args, **settings):
+        args[1].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        super().__init__(args=args, **settings)
