@@ -16,14 +16,13 @@ import argparse
 import csv
 import json
 import math
-import os
 import platform
-import socket
-import subprocess
 import sys
 import tempfile
 from datetime import date
 from pathlib import Path
+
+from processes import launch
 
 STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
 PROCESSES = {"single": 1, "ddp": 2, "fsdp2": 2, "tp": 2, "fsdp2_tp": 4}
@@ -41,7 +40,7 @@ def command(stage: str, strategy: str, options: argparse.Namespace, out: Path) -
         f"--run={options.run}",
         f"--trainer.default_root_dir={out}",
         "--trainer.accelerator=cpu",
-        "--trainer.precision=32-true",
+        f"--trainer.precision={options.precision}",
         "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
         "--trainer.limit_val_batches=1.0",
@@ -73,29 +72,6 @@ def child(options: argparse.Namespace) -> None:
     for stage in options.stages:
         out = options.work / options.child / stage
         assert main(["fit", *command(stage, options.child, options, out)]) == 0
-
-
-def launch(strategy: str, options: argparse.Namespace, words: list[str]) -> None:
-    """Run this file again, in as many processes as a strategy has."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    count = PROCESSES[strategy]
-    processes = []
-    for rank in range(count):
-        ranks = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        ranks |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "TORCHELASTIC_RUN_ID": "equality"}
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(ranks if count > 1 else {})}
-        log = (options.work / f"{strategy}-{rank}.log").open("w")
-        arguments = [sys.executable, __file__, *words, "--child", strategy, "--work", str(options.work)]
-        processes.append(subprocess.Popen(arguments, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        codes = [process.wait(timeout=options.timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    if any(codes):
-        raise SystemExit(f"{strategy} ended with {codes}:\n" + (options.work / f"{strategy}-0.log").read_text()[-4000:])
 
 
 def curve(run: Path) -> dict[tuple[str, int], float]:
@@ -151,6 +127,7 @@ def main() -> None:
     parser.add_argument("--strategies", nargs="+", default=list(PROCESSES)[1:], choices=list(PROCESSES)[1:])
     parser.add_argument("--rows", type=int, default=8, help="rows of the global batch; episodes of an iteration")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps (not PPO: two iterations)")
+    parser.add_argument("--precision", default="32-true", choices=("32-true", "64-true", "bf16-mixed"))
     parser.add_argument("--timeout", type=float, default=1200, help="seconds a strategy may take")
     parser.add_argument("--out", type=Path, help="write the table to this JSON file")
     parser.add_argument("--work", type=Path, help="keep the runs here (default: a temporary folder)")
@@ -158,13 +135,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.child:
         return child(options)
-    words = [word for word in sys.argv[1:]]
+    words = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         options.work = options.work or Path(folder)
         options.work.mkdir(parents=True, exist_ok=True)
         rows = []
         for strategy in ("single", *options.strategies):
-            launch(strategy, options, words)
+            child_words = [__file__, *words, "--child", strategy, "--work", str(options.work)]
+            launch(child_words, PROCESSES[strategy], logs=options.work / strategy, timeout=options.timeout)
         print("| stage | strategy | loss | metrics | weights |\n| --- | --- | --- | --- | --- |")
         for stage in options.stages:
             start = starts(stage, options)
@@ -174,7 +152,8 @@ def main() -> None:
                 print(f"| {stage} | {strategy} | " + " | ".join(f"{value:.1e}" for value in found.values()) + " |")
     if options.out:
         facts = {"date": date.today().isoformat(), "machine": platform.processor() or platform.machine()}
-        options.out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+        facts |= {"precision": options.precision, "rows": options.rows, "steps": options.steps}
+        options.out.write_text(json.dumps(facts | {"table": rows}, indent=1) + "\n")
     return None
 
 

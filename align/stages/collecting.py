@@ -14,9 +14,9 @@ from torch import nn
 
 from align.model import GPT, ScalarGPT
 from align.model.parallel import gathered
-from align.objectives import explained_variance, kl_estimate, token_logprobs
+from align.objectives import kl_estimate, token_logprobs
 from align.rewards import Reward
-from align.stages.estimation import estimate
+from align.stages.estimation import estimate, explained_over_ranks
 from align.stages.experience import Collected, Experience
 from align.stages.ppo_settings import Algorithm, KLConfig, RolloutConfig, ScoringConfig, UpdateConfig
 from align.stages.response_states import response_states, response_tokens
@@ -186,7 +186,8 @@ class Collector:
         if gap is not None:
             metrics["rollout/logprob_gap"] = gap
         if self.value is not None:
-            metrics["rollout/explained_variance"] = self._mean(explained_variance(values, returns, rollout.mask)[None])
+            explained = explained_over_ranks(values, returns, rollout.mask, self._total)
+            metrics["rollout/explained_variance"] = float(explained)
         if iteration == 0:
             self._check_start(metrics["rollout/kl"], rollout)
         self.control.update(metrics["rollout/kl"], settings.rollout.episodes)

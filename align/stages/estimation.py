@@ -89,9 +89,21 @@ def whiten_over_ranks(values: torch.Tensor, mask: torch.Tensor, total: Total, *,
     Returns:
         ``[B, N]``; 0 where the mask is False.
     """
+    count, mean, squares = _moments(values, mask, total)
+    variance = squares / (count - 1).clamp(min=1)
+    return ((values - mean) * torch.rsqrt(variance + eps)).masked_fill(~mask, 0)
+
+
+def explained_over_ranks(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Total) -> torch.Tensor:
+    """``explained_variance`` over the tokens of all ranks, ``[]``; arguments as for ``whiten_over_ranks``."""
+    _, _, rest = _moments((returns - values).double(), mask, total)
+    _, _, whole = _moments(returns.double(), mask, total)
+    return torch.where(whole > 0, 1 - rest / whole, torch.zeros_like(whole))
+
+
+def _moments(values: torch.Tensor, mask: torch.Tensor, total: Total) -> tuple[torch.Tensor, ...]:
+    """Count, mean and sum of squared distances from it, each ``[]``, of what the mask counts on all ranks."""
     kept = values.masked_fill(~mask, 0)
     count, added = total(torch.stack([mask.sum().to(values.dtype), kept.sum()]))
     mean = added / count
-    squares = total((values - mean).masked_fill(~mask, 0).square().sum())
-    variance = squares / (count - 1).clamp(min=1)
-    return ((values - mean) * torch.rsqrt(variance + eps)).masked_fill(~mask, 0)
+    return count, mean, total((values - mean).masked_fill(~mask, 0).square().sum())

@@ -25,7 +25,7 @@ def test_every_stage_on_every_strategy_equals_one_process(run: Path, recipes: Pa
     words += ["--rows", "4", "--strategies", "ddp", "fsdp2", "tp"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, ROOT / "benchmarks/equality.py", *map(str, words)], check=True, env=environment)
-    rows = json.loads(out.read_text())["rows"]
+    rows = json.loads(out.read_text())["table"]
     assert len(rows) == 6 * 3
     for row in rows:
         assert row["loss"] < 1e-3, row

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from ppo_parts import Logged, PromptModule, Prompts, fit, policy, ppo, share
 
-from align.objectives import masked_whiten
-from align.stages.estimation import estimate, token_rewards, whiten_over_ranks
+from align.objectives import explained_variance, masked_whiten
+from align.stages.estimation import estimate, explained_over_ranks, token_rewards, whiten_over_ranks
 from align.stages.experience import BatchPlan, Experience, PromptStream, join_ranks
 from align.stages.ppo_settings import KLConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.stages.response_states import cut_rows, response_states, response_tokens
@@ -123,6 +123,29 @@ def test_whitening_over_ranks_is_masked_whitening():
     squares = sum(moments(*half, mean=sums[1] / sums[0]) for half in halves)
     for half, expected in zip(halves, whole.split(2), strict=True):
         torch.testing.assert_close(whiten_over_ranks(*half, lambda t: sums if t.dim() else squares), expected)
+
+
+def test_explained_variance_over_ranks_is_that_of_all_tokens():
+    """One process by its definition; of two ranks each hears the sum of both."""
+    values, returns, mask = torch.randn(4, 5), torch.randn(4, 5), torch.rand(4, 5) > 0.3
+    whole = explained_variance(values, returns, mask)
+    torch.testing.assert_close(explained_over_ranks(values, returns, mask, same).float(), whole)
+    told: list[torch.Tensor] = []
+    for turn in range(5):  # each turn learns one more of the four sums
+        heard = []
+        for half in (slice(2), slice(2, 4)):
+            asked: list[torch.Tensor] = []
+
+            def total(tensor: torch.Tensor, asked=asked) -> torch.Tensor:
+                asked.append(tensor)
+                return told[len(asked) - 1] if len(asked) <= len(told) else tensor
+
+            got = explained_over_ranks(values[half], returns[half], mask[half], total)
+            heard.append(asked)
+        if turn < 4:
+            told.append(heard[0][turn] + heard[1][turn])
+    torch.testing.assert_close(got.float(), whole)
+    assert explained_over_ranks(values, torch.ones(4, 5), mask, same).item() == 0
 
 
 @pytest.mark.parametrize("group_size", [1, 3])
