@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -92,6 +92,28 @@ class ScheduleConfig:
         return self.final_factor + (1 - self.final_factor) * fall
 
 
+class AdamW(torch.optim.AdamW):
+    """torch's, for groups that hold cut tensors beside uncut ones.
+
+    A kernel updates tensors of one device mesh together. Groups of their own for them would do, but then a checkpoint
+    of one strategy would have other groups than that of another.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        """Update what every group holds, mesh by mesh."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        self.param_groups = [{**group, "params": part} for group in groups for part in by_mesh(group["params"])]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        return loss
+
+
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW with decay only on matrices (two or more axes).
 
@@ -107,17 +129,16 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         ModuleNotFoundError: the state is to have 8 bits and there is no torchao.
     """
     trained = [p for p in parameters if p.requires_grad]
-    groups = []
-    for decay, matrices in ((config.weight_decay, True), (0.0, False)):
-        # One kernel updates a group, and none takes cut tensors beside uncut ones.
-        for part in by_mesh(p for p in trained if (p.ndim >= 2) == matrices) or [[]]:
-            groups.append({"params": part, "weight_decay": decay})
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
     if config.state_bits == 8:
         from align.stages.eight_bit import eight_bit_adamw
 
         return eight_bit_adamw(groups, config)
     fused = all(p.device.type in {"cpu", "cuda"} for p in trained)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
     # A fused step can unscale fp16 gradients itself, so Lightning refuses to clip them before it, in bf16 too.
     optimizer._step_supports_amp_scaling = False
     return optimizer

@@ -139,3 +139,31 @@ class TestShardedCheckpoints:
         with pytest.raises(ValueError, match=r"names \w+.open, which torch writes in no checkpoint"):
             read_stored(folder)
         assert not (tmp_path / "pwned").exists()
+
+
+def test_one_optimizer_moves_cut_and_uncut_tensors(mesh):
+    """As two optimizers would; and its groups, which checkpoints hold, stay as they were made."""
+    from torch.distributed.tensor import distribute_tensor
+
+    from align.stages.optimization import OptimizerConfig, build_optimizer
+
+    start = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    cut = nn.Parameter(distribute_tensor(start.clone(), mesh["tensor_parallel"]))
+    uncut, other = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimizer = build_optimizer([cut, uncut], OptimizerConfig(lr=0.1))
+    expected = torch.optim.AdamW([other], lr=0.1, betas=(0.9, 0.95), weight_decay=0.1)
+    for n in range(3):
+        for parameter in (cut, uncut, other):
+            parameter.grad = None
+
+        def closure(n=n):
+            loss = ((cut.full_tensor() - n) ** 2).sum() + ((uncut - n) ** 2).sum()
+            loss.backward()
+            return loss
+
+        assert optimizer.step(closure).item() >= 0
+        ((other - n) ** 2).sum().backward()
+        expected.step()
+    torch.testing.assert_close(cut.full_tensor(), other)
+    torch.testing.assert_close(uncut, other)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 0]
