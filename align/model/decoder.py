@@ -29,7 +29,12 @@ class Decoder:
     Attributes:
         cache: keys and values of every token read.
         positions: ``[R]`` int64, the slot of each row's next token.
+        shrinks: whether finished rows may leave, by ``keep``.
+        check_every: steps between two questions whether all rows are finished.
     """
+
+    shrinks = True
+    check_every = 1
 
     def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int, rows: int | None = None) -> None:
         """Make room.

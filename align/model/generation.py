@@ -14,6 +14,7 @@ from align.model.decoder import Decoder, PackedDecoder
 from align.model.gpt import GPT
 from align.model.packed import can_pack
 from align.model.sampling import SamplingConfig, next_tokens, row_seeds, row_uniforms
+from align.model.static_decoder import StaticDecoder
 
 # Finished rows leave once they are this share of the batch: moving the others costs about one step.
 _IDLE_SHARE = 1 / 8
@@ -46,6 +47,7 @@ def generate(
     seeds: int | Sequence[int] = 0,
     pad_id: int = 0,
     on_token: Callable[[int, int], None] | None = None,
+    static: bool = False,
 ) -> Samples:
     """Sample one response to each prompt.
 
@@ -61,6 +63,8 @@ def generate(
         seeds: one number for the whole call, or one per row: then a row's random numbers do not depend on its batch.
         pad_id: what follows the end of a response in ``ids``.
         on_token: called with (row, token) as soon as a token is known.
+        static: steps of one shape, replayed as a CUDA graph on a GPU; the same numbers to rounding. Without effect on
+            networks that are sampled through their own forward.
 
     Returns:
         Samples on the network's device.
@@ -82,7 +86,8 @@ def generate(
     slots = max(len(prompt) + room - 1 for prompt, room in zip(prompts, rooms, strict=True))
     told = None if on_token is None else lambda row, token: on_token(order[row], token)
     with evaluating(network):
-        decoder = (PackedDecoder if can_pack(network) else Decoder)(network, prompts, slots=slots)
+        packed = StaticDecoder if static else PackedDecoder
+        decoder = (packed if can_pack(network) else Decoder)(network, prompts, slots=slots)
         samples = _sample(
             decoder,
             sampling,
@@ -144,10 +149,12 @@ def _sample(
             finished[rows[alive & stops[tokens]]] = True
             alive = alive & ~stops[tokens]
         alive = alive & (room[rows] > step + 1)
-        left = int(alive.sum())
+        if step + 1 == longest:
+            break
+        left = len(rows) if (step + 1) % decoder.check_every else int(alive.sum())
         if left == 0:
             break
-        if left <= (1 - _IDLE_SHARE) * len(rows):
+        if decoder.shrinks and left <= (1 - _IDLE_SHARE) * len(rows):
             kept = alive.nonzero()[:, 0]
             decoder.keep(kept)
             rows, alive, tokens = rows[kept], alive[kept], tokens[kept]
@@ -155,7 +162,7 @@ def _sample(
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         logits = decoder.step(tokens)
-    length = step + 1
+    length = int(mask.sum(1).max())
     return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)
 
 

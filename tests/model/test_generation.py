@@ -5,11 +5,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from align.model import GPT, SamplingConfig, generate
 from align.model.decoder import Decoder, PackedDecoder
 from align.model.packed import can_pack
 from align.model.sampling import row_uniforms, sampling_probs
+from align.model.static_decoder import StaticDecoder
 
 PROMPTS = [[5, 1, 9], [7], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [60, 59], [1, 2, 3, 4, 5, 6]]
 STOPS = tuple(range(40, 61))
@@ -40,12 +42,13 @@ SAMPLINGS = [
 ]
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("stop_ids", [(), STOPS])
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @torch.no_grad()
-def test_a_batch_equals_each_row_by_definition(network_of, sampling, stop_ids):
-    network = network_of(kv_heads=2)
-    samples = generate(network, PROMPTS, sampling, stop_ids=stop_ids, seeds=[11, 12, 13, 14, 15], pad_id=33)
+def test_a_batch_equals_each_row_by_definition(network_of, sampling, stop_ids, static):
+    network, seeds = network_of(kv_heads=2), [11, 12, 13, 14, 15]
+    samples = generate(network, PROMPTS, sampling, stop_ids=stop_ids, seeds=seeds, pad_id=33, static=static)
     assert (samples.ids.dtype, samples.logprobs.dtype) == (torch.int64, torch.float32)
     longest = 0
     for row, prompt in enumerate(PROMPTS):
@@ -141,6 +144,37 @@ def test_finished_rows_leave_the_batch(network_of, monkeypatch):
     assert sizes[-1] < 40
     # Waiting rows never pass an eighth of the batch.
     assert all(living > (1 - 1 / 8) * size or living == size for living, size in zip(alive[1:], sizes, strict=True))
+
+
+@torch.no_grad()
+def test_a_static_step_reads_nothing_back_and_moves_nothing(network_of):
+    """A CUDA graph's conditions: memory stays where it is, and no value of a tensor is asked for on the way."""
+    network = network_of(kv_heads=2).eval()
+    decoder = StaticDecoder(network, PROMPTS[:2], slots=20)
+    decoder.read_prompts()
+    places = [decoder.positions.data_ptr(), decoder._ids.data_ptr(), decoder.cache.keys.data_ptr()]
+    shapes = {decoder.step(torch.tensor([1, 2])).shape for _ in range(3)}
+    assert len(shapes) == 1
+    assert decoder.positions.tolist() == [6, 4]
+    assert places == [decoder.positions.data_ptr(), decoder._ids.data_ptr(), decoder.cache.keys.data_ptr()]
+    trace = make_fx(decoder.step, tracing_mode="fake", _allow_non_fake_inputs=True)(torch.tensor([1, 2]))
+    asked = {"aten._local_scalar_dense.default", "aten.nonzero.default"}
+    assert not asked & {str(node.target) for node in trace.graph.nodes}
+
+
+def test_rows_of_a_static_decoder_stay(network_of, monkeypatch):
+    """Rows end after 1 to 30 tokens, asked for every 16 steps: no step more than the 16 behind the last."""
+    steps = []
+    monkeypatch.setattr(
+        StaticDecoder, "step", lambda self, ids, step=StaticDecoder.step: steps.append(1) or step(self, ids)
+    )
+    samples = generate(network_of(), PROMPTS, SamplingConfig(max_new_tokens=50), stop_ids=STOPS, static=True)
+    assert samples.finished.all()
+    longest = samples.mask.sum(1).max().item()
+    assert samples.ids.shape[1] == longest < 32
+    assert len(steps) == -(-longest // 16) * 16 - 1
+    with pytest.raises(RuntimeError, match="keeps all its rows"):
+        StaticDecoder(network_of(), PROMPTS[:1], slots=20).keep(torch.tensor([0]))
 
 
 def test_rows_stop_at_the_context(network_of):
