@@ -157,7 +157,9 @@ def test_a_static_step_reads_nothing_back_and_moves_nothing(network_of):
     assert len(shapes) == 1
     assert decoder.positions.tolist() == [6, 4]
     assert places == [decoder.positions.data_ptr(), decoder._ids.data_ptr(), decoder.cache.keys.data_ptr()]
-    trace = make_fx(decoder.step, tracing_mode="fake", _allow_non_fake_inputs=True)(torch.tensor([1, 2]))
+    trace = make_fx(lambda ids: decoder.step(ids), tracing_mode="fake", _allow_non_fake_inputs=True)(
+        torch.tensor([1, 2])
+    )
     asked = {"aten._local_scalar_dense.default", "aten.nonzero.default"}
     assert not asked & {str(node.target) for node in trace.graph.nodes}
 
