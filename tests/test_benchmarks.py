@@ -190,3 +190,65 @@ def test_reward_audit_compares_each_fault_with_its_clean_story(monkeypatch, caps
     assert lines[0] == "| no ending | -1.00 | -1.00 |"
     assert len(lines) > 8
     assert all(line.endswith("| +0.00 | +0.00 |") for line in lines[1:])
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    yield gpu
+    for name in ("gpu", "gpu_parts"):
+        sys.modules.pop(name, None)
+
+
+def test_gpu_shapes_have_their_sizes(gpu):
+    """Parameters of each size, tied: 50304 D of the embedding, and L (4 D^2 + 3 D F + 2 D) + D of the rest."""
+    import torch
+    from gpu_parts import shape
+
+    from align.model import GPT
+
+    with torch.device("meta"):
+        found = {size: GPT(shape(size, toy=False)).num_parameters() for size in ("124 M", "350 M", "1.3 B")}
+    assert found == {"124 M": 123_587_328, "350 M": 350_405_632, "1.3 B": 1_317_373_952}
+
+
+def test_gpu_prints_what_was_not_measured(gpu, monkeypatch):
+    """No GPU: nothing is measured. A section that fails or no longer fits is a row that says why."""
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="there is no GPU here: nothing is measured"):
+        gpu.main()
+
+    def fail():
+        raise RuntimeError("CUDA out of memory. Tried to allocate")
+
+    rows = [gpu.measured("a", fail), {"section": "b", "not_measured": "no time left"}]
+    rows.append({"section": "c", "batch": "2 x 3", "tokens_per_s": 12.0, "mfu": 0.5, "phases_s": {"update": 0.25}})
+    assert gpu.table(rows).splitlines()[2:] == [
+        "| a | not measured: out of memory | | | | | | |",
+        "| b | not measured: no time left | | | | | | |",
+        "| c | 2 x 3 | 12 |  |  | 0.50 |  | update 0.25 |",
+    ]
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs_at_a_toy_size(tmp_path):
+    """Every section, on the CPU, without datasets and jsonargparse."""
+    out = tmp_path / "gpu.json"
+    code = (
+        "import runpy, sys\nsys.modules['datasets'] = sys.modules['jsonargparse'] = None\n"
+        f"sys.path.insert(0, {str(BENCHMARKS)!r})\nsys.argv = ['gpu.py', '--toy', '--out', {str(out)!r}]\n"
+        f"runpy.run_path({str(BENCHMARKS / 'gpu.py')!r}, run_name='__main__')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = json.loads(out.read_text())
+    assert found["toy"]
+    assert [row for row in found["rows"] if "not_measured" in row] == []
+    sections = {row["section"]: row for row in found["rows"]}
+    assert len(sections) == 15
+    assert all(row.get("tokens_per_s", row.get("samples_per_s")) > 0 for row in sections.values())
+    assert set(sections["PPO 124 M"]["phases_s"]) == {"rollout", "scoring", "reading", "update"}
+    assert all(seconds > 0 for row in sections.values() for seconds in row.get("phases_s", {}).values())
+    assert "| pretrain 350 M |" in result.stdout

@@ -1,0 +1,291 @@
+"""One GPU: pretraining MFU, DPO and PPO samples/s with their phases, sampling tokens/s, peak memory. Under 9 minutes.
+
+python benchmarks/gpu.py --out benchmarks/results/gpu.json
+
+Sections that no longer fit the time are left out, and say so; the table comes last. --toy runs the same code on
+whatever there is, at a size that means nothing.
+"""
+
+import argparse
+import gc
+import json
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import gpu_parts as parts
+import lightning.pytorch as pl
+import torch
+
+from align.model import GPT, SamplingConfig, ScalarGPT, generate, load_network, training
+from align.model.block import Recompute
+from align.stages import (
+    DPO,
+    PPO,
+    OptimizerConfig,
+    Pretrain,
+    ProbeConfig,
+    RolloutConfig,
+    ScheduleConfig,
+    ScoringConfig,
+    UpdateConfig,
+    collecting,
+)
+from align.stages.footprint import out_of_memory
+from align.stages.memory import MemoryConfig
+
+Row = dict[str, Any]
+_SCRATCH = tempfile.TemporaryDirectory()
+_LEARNING: dict[str, Any] = {"optimizer": OptimizerConfig(lr=1e-6), "schedule": ScheduleConfig(kind="constant")}
+
+
+def trainer(callback: pl.Callback, **settings: Any) -> pl.Trainer:
+    """The Trainer as `align fit` makes it, without what writes."""
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return pl.Trainer(
+        accelerator="auto", devices=1, precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
+        gradient_clip_val=1.0, use_distributed_sampler=False, log_every_n_steps=1000, limit_val_batches=0,
+        callbacks=[callback], **silent, **settings,
+    )  # fmt: skip
+
+
+def pretrain(size: str, rows: int, recompute: Recompute, *, toy: bool) -> Row:
+    """Tokens/s and MFU of Pretrain under the Trainer: random weights and tokens, compiled, full rows."""
+    config = parts.shape(size, toy=toy)
+    warmup, timed = (1, 2) if toy else (3, 12)
+    stage = Pretrain(
+        config, init_seed=0, compile=True, memory=MemoryConfig(activation_checkpointing=recompute), **_LEARNING
+    )
+    steps, fits = parts.Steps(warmup, timed), True
+    data = parts.Given(parts.token_batches(config, rows, 2), warmup + timed)
+    try:
+        trainer(steps, max_steps=warmup + timed, max_epochs=1).fit(stage, data)
+    except RuntimeError as error:
+        if not out_of_memory(error) or rows == 1:
+            raise
+        fits = False
+    if not fits:
+        del stage
+        empty()
+        return pretrain(size, rows // 2, recompute, toy=toy)
+    rate = timed * rows * config.context / steps.seconds
+    flops, peak = stage.network.flops_per_token(config.context), parts.peak_flops(device())
+    return {
+        "parameters": sum(p.numel() for p in stage.network.parameters()),
+        "batch": f"{rows} x {config.context}",
+        "tokens_per_s": rate,
+        "tflops_per_s": rate * flops / 1e12,
+        "mfu": None if peak is None else rate * flops / peak,
+    }
+
+
+def dpo(compile: bool, *, toy: bool) -> Row:
+    """Pairs/s of DPO with the reference asked in every step, and the reference's share."""
+    config = parts.shape("124 M", toy=toy)
+    pairs, warmup, timed, more = (2, 1, 2, 1) if toy else (16, 4, 16, 4)
+    memory = MemoryConfig(frozen_dtype="bfloat16" if torch.cuda.is_available() else "float32")
+    stage = DPO(
+        network=GPT(config), reference_logprobs="on_the_fly", probe=ProbeConfig(prompts=0), compile=compile,
+        memory=memory, **_LEARNING,
+    )  # fmt: skip
+    phases = parts.Phases()
+    stage._reference_logprobs = phases.timed("reference", stage._reference_logprobs)
+    steps, count = parts.Steps(warmup, timed, phases), warmup + timed + more
+    trainer(steps, max_steps=count, max_epochs=1).fit(stage, parts.Given(parts.pair_batches(config, pairs, 8), count))
+    reference = phases.seconds["reference"] / more
+    update = steps.phase_seconds / more - reference
+    return {
+        "batch": f"{pairs} pairs",
+        "samples_per_s": timed * pairs / steps.seconds,
+        "phases_s": {"reference": reference, "update": update},
+    }
+
+
+def ppo(compile: bool, *, toy: bool) -> Row:
+    """Responses/s of PPO with a reward and a value model of the policy's size; rollout, scoring, reading, update."""
+    config = parts.shape("124 M", toy=toy)
+    episodes, new, length = (4, 4, 5) if toy else (128, 128, 64)
+    phases = parts.Phases()
+    steps = parts.Iterations(1, 2, phases)
+    data = parts.Prompts(config, length=length, batch_size=episodes)
+    stage = PPO(
+        network=GPT(config),
+        reward=parts.save_model(ScalarGPT(config), Path(_SCRATCH.name, "reward"), data.tokenizer),
+        rollout=RolloutConfig(episodes, max_new_tokens=new),
+        scoring=ScoringConfig(missing_eos_penalty=0.0),
+        update=UpdateConfig(epochs=2, minibatches=2, target_kl=None),
+        probe=ProbeConfig(prompts=0),
+        compile=compile,
+        **_LEARNING,
+    )
+    with measuring(phases):
+        trainer(steps, max_epochs=4).fit(stage, data)
+    seconds = dict(phases.seconds)
+    seconds["update"] = steps.phase_seconds - seconds.pop("collect")
+    return {
+        "batch": f"{episodes} responses of {new}",
+        "samples_per_s": 2 * episodes / steps.seconds,
+        "phases_s": {name: seconds[name] for name in ("rollout", "scoring", "reading", "update")},
+    }
+
+
+@contextmanager
+def measuring(phases: parts.Phases) -> Iterator[None]:
+    """The parts of PPO's iteration, timed."""
+    kept = collecting.sample_rollout, collecting.Collector._score, collecting.Collector._read
+    collect = collecting.Collector.collect
+    collecting.sample_rollout = phases.timed("rollout", kept[0])
+    collecting.Collector._score = phases.timed("scoring", kept[1])
+    collecting.Collector._read = phases.timed("reading", kept[2])
+    collecting.Collector.collect = phases.timed("collect", collect)
+    try:
+        yield
+    finally:
+        collecting.sample_rollout, collecting.Collector._score, collecting.Collector._read = kept
+        collecting.Collector.collect = collect
+
+
+def sample(peer: str, batch: int, *, toy: bool) -> Row:
+    """New tokens/s of the 124 M shape in bfloat16 from prompts of 128 tokens, 128 new ones each, temperature 1."""
+    config = parts.shape("124 M", toy=toy)
+    length, new = (8, 6) if toy else (128, 128)
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    ids = torch.randint(300, (batch, length), generator=torch.Generator().manual_seed(0))
+    path = parts.save_model(GPT(config), Path(_SCRATCH.name, "policy"))
+    run = (_transformers if peer == "transformers" else _ours)(path, ids.to(where), new, peer)
+    run()
+    parts.synchronise()
+    times = 1 if toy else 3
+    begun = time.perf_counter()
+    for _ in range(times):
+        run()
+    parts.synchronise()
+    return {"batch": f"{batch} x {new}", "tokens_per_s": times * batch * new / (time.perf_counter() - begun)}
+
+
+def _ours(path: str, ids: torch.Tensor, new: int, peer: str) -> Callable[[], Any]:
+    network = load_network(path, dtype=torch.bfloat16 if ids.is_cuda else torch.float32).to(ids.device)
+    prompts, sampling = ids.tolist(), SamplingConfig(max_new_tokens=new)
+    return lambda: generate(network, prompts, sampling, static=peer == "align, static")
+
+
+def _transformers(path: str, ids: torch.Tensor, new: int, peer: str) -> Callable[[], Any]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if ids.is_cuda else torch.float32)
+    model = model.to(ids.device).eval()
+    # Nothing ends a response early, as in ours.
+    model.generation_config.eos_token_id = None
+    ones = torch.ones_like(ids)
+    return lambda: model.generate(ids, attention_mask=ones, do_sample=True, max_new_tokens=new, pad_token_id=256)
+
+
+def sections(toy: bool) -> list[tuple[str, float, Callable[[], Row]]]:
+    """What is measured, in the order in which it counts: name, seconds it may take on an H100, and how."""
+    found: list[tuple[str, float, Callable[[], Row]]] = []
+    for size, rows, seconds in (("350 M", 16, 60), ("1.3 B", 8, 80), ("124 M", 32, 50)):
+        found.append((f"pretrain {size}", seconds, partial(pretrain, size, 2 if toy else rows, "none", toy=toy)))
+    found.append(("DPO 124 M, shared prompts", 30, partial(dpo, False, toy=toy)))
+    found.append(("PPO 124 M", 50, partial(ppo, False, toy=toy)))
+    for batch in (1, 4) if toy else (1, 64, 512):
+        for peer in ("align", "align, static", "transformers"):
+            found.append((f"generate, {peer}, batch {batch}", 20, partial(sample, peer, batch, toy=toy)))
+    for what in ("selective", "block"):
+        found.append((f"pretrain 350 M, {what}", 60, partial(pretrain, "350 M", 2 if toy else 16, what, toy=toy)))
+    found.append(("DPO 124 M, compiled", 50, partial(dpo, True, toy=toy)))
+    found.append(("PPO 124 M, compiled", 70, partial(ppo, True, toy=toy)))
+    return found
+
+
+def measured(name: str, run: Callable[[], Row]) -> Row:
+    """A section's row; what fails is a row too, so that one failure does not cost the rest."""
+    empty()
+    begun = time.perf_counter()
+    try:
+        row = run()
+    except Exception as error:
+        why = "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}"
+        row = {"not_measured": why.splitlines()[0][:120]}
+    if torch.cuda.is_available() and "not_measured" not in row:
+        row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return {"section": name, **row, "wall_s": time.perf_counter() - begun}
+
+
+def empty() -> None:
+    """Let go of what an earlier section held."""
+    gc.collect()
+    torch._dynamo.reset()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def device() -> str:
+    """The GPU's name, or the processor's."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = ["| what | batch | tokens/s | samples/s | TFLOP/s | MFU | peak GB | phases, s |", "|" + "---|" * 8]
+    for row in rows:
+        if "not_measured" in row:
+            lines.append(f"| {row['section']} | not measured: {row['not_measured']} | | | | | | |")
+            continue
+        cells = [f"{row[key]:.4g}" if row.get(key) else "" for key in ("tokens_per_s", "samples_per_s", "tflops_per_s")]
+        cells += [f"{row[key]:.2f}" if row.get(key) else "" for key in ("mfu", "peak_gb")]
+        phases = ", ".join(f"{name} {seconds:.3g}" for name, seconds in row.get("phases_s", {}).items())
+        lines.append(" | ".join([f"| {row['section']}", row["batch"], *cells, f"{phases} |"]))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument(
+        "--budget", type=float, default=500.0, help="seconds; a section that may take longer than is left is left out"
+    )
+    p.add_argument("--only", default="", help="sections whose names hold this")
+    p.add_argument("--toy", action="store_true", help="a size that means nothing, on any device")
+    p.add_argument("--out", type=Path, help="write the rows to this JSON file")
+    args = p.parse_args()
+    if not torch.cuda.is_available() and not args.toy:
+        sys.exit("there is no GPU here: nothing is measured (--toy runs the same code at a toy size)")
+    if args.toy and not torch.cuda.is_available():
+        training.BACKEND = "eager"
+    torch.set_float32_matmul_precision("high")
+    begun, rows = time.perf_counter(), []
+    for name, seconds, run in sections(args.toy):
+        if args.only not in name:
+            continue
+        left = args.budget - (time.perf_counter() - begun)
+        row = measured(name, run) if left > seconds or args.toy else {"section": name, "not_measured": "no time left"}
+        rows.append(row)
+        print(json.dumps(row), file=sys.stderr, flush=True)
+    versions = {name: _version(name) for name in ("torch", "lightning", "transformers")}
+    facts = {"device": device(), "date": str(date.today()), "toy": args.toy, "cuda": torch.version.cuda} | versions
+    facts["wall_s"] = time.perf_counter() - begun
+    print(table(rows))
+    print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    main()
