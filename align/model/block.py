@@ -48,10 +48,12 @@ class Block(nn.Module):
         recompute: what a forward with gradients does not keep (activation checkpointing, Chen et al. 2016,
             arXiv:1604.06174); losses and gradients are the same to the bit. ``selective`` makes the feed-forward
             again, which holds most of a block's activations and none of its attention's.
+        draws: whether a forward in training draws dropout, an adapter's included.
         compiled: a compiled ``compute``, used where gradients are wanted and shapes are few; see ``compile_blocks``.
     """
 
     recompute: Recompute = "none"
+    draws: bool = True
     compiled: Callable[..., torch.Tensor] | None = None
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
@@ -101,10 +103,8 @@ class Block(nn.Module):
         return self.post_attention_layernorm(x + self._drop(self.mlp(x)))
 
     def _again(self, part: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        # Without dropout nothing is drawn, and the generators need not be put back.
-        out: torch.Tensor = checkpoint(
-            part, x, use_reentrant=False, preserve_rng_state=self.training and self.dropout > 0
-        )
+        # Where nothing is drawn, the generators need not be put back.
+        out: torch.Tensor = checkpoint(part, x, use_reentrant=False, preserve_rng_state=self.training and self.draws)
         return out
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:

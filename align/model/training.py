@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from align.model.block import Block, Recompute
 from align.model.gpt import GPT
@@ -29,6 +30,8 @@ def recompute_activations(network: GPT | ScalarGPT, what: Recompute) -> None:
     """
     for block in blocks_of(network):
         block.recompute = what
+        adapters = (module for module in block.modules() if isinstance(module, nn.Dropout))
+        block.draws = block.dropout > 0 or any(dropout.p > 0 for dropout in adapters)
 
 
 def default_widths(context: int) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT
 from align.model.parallel import clip_gradients, local, shard
 from align.model.training import compile_blocks, recompute_activations
 from align.stages.adapting import adapt, adapter_record, base_source, check_record
-from align.stages.memory import MemoryConfig, check_precision
+from align.stages.memory import MemoryConfig, check_precision, check_sharded_memory
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 from align.stages.resharding import number_optimizer_state
 
@@ -137,7 +137,17 @@ class Stage(pl.LightningModule):
                 )
 
     def _save_memory(self) -> None:
-        """Activation checkpointing and compiling, of every network that is trained."""
+        """Activation checkpointing and compiling, of every network that is trained.
+
+        Raises:
+            ValueError: they can't go together with how the Trainer shards.
+        """
+        check_sharded_memory(
+            self.memory_config,
+            state_bits=self.optimizer_config.state_bits,
+            compile=self.compile_network,
+            devices=(1, 1) if self.device_mesh is None else tuple(self.device_mesh.shape),
+        )
         trained = [network for network in self.children() if isinstance(network, GPT | ScalarGPT)]
         for network in trained:
             if not any(parameter.requires_grad for parameter in network.parameters()):

@@ -63,3 +63,27 @@ def check_precision(precision: str, memory: MemoryConfig) -> None:
         raise ValueError(f"trainer.precision is {precision}: {_REFUSED[precision]}")
     if precision == "bf16-true" and not memory.low_precision_weights:
         raise ValueError(f"trainer.precision is bf16-true: {_LOSES_UPDATES}")
+
+
+def check_sharded_memory(memory: MemoryConfig, *, state_bits: int, compile: bool, devices: tuple[int, ...]) -> None:
+    """Refuse what does not work over several devices that share weights.
+
+    Args:
+        memory: of the stage.
+        state_bits: of the optimizer.
+        compile: whether blocks are compiled.
+        devices: data-parallel and tensor-parallel, that share one copy of the weights.
+
+    Raises:
+        ValueError: the line says what to change.
+    """
+    if state_bits == 8 and max(devices) > 1:
+        raise ValueError(
+            "optimizer.state_bits is 8 and trainer.strategy shards weights, whose blocks of 256 a checkpoint could not "
+            "deal out again: set it to 32, of which sharding leaves each device its share"
+        )
+    if compile and memory.activation_checkpointing != "none" and devices[-1] > 1:
+        raise ValueError(
+            f"compile is on and memory.activation_checkpointing {memory.activation_checkpointing}, which torch can't "
+            "compile for tensor parallelism: turn one of them off, or shard over data only"
+        )

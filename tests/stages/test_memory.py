@@ -1,5 +1,7 @@
 """Activation checkpointing, frozen networks in bfloat16, precisions, 8-bit optimizer state, and compiled widths."""
 
+import os
+import socket
 import sys
 from dataclasses import replace
 
@@ -12,11 +14,13 @@ from ppo_parts import fit as fit_ppo
 from ppo_parts import ppo
 from test_language_model import Batches, fit, make_batch
 from torch._dynamo.utils import counters
+from torch.distributed.device_mesh import init_device_mesh
 
 from align.batches import TokenBatch
-from align.model import GPT, GPTConfig, training
+from align.model import GPT, GPTConfig, LoraConfig, training
+from align.model.parallel import shard
 from align.stages import OptimizerConfig, Pretrain, ScheduleConfig
-from align.stages.memory import MemoryConfig
+from align.stages.memory import MemoryConfig, check_sharded_memory
 from align.stages.optimization import build_optimizer
 
 CONFIG = GPTConfig(vocab_size=11, layers=2, heads=2, width=8, ff_width=24, context=8)
@@ -274,3 +278,81 @@ def test_padding_to_a_width_changes_nothing(eager_compiler):
     found = [network.hidden(batch.ids, **rows), network.hidden(batch.ids, places=places)]
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+# Together with other ways to train.
+
+
+@pytest.mark.parametrize("what", ["selective", "block"])
+def test_an_adapters_dropout_is_drawn_again_as_it_was(what):
+    """The network itself has none, so only the adapter says that generators have to be put back."""
+
+    def weights(recompute):
+        network = GPT(CONFIG)
+        network.initialise(0)
+        stage = Pretrain(
+            network=network,
+            lora=LoraConfig(rank=2, dropout=0.5),
+            memory=MemoryConfig(activation_checkpointing=recompute),
+            optimizer=OptimizerConfig(lr=0.1),
+        )
+        torch.manual_seed(0)
+        fit(stage, Batches([make_batch(2, 5, number) for number in range(4)]))
+        return [parameter.detach().clone() for parameter in stage.trained()]
+
+    assert all(torch.equal(one, other) for one, other in zip(weights("none"), weights(what), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"state_bits": 8, "compile": False, "devices": (2, 1)},
+            "optimizer.state_bits is 8 and trainer.strategy shards",
+        ),
+        (
+            {"state_bits": 32, "compile": True, "devices": (1, 2)},
+            "compile is on and memory.activation_checkpointing block",
+        ),
+    ],
+)
+def test_what_does_not_work_sharded_is_refused(settings, message):
+    memory = MemoryConfig(activation_checkpointing="block")
+    with pytest.raises(ValueError, match=message):
+        check_sharded_memory(memory, **settings)
+    check_sharded_memory(memory, state_bits=8, compile=True, devices=(1, 1))
+    check_sharded_memory(memory, state_bits=32, compile=True, devices=(2, 1))
+
+
+@pytest.mark.slow
+def test_sharded_networks_recompute_and_compile():
+    """Two processes share one network, over data and over heads: the gradients of the plain way, to rounding."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_sharded, (port,), nprocs=2)
+
+
+def _sharded(rank, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    config, ids = replace(CONFIG, heads=4, kv_heads=2, width=16), torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
+    training.BACKEND = "aot_eager"
+
+    def gradients(mesh, what, compile):
+        network = GPT(config)
+        training.recompute_activations(network, what)
+        if compile:
+            training.compile_blocks(network)
+        shard(network, mesh)
+        network.hidden(ids).square().sum().backward()
+        return [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in network.parameters()]
+
+    for devices in ((2, 1), (1, 2)):
+        mesh = init_device_mesh("cpu", devices, mesh_dim_names=("data_parallel", "tensor_parallel"))
+        plain = gradients(mesh, "none", False)
+        ways = [("selective", False), ("block", False), ("none", True), ("block", devices == (2, 1))]
+        for what, compile in ways:
+            for one, other in zip(gradients(mesh, what, compile), plain, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    torch.distributed.destroy_process_group()
