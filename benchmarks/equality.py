@@ -61,7 +61,7 @@ def command(stage: str, strategy: str, options: argparse.Namespace, out: Path) -
     else:
         words += [f"--trainer.max_steps={options.steps}", f"--trainer.val_check_interval={options.steps}"]
     if stage == "dpo":
-        words += ["--model.init_args.probe.prompts=0"]
+        words += ["--model.init_args.probe.prompts=0", f"--model.init_args.reference_logprobs={options.reference}"]
     return words
 
 
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="rows of the global batch; episodes of an iteration")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps (not PPO: two iterations)")
     parser.add_argument("--precision", default="32-true", choices=("32-true", "64-true", "bf16-mixed"))
+    parser.add_argument("--reference", default="on_the_fly", help="reference_logprobs of DPO")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds a strategy may take")
     parser.add_argument("--out", type=Path, help="write the table to this JSON file")
     parser.add_argument("--work", type=Path, help="keep the runs here (default: a temporary folder)")

@@ -125,7 +125,8 @@ def _computed(
             logprobs = pair_logprobs(network, batch, shared_prefix=shared_prefix).double()
             found = torch.stack([*logprobs.chunk(2), real.double()], 1)
             values[batch.numbers[real]] += found[real]
-    values = trainer.strategy.reduce(values, reduce_op="sum")
+    stage: Any = trainer.lightning_module
+    values = stage.reduce(values, "sum")
     if not bool((values[:, 2] == 1).all()):
         missed = int((values[:, 2] == 0).sum())
         raise RuntimeError(f"of {pairs} {split} pairs {missed} were not seen, or some more than once")
