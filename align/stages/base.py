@@ -19,6 +19,7 @@ from align.stages.adapting import adapt, adapter_record, base_source, check_reco
 from align.stages.memory import MemoryConfig, check_precision, check_sharded_memory
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 from align.stages.resharding import number_optimizer_state
+from align.stages.strategy import check_accumulation
 
 
 class Sharing(NamedTuple):
@@ -170,10 +171,11 @@ class Stage(pl.LightningModule):
 
         Raises:
             ValueError: the tokenizer has more ids than the network, rows are longer than its context, or the Trainer's
-                precision is none to train in.
+                precision or accumulation is none to train with.
         """
         if stage == "fit":
             check_precision(str(self.trainer.precision), self.memory_config)
+            check_accumulation(self.trainer.strategy, self.trainer.accumulate_grad_batches)
         self.configure_model()
         data: Any = getattr(self.trainer, "datamodule", None)
         network: Any = self.network

@@ -1,6 +1,20 @@
 """The sharding strategy of the hardware overlays: Lightning's, told only what it can't work out."""
 
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
+
+
+def check_accumulation(strategy: Strategy, accumulate_grad_batches: int) -> None:
+    """Refuse what a strategy would get wrong without a word.
+
+    Raises:
+        ValueError: gradients are accumulated under DeepSpeed, which divides each micro-batch's by their number alone.
+    """
+    if isinstance(strategy, DeepSpeedStrategy) and accumulate_grad_batches > 1:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches is {accumulate_grad_batches}: DeepSpeed keeps the gradients to itself, "
+            "so that micro-batches of different length would not weigh by their tokens; set it to 1, or train with "
+            "recipes/hardware/fsdp2.yaml"
+        )
 
 
 class ModelParallel(ModelParallelStrategy):
