@@ -28,7 +28,8 @@ from align.model.safetensors_file import PlannedTensor, StoredTensor, read_heade
 from align.model.scalar import ScalarGPT, load_scalar
 
 PREFIX = "base_model.model."
-_HEAD = "score.weight"
+HEAD = "score.weight"
+"""A reward model's head, which an adapter brings with it"""
 _VARIANTS = ("use_qalora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters", "lora_bias")
 _UNEVEN = ("rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules", "layer_replication")
 
@@ -80,7 +81,7 @@ def save_adapter(network: GPT | ScalarGPT, directory: str | Path, *, base: str |
     tensors: dict[str, torch.Tensor] = {**adapter_parameters(network, name)}
     scalar = isinstance(network, ScalarGPT)
     if isinstance(network, ScalarGPT):
-        tensors[_HEAD] = network.score.weight
+        tensors[HEAD] = network.score.weight
     if base is not None and Path(base).is_dir():
         base = str(Path(base).resolve())
     present = {place.rpartition(".")[2] for place, layer in lora_layers(network) if name in layer.lora_A}
@@ -128,7 +129,7 @@ def load_adapter(
     """
     directory = Path(source).expanduser()
     config, stored = read_lora(directory)
-    if kind is GPT and _HEAD in stored:
+    if kind is GPT and HEAD in stored:
         raise ValueError(
             f"{directory}: a reward model's adapter, which gives a score and no text; a language model's is needed here"
         )
@@ -235,8 +236,8 @@ def _recorded_base(directory: Path) -> str | None:
 @torch.no_grad()
 def _fill(network: GPT | ScalarGPT, stored: dict[str, StoredTensor], path: Path, base: str) -> None:
     expected: dict[str, torch.Tensor] = {**adapter_parameters(network)}
-    if isinstance(network, ScalarGPT) and _HEAD in stored:
-        expected[_HEAD] = network.score.weight
+    if isinstance(network, ScalarGPT) and HEAD in stored:
+        expected[HEAD] = network.score.weight
     for name, parameter in expected.items():
         if name not in stored:
             raise ValueError(f"{path}: {PREFIX}{name} is missing, which {base} calls for: another base?")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,18 @@ from align.model.scalar import ScalarGPT
 BACKEND = "inductor"
 """Of torch.compile; tests take one that needs no C compiler"""
 _SMALLEST_WIDTH = 64
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def without_dropout(module: Module) -> Module:
+    """The module with every dropout at 0, adapters' too: log-probs of training are those of sampling."""
+    for part in module.modules():
+        if isinstance(getattr(part, "dropout", None), float):
+            part.dropout = 0.0  # type: ignore[assignment]
+        elif isinstance(part, nn.Dropout):
+            part.p = 0.0
+    return module
 
 
 def blocks_of(network: GPT | ScalarGPT) -> list[Block]:

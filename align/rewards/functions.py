@@ -5,8 +5,12 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.rewards.base import FunctionReward, Reward
+
+if TYPE_CHECKING:
+    from align.model.adapter_directory import Base
 
 
 def sandbox_gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -24,12 +28,14 @@ def sandbox_gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float
     return [gold_reward(prompt, response).total for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def load_reward(name: str | Path) -> Reward:
+def load_reward(name: str | Path, *, onto: "Base | None" = None) -> Reward:
     """A reward by name.
 
     Args:
         name: ``sandbox``; a directory that the Reward stage or transformers wrote (a sequence classifier with one
-            label), or its Hub id; or ``module:function`` of a function (prompts, responses) -> scores.
+            label), its Hub id, or the directory of a reward model's adapter; or ``module:function`` of a function
+            (prompts, responses) -> scores.
+        onto: weights in memory on which an adapter may stand if they are its base.
 
     Returns:
         Reward: of a directory a ``RewardModel``.
@@ -54,6 +60,6 @@ def load_reward(name: str | Path) -> Reward:
     from align.rewards.model import RewardModel
 
     try:
-        return RewardModel.load(name)
+        return RewardModel.load(name, onto=onto)
     except FileNotFoundError as error:
         raise ValueError(f"no reward {str(name)!r}: {error}") from error

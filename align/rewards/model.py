@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import torch
 
-from align.model import ScalarGPT, load_scalar, locate, read_manifest
+from align.model import ScalarGPT, is_adapter, load_adapter, load_scalar, locate, read_manifest
+from align.model.adapter_directory import HEAD, Base, base_of, read_lora
 from align.model.directory import is_scalar, read_fields
 from align.model.families import family_in
 from align.rewards.base import Prompt, check_counts, checked_scores
@@ -50,17 +51,21 @@ class RewardModel:
         self.network = network.requires_grad_(False).eval()
 
     @classmethod
-    def load(cls, source: str | Path, *, dtype: torch.dtype = torch.float32) -> "RewardModel":
+    def load(cls, source: str | Path, *, dtype: torch.dtype = torch.float32, onto: Base | None = None) -> "RewardModel":
         """Read a reward-model directory.
 
         Args:
-            source: what the Reward stage wrote, or transformers (then scores stay as they are); see ``locate``.
+            source: what the Reward stage wrote, or transformers (then scores stay as they are), see ``locate``; or a
+                reward model's adapter.
             dtype: of the weights; scores are float32.
+            onto: weights in memory on which an adapter stands if they are its base, of whatever type they are.
 
         Raises:
             FileNotFoundError: there is no such directory, or its weights or its tokenizer are missing.
             ValueError: it is a language model, or nothing that ``load_scalar`` reads.
         """
+        if is_adapter(source):
+            return cls._of_adapter(Path(source).expanduser(), dtype=dtype, onto=onto)
         directory = locate(source)
         fields = read_fields(directory)
         if not is_scalar(fields):
@@ -68,10 +73,23 @@ class RewardModel:
                 f"{directory}: a language model ({family_in(fields).architecture}), not a reward model; "
                 "the Reward stage makes one of it"
             )
+        return cls._of(str(source), load_scalar(directory, dtype=dtype), directory)
+
+    @classmethod
+    def _of_adapter(cls, directory: Path, *, dtype: torch.dtype, onto: Base | None) -> "RewardModel":
+        if HEAD not in read_lora(directory)[1]:
+            raise ValueError(
+                f"{directory}: a language model's adapter, not a reward model's; the Reward stage makes one, with lora"
+            )
+        return cls._of(str(directory), load_adapter(directory, ScalarGPT, dtype=dtype, onto=onto), directory)
+
+    @classmethod
+    def _of(cls, name: str, network: ScalarGPT, directory: Path) -> "RewardModel":
+        """With the tokenizer of ``directory`` and the mean and standard deviation of its manifest."""
         manifest = read_manifest(directory) if (directory / "align.json").is_file() else {}
-        network = load_scalar(directory, dtype=dtype)
+        tokens = directory if (directory / "tokenizer.json").is_file() else base_of(directory)
         mean, std = float(manifest.get("reward_mean", 0.0)), float(manifest.get("reward_std", 1.0))
-        return cls(str(source), network, Tokenizer.load(directory), mean=mean, std=std)
+        return cls(name, network, Tokenizer.load(tokens), mean=mean, std=std)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Refuse a policy whose ids mean other text than the reward model's.

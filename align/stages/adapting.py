@@ -8,13 +8,15 @@ import torch
 
 from align.model import GPT, LoraConfig, ScalarGPT, is_adapter, load_adapter, load_network, load_scalar, locate
 from align.model import weights_fingerprint as fingerprint_of
-from align.model.adapter_directory import base_of
+from align.model.adapter_directory import Base, base_of
 from align.model.lora import adapters, add_adapter, convert_base, copy_adapter, share_base
 
 Network = TypeVar("Network", GPT, ScalarGPT)
 
 
-def load_start(source: str, kind: type[Network], lora: LoraConfig | None, *, head_seed: int = 0) -> Network:
+def load_start(
+    source: str, kind: type[Network], lora: LoraConfig | None, *, head_seed: int = 0, onto: Base | None = None
+) -> Network:
     """The network that a stage starts from.
 
     Args:
@@ -22,6 +24,7 @@ def load_start(source: str, kind: type[Network], lora: LoraConfig | None, *, hea
         kind: GPT, or ScalarGPT, with a fresh head where the source has none.
         lora: the stage's adapters, which decide the type of the base; None: float32.
         head_seed: of a fresh head.
+        onto: weights in memory on which an adapter may stand if they are its base.
 
     Raises:
         FileNotFoundError: there is no such directory, or its weights or its base are missing.
@@ -29,7 +32,7 @@ def load_start(source: str, kind: type[Network], lora: LoraConfig | None, *, hea
     """
     network: Any
     if is_adapter(source):
-        network = load_adapter(source, kind, head_seed=head_seed, trained=True)
+        network = load_adapter(source, kind, onto=onto, head_seed=head_seed, trained=True)
     elif kind is ScalarGPT:
         network = load_scalar(source, head_seed=head_seed)
     else:
@@ -90,6 +93,12 @@ def start_fingerprint(source: str, lora: LoraConfig | None) -> str:
 def base_source(source: str | None) -> str | None:
     """The directory or Hub id of the base weights under a stage's adapters."""
     return str(base_of(Path(source))) if source is not None and is_adapter(source) else source
+
+
+def base_in_memory(network: GPT | ScalarGPT, source: str | None) -> Base | None:
+    """The base of a network just loaded, for adapters that stand on the same one; None for one made in Python."""
+    base = base_source(source)
+    return None if base is None else Base(network, fingerprint_of(locate(base)))
 
 
 def adapter_record(network: GPT | ScalarGPT, base: str | None) -> dict[str, Any] | None:

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 from torchmetrics import Metric
 
 from align.batches import PairBatch
 from align.model import GPT, LoraConfig, adapters
+from align.model.training import without_dropout
 from align.objectives import (
     PairLogprobs,
     PreferenceLoss,
@@ -322,16 +322,6 @@ def prompt_ids(batch: PairBatch) -> list[list[int]]:
     lengths = batch.prompt_lengths.where(batch.numbers >= 0, 0).tolist()
     rows = batch.ids[: len(lengths)].tolist()
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]
-
-
-def without_dropout(network: GPT) -> GPT:
-    """The network with every dropout at 0: log-probs of training are those of sampling."""
-    for module in network.modules():
-        if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0
-        elif isinstance(module, nn.Dropout):  # an adapter's
-            module.p = 0.0
-    return network
 
 
 def start_tolerance(network: GPT) -> float:

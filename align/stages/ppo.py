@@ -11,14 +11,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from align.batches import PromptBatch
-from align.model import GPT, ScalarGPT, load_network, load_scalar
+from align.model import GPT, LoraConfig, ScalarGPT, adapters, add_adapter
+from align.model.training import without_dropout
 from align.objectives import kl_estimate, ppo_policy_loss, ppo_value_loss, token_logprobs
 from align.rewards import RewardModel, load_reward
+from align.stages.adapting import base_in_memory, load_start, refuse_dropout
 from align.stages.base import Stage
 from align.stages.collecting import Collector, Settings, ValueHead, ValueModel, token_values
 from align.stages.experience import BatchPlan, Collected, ExperienceBatch, ExperienceLoader, join_ranks
 from align.stages.memory import MemoryConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
+from align.stages.ppo_networks import make_reference, make_value
 from align.stages.ppo_settings import Algorithm, KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.stages.probe import Probe, ProbeConfig
 from align.stages.response_states import response_states
@@ -46,8 +49,10 @@ class PPO(Stage):
         11. the iteration ends early once the policy moved too far from the one that sampled.
 
     Args:
-        init_from: model directory, Hugging Face directory or Hub id that policy and reference start from.
-        reward: reward-model directory, module:function of (prompts, responses) -> scores, or sandbox.
+        init_from: model directory, Hugging Face directory or Hub id that policy and reference start from; or an adapter
+            directory, whose adapter learns on.
+        reward: directory of a reward model or of one's adapter, module:function of (prompts, responses) -> scores, or
+            sandbox.
         algorithm: ppo: GAE with a value model; grpo, rloo: each response against the others to its prompt.
         reference: model directory to measure the KL to, instead of init_from.
         gold: a second reward, only logged (rollout/gold), to see the first one being fooled.
@@ -57,6 +62,8 @@ class PPO(Stage):
         update: how it learns from an iteration.
         value: the value model.
         probe: samples of the policy's own at validation.
+        lora: train adapters of these settings on policy and value model, over one base, which is the reference too;
+            None: train the weights.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
         compile: torch.compile policy and value model; the first step then takes about a minute, and the update reads
@@ -86,6 +93,7 @@ class PPO(Stage):
         update: UpdateConfig = UpdateConfig(),  # noqa: B008 (frozen)
         value: ValueConfig = ValueConfig(),  # noqa: B008 (frozen)
         probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
+        lora: LoraConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(kind="constant"),  # noqa: B008 (frozen)
         compile: bool = False,
@@ -93,7 +101,10 @@ class PPO(Stage):
         network: GPT | None = None,
     ) -> None:
         """Keep the settings."""
-        super().__init__(optimizer=optimizer, schedule=schedule, parent=init_from, memory=memory, compile=compile)
+        refuse_dropout(lora, "PPO")
+        super().__init__(
+            optimizer=optimizer, schedule=schedule, parent=init_from, lora=lora, memory=memory, compile=compile
+        )
         if (init_from is None) == (network is None):
             raise ValueError("PPO needs init_from: a model directory, a Hugging Face directory or a Hub id")
         if algorithm != "ppo" and rollout.group_size < 2:
@@ -116,41 +127,37 @@ class PPO(Stage):
     def build(self) -> None:
         """Set the policy, its value model, and the frozen reference and reward."""
         init_from, reference, given = self._sources
-        self.network = given if given is not None else load_network(str(init_from))
-        self.reference = GPT(self.network.config)
-        if reference is not None:
-            self.reference = load_network(reference)
-            if self.reference.config.vocab_size != self.network.config.vocab_size:
-                raise ValueError(
-                    f"reference {reference} has {self.reference.config.vocab_size} ids, the policy "
-                    f"{self.network.config.vocab_size}: they must share a tokenizer"
-                )
-        else:
-            self.reference.load_state_dict(self.network.state_dict())
-        self.reward = load_reward(self.reward_name)
-        self.gold = load_reward(self.gold_name) if self.gold_name else None
+        self.network = given if given is not None else load_start(str(init_from), GPT, self.lora)
+        adapted = self.lora is not None or bool(adapters(self.network))
+        onto = base_in_memory(self.network, self.parent) if adapted else None
+        self.reference = make_reference(self.network, reference, adapted=adapted)
+        self.reward = load_reward(self.reward_name, onto=onto)
+        self.gold = load_reward(self.gold_name, onto=onto) if self.gold_name else None
         self.reward_network = self.reward.network if isinstance(self.reward, RewardModel) else None
         self.gold_network = self.gold.network if isinstance(self.gold, RewardModel) else None
-        self.value = self._build_value() if self.settings.algorithm == "ppo" else None
-        for module in self.modules():
-            # The policy that learns has to be the one that sampled.
-            if isinstance(getattr(module, "dropout", None), float):
-                module.dropout = 0.0  # type: ignore[assignment]
+        self.value: ValueModel | None = None
+        if self.settings.algorithm == "ppo" and self.value_config.shared_trunk:
+            self.value = ValueHead(self.network.config.width)
+        elif self.settings.algorithm == "ppo":
+            source = self.value_config.init_from
+            self.value = make_value(
+                self.network, self.reward, source=source, lora=self.lora, onto=onto, adapted=adapted
+            )
+        without_dropout(self)
 
-    def _build_value(self) -> ValueModel:
-        config = self.value_config
-        if config.shared_trunk:
-            return ValueHead(self.network.config.width)
-        if config.init_from is not None:
-            return load_scalar(config.init_from)
-        value = ScalarGPT(self.network.config)
-        if isinstance(self.reward, RewardModel):
-            value = load_scalar(self.reward_name)
-            # The head of raw scores becomes one of normalised scores, but for their mean.
-            value.score.weight.data /= self.reward.std
-            return value
-        value.model.load_state_dict(self.network.model.state_dict())
-        return value
+    def add_adapters(self) -> None:
+        """Adapters for policy and value model; see ``Stage.add_adapters``."""
+        super().add_adapters()
+        if self.adapter_record is None or not isinstance(self.value, ScalarGPT):
+            return
+        if not adapters(self.value):
+            lora = self.lora or next(iter(adapters(self.network).values()))
+            add_adapter(self.value, lora, seed=torch.initial_seed() % 2**31 + 1)
+        if self.reward_network is not None and not self._stands_on_trained(self.reward_network):
+            rank_zero_info(
+                f"the reward model {self.reward_name} has weights of its own in memory: an adapter over the policy's "
+                "base, as the Reward stage writes it with lora, would share the policy's"
+            )
 
     def setup(self, stage: str) -> None:
         """Check that data, policy and reward fit together.
@@ -174,7 +181,8 @@ class PPO(Stage):
 
     def trained(self) -> Iterator[nn.Parameter]:
         """The policy's parameters, and the value model's."""
-        return chain(self.network.parameters(), self._value_parameters())
+        both = chain(self.network.parameters(), self._value_parameters())
+        return (parameter for parameter in both if parameter.requires_grad)
 
     def _value_parameters(self) -> Iterable[nn.Parameter]:
         return () if self.value is None else self.value.parameters()
@@ -286,7 +294,7 @@ class PPO(Stage):
             metrics |= {"train/value_loss": value_loss.detach() / tokens, "train/value_clip_fraction": clipped}
         if warming_up and self.sharing.ranks > 1 and self.device_mesh is None:
             # DDP waits for every gradient.
-            loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters())
+            loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters() if parameter.requires_grad)
         largest = metrics.pop("train/ratio_max", None)
         means = self.mean_over_ranks({"train/loss": loss / tokens, **metrics}, tokens)
         mean = means.pop("train/loss")
@@ -388,6 +396,7 @@ class PPO(Stage):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the KL coefficient and the reward statistics; the loader keeps the experience."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["collector"] = self.collector.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

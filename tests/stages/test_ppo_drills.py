@@ -103,8 +103,8 @@ def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
         fingerprint = "another"
 
     model = RewardModel("rm", ScalarGPT(CONFIG), Other())
-    monkeypatch.setattr("align.stages.ppo.load_reward", lambda name: model)
-    monkeypatch.setattr("align.stages.ppo.load_scalar", lambda name: ScalarGPT(CONFIG))
+    monkeypatch.setattr("align.stages.ppo.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.stages.ppo_networks.load_scalar", lambda name: ScalarGPT(CONFIG))
     with pytest.raises(ValueError, match="reads the ids of tokenizer another, the policy writes those of tokens"):
         fit(ppo(reward="rm"))
 
@@ -113,8 +113,8 @@ def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatc
     """The value of the last state is the reward of the whole response plus the mean over the deviation."""
     network = ScalarGPT(CONFIG)
     model = RewardModel("rm", network, Tokens(), mean=0.3, std=2.0)
-    monkeypatch.setattr("align.stages.ppo.load_reward", lambda name: model)
-    monkeypatch.setattr("align.stages.ppo.load_scalar", lambda name: copy.deepcopy(network))
+    monkeypatch.setattr("align.stages.ppo.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.stages.ppo_networks.load_scalar", lambda name: copy.deepcopy(network))
     logged = Logged()
     stage = ppo(reward="rm", gold="ppo_parts:share")
     fit(stage, max_epochs=1, callbacks=[logged])
