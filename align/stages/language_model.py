@@ -21,8 +21,8 @@ class LanguageModelStage(Stage):
         1. seed torch from (seed, batch number, rank), so that a resumed run draws the same dropout;
         2. hidden states of ``ids[:, :-1]``;
         3. summed cross-entropy of the counted targets;
-        4. the gradient is divided by the tokens of the whole optimizer step, over all micro-batches and ranks, so
-           that accumulation and data parallelism give the gradient of one big batch;
+        4. the loss (with accumulation the gradient) is divided by the tokens of the whole optimizer step, over
+           all micro-batches and ranks, so that both ways give the gradient of one big batch;
         5. clip, AdamW, schedule: the Trainer's.
     """
 

@@ -45,7 +45,7 @@ class PPO(Stage):
         7. log-probs under the policy now, and the clipped policy loss;
         8. the KL, where it is in the loss;
         9. values now, and the clipped value loss (ppo);
-        10. the gradient is divided by the tokens of the whole optimizer step; clip, AdamW, schedule: the Trainer's;
+        10. the loss is divided by the tokens of the whole optimizer step; clip, AdamW, schedule: the Trainer's;
         11. the iteration ends early once the policy moved too far from the one that sampled.
 
     Args:

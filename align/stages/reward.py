@@ -42,7 +42,8 @@ class Reward(Stage):
         1. one forward over the 2 B rows of chosen and rejected responses, each prompt once;
         2. the score of each row at its last real token: only there does the last block run, and the head;
         3. per pair ``-log sigmoid(score chosen - score rejected)``, summed over real pairs;
-        4. the gradient is divided by the pairs of the whole optimizer step, over all micro-batches and ranks;
+        4. the loss (with accumulation the gradient) is divided by the pairs of the whole optimizer step, over
+           all micro-batches and ranks;
         5. clip, AdamW, schedule: the Trainer's.
     When the model directory is written:
         6. mean and standard deviation of the raw scores over responses of the SFT policy go into its manifest, by

@@ -20,19 +20,34 @@ def test_every_stage_on_every_strategy_equals_one_process(run: Path, recipes: Pa
     """Loss curve, metrics and final weights, to rounding: sums are added up in another order.
 
     A step of AdamW divides by the root of the squared gradient: where that is tiny, rounding turns into a share of the
-    step, which is why weights are compared to how far they moved, at 1%.
+    step, which is why weights are compared to how far they moved, at 0.5%.
     """
     out = tmp_path / "equality.json"
     words = ["--run", run, "--recipes", recipes, "--work", tmp_path / "work", "--out", out, "--steps", "3"]
-    words += ["--rows", "4", "--strategies", "ddp", "fsdp2", "tp", "--reference", "precomputed"]
+    words += [
+        "--stages",
+        "pretrain",
+        "sft",
+        "reward",
+        "dpo",
+        "ppo",
+        "--rows",
+        "4",
+        "--strategies",
+        "ddp",
+        "fsdp2",
+        "tp",
+        "--reference",
+        "precomputed",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, ROOT / "benchmarks/equality.py", *map(str, words)], check=True, env=environment)
     rows = json.loads(out.read_text())["table"]
-    assert len(rows) == 6 * 3
+    assert len(rows) == 5 * 3
     for row in rows:
         assert row["loss"] < 1e-3, row
         assert row["metrics"] < 1e-3, row
-        assert row["weights"] < 1e-2, row
+        assert row["weights"] < 5e-3, row
 
 
 def test_the_sizes_of_a_mesh_come_from_the_devices():
