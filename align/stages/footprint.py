@@ -7,6 +7,7 @@ Legend: B rows, T tokens, L layers, H query heads, K key/value heads, E width of
 feed-forward, V vocabulary.
 """
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -192,6 +193,9 @@ def advice(stage: Stage, rows: int, tokens: int, *, batch_size: int | None = Non
         moved = [parameter for parameter in stage.trained() if parameter.requires_grad]
         gain = now.optimizer - optimizer_bytes(moved, 8)
         found.append(Advice("optimizer.state_bits 8", gain, "rounded running means"))
+    if stage.lora is None and stage.parent is not None and "lora" in inspect.signature(type(stage)).parameters:
+        gain = now.gradients + now.optimizer
+        found.append(Advice("lora.rank 16", gain, "a low-rank update is all that is learned"))
     if memory.frozen_dtype == "float32":
         found.append(Advice("memory.frozen_dtype bfloat16", now.frozen // 2, "rounded reference and rewards"))
     if _device(stage).type == "cuda" and _precision(stage) == "32-true":

@@ -155,3 +155,20 @@ def test_out_of_memory_names_sizes_and_settings(run: Path, recipes: Path, tmp_pa
         assert f"{name} " in lines[start]
     assert len(lines[start + 1 :]) == 4, "a heading and three settings"
     assert all(" less; " in line for line in lines[start + 2 :])
+
+
+def test_the_average_is_what_the_run_writes(run: Path, recipes: Path, tmp_path: Path):
+    """model/ holds what the checkpoint's callback averaged, not what its network has: the callbacks' order is right."""
+    import torch
+
+    from align.model import load_network, read_manifest
+
+    out = tmp_path / "out"
+    words = ["--trainer.default_root_dir", str(out), "--average.decay", "0.9", "--model_directory.which", "last"]
+    assert main(fit(recipes, run, "pretrain", *words, "--trainer.max_steps", "3")) == 0
+    stored = torch.load(out / "checkpoints/last.ckpt", weights_only=True)
+    average = next(state for name, state in stored["callbacks"].items() if name.startswith("WeightAverage"))
+    assert read_manifest(out / "model")["average"] == {"decay": 0.9, "steps": 3}
+    for name, written in load_network(out / "model").named_parameters():
+        assert torch.equal(written, average["average"][name])
+        assert not torch.equal(written, stored["state_dict"][f"network.{name}"])

@@ -11,7 +11,7 @@ from test_language_model import Batches, fit, make_batch
 from test_memory import bytes_kept
 
 from align.model import GPT, GPTConfig
-from align.stages import OptimizerConfig, Pretrain, ScheduleConfig, ValueConfig
+from align.stages import SFT, OptimizerConfig, Pretrain, ScheduleConfig, ValueConfig
 from align.stages.footprint import (
     activation_bytes,
     advice,
@@ -106,6 +106,16 @@ def test_advice_is_sorted_by_what_it_gains_and_names_nothing_that_is_set():
     ]
     found = settings(MemoryConfig(activation_checkpointing="block"), state_bits=8)
     assert [one.setting for one in found] == ["data.batch_size 8 with trainer.accumulate_grad_batches 2"]
+
+
+def test_adapters_are_advised_where_a_stage_goes_on_from_a_model(tmp_path):
+    """They leave the gradients and the means of everything else out: 12 bytes a parameter, and the step counts."""
+    stage = SFT(World(tmp_path).start)
+    fit(stage, Batches([make_batch(1, 5, 0)]), max_epochs=0)
+    held = footprint(stage, 1, 8)
+    found = {one.setting: one.gain for one in advice(stage, 1, 8)}
+    assert found["lora.rank 16"] == held.gradients + held.optimizer
+    assert held.frozen == 0
 
 
 @pytest.mark.parametrize(
