@@ -8,6 +8,7 @@ feed-forward, V vocabulary.
 """
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from align.model import GPT, GPTConfig, ScalarGPT
 from align.model.block import Recompute
+from align.model.parallel import local
 from align.objectives.chunks import chunk_positions
 from align.stages.base import Stage
 
@@ -76,7 +78,7 @@ def footprint(stage: Stage, rows: int, tokens: int) -> Footprint:
     what = stage.memory_config.activation_checkpointing
     return Footprint(
         parameters=_bytes(weights),
-        gradients=sum(p.nbytes for p in moved),
+        gradients=_bytes(moved),
         optimizer=optimizer_bytes(moved, stage.optimizer_config.state_bits),
         # A reference may stand on the weights below an adapter.
         frozen=_bytes({p for module in frozen for p in module.parameters()} - weights),
@@ -91,12 +93,13 @@ def optimizer_bytes(parameters: list[nn.Parameter], state_bits: int) -> int:
     """Of AdamW's two running means, their scales and code tables, and one step count, for each parameter."""
     total = 0
     for parameter in parameters:
-        numbers = parameter.numel()
+        here = local(parameter)
+        numbers = here.numel()
         total += 4  # steps
         if state_bits == 8 and numbers >= _LEAST_8BIT and numbers % _BLOCK_8BIT == 0:
             total += 2 * (numbers + 4 * numbers // _BLOCK_8BIT + _CODE_TABLE)
         else:
-            total += 2 * parameter.nbytes
+            total += 2 * here.nbytes
     return total
 
 
@@ -250,8 +253,9 @@ def _precision(stage: Stage) -> str:
     return str(stage.trainer.precision)
 
 
-def _bytes(parameters: set[nn.Parameter]) -> int:
-    return sum(parameter.nbytes for parameter in parameters)
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    """On this rank, where weights are sharded."""
+    return sum(local(parameter).nbytes for parameter in parameters)
 
 
 def _gigabytes(size: int) -> str:

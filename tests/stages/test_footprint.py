@@ -12,6 +12,7 @@ from test_memory import bytes_kept
 
 from align.model import GPT, GPTConfig
 from align.stages import SFT, OptimizerConfig, Pretrain, ScheduleConfig, ValueConfig
+from align.stages import footprint as footprints
 from align.stages.footprint import (
     activation_bytes,
     advice,
@@ -87,6 +88,15 @@ def test_each_network_is_in_its_place(tmp_path):
         fit_ppo(one, max_epochs=1)
     assert footprint(both, 4, 9).activations == 2 * footprint(head, 4, 9).activations
     assert footprint(head, 4, 9).parameters == 4 * sum(p.numel() for p in head.trained())
+
+
+def test_a_sharded_tensor_counts_for_what_is_here(monkeypatch):
+    """Half of each matrix on this rank: half of the bytes."""
+    parameters = list(GPT(CONFIG).parameters())
+    whole = optimizer_bytes(parameters, 32)
+    monkeypatch.setattr(footprints, "local", lambda tensor: tensor[: len(tensor) // 2])
+    steps = 4 * len(parameters)
+    assert optimizer_bytes(parameters, 32) - steps == (whole - steps) / 2
 
 
 def test_advice_is_sorted_by_what_it_gains_and_names_nothing_that_is_set():
