@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from align.cli import main
 
@@ -48,6 +49,43 @@ def test_every_stage_on_every_strategy_equals_one_process(run: Path, recipes: Pa
         assert row["loss"] < 1e-3, row
         assert row["metrics"] < 1e-3, row
         assert row["weights"] < 5e-3, row
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_sharded_checkpoint_goes_on_under_other_strategies(
+    run: Path, recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """DPO under FSDP2, taken up at its third step of six by tensor parallelism, by DDP and by one process."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    from processes import launch
+
+    def fit(name: str, processes: int, rows: int, *words: str) -> dict[str, torch.Tensor]:
+        overlay = [f"--config={ROOT}/recipes/hardware/{name}.yaml"] if processes > 1 else []
+        words = (
+            "-m", "align", "fit", f"--config={recipes}/dpo.yaml", *overlay, "--trainer.accelerator=cpu",
+            f"--trainer.devices={processes}", f"--run={run}", f"--trainer.default_root_dir={tmp_path / name}",
+            "--trainer.max_steps=6", "--checkpoint.every_n_train_steps=3", "--checkpoint.keep_last=2",
+            f"--data.init_args.batch_size={rows}", "--model_directory.which=last", *words,
+        )  # fmt: skip
+        launch(words, processes, logs=tmp_path / name, timeout=200)
+        return load_file(tmp_path / name / "model/model.safetensors")
+
+    whole = fit("fsdp2", 2, 2)
+    start = load_file(run / "sft/model/model.safetensors")
+    half = tmp_path / "fsdp2/checkpoints/last-1.ckpt"
+    assert half.is_dir()
+    moved = sum(float((whole[name] - start[name]).square().sum()) for name in whole) ** 0.5
+    assert moved > 0
+    for name, processes, rows in (("tp", 2, 4), ("ddp", 2, 2), ("one", 1, 4)):
+        resumed = fit(name, processes, rows, f"--ckpt_path={half}")
+        error = sum(float((whole[key] - resumed[key]).square().sum()) for key in whole) ** 0.5
+        assert error < 5e-3 * moved, name
+    exported = tmp_path / "exported"
+    assert main(["export", str(tmp_path / "fsdp2/checkpoints/last.ckpt"), "--out", str(exported)]) == 0
+    for name, tensor in load_file(exported / "model.safetensors").items():
+        assert torch.equal(tensor, whole[name])
 
 
 def test_the_sizes_of_a_mesh_come_from_the_devices():
