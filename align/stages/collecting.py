@@ -165,11 +165,7 @@ class Collector:
         logprobs, reference_logprobs, values, gap = self._read(rollout)
         # 5. What the KL costs, and the advantages.
         kl = kl_estimate(logprobs, reference_logprobs, "k1")
-        kl_coef = self.control.value
-        penalties = torch.zeros_like(kl)
-        if settings.kl.place(settings.algorithm) == "reward":
-            estimator = settings.kl.estimator(settings.algorithm)
-            penalties = kl_coef * kl_estimate(logprobs, reference_logprobs, estimator)
+        kl_coef, penalties = self.control.value, self._penalties(logprobs, reference_logprobs)
         advantages, returns = estimate(
             settings.algorithm,
             scores.scores,
@@ -266,6 +262,13 @@ class Collector:
             + ("the trainer computes them again" if recompute else "the sampler's are used")
         )
         return recompute
+
+    def _penalties(self, logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
+        """What each token's KL takes off the reward: ``[B, N]``."""
+        kl, algorithm = self.settings.kl, self.settings.algorithm
+        if kl.place(algorithm) != "reward":
+            return torch.zeros_like(logprobs)
+        return self.control.value * kl_estimate(logprobs, reference_logprobs, kl.estimator(algorithm))
 
     def _account(self, rollout: Rollout, scores: Scores, kl: torch.Tensor, logprobs: torch.Tensor) -> dict[str, float]:
         """Means over the responses of all ranks; of the entropy over their tokens."""

@@ -107,3 +107,24 @@ def _moments(values: torch.Tensor, mask: torch.Tensor, total: Total) -> tuple[to
     count, added = total(torch.stack([mask.sum().to(values.dtype), kept.sum()]))
     mean = added / count
     return count, mean, total((values - mean).masked_fill(~mask, 0).square().sum())
+
+
+def check_first_minibatch(iteration: int, approx_kl: float, ratio_max: float, *, exact: bool) -> None:
+    """Refuse an update whose policy is not the one that sampled.
+
+    Args:
+        iteration: for the line.
+        approx_kl: KL(old || new) before any update, nats a token; it ought to be 0.
+        ratio_max: largest ratio of new to old probability; it ought to be 1.
+        exact: both were computed in at least float32.
+
+    Raises:
+        RuntimeError: they are further off than rounding takes them.
+    """
+    kl_bound, ratio_bound = (1e-4, 1.02) if exact else (1e-2, 1.5)
+    if not (approx_kl <= kl_bound and ratio_max <= ratio_bound):
+        raise RuntimeError(
+            f"the first minibatch of iteration {iteration} has KL(old || new) {approx_kl:.3g} and largest ratio "
+            f"{ratio_max:.4g}; before any update they are 0 and 1: the policy that learns is not the one that sampled; "
+            "lower rollout.logprob_tolerance to compute old log-probs again"
+        )

@@ -18,6 +18,7 @@ from align.rewards import RewardModel, load_reward
 from align.stages.adapting import base_in_memory, load_start, refuse_dropout
 from align.stages.base import Stage
 from align.stages.collecting import Collector, Settings, ValueHead, ValueModel, token_values
+from align.stages.estimation import check_first_minibatch
 from align.stages.experience import BatchPlan, Collected, ExperienceBatch, ExperienceLoader, join_ranks
 from align.stages.memory import MemoryConfig
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
@@ -360,13 +361,7 @@ class PPO(Stage):
             return
         approx_kl, ratio_max = self.reduce(torch.stack([approx_kl, ratio_max]), "max")
         exact = self.trainer.precision in ("32-true", "64-true") and self.network.output_weight.dtype != torch.bfloat16
-        kl_bound, ratio_bound = (1e-4, 1.02) if exact else (1e-2, 1.5)
-        if not (approx_kl <= kl_bound and ratio_max <= ratio_bound):
-            raise RuntimeError(
-                f"the first minibatch of iteration {batch.iteration} has KL(old || new) {approx_kl.item():.3g} and "
-                f"largest ratio {ratio_max.item():.4g}; before any update they are 0 and 1: the policy that learns is "
-                "not the one that sampled; lower rollout.logprob_tolerance to compute old log-probs again"
-            )
+        check_first_minibatch(batch.iteration, approx_kl.item(), ratio_max.item(), exact=exact)
 
     # What is logged and kept.
 
