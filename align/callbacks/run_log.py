@@ -12,8 +12,9 @@ from typing_extensions import override
 class RunLog(CSVLogger):
     """Writes ``metrics.csv`` straight into the run folder.
 
-    Rows of an earlier try stay up to the first step that is logged again, so a resumed run continues its file and a
-    fresh run replaces it.
+    Rows of an earlier try stay up to the first row that is logged again, so a resumed run continues its file and a
+    fresh run replaces it. A step may have several rows (of training, of its validation): they are told apart by their
+    columns.
 
     Args:
         run: the run folder.
@@ -53,8 +54,11 @@ class _ContinuingWriter(ExperimentWriter):
         super().log_metrics(metrics_dict, step)
         if self._earlier is None:
             return
-        first = self.metrics[-1]["step"]
-        kept = [row for row in self._earlier if int(row["step"]) < first]
+        first, columns = int(self.metrics[-1]["step"]), {*self.metrics[-1]} - {"step", "epoch"}
+        again = (
+            n for n, row in enumerate(self._earlier) if int(row["step"]) >= first and _of_same(row, first, columns)
+        )
+        kept = self._earlier[: next(again, len(self._earlier))]
         self._earlier = None
         Path(self.metrics_file_path).unlink()
         if kept:
@@ -66,3 +70,8 @@ class _ContinuingWriter(ExperimentWriter):
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
+
+
+def _of_same(row: dict[str, Any], step: int, columns: set[str]) -> bool:
+    """Whether an earlier row is of a later step, or tells the same of this one."""
+    return int(row["step"]) > step or any(row.get(name) for name in columns)

@@ -1,8 +1,10 @@
 """``align fit|validate|test|predict``: the Lightning CLI with our defaults."""
 
 import argparse
+import contextlib
 import json
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,30 @@ from typing import Any
 import jsonargparse
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-from align.callbacks import Cost, Health, ModelDirectory, RunLog, TextSamples, Throughput, WeightAverage
+from align.callbacks import (
+    Checkpoints,
+    Cost,
+    Health,
+    ModelDirectory,
+    Preempted,
+    RunLog,
+    TextSamples,
+    Throughput,
+    WeightAverage,
+)
+from align.callbacks.checkpoint_files import damage, find_whole, global_step
+from align.callbacks.checkpoints import FOLDER
+from align.callbacks.preemption import forget, requeue
+from align.callbacks.tracking import EventLog, Tracking, kept_settings
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
+from align.cli.run_lock import run_lock
 from align.stages import PPO
 from align.stages.footprint import explain_out_of_memory, out_of_memory
 
@@ -33,13 +50,6 @@ _TRAINER_DEFAULTS = {
     # One line of ours instead (Stage.setup): Lightning's table counts FLOPs it does not know.
     "enable_model_summary": False,
     "max_epochs": 1,
-}
-_CHECKPOINT_DEFAULTS = {
-    "checkpoint.save_last": True,
-    "checkpoint.save_top_k": 0,
-    "checkpoint.every_n_train_steps": 100,
-    "checkpoint.save_on_train_epoch_end": True,
-    "checkpoint.enable_version_counter": False,
 }
 
 
@@ -58,10 +68,9 @@ class AlignCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="Checkpoint to go on from or to look at: a file, or last for the run's newest",
+            help="Checkpoint to go on from or to look at: a file, or last for the run's newest whole one, if any",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(_CHECKPOINT_DEFAULTS)
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         # First, so that it stops a run before the others write what is not finite.
         parser.add_lightning_class_args(Health, "health")
         parser.add_lightning_class_args(ModelDirectory, "model_directory")
@@ -78,10 +87,22 @@ class AlignCLI(LightningCLI):
             raise UsageError(explain(str(error))) from error
 
     def before_instantiate_classes(self) -> None:
-        """Choose the precision that nothing else chose."""
+        """Choose the precision that nothing else chose, and find what to go on from."""
         trainer = self.config.trainer
         if trainer.precision is None:
             trainer.precision = default_precision(str(trainer.accelerator))
+        self.find_run()
+
+    def find_run(self) -> None:
+        """Find the checkpoint, and have the loggers go on with its run."""
+        run = Path(self.config.trainer.default_root_dir)
+        self.ckpt_path = _find_checkpoint(self.config.ckpt_path, run)
+        loggers = self.config.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if self.ckpt_path is not None and hasattr(logger, "class_path"):
+                for name, value in kept_settings(run, logger.class_path).items():
+                    if logger.init_args.get(name) is None or name == "resume":
+                        logger.init_args[name] = value
 
     def instantiate_classes(self) -> None:
         """Build data, stage and Trainer; what they refuse is a mistake of the recipe."""
@@ -91,11 +112,15 @@ class AlignCLI(LightningCLI):
             raise UsageError(explain(str(error))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that logs into the run folder, unless the recipe names its own loggers."""
-        settings = self.config.trainer
-        if settings.logger in (None, True):
-            run = settings.default_root_dir
-            kwargs["logger"] = [RunLog(run), TensorBoardLogger(run, name="tensorboard", version="")]
+        """A Trainer that logs into the run folder: metrics.csv, and TensorBoard unless the recipe names loggers."""
+        run, given = self.config.trainer.default_root_dir, self.config_init.trainer.logger
+        if given in (None, True):
+            begun = None if self.ckpt_path is None else global_step(self.ckpt_path)
+            kwargs["logger"] = [RunLog(run), EventLog(run, purge_step=begun)]
+        elif given is not False:
+            # metrics.csv is what align export and align compare read.
+            loggers = given if isinstance(given, list) else [given]
+            kwargs["logger"] = [RunLog(run), *(logger for logger in loggers if not isinstance(logger, RunLog))]
         trainer = super().instantiate_trainer(**kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for number, callback in enumerate(callbacks):
@@ -105,7 +130,7 @@ class AlignCLI(LightningCLI):
                 callbacks.insert(number + 1, Cost())
                 break
         if trainer.loggers:
-            callbacks.append(LearningRateMonitor("step"))
+            callbacks += [Tracking(), LearningRateMonitor("step")]
         return trainer
 
 
@@ -127,26 +152,72 @@ def main(verb: str, args: list[str]) -> int:
         args: the rest of the command line.
 
     Returns:
-        int: exit code.
+        int: exit code; 0 also for a run that was asked to leave and can be taken up again.
 
     Raises:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
         OutOfMemory: what a step holds is too large.
+        ValueError: the checkpoint is damaged, or another process is at work in the run folder.
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     cli = make_cli(args)
-    run = getattr(cli.trainer, verb)
+    run = Path(cli.config.trainer.default_root_dir)
+    if verb == "fit":
+        # The other ranks are processes of the first one's making.
+        with run_lock(run) if _rank() == 0 else contextlib.nullcontext():
+            _fit(cli)
+        return 0
+    result = getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
+    if verb == "predict":
+        _write_predictions(run / "predictions.jsonl", result)
+    return 0
+
+
+def _fit(cli: "AlignCLI") -> None:
+    """Train; leave in good order when asked to."""
+    forget()
     try:
-        result = run(cli.model, datamodule=cli.datamodule, ckpt_path=cli.config.ckpt_path)
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
     except (RuntimeError, MemoryError) as error:
-        if verb != "fit" or not out_of_memory(error):
+        if not out_of_memory(error):
             raise
         batch_size = None if isinstance(cli.model, PPO) else getattr(cli.datamodule, "batch_size", None)
         raise OutOfMemory(explain_out_of_memory(cli.model, batch_size=batch_size)) from error
-    if verb == "predict":
-        _write_predictions(Path(cli.config.trainer.default_root_dir) / "predictions.jsonl", result)
-    return 0
+    except Preempted as end:
+        if _rank() == 0:
+            for line in (f"{end}; the same command with --ckpt_path last, or the same align run, goes on", requeue()):
+                if line:
+                    print(line, file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    """This process's, as its launcher tells; known before the Trainer is."""
+    return int(getattr(rank_zero_only, "rank", 0))
+
+
+def _warn(line: str) -> None:
+    if _rank() == 0:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def _find_checkpoint(asked: str | None, run: Path) -> Path | None:
+    """The checkpoint that --ckpt_path means.
+
+    Raises:
+        ValueError: it is damaged; of a run's checkpoints, all are.
+    """
+    if asked is None:
+        return None
+    if asked == "last":
+        found = find_whole(run / FOLDER, _warn)
+        if found is None and _rank() == 0:
+            print(f"{run / FOLDER} has no checkpoint yet: starting anew", file=sys.stderr)
+        return found
+    reason = damage(Path(asked))
+    if reason is not None:
+        raise ValueError(f"--ckpt_path {asked}: {reason}; last takes the newest whole one of the run")
+    return Path(asked)
 
 
 def _write_predictions(file: Path, batches: list[list[dict[str, float]]]) -> None:
@@ -201,6 +272,9 @@ def _hush() -> None:
 
 class _ParseOnly(AlignCLI):
     """Reads a recipe and stops."""
+
+    def find_run(self) -> None:
+        """Look for nothing."""
 
     def instantiate_classes(self) -> None:
         """Build nothing."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -13,7 +14,13 @@ import jsonargparse
 from align.cli.errors import UsageError, nearest
 from align.cli.parsing import make_parser, parse
 from align.cli.recipe_folder import Pipeline, Stage, read_pipeline
+from align.cli.run_lock import run_lock
 from align.cli.stage_record import StageRecord, content_hash
+
+_STAGE = "ALIGN_STAGE"
+"""Environment variable with the command line of the stage that runs, for the ranks that Lightning starts"""
+_PREEMPTED = "preempted.json"
+"""What a stage that was asked to leave writes into its folder"""
 
 
 def main(args: list[str]) -> int:
@@ -23,20 +30,27 @@ def main(args: list[str]) -> int:
         args: the command line after ``align run``.
 
     Returns:
-        int: 0 when every stage is done or up to date, 1 when one failed (the later ones are not run).
+        int: 0 when every stage is done or up to date, and when one was asked to leave (SIGTERM) and can be taken up
+            again; 1 when one failed. The later ones are not run then.
     """
+    if _STAGE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        # Lightning starts the other ranks of a stage by the command line of the first: they have that stage to train.
+        from align.cli import main as align
+
+        return align(json.loads(os.environ[_STAGE]))
     options = parse(_parser(), args)
     pipeline = read_pipeline(Path(options.folder), out=options.out, seed=options.seed, assignments=options.set or [])
     chosen = _choose(pipeline, options.only, getattr(options, "from"))
     must = options.force or getattr(options, "from") is not None
-    for stage in pipeline.stages:
-        if stage.name not in chosen:
-            continue
-        with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-            status, seconds, why = _run_stage(stage, pipeline, must)
-        (_report_json if options.json else _report_text)(stage, status, seconds, why)
-        if status == "failed":
-            return 1
+    with run_lock(pipeline.run):
+        for stage in pipeline.stages:
+            if stage.name not in chosen:
+                continue
+            with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+                status, seconds, why = _run_stage(stage, pipeline, must)
+            (_report_json if options.json else _report_text)(stage, status, seconds, why)
+            if status in ("failed", "preempted") or _asked_to_leave():
+                return int(status == "failed")
     models = [stage.writes for stage in pipeline.stages if stage.is_training and stage.writes.exists()]
     if models and not options.json:
         print(f"Try it: align generate {models[-1]} --prompt TEXT", file=sys.stderr)
@@ -64,13 +78,13 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--json",
         action="store_true",
-        help="one JSON object a stage on stdout (name, status done|up-to-date|failed, seconds, output); the rest goes "
-        "to stderr",
+        help="one JSON object a stage on stdout (name, status done|up-to-date|failed|preempted, seconds, output); the "
+        "rest goes to stderr",
     )
     return parser
 
 
-Status = Literal["done", "up-to-date", "failed"]
+Status = Literal["done", "up-to-date", "failed", "preempted"]
 
 
 def _choose(pipeline: Pipeline, only: list[str] | None, from_: str | None) -> list[str]:
@@ -103,28 +117,52 @@ def _run_stage(stage: Stage, pipeline: Pipeline, must: bool) -> tuple[Status, fl
         return "up-to-date", time.perf_counter() - begun, "inputs, recipe and output are unchanged"
     arguments = list(stage.arguments)
     if stage.is_training:
-        if record.half_done(fingerprint) and not must:
+        if record.half_done(fingerprint) and not must and _can_go_on(stage.folder):
             why = "half done: resuming"
             arguments.append("--ckpt_path=last")
         else:
             _forget(stage.folder)
     print(f"== {stage.name}: {why}", file=sys.stderr, flush=True)
     record.begin(fingerprint)
-    code = main([*stage.command, *arguments])
+    os.environ[_STAGE] = json.dumps([*stage.command, *arguments])
+    try:
+        code = main([*stage.command, *arguments])
+    finally:
+        del os.environ[_STAGE]
     seconds = time.perf_counter() - begun
     if code:
         if code == 130:
             raise KeyboardInterrupt
         return "failed", seconds, f"align {stage.command[0]} ended with exit code {code}"
+    if stage.is_training and (stage.folder / _PREEMPTED).is_file():
+        return "preempted", seconds, "it was asked to leave: the same command goes on"
     record.finish(fingerprint, content_hash(stage.writes), seconds)
     return "done", seconds, why
+
+
+def _can_go_on(folder: Path) -> bool:
+    """Whether a half-done stage can go on; where no checkpoint is whole it starts anew, and that is said."""
+    from align.callbacks.checkpoint_files import find_whole
+
+    try:
+        find_whole(folder / "checkpoints", lambda line: None)  # the stage itself will say it
+    except ValueError as error:
+        print(f"warning: {error}: the stage starts anew", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _asked_to_leave() -> bool:
+    """Whether a signal came in a training stage that was already at its end."""
+    preemption = sys.modules.get("align.callbacks.preemption")
+    return preemption is not None and preemption.asked()
 
 
 def _forget(folder: Path) -> None:
     """Remove what an earlier try of another recipe left; its model stays until the new one is whole."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "samples.jsonl"):
+    for name in ("metrics.csv", "samples.jsonl", "tracking.json", _PREEMPTED):
         (folder / name).unlink(missing_ok=True)
 
 

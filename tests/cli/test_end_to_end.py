@@ -24,7 +24,7 @@ CHAT = [
 def test_run_folder(run: Path):
     names = {path.name for path in (run / "pretrain").iterdir()}
     assert {"config.yaml", "metrics.csv", "checkpoints", "model", "tensorboard"} <= names
-    assert [path.name for path in (run / "pretrain/checkpoints").iterdir()] == ["last.ckpt"]
+    assert {path.name for path in (run / "pretrain/checkpoints").iterdir()} == {"last.ckpt", "last-1.ckpt"}
     assert yaml.safe_load((run / "pretrain/config.yaml").read_text())["run"] == str(run)
 
 

@@ -1,0 +1,249 @@
+"""Checkpoints as files: written whole or not at all, checked before they are believed, the newest whole one found."""
+
+import io
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from typing_extensions import override
+
+LAST = "last.ckpt"
+"""The newest; the ones before it are last-1.ckpt, last-2.ckpt, ..."""
+_META = "meta.pt"
+"""What Lightning keeps beside the shards of a checkpoint that is a directory; written after them"""
+
+
+class BackgroundIO(TorchCheckpointIO):
+    """Copies a checkpoint into memory at once and takes it to the disk in a thread, while training goes on.
+
+    One checkpoint is on its way at a time: who saves the next waits for it. Lightning's own plugin writes through the
+    system's temporary folder, which may lie on another disk, and returns before the file is safe there.
+    """
+
+    def __init__(self) -> None:
+        """Nothing on its way."""
+        self._executor: ThreadPoolExecutor | None = None
+        self._error: BaseException | None = None
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Copy now, write later.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
+        self.finish()
+        copy = io.BytesIO()
+        torch.save(checkpoint, copy)
+        self.later(partial(_write, Path(path), copy))
+
+    @override
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a file or a directory, behind what is on its way."""
+        self.later(partial(remove, Path(path)))
+
+    def later(self, job: Callable[[], None]) -> None:
+        """Do ``job`` behind the ones before it, unless one of them failed."""
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._executor.submit(self._do, job)
+
+    def finish(self) -> None:
+        """Wait for what is on its way.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        if self._executor is not None:
+            self._executor.shutdown(wait=True)
+            self._executor = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    @override
+    def teardown(self) -> None:
+        """Wait for what is on its way; see ``finish``."""
+        self.finish()
+
+    def _do(self, job: Callable[[], None]) -> None:
+        if self._error is None:
+            try:
+                job()
+            except BaseException as error:
+                self._error = error
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(content.getbuffer())
+
+
+def temporary(folder: Path) -> Path:
+    """Where the next checkpoint is written before it gets its names; nothing else has a name like it."""
+    return folder / ".new.ckpt"
+
+
+def publish(new: Path, *, last: Path | None, keep_last: int, also: Sequence[Path] = ()) -> None:
+    """Give a checkpoint that is written its names, whole to whoever looks, at any moment, and after a power cut.
+
+    Args:
+        new: a file, or a directory of shards.
+        last: becomes the newest; None: it only gets the other names.
+        keep_last: so many of the newest stay, as last.ckpt, last-1.ckpt, ...
+        also: other names for it.
+    """
+    for path in new.rglob("*") if new.is_dir() else [new]:
+        _sync(path)
+    for name in also:
+        copy = name.with_name(f".{name.name}")
+        remove(copy)
+        _link(new, copy)
+        _replace(copy, name)
+    if last is None:
+        remove(new)
+    else:
+        for age in range(keep_last - 1, 0, -1):
+            younger = aged(last, age - 1)
+            if younger.exists():
+                _replace(younger, aged(last, age))
+        _replace(new, last)
+    _sync(new.parent)
+
+
+def aged(last: Path, age: int) -> Path:
+    """The name of the checkpoint that is ``age`` older than the newest."""
+    return last.with_name(f"{last.stem}-{age}{last.suffix}") if age else last
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a directory, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_litter(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for path in folder.glob(".*.ckpt"):
+        remove(path)
+
+
+def _replace(old: Path, new: Path) -> None:
+    """Rename; a directory can't be renamed onto another."""
+    if new.is_dir() or old.is_dir():
+        remove(new)
+    old.replace(new)
+
+
+def _link(old: Path, new: Path) -> None:
+    """The same bytes by a second name; a copy where the file system has no hard links."""
+
+    def link(one: str, other: str) -> None:
+        try:
+            os.link(one, other)
+        except OSError:
+            shutil.copyfile(one, other)
+            _sync(Path(other))
+
+    if old.is_dir():
+        shutil.copytree(old, new, copy_function=link)
+    else:
+        link(str(old), str(new))
+
+
+def _sync(path: Path) -> None:
+    """Have the system take a file, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Reading.
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, read from end to end.
+
+    A file is a zip archive with a CRC-32 of each tensor, which torch writes and does not read. Of a directory of shards
+    the files that are written last are looked for.
+
+    Args:
+        path: a file, or a directory of shards.
+
+    Returns:
+        str: the reason; None for a whole one.
+    """
+    if path.is_dir():
+        for name in (_META, ".metadata"):
+            if not (path / name).is_file():
+                return f"{name} is missing"
+        path = path / _META
+    try:
+        size = path.stat().st_size
+        if not size:
+            return "it is empty"
+        with zipfile.ZipFile(path) as archive:
+            wrong = archive.testzip()
+    except FileNotFoundError:
+        return "there is no such file"
+    except Exception:  # whatever a flipped bit makes of a header
+        return f"it is cut short or overwritten ({size:,} bytes)"
+    return None if wrong is None else f"the checksum of {wrong} is wrong"
+
+
+def find_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint of a run.
+
+    Args:
+        folder: ``RUN/checkpoints``.
+        warn: is told, in one line each, which newer ones are damaged.
+
+    Returns:
+        Path: of most steps; None where there is none at all.
+
+    Raises:
+        ValueError: there are some, and none is whole.
+    """
+    candidates = sorted((path for path in folder.glob("*.ckpt")), key=_age)
+    damaged: list[str] = []
+    for path in candidates:
+        reason = damage(path)
+        if reason is None:
+            for line in damaged:
+                warn(f"{line}; going on from {path.name}, the one before")
+            return path
+        damaged.append(f"{path} is damaged: {reason}")
+    if damaged:
+        raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(damaged)}; remove them to start anew")
+    return None
+
+
+def global_step(path: Path) -> int | None:
+    """Optimizer steps before a checkpoint, without reading its tensors; None if it can't be read."""
+    try:
+        stored = torch.load(path / _META if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
+        return int(stored["global_step"])
+    except Exception:  # damaged, in any way; who wants to know how asks ``damage``
+        return None
+
+
+def _age(path: Path) -> tuple[float, int, str]:
+    """Newest first: by steps, and of those of a step last.ckpt; what can't be read comes where its name puts it."""
+    named = re.search(r"step=(\d+)", path.name)
+    step: float | None = global_step(path)
+    if step is None:
+        step = float(named[1]) if named else float("inf")
+    return -step, named is not None, path.name

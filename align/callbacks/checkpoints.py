@@ -1,0 +1,232 @@
+"""Writes checkpoints that a run can be taken up from to the bit, and leaves in good order when asked to."""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from align.callbacks import checkpoint_files as files
+from align.callbacks import preemption
+from align.callbacks.preemption import Preempted
+from align.callbacks.samples import validating_in_fit
+
+FOLDER = "checkpoints"
+PREEMPTED = "preempted.json"
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``checkpoints/last.ckpt`` and keeps what else is asked for, as ``epoch=E-step=S.ckpt``.
+
+    A checkpoint is made between two optimizer steps only, and behind the validation that follows its step if one does:
+    a run that goes on from it has nothing to make up for. (Lightning's ModelCheckpoint saves before that validation,
+    which a resumed run then leaves out.) What ends a run is no place to go on from: the last step's checkpoint is
+    written behind everything else.
+
+    SIGTERM, or SIGUSR1 in a SLURM job: all ranks write a checkpoint behind the same step and ``fit`` raises
+    ``Preempted``.
+
+    Args:
+        every_n_train_steps: Optimizer steps between two checkpoints
+        every_minutes: Minutes after which there is one in any case; None: only steps count
+        keep_last: How many of the newest stay: last.ckpt, last-1.ckpt, ...; with 1 there is nothing to fall back to
+        keep_every_n_train_steps: The checkpoint of every so many optimizer steps stays for good
+        save_top_k: -1: every checkpoint stays for good; above 0: so many, those of the best monitor
+        monitor: What best means, such as val/loss; read after each validation, which then writes a checkpoint
+        mode: Whether a low or a high monitor is good
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
+    def __init__(
+        self,
+        every_n_train_steps: int = 100,
+        every_minutes: float | None = None,
+        keep_last: int = 2,
+        keep_every_n_train_steps: int | None = None,
+        save_top_k: int = 0,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        """Check the settings."""
+        super().__init__()
+        least = {"every_n_train_steps": (every_n_train_steps, 1), "keep_last": (keep_last, 1)}
+        least |= {"keep_every_n_train_steps": (keep_every_n_train_steps or 1, 1), "save_top_k": (save_top_k, -1)}
+        for name, (value, smallest) in least.items():
+            if value < smallest:
+                raise ValueError(f"checkpoint.{name} is {value}: it must be at least {smallest}")
+        if every_minutes is not None and every_minutes <= 0:
+            raise ValueError(f"checkpoint.every_minutes is {every_minutes}: it must be above 0")
+        if (save_top_k > 0) != (monitor is not None):
+            raise ValueError(
+                f"checkpoint.save_top_k is {save_top_k} and checkpoint.monitor {monitor}: the best need a monitor, "
+                "such as val/loss, and a monitor needs a save_top_k above 0"
+            )
+        self.every_n_train_steps, self.every_minutes, self.keep_last = every_n_train_steps, every_minutes, keep_last
+        self.keep_every_n_train_steps, self.save_top_k = keep_every_n_train_steps, save_top_k
+        self.monitor, self.mode = monitor, mode
+        self._best: dict[str, float] = {}
+        self._begun_at = self._saved_at = -1
+        self._due = self._leaving = False
+        self._clock = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Names and values of the best."""
+        return {"best": dict(self._best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._best = dict(state_dict["best"])
+
+    # When.
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take over the writing of single files, unless the recipe brought a plugin of its own."""
+        # Exactly Lightning's default: a plugin of the recipe's is left alone.
+        if stage == "fit" and type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = files.BackgroundIO()
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen from here on: Lightning has just installed handlers of its own."""
+        preemption.listen()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen, and clear away what a killed process left."""
+        preemption.listen()
+        self._clock = time.monotonic()
+        if trainer.is_global_zero:
+            files.remove_litter(_folder(trainer))
+            (Path(trainer.default_root_dir) / PREEMPTED).unlink(missing_ok=True)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave, between two epochs."""
+        self._leave(trainer)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Leave, between two steps: what was logged of the last one is written by now."""
+        self._leave(trainer)
+        self._begun_at = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time, at the end of an optimizer step."""
+        step = trainer.global_step
+        if step == self._begun_at or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._due = not step % self.every_n_train_steps or self._kept_for_good(step) or self._asked(trainer)
+        if self._due and not _validation_follows(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if it was time before the validation, if somebody asked during it, or if it is among the best."""
+        if not validating_in_fit(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        dropped = self._rank(trainer)
+        if self._due or dropped is not None or self._asked(trainer):
+            self._save(trainer)
+            for name in dropped or ():
+                trainer.strategy.remove_checkpoint(_folder(trainer) / name)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the end; a run that was told to stop would go on if it were taken up there."""
+        if not trainer.should_stop and not trainer.fast_dev_run and self._saved_at != trainer.global_step:  # type: ignore[attr-defined]
+            self._save(trainer, at_the_end=True)
+
+    def _kept_for_good(self, step: int) -> bool:
+        return bool(self.keep_every_n_train_steps) and not step % (self.keep_every_n_train_steps or 1)
+
+    def _asked(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was asked to leave, or time is up on the first; all ranks answer alike."""
+        late = (
+            self.every_minutes is not None
+            and trainer.is_global_zero
+            and time.monotonic() - self._clock > 60 * self.every_minutes
+        )
+        asked = preemption.asked()
+        if trainer.world_size > 1:
+            wishes = torch.tensor([float(asked), float(late)], device=trainer.strategy.root_device)
+            asked, late = (bool(wish) for wish in trainer.strategy.reduce(wishes, reduce_op="sum"))
+        self._leaving = self._leaving or asked
+        return self._leaving or late
+
+    # What.
+
+    def _save(self, trainer: pl.Trainer, *, at_the_end: bool = False) -> None:
+        """Write a checkpoint under all the names it deserves."""
+        step, folder = trainer.global_step, _folder(trainer)
+        self._due = False
+        if not at_the_end and (trainer.should_stop or step == trainer.max_steps):
+            return
+        self._saved_at, self._clock = step, time.monotonic()
+        name = f"epoch={trainer.current_epoch}-step={step}.ckpt"
+        named = self.save_top_k == -1 or self._kept_for_good(step) or name in self._best
+        new = files.temporary(folder)
+        trainer.save_checkpoint(new)
+        if not trainer.is_global_zero:
+            return
+        also = [folder / name] if named else []
+        job = partial(files.publish, new, last=folder / files.LAST, keep_last=self.keep_last, also=also)
+        writer = trainer.strategy.checkpoint_io
+        if isinstance(writer, files.BackgroundIO):
+            writer.later(job)
+        else:
+            job()
+
+    def _rank(self, trainer: pl.Trainer) -> list[str] | None:
+        """Place this validation among the best: the names that lose theirs, or None if it is not among them.
+
+        Raises:
+            ValueError: the monitor is not logged.
+        """
+        if self.monitor is None:
+            return None
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"checkpoint.monitor is {self.monitor!r}, which is not logged: "
+                f"it is one of {', '.join(sorted(trainer.callback_metrics))}"
+            )
+        value = float(trainer.callback_metrics[self.monitor])
+        name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
+        sign = 1 if self.mode == "min" else -1
+        ranked = sorted({**self._best, name: value}.items(), key=lambda entry: sign * entry[1])
+        self._best = dict(ranked[: self.save_top_k])
+        if value != value or name not in self._best:  # noqa: PLR0124 (NaN)
+            self._best.pop(name, None)
+            return None
+        return [other for other, _ in ranked[self.save_top_k :] if not self._named_otherwise(other)]
+
+    def _named_otherwise(self, name: str) -> bool:
+        return self._kept_for_good(int(name.removesuffix(".ckpt").partition("step=")[2]))
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        """End the run here if it was agreed on.
+
+        Raises:
+            Preempted: it was.
+        """
+        if not self._leaving or self._saved_at != trainer.global_step:
+            return
+        last = _folder(trainer) / files.LAST
+        if trainer.is_global_zero:
+            note = json.dumps({"step": trainer.global_step, "checkpoint": str(last)})
+            (Path(trainer.default_root_dir) / PREEMPTED).write_text(note + "\n")
+        raise Preempted(trainer.global_step, str(last))
+
+
+def _folder(trainer: pl.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / FOLDER
+
+
+def _validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning validates behind this batch; it asks itself the same, a moment later."""
+    loop = trainer.fit_loop
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]

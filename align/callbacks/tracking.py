@@ -1,0 +1,71 @@
+"""Loggers go on with the run that a checkpoint is of, instead of beginning another."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+_FILE = "tracking.json"
+_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "WandbLogger": ("id", {"resume": "allow"}),
+    "MLFlowLogger": ("run_id", {}),
+}
+"""The setting of a logger that names its run, and what goes with it"""
+
+
+class Tracking(pl.Callback):
+    """Keeps the ids that W&B and MLflow gave the run in ``tracking.json`` of the run folder."""
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write them, if there are any."""
+        ids = {type(logger).__name__: str(_id(logger)) for logger in trainer.loggers if _id(logger) is not None}
+        file = Path(trainer.default_root_dir) / _FILE
+        if ids:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            temporary = file.with_suffix(".new")
+            temporary.write_text(json.dumps(ids) + "\n")
+            temporary.replace(file)
+
+
+def _id(logger: Logger) -> Any:
+    """The run's id, whose attribute is called as the setting is; W&B's is its version."""
+    kind = type(logger).__name__
+    if kind not in _SETTINGS:
+        return None
+    return logger.version if kind == "WandbLogger" else logger.run_id  # type: ignore[attr-defined]
+
+
+def kept_settings(run: Path, class_path: str) -> dict[str, Any]:
+    """What a logger of a recipe needs to go on with the run of a folder.
+
+    Args:
+        run: the run folder.
+        class_path: of the logger.
+
+    Returns:
+        dict: settings of its own; empty for a logger that has no runs, or where none was kept.
+    """
+    kind = class_path.rpartition(".")[2]
+    file = run / _FILE
+    if kind not in _SETTINGS or not file.is_file():
+        return {}
+    ids = json.loads(file.read_text())
+    setting, more = _SETTINGS[kind]
+    return {setting: ids[kind], **more} if kind in ids else {}
+
+
+class EventLog(TensorBoardLogger):
+    """TensorBoard events straight in ``RUN/tensorboard``, with nothing twice.
+
+    Args:
+        run: the run folder.
+        purge_step: the step that a run goes on from: what an earlier try logged from there on is not shown.
+    """
+
+    def __init__(self, run: str | Path, purge_step: int | None = None) -> None:
+        """Open nothing yet."""
+        super().__init__(str(run), name="tensorboard", version="", purge_step=purge_step)
