@@ -1,0 +1,318 @@
+"""SIGKILL at random moments of a tiny DPO run and a tiny PPO run: does every resume end as if nothing had happened?
+
+    python benchmarks/kill_drill.py --drills 20 --out benchmarks/results/kill_drill.json
+
+A moment is drawn evenly over the whole life of the run, from the parsing of the recipe to the writing of the model
+directory. With two ranks (DDP over gloo) a drill kills both, the first or the second, in turns; the rank that is left
+has time to end by itself and is then killed too. What is taken up with ``--ckpt_path last`` has to end in the bits of
+the uninterrupted run: the model directory's weights, the weights and optimizer states of ``last.ckpt``, and the steps
+and columns of ``metrics.csv``.
+
+Imports take longer than such a run: this process imports everything and forks each life, as torchrun would start it.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from measure import machine  # noqa: E402
+
+PATIENCE = 15.0  # seconds that a rank left alone has to end
+LONGEST = 300.0  # seconds of a life
+SIZES = {"pretrain_documents": 60, "pretrain_val_documents": 2, "sft_chats": 2, "sft_val_chats": 2}
+SIZES |= {"preference_pairs": 60, "preference_val_pairs": 12, "prompts": 40, "prompts_val": 8, "prompts_test": 2}
+TRAINER = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
+NETWORK = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 32, "context": 160}
+
+
+class Life:
+    """``align`` with a command line, once or on two ranks, in processes of its own."""
+
+    def __init__(self, words: list[str], *, ranks: int, log: Path) -> None:
+        """Begin it."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.begun = time.monotonic()
+        self.codes: dict[int, int] = {}
+        self.pids = [fork(lambda rank=rank: _life(words, rank, ranks, port), log) for rank in range(ranks)]  # type: ignore[misc]
+
+    def wait(self, seconds: float) -> bool:
+        """Let it go on for so long; whether all of its ranks ended."""
+        deadline = time.monotonic() + seconds
+        while True:
+            for rank, pid in enumerate(self.pids):
+                if rank not in self.codes:
+                    done, status = os.waitpid(pid, os.WNOHANG)
+                    if done:
+                        self.codes[rank] = os.waitstatus_to_exitcode(status)
+            if len(self.codes) == len(self.pids) or time.monotonic() > deadline:
+                return len(self.codes) == len(self.pids)
+            time.sleep(0.002)
+
+    def kill(self, ranks: list[int]) -> None:
+        """SIGKILL."""
+        for rank in ranks:
+            if rank not in self.codes:
+                os.kill(self.pids[rank], signal.SIGKILL)
+
+
+def _life(words: list[str], rank: int, ranks: int, port: int) -> int:
+    from lightning.pytorch.utilities import rank_zero_only
+
+    from align.cli import main
+
+    if ranks > 1:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0}
+        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "drill"}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        rank_zero_only.rank = rank  # type: ignore[attr-defined]
+    return main(words)
+
+
+def recipe(stage: str, world: Path) -> dict[str, Any]:
+    """A recipe with all that has a state: schedule, validation, the best model, steered KL, running statistics."""
+    data = {"tokenizer": f"{world}/tokenizer", "context": 160, "cache_dir": f"{world}/cache"}
+    model: dict[str, Any] = {"init_from": f"{world}/model", "schedule": {"kind": "cosine", "warmup_steps": 3}}
+    if stage == "dpo":
+        trainer = {"max_epochs": 6, "val_check_interval": 4}
+        data |= {"train": f"{world}/data/preferences_train.jsonl", "batch_size": 4}
+        data |= {"validation": f"{world}/data/preferences_val.jsonl"}
+        model |= {"probe": {"prompts": 0}, "optimizer": {"lr": 1e-3}}
+    else:
+        trainer = {"max_epochs": 6, "check_val_every_n_epoch": 2}
+        data |= {"train": f"{world}/data/prompts_train.jsonl", "batch_size": 4}
+        data |= {"validation": f"{world}/data/prompts_val.jsonl"}
+        model |= {"reward": "sandbox", "rollout": {"episodes": 8, "max_new_tokens": 16}, "optimizer": {"lr": 1e-3}}
+        model |= {"update": {"epochs": 2, "minibatches": 2}, "kl": {"kl_coef": 0.1, "kl_target": 0.5}}
+        model |= {"scoring": {"normalise": "running"}, "value": {"warmup_iterations": 1}, "probe": {"prompts": 4}}
+    return {
+        "seed_everything": 0,
+        "trainer": TRAINER | trainer,
+        "checkpoint": {"every_n_train_steps": 3},
+        "model_directory": {"which": "best" if stage == "dpo" else "last"},
+        "model": {"class_path": "align.stages." + stage.upper(), "init_args": model},
+        "data": {
+            "class_path": "align.data." + ("PreferenceData" if stage == "dpo" else "PromptData"),
+            "init_args": data,
+        },
+    }
+
+
+def fork(work: Callable[[], int], log: Path) -> int:
+    """Do ``work`` in a child; its pid. What it prints goes to ``log``."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        code = work()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def command(stage: str, world: Path, run: Path, ranks: int) -> list[str]:
+    """Begins a run, or goes on with it."""
+    words = ["fit", "--config", str(world / f"{stage}.yaml"), "--trainer.default_root_dir", str(run)]
+    more = ["--trainer.strategy=ddp", f"--trainer.devices={ranks}"] if ranks > 1 else ["--trainer.devices=1"]
+    return [*words, *more, "--ckpt_path=last"]
+
+
+def make_world(world: Path) -> None:
+    """Data, tokenizer, an untrained model, recipes."""
+    import yaml
+
+    from align.cli import main
+    from align.model import GPT, GPTConfig, replacing_directory, save_network
+    from align.tokenizer import Tokenizer
+
+    sizes = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
+    assert main(["sandbox", "--out", str(world / "data"), *sizes]) == 0
+    words = [str(world / "data/pretrain.jsonl"), "--out", str(world / "tokenizer"), "--vocab_size", "400"]
+    assert main(["tokenizer", "train", *words]) == 0
+    tokenizer = Tokenizer.load(world / "tokenizer")
+    network = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **NETWORK))
+    network.initialise(0)
+    with replacing_directory(world / "model") as directory:
+        tokenizer.save(directory)
+        save_network(network, directory, bos_id=tokenizer.bos_id, eos_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+    for stage in ("dpo", "ppo"):
+        (world / f"{stage}.yaml").write_text(yaml.safe_dump(recipe(stage, world), sort_keys=False))
+
+
+def end_of(run: Path) -> dict[str, str]:
+    """What has to be the same: fingerprints of the weights, the last checkpoint's tensors, what was logged when."""
+    import torch
+
+    stored = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors({key: stored[key] for key in ("state_dict", "optimizer_states")}, "")):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    with (run / "metrics.csv").open(newline="") as file:
+        filled = [
+            {name for name, value in row.items() if value} | {f"step {row['step']}"} for row in csv.DictReader(file)
+        ]
+    # Readings of the clock come every so many batches of a process, and not of a run.
+    rows = [sorted(name for name in names if not name.startswith("throughput/")) for names in filled]
+    return {
+        "model": hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest(),
+        "checkpoint": digest.hexdigest(),
+        "rows": hashlib.sha256(json.dumps(rows).encode()).hexdigest(),
+    }
+
+
+def _tensors(value: Any, name: str) -> list[tuple[str, Any]]:
+    if hasattr(value, "numpy"):
+        return [(name, value)]
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [entry for key, item in items for entry in _tensors(item, f"{name}.{key}")]
+    return []
+
+
+def drill(
+    stage: str, ranks: int, world: Path, *, moment: float, victims: list[int], whole: dict[str, str]
+) -> dict[str, Any]:
+    """Begin, kill, go on, compare.
+
+    Returns:
+        dict: what was found; ``killed`` is False where the run was over before its moment came.
+    """
+    from align.callbacks.checkpoint_files import global_step
+
+    run = Path(tempfile.mkdtemp(prefix=f"{stage}-{ranks}-", dir=world))
+    words, log = command(stage, world, run, ranks), run.with_suffix(".log")
+    life = Life(words, ranks=ranks, log=log)
+    found: dict[str, Any] = {"stage": stage, "ranks": ranks, "moment_s": round(moment, 3), "killed_ranks": victims}
+    if life.wait(moment):
+        return found | {"killed": False}
+    life.kill(victims)
+    found |= {"killed": True, "alone_ended": None}
+    if len(victims) < ranks:
+        found["alone_ended"] = life.wait(PATIENCE)
+        life.kill(list(range(ranks)))
+    life.wait(LONGEST)
+    last = run / "checkpoints/last.ckpt"
+    found |= {"from_step": (global_step(last) or 0) if last.exists() else 0}
+    found |= {"left_half_written": sorted(path.name for path in run.rglob(".*") if path.name != ".lock")}
+    again = Life(words, ranks=ranks, log=log)
+    ended = again.wait(LONGEST)
+    again.kill(list(range(ranks)))
+    again.wait(LONGEST)
+    found |= {"codes": [again.codes[rank] for rank in range(ranks)] if ended else "too slow"}
+    try:
+        end = end_of(run)
+    except Exception as error:
+        end = {"error": f"{type(error).__name__}: {error}"}
+    found |= {"same": {name: end.get(name) == value for name, value in whole.items()}}
+    if all(found["same"].values()):
+        shutil.rmtree(run)
+        log.unlink()
+    else:
+        found["log"] = log.read_text()[-3000:]
+    return found
+
+
+def drills(stage: str, ranks: int, world: Path, *, count: int, seed: int) -> list[dict[str, Any]]:
+    """So many drills of one kind, against one uninterrupted run."""
+    run = world / f"{stage}-{ranks}-whole"
+    seconds = []
+    for _ in range(2):  # the first one fills the caches
+        shutil.rmtree(run, ignore_errors=True)
+        life = Life(command(stage, world, run, ranks), ranks=ranks, log=run.with_suffix(".log"))
+        if not life.wait(LONGEST) or any(life.codes.values()):
+            raise RuntimeError(run.with_suffix(".log").read_text()[-3000:])
+        seconds.append(time.monotonic() - life.begun)
+    whole, rng = end_of(run), random.Random(f"{seed} {stage} {ranks}")
+    results: list[dict[str, Any]] = []
+    while len(results) < count:
+        turn = len(results) % 3
+        victims = [0] if ranks == 1 else [[0, 1], [0], [1]][turn]
+        found = drill(stage, ranks, world, moment=rng.uniform(0, seconds[1]), victims=victims, whole=whole)
+        if found["killed"]:
+            results.append(found | {"whole_s": round(seconds[1], 3)})
+            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+    return results
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: one row a stage and number of ranks."""
+    columns = ["run", "drills", "same weights", "same optimizer", "same rows in metrics.csv"]
+    columns += ["killed before the first checkpoint", "half-written files left"]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for stage, ranks in dict.fromkeys((found["stage"], found["ranks"]) for found in results):
+        own = [found for found in results if (found["stage"], found["ranks"]) == (stage, ranks)]
+        counts = [sum(found["same"][name] for found in own) for name in ("model", "checkpoint", "rows")]
+        counts += [sum(not found["from_step"] for found in own), sum(bool(found["left_half_written"]) for found in own)]
+        lines.append(f"| {stage}, {ranks} rank(s) | {len(own)} | " + " | ".join(map(str, counts)) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--drills", type=int, default=20, help="of each stage and number of ranks")
+    p.add_argument("--stages", nargs="+", default=["dpo", "ppo"])
+    p.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    p.add_argument("--seed", type=int, default=0, help="of the moments")
+    p.add_argument("--out", type=Path, help="write every drill to this JSON file")
+    p.add_argument("--keep", type=Path, help="work here and leave everything")
+    args = p.parse_args()
+    import torch
+
+    import align.callbacks
+    import align.cli.lightning
+    import align.data
+    import align.sandbox
+    import align.stages  # noqa: F401
+
+    torch.set_num_threads(1)
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory() as scratch:
+        world = args.keep or Path(scratch)
+        world.mkdir(parents=True, exist_ok=True)
+        making = fork(lambda: make_world(world) or 0, world / "world.log")  # type: ignore[func-returns-value]
+        if os.waitpid(making, 0)[1]:
+            raise RuntimeError((world / "world.log").read_text()[-3000:])
+        results = [
+            found
+            for stage in args.stages
+            for ranks in args.ranks
+            for found in drills(stage, ranks, world, count=args.drills, seed=args.seed)
+        ]
+    print(table(results))
+    alone = [found["alone_ended"] for found in results if found["alone_ended"] is not None]
+    print(f"\nRanks left alone that ended by themselves within {PATIENCE:.0f} s: {sum(alone)} of {len(alone)}")
+    seconds = time.monotonic() - begun
+    print(f"{machine()}; 1 thread a process; {seconds / 60:.1f} minutes; {date.today()}")
+    if args.out:
+        facts = {"command": " ".join(sys.argv), "machine": machine(), "date": str(date.today()), "seed": args.seed}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(facts | {"seconds": round(seconds), "drills": results}, indent=1) + "\n")
+    return 0 if all(all(found["same"].values()) for found in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
