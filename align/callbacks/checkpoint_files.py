@@ -93,12 +93,12 @@ def temporary(folder: Path) -> Path:
     return folder / ".new.ckpt"
 
 
-def publish(new: Path, *, last: Path | None, keep_last: int, also: Sequence[Path] = ()) -> None:
+def publish(new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = ()) -> None:
     """Give a checkpoint that is written its names, whole to whoever looks, at any moment, and after a power cut.
 
     Args:
         new: a file, or a directory of shards.
-        last: becomes the newest; None: it only gets the other names.
+        last: becomes the newest.
         keep_last: so many of the newest stay, as last.ckpt, last-1.ckpt, ...
         also: other names for it.
     """
@@ -109,14 +109,11 @@ def publish(new: Path, *, last: Path | None, keep_last: int, also: Sequence[Path
         remove(copy)
         _link(new, copy)
         _replace(copy, name)
-    if last is None:
-        remove(new)
-    else:
-        for age in range(keep_last - 1, 0, -1):
-            younger = aged(last, age - 1)
-            if younger.exists():
-                _replace(younger, aged(last, age))
-        _replace(new, last)
+    for age in range(keep_last - 1, 0, -1):
+        younger = aged(last, age - 1)
+        if younger.exists():
+            _replace(younger, aged(last, age))
+    _replace(new, last)
     _sync(new.parent)
 
 

@@ -23,10 +23,11 @@ PREEMPTED = "preempted.json"
 class Checkpoints(Checkpoint):
     """Writes ``checkpoints/last.ckpt`` and keeps what else is asked for, as ``epoch=E-step=S.ckpt``.
 
-    A checkpoint is made between two optimizer steps only, and behind the validation that follows its step if one does:
-    a run that goes on from it has nothing to make up for. (Lightning's ModelCheckpoint saves before that validation,
-    which a resumed run then leaves out.) What ends a run is no place to go on from: the last step's checkpoint is
-    written behind everything else.
+    A checkpoint is made between two optimizer steps only, and behind the validation and the epoch's end that follow its
+    step if they do: a run that goes on from it has nothing to make up for. (Lightning's ModelCheckpoint saves before
+    that validation, which a resumed run then leaves out.) There is one of the last step, which gets its name behind
+    everything else: who finds it finds the model directory too. A run that was told to stop early has none: it would go
+    on from there.
 
     SIGTERM, or SIGUSR1 in a SLURM job: all ranks write a checkpoint behind the same step and ``fit`` raises
     ``Preempted``.
@@ -74,6 +75,7 @@ class Checkpoints(Checkpoint):
         self._best: dict[str, float] = {}
         self._begun_at = self._saved_at = -1
         self._due = self._leaving = False
+        self._held: list[Path] | None = None
         self._clock = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -122,8 +124,9 @@ class Checkpoints(Checkpoint):
         step = trainer.global_step
         if step == self._begun_at or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._due = not step % self.every_n_train_steps or self._kept_for_good(step) or self._asked(trainer)
-        if self._due and not _validation_follows(trainer):
+        asked = self._asked(trainer)
+        self._due = asked or not step % self.every_n_train_steps or self._kept_for_good(step) or _is_last(trainer)
+        if self._due and not _validation_follows(trainer) and not _ends_epoch(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,15 +134,21 @@ class Checkpoints(Checkpoint):
         if not validating_in_fit(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         dropped = self._rank(trainer)
-        if self._due or dropped is not None or self._asked(trainer):
+        self._due = self._due or dropped is not None or self._asked(trainer)
+        if self._due and not _ends_epoch(trainer):
             self._save(trainer)
-            for name in dropped or ():
-                trainer.strategy.remove_checkpoint(_folder(trainer) / name)
+        for name in dropped or ():
+            trainer.strategy.remove_checkpoint(_folder(trainer) / name)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save if it was time at the epoch's last step."""
+        if self._due:
+            self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the end; a run that was told to stop would go on if it were taken up there."""
-        if not trainer.should_stop and not trainer.fast_dev_run and self._saved_at != trainer.global_step:  # type: ignore[attr-defined]
-            self._save(trainer, at_the_end=True)
+        """Give the last step's checkpoint its names."""
+        if self._held is not None:
+            self._publish(trainer, self._held)
 
     def _kept_for_good(self, step: int) -> bool:
         return bool(self.keep_every_n_train_steps) and not step % (self.keep_every_n_train_steps or 1)
@@ -160,22 +169,29 @@ class Checkpoints(Checkpoint):
 
     # What.
 
-    def _save(self, trainer: pl.Trainer, *, at_the_end: bool = False) -> None:
-        """Write a checkpoint under all the names it deserves."""
-        step, folder = trainer.global_step, _folder(trainer)
+    def _save(self, trainer: pl.Trainer) -> None:
+        """Write a checkpoint, for all the names it deserves."""
         self._due = False
-        if not at_the_end and (trainer.should_stop or step == trainer.max_steps):
+        if trainer.should_stop:
             return
+        step, folder = trainer.global_step, _folder(trainer)
         self._saved_at, self._clock = step, time.monotonic()
         name = f"epoch={trainer.current_epoch}-step={step}.ckpt"
         named = self.save_top_k == -1 or self._kept_for_good(step) or name in self._best
-        new = files.temporary(folder)
-        trainer.save_checkpoint(new)
+        trainer.save_checkpoint(files.temporary(folder))
+        names = [folder / name] if named else []
+        if _is_last(trainer):
+            self._held = names
+        else:
+            self._publish(trainer, names)
+
+    def _publish(self, trainer: pl.Trainer, names: list[Path]) -> None:
+        """Let the checkpoint that was written last be seen."""
         if not trainer.is_global_zero:
             return
-        also = [folder / name] if named else []
-        job = partial(files.publish, new, last=folder / files.LAST, keep_last=self.keep_last, also=also)
-        writer = trainer.strategy.checkpoint_io
+        folder, writer = _folder(trainer), trainer.strategy.checkpoint_io
+        new, last = files.temporary(folder), folder / files.LAST
+        job = partial(files.publish, new, last=last, keep_last=self.keep_last, also=names)
         if isinstance(writer, files.BackgroundIO):
             writer.later(job)
         else:
@@ -224,6 +240,18 @@ class Checkpoints(Checkpoint):
 
 def _folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / FOLDER
+
+
+def _is_last(trainer: pl.Trainer) -> bool:
+    """Whether the step that was made is the run's last by its settings."""
+    epochs = trainer.max_epochs
+    out_of_epochs = epochs not in (None, -1) and trainer.current_epoch + 1 >= (epochs or 0)
+    return trainer.global_step == trainer.max_steps or (out_of_epochs and _ends_epoch(trainer))
+
+
+def _ends_epoch(trainer: pl.Trainer) -> bool:
+    """Whether the epoch's end follows; where steps are counted it means little, and Lightning resumes badly from it."""
+    return trainer.max_steps == -1 and bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def _validation_follows(trainer: pl.Trainer) -> bool:

@@ -19,6 +19,8 @@ _SORTED_BATCHES = 64
 """Length buckets are cut from this many batches' worth of shuffled rows, sorted: enough for even batches, few enough
 that every pass groups rows anew"""
 
+_PRODUCT = "batch_size x ranks"
+
 
 @dataclass(frozen=True)
 class BatchOrder:
@@ -149,7 +151,7 @@ class ResumableLoader(BatchLoader[Batch]):
         self.delivered = 0
         self._identity = dict(identity or {}) | {
             "rows": order.rows,
-            "batch_size x ranks": order.batch_size * order.ranks,
+            _PRODUCT: order.batch_size * order.ranks,
             "seed": order.seed,
         }
 
@@ -172,8 +174,17 @@ class ResumableLoader(BatchLoader[Batch]):
         """
         for name, now in self._identity.items():
             if state.get(name) != now:
+                cure = "resume with the settings and files it was made with"
+                if name == _PRODUCT:
+                    cure = f"on {self.order.ranks} rank(s) {_batch_size_for(state.get(name), self.order.ranks)}"
                 raise ValueError(
                     f"the checkpoint's place in the data was counted with {name} = {state.get(name)}, now it is {now}: "
-                    "resume with the settings and files it was made with, or start anew from its model directory"
+                    f"{cure}, or start anew from its model directory"
                 )
         self.delivered = state["pass"] * len(self) + state["position"]
+
+
+def _batch_size_for(product: Any, ranks: int) -> str:
+    if isinstance(product, int) and product % ranks == 0:
+        return f"set data.batch_size to {product // ranks}"
+    return f"that can't be: take a number of ranks that divides {product}"

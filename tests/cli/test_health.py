@@ -55,12 +55,12 @@ def test_thresholds_are_settings_of_every_recipe(run: Path, recipes: Path, capsy
     ("stage", "readings"),
     [
         ("ppo", {"rollout/kl": 1, "rollout/explained_variance": 1, "rollout/gold": 1, "policy/kl": 1}),
-        ("dpo", {"train/logprob_chosen": 2, "train/logprob_rejected": 2, "policy/kl": 1, "policy/reward": 1}),
+        ("dpo", {"train/logprob_chosen": 3, "train/logprob_rejected": 3, "policy/kl": 2, "policy/reward": 2}),
     ],
 )
 def test_every_fresh_value_is_read_once(run: Path, stage: str, readings: dict[str, int]):
-    """PPO: 1 iteration and 1 validation. DPO's checkpoint of step 4: every second step is logged, 1 validation."""
+    """PPO: 1 iteration and 1 validation. DPO, 6 steps: every second step is logged, every third validated."""
     checkpoint = torch.load(run / stage / "checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["global_step"] == {"ppo": 2, "dpo": 4}[stage]
+    assert checkpoint["global_step"] == {"ppo": 2, "dpo": 6}[stage]
     state = checkpoint["callbacks"]["Health"]["recent"]
     assert {name: len(state[name]) for name in readings} == readings

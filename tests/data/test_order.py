@@ -1,5 +1,7 @@
 """The order of rows, shards, and place in the data."""
 
+from itertools import chain, islice
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -128,6 +130,41 @@ def test_a_place_counted_otherwise_is_refused():
     state = ResumableLoader(Echo(), BatchOrder(20, 4, seed=7)).state_dict()
     with pytest.raises(ValueError, match="batch_size x ranks = 4, now it is 8"):
         ResumableLoader(Echo(), BatchOrder(20, 8, seed=7)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("widths", [None, np.arange(64) % 17], ids=["as they come", "by length"])
+@pytest.mark.parametrize(("before", "after"), [((1, 8), (2, 4)), ((2, 4), (1, 8)), ((2, 4), (4, 2)), ((4, 2), (1, 8))])
+def test_another_number_of_ranks_goes_on_at_the_right_rows(before, after, widths):
+    """64 rows in batches of 8 over all ranks, two passes and a bit: stopped after 5 and after 11 batches."""
+
+    def deliver(ranks, size, batches, places=None):
+        """The rows of each batch, all ranks together, and rank 0's place."""
+        loaders = [
+            ResumableLoader(Echo(), BatchOrder(rows=64, batch_size=size, seed=3, ranks=ranks, rank=rank, widths=widths))
+            for rank in range(ranks)
+        ]
+        for loader in loaders:
+            if places is not None:
+                loader.load_state_dict(places)
+        parts = [list(islice(chain.from_iterable(loader for _ in range(9)), batches)) for loader in loaders]
+        return [sorted(map(int, np.concatenate(batch))) for batch in zip(*parts, strict=True)], loaders[0].state_dict()
+
+    whole, _ = deliver(1, 8, 20)
+    assert sorted(row for batch in whole[:8] for row in batch) == list(range(64))
+    for stopped in (5, 11):
+        first, place = deliver(*before, stopped)
+        rest, _ = deliver(*after, 20 - stopped, place)
+        assert first + rest == whole
+
+
+def test_a_product_that_does_not_fit_is_told_with_the_cure():
+    place = ResumableLoader(Echo(), BatchOrder(rows=64, batch_size=8, seed=3)).state_dict()
+    with pytest.raises(
+        ValueError, match=r"batch_size x ranks = 8, now it is 16: on 2 rank.s. set data.batch_size to 4"
+    ):
+        ResumableLoader(Echo(), BatchOrder(rows=64, batch_size=8, seed=3, ranks=2)).load_state_dict(place)
+    with pytest.raises(ValueError, match="take a number of ranks that divides 8"):
+        ResumableLoader(Echo(), BatchOrder(rows=64, batch_size=8, seed=3, ranks=3)).load_state_dict(place)
 
 
 def test_iterating_leaves_torch_random_state_alone():

@@ -1,0 +1,173 @@
+"""Checkpoints on disk: names, generations, damage of every kind, and what is taken instead."""
+
+import os
+import re
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.callbacks.checkpoint_files import (
+    BackgroundIO,
+    damage,
+    find_whole,
+    global_step,
+    publish,
+    remove_litter,
+    temporary,
+)
+
+
+def save(folder: Path, step: int, *, also: tuple[str, ...] = (), keep_last: int = 2) -> None:
+    folder.mkdir(exist_ok=True)
+    new = temporary(folder)
+    torch.save({"global_step": step, "weight": torch.full((64,), float(step))}, new)
+    publish(new, last=folder / "last.ckpt", keep_last=keep_last, also=[folder / name for name in also])
+
+
+def steps(folder: Path) -> dict[str, int | None]:
+    return {path.name: global_step(path) for path in sorted(folder.iterdir())}
+
+
+def test_the_newest_generations_stay(tmp_path: Path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep_last=3)
+    assert steps(tmp_path) == {"last-1.ckpt": 3, "last-2.ckpt": 2, "last.ckpt": 4}
+
+
+def test_other_names_stay_for_good(tmp_path: Path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, also=("step=2.ckpt",) if step == 2 else (), keep_last=1)
+    assert steps(tmp_path) == {"last.ckpt": 3, "step=2.ckpt": 2}
+
+
+def test_a_file_system_without_hard_links_gets_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    save(tmp_path, 5, also=("step=5.ckpt",))
+    assert steps(tmp_path) == {"last.ckpt": 5, "step=5.ckpt": 5}
+
+
+@pytest.mark.parametrize("call", range(8))
+def test_killed_at_any_call_there_is_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int):
+    """What changes names ends the process at its call'th use; step 2 or 3 is found, and the next save goes through."""
+    for step in (1, 2):
+        save(tmp_path, step)
+    left = [call]
+
+    def count(function):
+        def counted(*args, **kwargs):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    for owner, name in ((Path, "replace"), (os, "link"), (os, "fsync")):
+        monkeypatch.setattr(owner, name, count(getattr(owner, name)))
+    try:
+        save(tmp_path, 3, also=("step=3.ckpt",))
+        over = True
+    except KeyboardInterrupt:
+        over = False
+    monkeypatch.undo()
+    assert over == (call > 6)
+    found = find_whole(tmp_path, pytest.fail)
+    assert found is not None
+    assert global_step(found) in (2, 3)
+    remove_litter(tmp_path)
+    save(tmp_path, 4)
+    assert steps(tmp_path)["last.ckpt"] == 4
+    assert not list(tmp_path.glob(".*"))
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flip(content: bytes) -> bytes:
+    """One bit of a weight: 2.0 is 40000000, so its bytes are found by their repetition."""
+    place = content.index(b"\x00\x00\x00\x40" * 8)
+    return content[: place + 3] + b"\x41" + content[place + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda content: b"", "it is empty"),
+        (cut, r"it is cut short or overwritten \([\d,]+ bytes\)"),
+        (lambda content: bytes(len(content)), "it is cut short or overwritten"),
+        (lambda content: b"hello", "it is cut short or overwritten"),
+        (flip, "the checksum of .*data/0 is wrong"),
+    ],
+    ids=["empty", "cut", "zeros", "text", "one bit"],
+)
+def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, spoil, reason: str):
+    for step in (1, 2):
+        save(tmp_path, step)
+    last = tmp_path / "last.ckpt"
+    last.write_bytes(spoil(last.read_bytes()))
+    assert re.fullmatch(reason, damage(last) or "") or re.match(reason, damage(last) or "")
+    lines: list[str] = []
+    assert find_whole(tmp_path, lines.append) == tmp_path / "last-1.ckpt"
+    (line,) = lines
+    assert re.match(rf"{last} is damaged: {reason}.*; going on from last-1.ckpt, the one before", line)
+    (tmp_path / "last-1.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no checkpoint in .* is whole: .*last.ckpt is damaged.*; remove them to"):
+        find_whole(tmp_path, lines.append)
+
+
+def test_the_one_of_most_steps_is_the_newest(tmp_path: Path):
+    """By what is in them, not by time stamps: copying a folder mixes those up."""
+    assert find_whole(tmp_path, pytest.fail) is None
+    save(tmp_path, 3, also=("step=3.ckpt",), keep_last=1)
+    save(tmp_path, 7, keep_last=1)
+    os.utime(tmp_path / "step=3.ckpt", (2e9, 2e9))
+    assert find_whole(tmp_path, pytest.fail) == tmp_path / "last.ckpt"
+    (tmp_path / "last.ckpt").unlink()
+    assert find_whole(tmp_path, pytest.fail) == tmp_path / "step=3.ckpt"
+
+
+def test_a_directory_of_shards_is_whole_when_its_last_files_are_there(tmp_path: Path):
+    for step in (1, 2):
+        new = temporary(tmp_path)
+        new.mkdir()
+        (new / "__0_0.distcp").write_bytes(b"shard")
+        (new / ".metadata").write_bytes(b"index")
+        torch.save({"global_step": step}, new / "meta.pt")
+        publish(new, last=tmp_path / "last.ckpt", keep_last=2, also=[tmp_path / f"step={step}.ckpt"])
+    assert steps(tmp_path) == {"last-1.ckpt": 1, "last.ckpt": 2, "step=1.ckpt": 1, "step=2.ckpt": 2}
+    (tmp_path / "last.ckpt/.metadata").unlink()
+    assert damage(tmp_path / "last.ckpt") == ".metadata is missing"
+    assert find_whole(tmp_path, lambda line: None) == tmp_path / "step=2.ckpt"
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path):
+    """The disk is held up; the weight moves meanwhile; what is written is the weight of before."""
+    writer, gate = BackgroundIO(), threading.Event()
+    weight = torch.zeros(3)
+    writer.later(gate.wait)  # type: ignore[arg-type]
+    writer._executor, executor = writer._executor, writer._executor
+    copy = {"global_step": 1, "weight": weight}
+    finish, writer.finish = writer.finish, lambda: None  # type: ignore[method-assign]
+    writer.save_checkpoint(copy, tmp_path / "one.ckpt")
+    weight += 1
+    assert not (tmp_path / "one.ckpt").exists()
+    gate.set()
+    finish()
+    assert executor is not None
+    assert torch.load(tmp_path / "one.ckpt", weights_only=True)["weight"].tolist() == [0, 0, 0]
+
+
+def test_a_full_disk_is_told_and_nothing_is_published(tmp_path: Path):
+    writer = BackgroundIO()
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    writer.save_checkpoint({"global_step": 1}, tmp_path / "folder/.new.ckpt")
+    writer.later(lambda: pytest.fail("published"))
+    with pytest.raises(OSError, match="folder"):
+        writer.teardown()
+    writer.teardown()

@@ -1,0 +1,180 @@
+"""A run that is asked to leave, one whose newest checkpoint is damaged, and two at once in one folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from align.callbacks import preemption
+from align.callbacks.checkpoint_files import global_step
+from align.cli import main
+from align.cli.run_lock import run_lock
+
+
+class Terminate(Callback):
+    """SIGTERM to this process before a step."""
+
+    def __init__(self, step: int = 3, name: str = "SIGTERM") -> None:
+        self.step, self.number = step, getattr(signal, name)
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "sft"
+
+
+@pytest.fixture
+def fit(recipes: Path, run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """``fit(*words)``: six steps of SFT into ``folder``."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    common = ["fit", "--config", str(recipes / "sft.yaml"), "--run", str(run), "--samples.prompts=[]"]
+    common += [f"--trainer.default_root_dir={folder}"]
+    yield lambda *words: main([*common, *words])
+    preemption.forget()
+
+
+def terminate(**settings) -> str:
+    entry = {"class_path": "test_long_runs.Terminate", "init_args": settings}
+    return f"--trainer.callbacks={json.dumps([entry])}"
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model/model.safetensors").read_bytes()
+
+
+def steps(folder: Path) -> list[str]:
+    return [line.split(",")[0] for line in (folder / "metrics.csv").read_text().splitlines()]
+
+
+def test_sigterm_writes_a_checkpoint_and_the_next_try_ends_in_the_same_bits(run, folder, fit, capsys):
+    """Asked before step 4 of 6, it makes that step and leaves, between two checkpoints of the recipe's."""
+    assert fit(terminate(step=3), "--checkpoint.every_n_train_steps=100") == 0
+    last = folder / "checkpoints/last.ckpt"
+    assert f"preempted at step 4: wrote {last}; the same command with --ckpt_path last" in capsys.readouterr().err
+    assert json.loads((folder / "preempted.json").read_text()) == {"step": 4, "checkpoint": str(last)}
+    assert global_step(last) == 4
+    assert fit("--ckpt_path=last") == 0
+    assert not (folder / "preempted.json").exists()
+    assert weights(folder) == weights(run / "sft")
+    assert steps(folder) == steps(run / "sft")
+
+
+def test_asked_at_the_last_step_a_run_just_ends(run, folder, fit):
+    assert fit(terminate(step=5)) == 0
+    assert not (folder / "preempted.json").exists()
+    assert weights(folder) == weights(run / "sft")
+
+
+def test_usr1_in_a_slurm_job_queues_it_again(folder, fit, tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "bin/scontrol"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    assert fit(terminate(step=1, name="SIGUSR1")) == 0
+    assert "SLURM queued job 4711 again" in capsys.readouterr().err
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+
+
+def test_a_pipeline_stops_behind_a_stage_that_was_asked_to_leave(recipes, tmp_path, monkeypatch, capsys):
+    """The stage stays half done: the next `align run` resumes it and goes on to the stages behind."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    from align.callbacks import Throughput
+
+    started = Throughput.on_train_batch_start
+
+    def interrupt(self, trainer, *rest):
+        if trainer.global_step == 2 and trainer.ckpt_path is None:
+            os.kill(os.getpid(), signal.SIGTERM)
+        started(self, trainer, *rest)
+
+    monkeypatch.setattr(Throughput, "on_train_batch_start", interrupt)
+    command = ["run", str(recipes), "--out", str(tmp_path), "--json", "--only", "data", "tokenizer", "pretrain"]
+    assert main(command) == 0
+    status = [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()]
+    assert status == ["done", "done", "preempted"]
+    assert not (tmp_path / "pretrain/model").exists()
+    assert main(command) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["status"] for line in lines] == ["up-to-date", "up-to-date", "done"]
+    assert lines[-1]["why"] == "half done: resuming"
+
+
+def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(run, folder, fit, capsys):
+    assert fit("--checkpoint.every_n_train_steps=2") == 0
+    last = folder / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    assert fit("--ckpt_path=last") == 0
+    (warning,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
+    assert f"{last} is damaged: it is cut short or overwritten" in warning
+    assert warning.endswith("going on from last-1.ckpt, the one before")
+    assert weights(folder) == weights(run / "sft")
+    assert fit(f"--ckpt_path={folder}/checkpoints/none.ckpt") == 1
+    assert "none.ckpt: there is no such file" in capsys.readouterr().err
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    assert fit("--ckpt_path=last") == 1
+    assert "is whole: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_best_and_every_third_stay(folder, fit):
+    """Validation every 3 of 6 steps; the best of two, and the checkpoint of every 4 steps for good."""
+    words = ["--checkpoint.monitor=val/loss", "--checkpoint.save_top_k=1", "--checkpoint.keep_every_n_train_steps=4"]
+    assert fit(*words, "--checkpoint.every_n_train_steps=100") == 0
+    last = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    (best,) = last["callbacks"]["Checkpoints"]["best"]
+    names = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert names == {best, "epoch=0-step=4.ckpt", "last.ckpt", "last-1.ckpt"}
+    assert main(["export", str(folder), "--best", "val/loss", "--out", str(folder / "exported")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--checkpoint.keep_last=0"], "checkpoint.keep_last is 0: it must be at least 1"),
+        (["--checkpoint.every_minutes=0"], "checkpoint.every_minutes is 0.0: it must be above 0"),
+        (["--checkpoint.save_top_k=2"], "checkpoint.save_top_k is 2 and checkpoint.monitor None"),
+    ],
+)
+def test_impossible_settings(fit, capsys, words, message):
+    assert fit(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_two_in_one_folder(folder, fit, capsys):
+    """A process of its own holds the lock; killed, it holds it no more."""
+    code = f"import time; from pathlib import Path; from align.cli.run_lock import run_lock\nwith run_lock(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"  # noqa: E501
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    assert fit() == 1
+    assert f"{folder} is in use by process {holder.pid} on " in capsys.readouterr().err.splitlines()[-1]
+    holder.kill()
+    holder.wait()
+    with run_lock(folder):
+        assert json.loads((folder / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_second_signal_ends_the_process_at_once():
+    """The first is noted, one right behind it is the same wish, one after the patience kills."""
+    code = (
+        "import os, signal, time; from align.callbacks import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
+        "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "time.sleep(0.3); assert p.asked(); print('still here', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "still here\n"
+    assert done.returncode == -signal.SIGTERM
+    assert done.stderr.count("SIGTERM: leaving after this step") == 1
