@@ -104,7 +104,6 @@ def test_a_pipeline_stops_behind_a_stage_that_was_asked_to_leave(recipes, tmp_pa
     assert main(command) == 0
     status = [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()]
     assert status == ["done", "done", "preempted"]
-    assert not (tmp_path / "pretrain/model").exists()
     assert main(command) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["status"] for line in lines] == ["up-to-date", "up-to-date", "done"]
