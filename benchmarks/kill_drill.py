@@ -90,12 +90,12 @@ def recipe(stage: str, world: Path) -> dict[str, Any]:
     data = {"tokenizer": f"{world}/tokenizer", "context": 160, "cache_dir": f"{world}/cache"}
     model: dict[str, Any] = {"init_from": f"{world}/model", "schedule": {"kind": "cosine", "warmup_steps": 3}}
     if stage == "dpo":
-        trainer = {"max_epochs": 6, "val_check_interval": 4}
+        trainer = {"max_epochs": 3, "val_check_interval": 4}
         data |= {"train": f"{world}/data/preferences_train.jsonl", "batch_size": 4}
         data |= {"validation": f"{world}/data/preferences_val.jsonl"}
         model |= {"probe": {"prompts": 0}, "optimizer": {"lr": 1e-3}}
     else:
-        trainer = {"max_epochs": 6, "check_val_every_n_epoch": 2}
+        trainer = {"max_epochs": 5, "check_val_every_n_epoch": 2}
         data |= {"train": f"{world}/data/prompts_train.jsonl", "batch_size": 4}
         data |= {"validation": f"{world}/data/prompts_val.jsonl"}
         model |= {"reward": "sandbox", "rollout": {"episodes": 8, "max_new_tokens": 16}, "optimizer": {"lr": 1e-3}}
@@ -236,26 +236,31 @@ def drill(
     return found
 
 
-def drills(stage: str, ranks: int, world: Path, *, count: int, seed: int) -> list[dict[str, Any]]:
-    """So many drills of one kind, against one uninterrupted run."""
-    run = world / f"{stage}-{ranks}-whole"
-    seconds = []
-    for _ in range(2):  # the first one fills the caches
-        shutil.rmtree(run, ignore_errors=True)
-        life = Life(command(stage, world, run, ranks), ranks=ranks, log=run.with_suffix(".log"))
-        if not life.wait(LONGEST) or any(life.codes.values()):
-            raise RuntimeError(run.with_suffix(".log").read_text()[-3000:])
-        seconds.append(time.monotonic() - life.begun)
-    whole, rng = end_of(run), random.Random(f"{seed} {stage} {ranks}")
-    results: list[dict[str, Any]] = []
-    while len(results) < count:
-        turn = len(results) % 3
-        victims = [0] if ranks == 1 else [[0, 1], [0], [1]][turn]
-        found = drill(stage, ranks, world, moment=rng.uniform(0, seconds[1]), victims=victims, whole=whole)
-        if found["killed"]:
-            results.append(found | {"whole_s": round(seconds[1], 3)})
-            print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    return results
+class Kind:
+    """Drills of one stage on one number of ranks, against one uninterrupted run."""
+
+    def __init__(self, stage: str, ranks: int, world: Path, *, seed: int) -> None:
+        """Make the uninterrupted run."""
+        self.stage, self.ranks, self.world = stage, ranks, world
+        self.rng, self.done = random.Random(f"{seed} {stage} {ranks}"), 0
+        run = world / f"{stage}-{ranks}-whole"
+        for _ in range(2):  # the first one fills the caches
+            shutil.rmtree(run, ignore_errors=True)
+            life = Life(command(stage, world, run, ranks), ranks=ranks, log=run.with_suffix(".log"))
+            if not life.wait(LONGEST) or any(life.codes.values()):
+                raise RuntimeError(run.with_suffix(".log").read_text()[-3000:])
+            self.seconds = time.monotonic() - life.begun
+        self.whole = end_of(run)
+
+    def next(self) -> dict[str, Any]:
+        """One drill; a moment that comes after the run's end is drawn again."""
+        victims = [0] if self.ranks == 1 else [[0, 1], [0], [1]][self.done % 3]
+        while True:
+            moment = self.rng.uniform(0, self.seconds)
+            found = drill(self.stage, self.ranks, self.world, moment=moment, victims=victims, whole=self.whole)
+            if found["killed"]:
+                self.done += 1
+                return found | {"whole_s": round(self.seconds, 3)}
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -269,6 +274,13 @@ def table(results: list[dict[str, Any]]) -> str:
         counts += [sum(not found["from_step"] for found in own), sum(bool(found["left_half_written"]) for found in own)]
         lines.append(f"| {stage}, {ranks} rank(s) | {len(own)} | " + " | ".join(map(str, counts)) + " |")
     return "\n".join(lines)
+
+
+def write(args: argparse.Namespace, results: list[dict[str, Any]], seconds: float) -> None:
+    """The results so far, with where they come from."""
+    facts = {"command": " ".join(sys.argv), "machine": machine(), "date": str(date.today()), "seed": args.seed}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(facts | {"seconds": round(seconds), "drills": results}, indent=1) + "\n")
 
 
 def main() -> int:
@@ -296,21 +308,18 @@ def main() -> int:
         making = fork(lambda: make_world(world) or 0, world / "world.log")  # type: ignore[func-returns-value]
         if os.waitpid(making, 0)[1]:
             raise RuntimeError((world / "world.log").read_text()[-3000:])
-        results = [
-            found
-            for stage in args.stages
-            for ranks in args.ranks
-            for found in drills(stage, ranks, world, count=args.drills, seed=args.seed)
-        ]
+        kinds = [Kind(stage, ranks, world, seed=args.seed) for stage in args.stages for ranks in args.ranks]
+        results: list[dict[str, Any]] = []
+        for _ in range(args.drills):
+            for kind in kinds:
+                results.append(kind.next())
+                print(json.dumps(results[-1]), file=sys.stderr, flush=True)
+                if args.out:
+                    write(args, results, time.monotonic() - begun)
     print(table(results))
     alone = [found["alone_ended"] for found in results if found["alone_ended"] is not None]
     print(f"\nRanks left alone that ended by themselves within {PATIENCE:.0f} s: {sum(alone)} of {len(alone)}")
-    seconds = time.monotonic() - begun
-    print(f"{machine()}; 1 thread a process; {seconds / 60:.1f} minutes; {date.today()}")
-    if args.out:
-        facts = {"command": " ".join(sys.argv), "machine": machine(), "date": str(date.today()), "seed": args.seed}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(facts | {"seconds": round(seconds), "drills": results}, indent=1) + "\n")
+    print(f"{machine()}; 1 thread a process; {(time.monotonic() - begun) / 60:.1f} minutes; {date.today()}")
     return 0 if all(all(found["same"].values()) for found in results) else 1
 
 

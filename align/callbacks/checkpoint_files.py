@@ -1,11 +1,11 @@
 """Checkpoints as files: written whole or not at all, checked before they are believed, the newest whole one found."""
 
-import io
+import copy
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -41,9 +41,7 @@ class BackgroundIO(TorchCheckpointIO):
             OSError: the one before could not be written.
         """
         self.finish()
-        copy = io.BytesIO()
-        torch.save(checkpoint, copy)
-        self.later(partial(_write, Path(path), copy))
+        self.later(partial(_write, Path(path), _copied(checkpoint)))
 
     @override
     def remove_checkpoint(self, path: Any) -> None:
@@ -82,10 +80,30 @@ class BackgroundIO(TorchCheckpointIO):
                 self._error = error
 
 
-def _write(path: Path, content: io.BytesIO) -> None:
+def _copied(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint as it is now, in the CPU's memory; tensors that are one stay one."""
+    copies: dict[tuple[Any, ...], torch.Tensor] = {}
+    known: dict[int, Any] = {}
+    for tensor in _tensors(checkpoint):
+        place = tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+        if place not in copies:
+            copies[place] = tensor.detach().to("cpu", copy=True)
+        known[id(tensor)] = copies[place]
+    return copy.deepcopy(checkpoint, known)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
+
+
+def _write(path: Path, checkpoint: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
-        file.write(content.getbuffer())
+        torch.save(checkpoint, file)
 
 
 def temporary(folder: Path) -> Path:
@@ -105,10 +123,10 @@ def publish(new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = ())
     for path in new.rglob("*") if new.is_dir() else [new]:
         _sync(path)
     for name in also:
-        copy = name.with_name(f".{name.name}")
-        remove(copy)
-        _link(new, copy)
-        _replace(copy, name)
+        second = name.with_name(f".{name.name}")
+        remove(second)
+        _link(new, second)
+        _replace(second, name)
     for age in range(keep_last - 1, 0, -1):
         younger = aged(last, age - 1)
         if younger.exists():

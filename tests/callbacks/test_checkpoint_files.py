@@ -152,9 +152,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path):
     weight = torch.zeros(3)
     writer.later(gate.wait)  # type: ignore[arg-type]
     writer._executor, executor = writer._executor, writer._executor
-    copy = {"global_step": 1, "weight": weight}
+    state = {"global_step": 1, "weight": weight, "tied": weight}
     finish, writer.finish = writer.finish, lambda: None  # type: ignore[method-assign]
-    writer.save_checkpoint(copy, tmp_path / "one.ckpt")
+    writer.save_checkpoint(state, tmp_path / "one.ckpt")
     weight += 1
     assert not (tmp_path / "one.ckpt").exists()
     gate.set()
