@@ -107,8 +107,8 @@ def _write(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def temporary(folder: Path) -> Path:
-    """Where the next checkpoint is written before it gets its names; nothing else has a name like it."""
-    return folder / ".new.ckpt"
+    """Where the next checkpoint is written before it gets its names; nobody takes it for one."""
+    return folder / ".new.part"
 
 
 def publish(new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = ()) -> None:
@@ -123,7 +123,7 @@ def publish(new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = ())
     for path in new.rglob("*") if new.is_dir() else [new]:
         _sync(path)
     for name in also:
-        second = name.with_name(f".{name.name}")
+        second = name.with_name(f".{name.name}.part")
         remove(second)
         _link(new, second)
         _replace(second, name)
@@ -150,7 +150,7 @@ def remove(path: Path) -> None:
 
 def remove_litter(folder: Path) -> None:
     """Remove what a killed process left half written."""
-    for path in folder.glob(".*.ckpt"):
+    for path in folder.glob(".*.part"):
         remove(path)
 
 
@@ -232,7 +232,7 @@ def find_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
     Raises:
         ValueError: there are some, and none is whole.
     """
-    candidates = sorted((path for path in folder.glob("*.ckpt")), key=_age)
+    candidates = sorted(folder.glob("*.ckpt"), key=_age)
     damaged: list[str] = []
     for path in candidates:
         reason = damage(path)

@@ -150,6 +150,16 @@ class Checkpoints(Checkpoint):
         if self._held is not None:
             self._publish(trainer, self._held)
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Wait for the last checkpoint; not every strategy does."""
+        writer = trainer.strategy.checkpoint_io
+        if isinstance(writer, files.BackgroundIO):
+            writer.finish()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Wait for the last checkpoint, before anything says that it is there."""
+        self.teardown(trainer, pl_module, "fit")
+
     def _kept_for_good(self, step: int) -> bool:
         return bool(self.keep_every_n_train_steps) and not step % (self.keep_every_n_train_steps or 1)
 
@@ -192,7 +202,7 @@ class Checkpoints(Checkpoint):
         folder, writer = _folder(trainer), trainer.strategy.checkpoint_io
         new, last = files.temporary(folder), folder / files.LAST
         job = partial(files.publish, new, last=last, keep_last=self.keep_last, also=names)
-        if isinstance(writer, files.BackgroundIO):
+        if isinstance(writer, files.BackgroundIO) and not new.is_dir():
             writer.later(job)
         else:
             job()

@@ -79,6 +79,7 @@ def test_killed_at_any_call_there_is_a_whole_one(tmp_path: Path, monkeypatch: py
     found = find_whole(tmp_path, pytest.fail)
     assert found is not None
     assert global_step(found) in (2, 3)
+    assert not [path for path in tmp_path.glob("*.ckpt") if path.name.startswith(".")]
     remove_litter(tmp_path)
     save(tmp_path, 4)
     assert steps(tmp_path)["last.ckpt"] == 4
@@ -166,7 +167,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path):
 def test_a_full_disk_is_told_and_nothing_is_published(tmp_path: Path):
     writer = BackgroundIO()
     (tmp_path / "folder").write_text("a file where the folder should be")
-    writer.save_checkpoint({"global_step": 1}, tmp_path / "folder/.new.ckpt")
+    writer.save_checkpoint({"global_step": 1}, tmp_path / "folder/.new.part")
     writer.later(lambda: pytest.fail("published"))
     with pytest.raises(OSError, match="folder"):
         writer.teardown()
