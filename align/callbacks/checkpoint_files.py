@@ -111,7 +111,9 @@ def temporary(folder: Path) -> Path:
     return folder / ".new.part"
 
 
-def publish(new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = ()) -> None:
+def publish(
+    new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = (), stale: Callable[[Path], bool] = lambda _: False
+) -> None:
     """Give a checkpoint that is written its names, whole to whoever looks, at any moment, and after a power cut.
 
     Args:
@@ -119,6 +121,7 @@ def publish(new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = ())
         last: becomes the newest.
         keep_last: so many of the newest stay, as last.ckpt, last-1.ckpt, ...
         also: other names for it.
+        stale: which of the newest so far are none to go on from, and go.
     """
     for path in new.rglob("*") if new.is_dir() else [new]:
         _sync(path)
@@ -127,10 +130,14 @@ def publish(new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = ())
         remove(second)
         _link(new, second)
         _replace(second, name)
-    for age in range(keep_last - 1, 0, -1):
-        younger = aged(last, age - 1)
-        if younger.exists():
-            _replace(younger, aged(last, age))
+    older = [path for path in last.parent.glob(f"{last.stem}-*{last.suffix}") if stale(path)]
+    for path in older:
+        remove(path)
+    if last.exists() and not stale(last):
+        for age in range(keep_last - 1, 0, -1):
+            younger = aged(last, age - 1)
+            if younger.exists():
+                _replace(younger, aged(last, age))
     _replace(new, last)
     _sync(new.parent)
 
@@ -227,7 +234,7 @@ def find_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
         warn: is told, in one line each, which newer ones are damaged.
 
     Returns:
-        Path: of most steps; None where there is none at all.
+        Path: last.ckpt, or what comes nearest; None where there is none at all.
 
     Raises:
         ValueError: there are some, and none is whole.
@@ -255,10 +262,8 @@ def global_step(path: Path) -> int | None:
         return None
 
 
-def _age(path: Path) -> tuple[float, int, str]:
-    """Newest first: by steps, and of those of a step last.ckpt; what can't be read comes where its name puts it."""
+def _age(path: Path) -> tuple[bool, float, str]:
+    """Newest first: last.ckpt and those that it replaced, then the named ones by steps (they may be of another try)."""
     named = re.search(r"step=(\d+)", path.name)
-    step: float | None = global_step(path)
-    if step is None:
-        step = float(named[1]) if named else float("inf")
-    return -step, named is not None, path.name
+    age = re.fullmatch(r"last(?:-(\d+))?\.ckpt", path.name)
+    return age is None, float(age[1] or 0) if age else -float(named[1] if named else 0), path.name

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -75,6 +76,7 @@ class Checkpoints(Checkpoint):
         self._best: dict[str, float] = {}
         self._begun_at = self._saved_at = -1
         self._due = self._leaving = False
+        self._first = True
         self._held: list[Path] | None = None
         self._clock = 0.0
 
@@ -201,11 +203,21 @@ class Checkpoints(Checkpoint):
             return
         folder, writer = _folder(trainer), trainer.strategy.checkpoint_io
         new, last = files.temporary(folder), folder / files.LAST
-        job = partial(files.publish, new, last=last, keep_last=self.keep_last, also=names)
+        job = partial(files.publish, new, last=last, keep_last=self.keep_last, also=names, stale=self._stale(trainer))
         if isinstance(writer, files.BackgroundIO) and not new.is_dir():
             writer.later(job)
         else:
             job()
+
+    def _stale(self, trainer: pl.Trainer) -> Callable[[Path], bool]:
+        """At the first checkpoint: which of the newest are damaged, or of another try than this one goes on."""
+        first, self._first = self._first, False
+        step, fresh = trainer.global_step, trainer.ckpt_path is None
+
+        def stale(path: Path) -> bool:
+            return first and (fresh or (files.global_step(path) or step) >= step)
+
+        return stale
 
     def _rank(self, trainer: pl.Trainer) -> list[str] | None:
         """Place this validation among the best: the names that lose theirs, or None if it is not among them.

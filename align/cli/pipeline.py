@@ -42,6 +42,7 @@ def main(args: list[str]) -> int:
     pipeline = read_pipeline(Path(options.folder), out=options.out, seed=options.seed, assignments=options.set or [])
     chosen = _choose(pipeline, options.only, getattr(options, "from"))
     must = options.force or getattr(options, "from") is not None
+    _asked_to_leave(forget=True)
     with run_lock(pipeline.run):
         for stage in pipeline.stages:
             if stage.name not in chosen:
@@ -152,9 +153,11 @@ def _can_go_on(folder: Path) -> bool:
     return True
 
 
-def _asked_to_leave() -> bool:
-    """Whether a signal came in a training stage that was already at its end."""
+def _asked_to_leave(*, forget: bool = False) -> bool:
+    """Whether a signal came in a training stage that was already at its end; nobody listens before the first one."""
     preemption = sys.modules.get("align.callbacks.preemption")
+    if preemption is not None and forget:
+        preemption.forget()
     return preemption is not None and preemption.asked()
 
 

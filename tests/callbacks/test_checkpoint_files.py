@@ -122,15 +122,26 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, spoil, re
         find_whole(tmp_path, lines.append)
 
 
-def test_the_one_of_most_steps_is_the_newest(tmp_path: Path):
-    """By what is in them, not by time stamps: copying a folder mixes those up."""
+def test_the_last_ones_come_before_the_named_ones(tmp_path: Path):
+    """By name and not by time stamps: copying a folder mixes those up."""
     assert find_whole(tmp_path, pytest.fail) is None
     save(tmp_path, 3, also=("step=3.ckpt",), keep_last=1)
-    save(tmp_path, 7, keep_last=1)
+    save(tmp_path, 10, also=("step=10.ckpt",))
+    save(tmp_path, 12)
     os.utime(tmp_path / "step=3.ckpt", (2e9, 2e9))
-    assert find_whole(tmp_path, pytest.fail) == tmp_path / "last.ckpt"
-    (tmp_path / "last.ckpt").unlink()
-    assert find_whole(tmp_path, pytest.fail) == tmp_path / "step=3.ckpt"
+    for expected in ("last.ckpt", "last-1.ckpt", "step=10.ckpt", "step=3.ckpt"):
+        assert find_whole(tmp_path, pytest.fail) == tmp_path / expected
+        (tmp_path / expected).unlink()
+
+
+def test_what_is_of_another_try_goes(tmp_path: Path):
+    """Steps 4, 5, 6 of an earlier try; one that goes on from 4 writes 5: then 4 is the one before."""
+    for step in (4, 5, 6):
+        save(tmp_path, step, keep_last=3)
+    new = temporary(tmp_path)
+    torch.save({"global_step": 5}, new)
+    publish(new, last=tmp_path / "last.ckpt", keep_last=3, stale=lambda path: (global_step(path) or 5) >= 5)
+    assert steps(tmp_path) == {"last-2.ckpt": 4, "last.ckpt": 5}
 
 
 def test_a_directory_of_shards_is_whole_when_its_last_files_are_there(tmp_path: Path):
@@ -144,7 +155,7 @@ def test_a_directory_of_shards_is_whole_when_its_last_files_are_there(tmp_path: 
     assert steps(tmp_path) == {"last-1.ckpt": 1, "last.ckpt": 2, "step=1.ckpt": 1, "step=2.ckpt": 2}
     (tmp_path / "last.ckpt/.metadata").unlink()
     assert damage(tmp_path / "last.ckpt") == ".metadata is missing"
-    assert find_whole(tmp_path, lambda line: None) == tmp_path / "step=2.ckpt"
+    assert find_whole(tmp_path, lambda line: None) == tmp_path / "last-1.ckpt"
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path):
