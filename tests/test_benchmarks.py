@@ -252,3 +252,20 @@ def test_gpu_benchmark_runs_at_a_toy_size(tmp_path):
     assert set(sections["PPO 124 M"]["phases_s"]) == {"rollout", "scoring", "reading", "update"}
     assert all(seconds > 0 for row in sections.values() for seconds in row.get("phases_s", {}).values())
     assert "| pretrain 350 M |" in result.stdout
+
+
+@pytest.mark.parametrize("method", ["dpo", "ppo"])
+def test_memory_of_adapters_trains_what_it_says(tmp_path, method, monkeypatch):
+    """Rank 16 on seven matrices of one block: A and B of each, and the value model's with its head."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import memory_lora
+
+    shape = {"vocab_size": 300, "layers": 1, "heads": 2, "width": 16, "ff_width": 24, "context": 32}
+    memory_lora.prepare(tmp_path, shape)
+    setting = {"method": method, "shape": "tiny", "sizes": shape, "folder": str(tmp_path)}
+    setting |= {"rows": 2, "prompt": 4, "response": 4}
+    thin, whole = memory_lora.lora(setting), memory_lora.full(setting)
+    one = 16 * (4 * (16 + 16) + 3 * (16 + 24))
+    assert thin["trained_parameters"] == (one if method == "dpo" else 2 * one + 16)
+    assert whole["trained_parameters"] > thin["trained_parameters"] / 2
+    assert thin["peak_mb"] >= thin["imported_mb"] > 0
