@@ -45,7 +45,6 @@ def command(stage: str, strategy: str, options: argparse.Namespace, out: Path) -
         "--trainer.enable_progress_bar=false",
         "--trainer.limit_val_batches=1.0",
         "--trainer.num_sanity_val_steps=0",
-        "--checkpoint.save_last=false",
         "--checkpoint.save_top_k=0",
         f"--data.init_args.batch_size={rows}",
         f"--data.init_args.cache_dir={out.parent}/cache",
