@@ -15,10 +15,11 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
+from align.model.sharded_checkpoint import METADATA as _META
+from align.model.sharded_checkpoint import read_sharded
+
 LAST = "last.ckpt"
 """The newest; the ones before it are last-1.ckpt, last-2.ckpt, ..."""
-_META = "meta.pt"
-"""What Lightning keeps beside the shards of a checkpoint that is a directory; written after them"""
 
 
 class BackgroundIO(TorchCheckpointIO):
@@ -42,6 +43,13 @@ class BackgroundIO(TorchCheckpointIO):
         """
         self.finish()
         self.later(partial(_write, Path(path), _copied(checkpoint)))
+
+    @override
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """A file's contents; of a folder that many processes wrote, their parts put together."""
+        if Path(path).is_dir():
+            return read_sharded(Path(path), only_weights=False)
+        return super().load_checkpoint(path, map_location, weights_only)
 
     @override
     def remove_checkpoint(self, path: Any) -> None:
