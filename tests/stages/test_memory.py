@@ -1,6 +1,5 @@
 """Activation checkpointing, frozen networks in bfloat16, precisions, 8-bit optimizer state, and compiled widths."""
 
-import os
 import socket
 import sys
 from dataclasses import replace
@@ -12,13 +11,12 @@ from dpo_pairs import fit as fit_pairs
 from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import fit as fit_ppo
 from ppo_parts import ppo
+from sharded_memory import recomputed_and_compiled
 from test_language_model import Batches, fit, make_batch
 from torch._dynamo.utils import counters
-from torch.distributed.device_mesh import init_device_mesh
 
 from align.batches import TokenBatch
 from align.model import GPT, GPTConfig, LoraConfig, training
-from align.model.parallel import shard
 from align.stages import OptimizerConfig, Pretrain, ScheduleConfig
 from align.stages.memory import MemoryConfig, check_sharded_memory
 from align.stages.optimization import build_optimizer
@@ -330,29 +328,4 @@ def test_sharded_networks_recompute_and_compile():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_sharded, (port,), nprocs=2)
-
-
-def _sharded(rank, port):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
-    config, ids = replace(CONFIG, heads=4, kv_heads=2, width=16), torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 10]])
-    training.BACKEND = "aot_eager"
-
-    def gradients(mesh, what, compile):
-        network = GPT(config)
-        training.recompute_activations(network, what)
-        if compile:
-            training.compile_blocks(network)
-        shard(network, mesh)
-        network.hidden(ids).square().sum().backward()
-        return [p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad for p in network.parameters()]
-
-    for devices in ((2, 1), (1, 2)):
-        mesh = init_device_mesh("cpu", devices, mesh_dim_names=("data_parallel", "tensor_parallel"))
-        plain = gradients(mesh, "none", False)
-        ways = [("selective", False), ("block", False), ("none", True), ("block", devices == (2, 1))]
-        for what, compile in ways:
-            for one, other in zip(gradients(mesh, what, compile), plain, strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    torch.distributed.destroy_process_group()
+    torch.multiprocessing.spawn(recomputed_and_compiled, (port,), nprocs=2)
