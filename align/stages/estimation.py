@@ -95,10 +95,13 @@ def whiten_over_ranks(values: torch.Tensor, mask: torch.Tensor, total: Total, *,
 
 
 def explained_over_ranks(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Total) -> torch.Tensor:
-    """``explained_variance`` over the tokens of all ranks, ``[]``; arguments as for ``whiten_over_ranks``."""
+    """``explained_variance`` over the tokens of all ranks, ``[]``; arguments as for ``whiten_over_ranks``.
+
+    0 also where float32's rounding is all by which the returns vary.
+    """
     _, _, rest = _moments((returns - values).double(), mask, total)
-    _, _, whole = _moments(returns.double(), mask, total)
-    return torch.where(whole > 0, 1 - rest / whole, torch.zeros_like(whole))
+    count, mean, whole = _moments(returns.double(), mask, total)
+    return torch.where(whole > 1e-12 * count * mean.square(), 1 - rest / whole, torch.zeros_like(whole))
 
 
 def _moments(values: torch.Tensor, mask: torch.Tensor, total: Total) -> tuple[torch.Tensor, ...]:

@@ -145,7 +145,11 @@ def test_explained_variance_over_ranks_is_that_of_all_tokens():
         if turn < 4:
             told.append(heard[0][turn] + heard[1][turn])
     torch.testing.assert_close(got.float(), whole)
-    assert explained_over_ranks(values, torch.ones(4, 5), mask, same).item() == 0
+    equal = torch.full((4, 5), -1.0)
+    assert explained_over_ranks(values, equal, mask, same).item() == 0
+    equal[mask.nonzero()[0].unbind()] -= 1e-7  # a rounding apart
+    assert equal.unique().numel() == 2
+    assert explained_over_ranks(values, equal, mask, same).item() == 0
 
 
 @pytest.mark.parametrize("group_size", [1, 3])
