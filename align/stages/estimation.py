@@ -97,11 +97,13 @@ def whiten_over_ranks(values: torch.Tensor, mask: torch.Tensor, total: Total, *,
 def explained_over_ranks(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Total) -> torch.Tensor:
     """``explained_variance`` over the tokens of all ranks, ``[]``; arguments as for ``whiten_over_ranks``.
 
-    0 also where float32's rounding is all by which the returns vary.
+    0 also where the returns vary only by float32's rounding, of themselves or of the values that they were made from.
     """
-    _, _, rest = _moments((returns - values).double(), mask, total)
-    count, mean, whole = _moments(returns.double(), mask, total)
-    return torch.where(whole > 1e-12 * count * mean.square(), 1 - rest / whole, torch.zeros_like(whole))
+    returns, values = returns.double(), values.double()
+    _, _, rest = _moments(returns - values, mask, total)
+    _, _, whole = _moments(returns, mask, total)
+    size = total((returns.square() + values.square()).masked_fill(~mask, 0).sum())
+    return torch.where(whole > 1e-12 * size, 1 - rest / whole, torch.zeros_like(whole))
 
 
 def _moments(values: torch.Tensor, mask: torch.Tensor, total: Total) -> tuple[torch.Tensor, ...]:

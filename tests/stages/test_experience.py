@@ -131,7 +131,7 @@ def test_explained_variance_over_ranks_is_that_of_all_tokens():
     whole = explained_variance(values, returns, mask)
     torch.testing.assert_close(explained_over_ranks(values, returns, mask, same).float(), whole)
     told: list[torch.Tensor] = []
-    for turn in range(5):  # each turn learns one more of the four sums
+    for turn in range(6):  # each turn learns one more of the five sums
         heard = []
         for half in (slice(2), slice(2, 4)):
             asked: list[torch.Tensor] = []
@@ -142,7 +142,7 @@ def test_explained_variance_over_ranks_is_that_of_all_tokens():
 
             got = explained_over_ranks(values[half], returns[half], mask[half], total)
             heard.append(asked)
-        if turn < 4:
+        if turn < 5:
             told.append(heard[0][turn] + heard[1][turn])
     torch.testing.assert_close(got.float(), whole)
     equal = torch.full((4, 5), -1.0)
@@ -150,6 +150,8 @@ def test_explained_variance_over_ranks_is_that_of_all_tokens():
     equal[mask.nonzero()[0].unbind()] -= 1e-7  # a rounding apart
     assert equal.unique().numel() == 2
     assert explained_over_ranks(values, equal, mask, same).item() == 0
+    large = 60 * values
+    assert explained_over_ranks(large, (-1.0 - large) + large, mask, same).item() == 0
 
 
 @pytest.mark.parametrize("group_size", [1, 3])
