@@ -15,6 +15,8 @@ from typing import Any
 from align.cli.errors import nearest
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+_OTHER_KINDS = ("Not a valid subclass of", "Subclass types expect", "a class path (str)", "a dict with", "Import path")
+"""What it says of the classes that a setting could have been of, besides the one that it is of"""
 _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path") + (
     "checkpoint",
     "health",
@@ -46,6 +48,7 @@ def explain(message: str) -> str:
             line = line[found.end() :].strip()
         if line and not line.startswith(_NOISE):
             reasons.append(line)
+    reasons = [reason for reason in reasons if not reason.startswith(_OTHER_KINDS)] or reasons
     if value := re.search(r"^ *Given value: (\S+)$", message, re.MULTILINE):
         reasons.append(f"Got value: {value[1]}")
     reason = "; ".join(dict.fromkeys(reasons)) or " ".join(message.split())

@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import jsonargparse
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.plugins.precision import BitsandbytesPrecision, Precision
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
@@ -38,6 +40,7 @@ from align.cli.keys import explain
 from align.cli.run_lock import run_lock
 from align.stages import PPO
 from align.stages.footprint import explain_out_of_memory, out_of_memory
+from align.stages.four_bit import WRONG_PLUGIN
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -89,7 +92,7 @@ class AlignCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the precision that nothing else chose, and find what to go on from."""
         trainer = self.config.trainer
-        if trainer.precision is None:
+        if trainer.precision is None and not _brings_precision(trainer.plugins):
             trainer.precision = default_precision(str(trainer.accelerator))
         self.find_run()
 
@@ -132,6 +135,19 @@ class AlignCLI(LightningCLI):
         if trainer.loggers:
             callbacks += [Tracking(), LearningRateMonitor("step")]
         return trainer
+
+
+def _brings_precision(plugins: Any) -> bool:
+    """Whether a plugin of the recipe decides the precision: Lightning refuses two that do.
+
+    Raises:
+        UsageError: it is one that our stages can't train with.
+    """
+    listed = plugins if isinstance(plugins, list) else [plugins]
+    kinds = [kind for plugin in listed if isinstance(kind := locate(getattr(plugin, "class_path", "")), type)]
+    if any(issubclass(kind, BitsandbytesPrecision) for kind in kinds):
+        raise UsageError(WRONG_PLUGIN)
+    return any(issubclass(kind, Precision) for kind in kinds)
 
 
 def default_precision(accelerator: str) -> str:
@@ -268,6 +284,9 @@ def _hush() -> None:
     # Frozen networks are in eval mode, and are meant to be.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    # peft imports torchao where it is installed, which tells of its kernels for other machines.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
 
 class _ParseOnly(AlignCLI):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from align.model.directory import built_without_memory, load_network, locate, read_config
+from align.model.four_bit import round_matrices
 from align.model.gpt import GPT
 from align.model.lora import LoraConfig, add_adapter, convert_base, merged_copy
 from align.model.manifest import weights_fingerprint
@@ -104,6 +105,8 @@ def adapted_network(stored: dict[str, Any], path: Path) -> GPT | ScalarGPT | Non
     config = LoraConfig(**record["lora"])
     network: GPT | ScalarGPT = load_scalar(directory) if "score.weight" in state else load_network(directory)
     convert_base(network, config.dtype)
+    if record.get("four_bit"):
+        round_matrices(network, record["four_bit"])
     add_adapter(network, config)
     learning = {name: tensor for name, tensor in network.named_parameters() if tensor.requires_grad}
     _check_fit(state, learning, path)

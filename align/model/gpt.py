@@ -13,6 +13,7 @@ from align.model.attention import Context, at, attend_fast, attend_reference, ca
 from align.model.block import Block
 from align.model.cache import KVCache
 from align.model.config import GPTConfig
+from align.model.four_bit import numbers
 from align.model.norms import make_norm
 from align.model.positions import rotary_frequencies, rotary_tables, sinusoidal_embedding
 from align.model.shared_prefix import SharedRows
@@ -246,7 +247,7 @@ class GPT(nn.Module):
             embeddings: False leaves out the token and position embeddings, and with them a tied output matrix.
         """
         return sum(
-            parameter.numel()
+            numbers(parameter)
             for name, parameter in self.named_parameters()
             if ".lora_" not in name and (embeddings or ".embed_" not in name)
         )
@@ -279,6 +280,6 @@ def matrix_flops(matrices: Sequence[torch.Tensor], forward_only: bool) -> int:
         forward_only: leave the backward pass out.
     """
     if forward_only:
-        return 2 * sum(matrix.numel() for matrix in matrices)
+        return 2 * sum(numbers(matrix) for matrix in matrices)
     some_learn = any(matrix.requires_grad for matrix in matrices)
-    return sum((6 if matrix.requires_grad or not some_learn else 4) * matrix.numel() for matrix in matrices)
+    return sum((6 if matrix.requires_grad or not some_learn else 4) * numbers(matrix) for matrix in matrices)

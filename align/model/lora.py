@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from align.model.directory import built_without_memory
+from align.model.four_bit import dense, is_four_bit
 from align.model.gpt import GPT
 from align.model.merging import MergedState, base_parameters, lora_layers
 from align.model.scalar import ScalarGPT
@@ -141,9 +142,9 @@ def add_adapter(
         for part in _parts(layer, name).values():
             # peft gives them the base's type, in which small steps would be lost.
             part.data = part.data.to(torch.promote_types(part.dtype, torch.float32))
-        if config.dora and layer.base_layer.weight.is_floating_point():
+        if config.dora:
             vector = layer.lora_magnitude_vector[name].weight
-            vector.data = torch.linalg.vector_norm(layer.base_layer.weight.to(vector.dtype), dim=1)
+            vector.data = torch.linalg.vector_norm(dense(layer.base_layer.weight).to(vector.dtype), dim=1)
     use_adapter(network, name)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
@@ -212,11 +213,13 @@ def merge(network: nn.Module) -> None:
     """Add the active adapter into the base weights, in place: products are then as cheap as without.
 
     Raises:
-        ValueError: it is merged already, or there is none.
+        ValueError: it is merged already, or there is none; or the base has 4 bits, which can't hold it.
     """
     if active_adapter(network) is None:
         raise ValueError("there is no active adapter to merge")
     for _, layer in lora_layers(network):
+        if is_four_bit(layer.base_layer.weight):
+            raise ValueError("the base is kept in 4 bits, which can't hold an adapter: take merged_copy")
         if layer.merged:
             raise ValueError("the adapter is merged already")
         layer.merge()
@@ -254,10 +257,12 @@ def share_base(network: GPT | ScalarGPT, kind: type[Network]) -> Network:
             copy of it.
 
     Raises:
-        ValueError: a GPT is asked of a ScalarGPT, which has no output matrix.
+        ValueError: a GPT is asked of a ScalarGPT, which has no output matrix; or the base is kept in 4 bits.
     """
     if kind is GPT and isinstance(network, ScalarGPT):
         raise ValueError("a ScalarGPT has no output matrix to share with a GPT")
+    if any(is_four_bit(tensor) for tensor in network.parameters()):
+        raise ValueError("the base is kept in 4 bits already: share it first")
     with built_without_memory():
         other = kind(network.config)
     names = ("model.", "lm_head.") if kind is GPT else ("model.",)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from align.model.four_bit import dense
+
 
 def lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
     """The layers that carry adapters, by their name in the network."""
@@ -35,9 +37,9 @@ def merged_weight(layer: nn.Module) -> torch.Tensor:
     """
     if not is_lora(layer):
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
-        return weight
+        return dense(weight)
     lora: Any = layer
-    base = lora.base_layer.weight
+    base = dense(lora.base_layer.weight)
     if lora.disable_adapters or lora.merged:
         return base
     for name in lora.active_adapters:
@@ -67,7 +69,7 @@ class MergedState(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         """A tensor of the merged network."""
         place, _, part = name.rpartition(".")
-        tensor = self._plain[name].detach()
+        tensor = dense(self._plain[name]).detach()
         if part == "weight" and place in self._layers:
             tensor = merged_weight(self._layers[place])
         return tensor.float() if self._float and tensor.dtype == torch.bfloat16 else tensor

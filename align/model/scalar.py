@@ -13,6 +13,7 @@ from align.model.cache import KVCache
 from align.model.config import GPTConfig
 from align.model.directory import built_without_memory, fill, is_scalar, locate, read_fields
 from align.model.families import config_from
+from align.model.four_bit import numbers
 from align.model.gpt import GPT, matrix_flops
 from align.model.shared_prefix import SharedRows
 
@@ -94,7 +95,7 @@ class ScalarGPT(nn.Module):
 
     def num_parameters(self) -> int:
         """Parameters, each counted once, adapters left out."""
-        return sum(parameter.numel() for name, parameter in self.named_parameters() if ".lora_" not in name)
+        return sum(numbers(parameter) for name, parameter in self.named_parameters() if ".lora_" not in name)
 
     def flops_per_token(self, context: int, *, forward_only: bool = False) -> int:
         """FLOPs of forward and backward per trained token of ``last_scores``; see ``GPT.flops_per_token``.

@@ -1,6 +1,7 @@
 """The LightningModules, one per stage of the pipeline."""
 
 from align.stages.dpo import DPO
+from align.stages.four_bit import FourBit
 from align.stages.optimization import OptimizerConfig, ScheduleConfig
 from align.stages.ppo import PPO
 from align.stages.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
@@ -12,6 +13,7 @@ from align.stages.strategy import ModelParallel
 
 __all__ = [
     "DPO",
+    "FourBit",
     "KLConfig",
     "ModelParallel",
     "OptimizerConfig",

@@ -101,12 +101,13 @@ def base_in_memory(network: GPT | ScalarGPT, source: str | None) -> Base | None:
     return None if base is None else Base(network, fingerprint_of(locate(base)))
 
 
-def adapter_record(network: GPT | ScalarGPT, base: str | None) -> dict[str, Any] | None:
+def adapter_record(network: GPT | ScalarGPT, base: str | None, four_bit: str | None) -> dict[str, Any] | None:
     """What a checkpoint that holds no base weights says of them; None for a network without adapters.
 
     Args:
         network: what the stage trains.
         base: from ``base_source``.
+        four_bit: how the matrices are kept, if in 4 bits.
     """
     config = next(iter(adapters(network).values()), None)
     if config is None:
@@ -119,6 +120,7 @@ def adapter_record(network: GPT | ScalarGPT, base: str | None) -> dict[str, Any]
         "lora": asdict(config),
         "base": base if directory is None or not Path(str(base)).is_dir() else str(directory.resolve()),
         "weights": None if directory is None else fingerprint_of(directory),
+        "four_bit": four_bit,
     }
 
 
@@ -140,6 +142,12 @@ def check_record(found: dict[str, Any] | None, ours: dict[str, Any] | None) -> N
     mine, theirs = LoraConfig(**ours["lora"]), LoraConfig(**found["lora"])
     if not mine.same_weights(theirs):
         raise ValueError(f"the checkpoint's adapter has {_told(theirs)}, the recipe's {_told(mine)}")
+    if found.get("four_bit") != ours["four_bit"]:
+        kept, keep = (each.get("four_bit") or "they are" for each in (found, ours))
+        raise ValueError(
+            f"the checkpoint's adapter learned over weights kept as {kept}, the recipe's are kept as {keep}: go on "
+            "with the same trainer.plugins"
+        )
     if found["weights"] != ours["weights"]:
         raise ValueError(
             f"the checkpoint's adapter stands on base weights {str(found['weights'])[:12]} ({found['base']}), but "

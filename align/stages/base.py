@@ -12,10 +12,12 @@ from torch import nn
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
-from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT
+from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT, adapters
+from align.model.four_bit import replace_matrices
 from align.model.parallel import clip_gradients, local, shard
 from align.model.training import compile_blocks, recompute_activations
 from align.stages.adapting import adapt, adapter_record, base_source, check_record
+from align.stages.four_bit import FourBit, four_bit_plugin
 from align.stages.memory import MemoryConfig, check_precision, check_sharded_memory
 from align.stages.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 from align.stages.resharding import number_optimizer_state
@@ -83,6 +85,7 @@ class Stage(pl.LightningModule):
         self.parent, self.lora = parent, lora
         self.strict_loading = not self.frozen_names
         self.batch_shape: tuple[int, int] | None = None  # rows and tokens of the micro-batch that was trained on last
+        self._four_bit: str | None = None
         self._step_weight: torch.Tensor | None = None
         self._place_in_data: Any = None
 
@@ -107,6 +110,7 @@ class Stage(pl.LightningModule):
             frozen = getattr(self, name)
             if frozen is not None:
                 self._freeze(frozen)
+        self._keep_in_four_bits()
         self.add_adapters()
         self._save_memory()
         self._shard()
@@ -122,6 +126,30 @@ class Stage(pl.LightningModule):
         ours = {id(parameter) for parameter in self.network.parameters()}
         return any(id(parameter) in ours for parameter in network.parameters())
 
+    def _keep_in_four_bits(self) -> None:
+        """QLoRA: the matrices that adapters are to stand on in 4 bits, where the Trainer's plugin says so.
+
+        Before fresh adapters come, whose start depends on them (DoRA).
+
+        Raises:
+            ValueError: nothing learns beside the matrices, or the Trainer would shard them.
+        """
+        if self._trainer is None:  # built in Python, before there is one: setup looks again
+            return
+        adapted = self.lora is not None or bool(adapters(self.network))
+        precision = self.trainer.precision_plugin
+        plugin = four_bit_plugin(precision, adapters=adapted, sharded=self.device_mesh is not None)
+        if plugin is None:
+            return
+        self._four_bit = plugin.mode
+        networks = [getattr(self, name) for name in self.trained_names]
+        device = self.trainer.strategy.root_device
+        replace_matrices(
+            self,
+            [network for network in networks if isinstance(network, GPT | ScalarGPT)],
+            lambda layer: plugin.quantized(layer, device),
+        )
+
     def add_adapters(self) -> None:
         """Freeze what learns and give it adapters, where the recipe asks for them.
 
@@ -129,7 +157,7 @@ class Stage(pl.LightningModule):
             ValueError: they can't be what the recipe says, or the Trainer would shard them.
         """
         adapt(self.network, self.lora, source=self.parent, seed=torch.initial_seed() % 2**31)
-        self.adapter_record = adapter_record(self.network, base_source(self.parent))
+        self.adapter_record = adapter_record(self.network, base_source(self.parent), self._four_bit)
         if self.adapter_record is not None:
             self.strict_loading = False
             if self.device_mesh is not None:
@@ -177,6 +205,8 @@ class Stage(pl.LightningModule):
             check_precision(str(self.trainer.precision), self.memory_config)
             check_accumulation(self.trainer.strategy, self.trainer.accumulate_grad_batches)
         self.configure_model()
+        if self._four_bit is None and isinstance(self.trainer.precision_plugin, FourBit):
+            raise ValueError("trainer.plugins has align.stages.FourBit, but configure_model ran before the Trainer did")
         data: Any = getattr(self.trainer, "datamodule", None)
         network: Any = self.network
         config: GPTConfig = network.config

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from align.cli import main
+from align.cli.lightning import make_cli
 from align.model import read_manifest, weights_fingerprint
 from align.model.checkpoint import load_checkpoint, read_stored
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = str(ROOT / "recipes/hardware/lora.yaml")
+QLORA = str(ROOT / "recipes/hardware/qlora.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +60,28 @@ def test_a_run_is_resumed_and_its_adapter_exported(
     assert "the checkpoint's adapter has rank 2" in told
     assert main([*resumed[:-1], "--model.init_args.lora.rank=0"]) == 2
     assert "lora.rank is 0: it must be at least 1" in capsys.readouterr().err
+
+
+def test_four_bits_come_by_overlay_and_lightnings_own_plugin_is_refused(
+    run: Path, recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_cli(["--config", str(recipes / "dpo.yaml"), "--config", QLORA], parse_only=True).config
+    assert config.trainer.precision is None, "the plugin decides it"
+    command = ["fit", "--config", str(recipes / "dpo.yaml"), "--run", str(run)]
+    command.append(f"--trainer.default_root_dir={tmp_path}")
+    assert main([*command, "--config", QLORA, "--trainer.accelerator", "cpu"]) == 1
+    assert "a matrix has rows of 32 numbers: in 4 bits on a CPU they must be" in capsys.readouterr().err
+    own = tmp_path / "own.yaml"
+    plugin = "lightning.pytorch.plugins.BitsandbytesPrecision"
+    own.write_text(f"trainer:\n  plugins:\n  - class_path: {plugin}\n    init_args: {{mode: nf4}}\n")
+    assert main([*command, "--config", str(own)]) == 2
+    error = capsys.readouterr().err
+    assert "which would quantize adapters and heads as well: use align.stages.FourBit, as recipes/hardware/" in error
+    own.write_text(own.read_text().replace(plugin, "align.stages.FourBit").replace("nf4", "int4"))
+    assert main([*command, "--config", str(own)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "align fit: error: trainer.plugins.init_args.mode: Expected a typing.Literal['nf4', 'nf4-dq'"
+    )
+    assert "Got value: int4" in error
+    assert "subclass" not in error

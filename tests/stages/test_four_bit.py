@@ -1,0 +1,153 @@
+"""QLoRA: stages train adapters over matrices of 4 bits, and what they write computes what they trained."""
+
+import math
+
+import pytest
+import torch
+from dpo_pairs import CONFIG, Log, World, fit
+from lightning.pytorch.callbacks import ModelCheckpoint
+from ppo_parts import CONFIG as PPO_CONFIG
+from ppo_parts import Logged, ppo
+from ppo_parts import fit as fit_ppo
+
+from align.callbacks import ModelDirectory
+from align.model import GPT, LoraConfig, load_network
+from align.model.checkpoint import load_checkpoint
+from align.model.four_bit import is_four_bit, numbers
+from align.model.lora import adapter_parameters
+from align.stages import FourBit
+from align.stages.four_bit import BitsandbytesPrecision, four_bit_plugin
+
+LORA = LoraConfig(rank=2, alpha=8.0)
+WIDE = {"width": 64, "ff_width": 64}
+IDS = torch.arange(30)[None]
+
+
+def wide(config):
+    """A network on whose rows bitsandbytes' kernel for CPUs computes rightly, far from uniform."""
+    network = GPT(config.__class__(**{**vars(config), **WIDE}))
+    network.initialise(1)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+@pytest.fixture
+def world(tmp_path):
+    world = World(tmp_path)
+    world.start = world.save(wide(CONFIG), "wide")
+    return world
+
+
+@pytest.mark.parametrize("lora", [LORA, LoraConfig(rank=2, alpha=8.0, dora=True)])
+def test_dpo_learns_over_4_bits_and_writes_what_it_trained(world, lora):
+    log, root = Log(), world.folder / "run"
+    save = ModelCheckpoint(world.folder / "checkpoints", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    stage = world.stage(lora=lora)
+    settings = {"plugins": [FourBit(dtype="float32")], "enable_checkpointing": True, "default_root_dir": root}
+    fit(stage, world.data(), callbacks=[log, save, ModelDirectory(which="last")], **settings)
+    assert log.steps[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-5), "the reference has 4 bits as well"
+    assert log.steps[-1]["train/loss"] < log.steps[0]["train/loss"]
+    matrices = [p for p in stage.network.parameters() if is_four_bit(p)]
+    assert len(matrices) == 14
+    assert all(p.nbytes * 2 == numbers(p) for p in matrices)
+    whole, opened = (
+        load_network(root / "model"),
+        load_checkpoint(world.folder / "checkpoints/step=3.ckpt", root / "model"),
+    )
+    with torch.no_grad():
+        for written in (whole, opened):
+            torch.testing.assert_close(written(IDS), stage.network(IDS), atol=1e-4, rtol=0)
+        assert (load_network(world.start)(IDS) - whole(IDS)).abs().max() > 0.1
+
+    expected = {name: tensor.clone() for name, tensor in adapter_parameters(stage.network).items()}
+    resumed, file = world.stage(lora=lora), str(world.folder / "checkpoints/step=2.ckpt")
+    fit(resumed, world.data(), ckpt_path=file, max_steps=3, plugins=[FourBit(dtype="float32")])
+    found = adapter_parameters(resumed.network)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    with pytest.raises(ValueError, match="over weights kept as nf4-dq, the recipe's are kept as they are: go on"):
+        fit(world.stage(lora=lora), world.data(), ckpt_path=file, max_steps=3)
+
+
+def test_it_goes_on_from_an_adapter_over_the_same_4_bits(world):
+    root = world.folder / "first"
+    first = world.stage(lora=LORA)
+    fit(first, world.data(), callbacks=[ModelDirectory()], default_root_dir=root, plugins=[FourBit(dtype="float32")])
+    log, stage = Log(), world.stage(init_from=str(root / "adapter"))
+    fit(stage, world.data(), callbacks=[log], plugins=[FourBit(dtype="float32")], max_steps=1)
+    assert log.steps[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(stage.reference(IDS), first.network(IDS), atol=1e-4, rtol=0)
+
+
+def test_cached_reference_logprobs_are_not_those_of_whole_matrices(world):
+    fit(world.stage(lora=LORA), world.data(), max_steps=1)
+    files = {path.name for path in (world.folder / "cache").glob("reference-*.npz")}
+    fit(world.stage(lora=LORA), world.data(), max_steps=1, plugins=[FourBit(dtype="float32")])
+    assert len({path.name for path in (world.folder / "cache").glob("reference-*.npz")}) > len(files)
+
+
+def test_ppos_networks_share_their_4_bits_and_learn():
+    log, stage = Logged(), ppo(lora=LORA, network=wide(PPO_CONFIG))
+    fit_ppo(stage, callbacks=[log], plugins=[FourBit(dtype="float32")])
+    layers = [n.model.layers[0].mlp.up_proj for n in (stage.network, stage.value, stage.reference)]
+    assert layers[0].base_layer is layers[1].base_layer is layers[2]
+    assert is_four_bit(layers[2].weight)
+    for network in (stage.network, stage.value):
+        assert all(bool(t.any()) for name, t in adapter_parameters(network).items() if "lora_B" in name)
+    assert log.rows[0]["rollout/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert log.rows[0]["rollout/logprob_gap"] < 1e-4
+    assert abs(log.rows[1]["rollout/kl"]) > 1e-6
+
+
+def test_products_are_bfloat16_and_everything_else_is_not(world):
+    """Lightning's plugin would make bfloat16 the type of every new tensor."""
+    seen = {}
+    stage = world.stage(lora=LoraConfig(rank=2, base_dtype="bfloat16"))
+    step = stage.training_step
+
+    def watched(batch, batch_idx):
+        layer = stage.network.model.layers[0].mlp.up_proj
+        handle = layer.register_forward_hook(lambda module, inputs, output: seen.update(product=output.dtype))
+        loss = step(batch, batch_idx)
+        handle.remove()
+        seen.update(new=torch.zeros(1).dtype, loss=loss.dtype)
+        return loss
+
+    stage.training_step = watched
+    fit(stage, world.data(), max_steps=1, plugins=[FourBit()])
+    assert seen == {"product": torch.bfloat16, "new": torch.float32, "loss": torch.float32}
+    assert stage.trainer.precision == "bf16-mixed, nf4-dq below adapters"
+    assert {p.dtype for p in stage.trained()} == {torch.float32}
+
+
+def test_what_can_not_go_together_is_refused(world):
+    with pytest.raises(ValueError, match=r"FourBit, but weights of 4 bits can't learn: set model.init_args.lora, as"):
+        fit(world.stage(), world.data(), plugins=[FourBit(dtype="float32")])
+    with pytest.raises(ValueError, match="FourBit and trainer.strategy shards weights, which 4 bits can't follow"):
+        four_bit_plugin(FourBit(), adapters=True, sharded=True)
+    with pytest.raises(ValueError, match="BitsandbytesPrecision, which would quantize adapters and heads as well: use"):
+        four_bit_plugin(BitsandbytesPrecision("nf4"), adapters=True, sharded=False)
+    with pytest.raises(ValueError, match="mode is 'int8': it must be one of nf4, nf4-dq, fp4, fp4-dq"):
+        FourBit("int8")
+    with pytest.raises(ValueError, match="dtype is 'float16': it must be bfloat16, or float32"):
+        FourBit(dtype="float16")
+    built = world.stage(lora=LORA)
+    built.configure_model()
+    with pytest.raises(ValueError, match="FourBit, but configure_model ran before the Trainer did"):
+        fit(built, world.data(), plugins=[FourBit(dtype="float32")])
+
+
+def test_without_bitsandbytes_one_line_says_what_to_install(monkeypatch):
+    from lightning.fabric.plugins.precision import bitsandbytes as plugin
+
+    monkeypatch.setattr(plugin, "_BITSANDBYTES_AVAILABLE", False)
+    plugin._import_bitsandbytes.cache_clear()
+    with pytest.raises(
+        ValueError, match=r'bitsandbytes, which is not installed: pip install "lightning-align\[qlora\]"'
+    ):
+        FourBit()
+    monkeypatch.undo()
+    plugin._import_bitsandbytes.cache_clear()
+    FourBit()
