@@ -10,6 +10,10 @@ far the weights moved:
 - ``loss``: largest relative difference of train/loss at any step;
 - ``metrics``: the same of every val/*, policy/* and rollout/* metric;
 - ``weights``: ``|w - w1| / |w1 - w0|``, Euclidean over all trained weights: the error in units of the whole update.
+
+With ``--lora`` adapters learn (``--lora dora=true``: settings of theirs), and ``weights`` are the merged ones:
+
+    python benchmarks/equality.py --run runs/tiny --lora --stages sft reward dpo ppo grpo
 """
 
 import argparse
@@ -51,6 +55,9 @@ def command(stage: str, strategy: str, options: argparse.Namespace, out: Path) -
         "--model_directory.which=last",
         "--model.init_args.schedule.warmup_steps=0",
     ]
+    if options.lora is not None:
+        words += [f"--config={ROOT}/recipes/hardware/lora.yaml", "--model.init_args.optimizer.lr=1e-3"]
+        words += [f"--model.init_args.lora.{setting}" for setting in options.lora]
     if stage in ("ppo", "grpo"):
         words += ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2"]
         words += [f"--model.init_args.rollout.episodes={options.rows}", "--model.init_args.rollout.max_new_tokens=16"]
@@ -128,6 +135,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps (not PPO: two iterations)")
     parser.add_argument("--precision", default="32-true", choices=("32-true", "64-true", "bf16-mixed"))
     parser.add_argument("--reference", default="on_the_fly", help="reference_logprobs of DPO")
+    parser.add_argument("--lora", nargs="*", metavar="NAME=VALUE", help="train adapters, of these settings")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds a strategy may take")
     parser.add_argument("--out", type=Path, help="write the table to this JSON file")
     parser.add_argument("--work", type=Path, help="keep the runs here (default: a temporary folder)")
@@ -153,6 +161,7 @@ def main() -> None:
     if options.out:
         facts = {"date": date.today().isoformat(), "machine": platform.processor() or platform.machine()}
         facts |= {"precision": options.precision, "rows": options.rows, "steps": options.steps}
+        facts |= {} if options.lora is None else {"lora": options.lora}
         options.out.write_text(json.dumps(facts | {"table": rows}, indent=1) + "\n")
     return None
 
