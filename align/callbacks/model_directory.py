@@ -96,18 +96,18 @@ class ModelDirectory(pl.Callback):
                 # What the manifest measures is measured of what is written.
                 write_manifest(directory, self._manifest(trainer, pl_module) | extras())
                 (directory / "README.md").write_text(model_card(read_manifest(directory), network))
-            if adapters(pl_module.network):
-                self._write_adapter(target, pl_module)
+            if adapters(network):
+                self._write_adapter(target, pl_module, network)
         rank_zero_info(f"wrote {target} (step {trainer.global_step})")
 
-    def _write_adapter(self, model: Path, pl_module: Any) -> None:
+    def _write_adapter(self, model: Path, pl_module: Any, network: Any) -> None:
         """The adapter by itself, behind ``model/``: a kill between the two leaves an adapter of an earlier step."""
-        if reason := why_not_written(pl_module.network.config):
+        if reason := why_not_written(network.config):
             rank_zero_info(f"no adapter/: {reason}, which an adapter can't follow; {model} holds the merged weights")
             return
         record = pl_module.adapter_record or {"base": None, "weights": None}
         with replacing_directory(model.with_name("adapter")) as directory:
-            save_adapter(pl_module.network, directory, base=record["base"])
+            save_adapter(network, directory, base=record["base"])
             for path in model.iterdir():
                 if path.name.startswith(("tokenizer", "chat_template")):
                     shutil.copyfile(path, directory / path.name)

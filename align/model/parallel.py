@@ -8,6 +8,7 @@ Under FSDP2 all ranks must run a network equally often, or they wait for each ot
 network once; sampling and reading, whose number of calls depends on the data, go through ``gathered``.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -27,7 +28,10 @@ from torch.distributed.tensor.parallel import (
 )
 
 from align.model.config import GPTConfig
+from align.model.directory import built_without_memory
 from align.model.gpt import GPT
+from align.model.lora import adapters
+from align.model.merging import is_lora, lora_layers
 from align.model.scalar import ScalarGPT
 
 Network: TypeAlias = GPT | ScalarGPT
@@ -44,12 +48,17 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         mesh: with the axes "data_parallel" and "tensor_parallel", as Lightning's ModelParallelStrategy makes it.
 
     Raises:
-        ValueError: the network's heads or widths can't be split over so many devices.
+        ValueError: the network's heads or widths can't be split over so many devices, or its adapters can't.
     """
     tensor, data = mesh["tensor_parallel"], mesh["data_parallel"]
     layers: Iterable[Any] = module.model.layers if isinstance(module, Network) else ()
     if tensor.size() > 1 and isinstance(module, Network):
         check_split(module.config, tensor.size())
+        if any(config.dora for config in adapters(module).values()):
+            raise ValueError(
+                f"lora.dora is true and tensor_parallel_size is {tensor.size()}, over which the rows whose lengths it "
+                "learns would be split: set lora.dora to false, or shard over data only (recipes/hardware/fsdp2.yaml)"
+            )
         for layer in layers:
             parallelize_module(layer, tensor, _plan(layer))
             layer.self_attn.kv_heads //= tensor.size()
@@ -95,13 +104,30 @@ def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
             ("self_attn.q_norm", "self_attn.k_norm"), SequenceParallel(sequence_dim=2, use_local_output=True)
         ),
     }
-    return {name: style for name, style in plan.items() if _has(layer, name)}
+    return {
+        part: style
+        for name, style in plan.items()
+        if (module := _part(layer, name)) is not None
+        for part in _split(name, module, style)
+    }
 
 
-def _has(module: nn.Module, name: str) -> bool:
+def _split(name: str, module: nn.Module, style: ParallelStyle) -> list[str]:
+    """What of a module is split as ``style`` says: of one with adapters the base and each adapter's matrix on its side.
+
+    By outputs that is B, which reads what a whole A makes of the whole input; by inputs A, whose parts are added up
+    before a whole B.
+    """
+    if not is_lora(module):
+        return [name]
+    side = "lora_B" if isinstance(style, ColwiseParallel) else "lora_A"
+    return [f"{name}.base_layer", *(f"{name}.{side}.{adapter}" for adapter in getattr(module, side))]
+
+
+def _part(module: nn.Module, name: str) -> nn.Module | None:
     for part in name.split("."):
         module = getattr(module, part, None)  # type: ignore[assignment]
-    return module is not None
+    return module
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -146,8 +172,7 @@ def _twin(module: FSDPModule) -> Any:
     """An ordinary network whose parameters are those that ``module`` has now."""
     if not isinstance(module, Network) or any(isinstance(p, DTensor) for p in module.parameters()):
         return module
-    with torch.device("meta"):
-        twin = GPT(module.config) if isinstance(module, GPT) else ScalarGPT(module.config)
+    twin = _shell(module)
     for (_, ours), (_, theirs) in zip(twin.named_modules(), module.named_modules(), strict=True):
         ours._parameters.update(theirs._parameters)
         ours.training = theirs.training
@@ -165,11 +190,21 @@ def whole_copy(network: Network) -> Network:
     if not is_sharded(network):
         return network
     state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    with torch.device("meta"):
-        copy = GPT(network.config) if isinstance(network, GPT) else ScalarGPT(network.config)
+    whole = _shell(network)
     if state:
-        copy.load_state_dict(state, assign=True)
-    return copy
+        whole.load_state_dict(state, assign=True)
+    return whole
+
+
+def _shell(network: Network) -> Network:
+    """An ordinary network of the same shape, adapters included, without memory."""
+    with built_without_memory():
+        shell = GPT(network.config) if isinstance(network, GPT) else ScalarGPT(network.config)
+        for place, layer in lora_layers(network):
+            empty = {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype)) for p in layer.parameters()}
+            shell.set_submodule(place, copy.deepcopy(layer, empty))
+    adapters(shell).update(adapters(network))
+    return shell
 
 
 def by_mesh(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:

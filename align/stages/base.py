@@ -154,16 +154,17 @@ class Stage(pl.LightningModule):
         """Freeze what learns and give it adapters, where the recipe asks for them.
 
         Raises:
-            ValueError: they can't be what the recipe says, or the Trainer would shard them.
+            ValueError: they can't be what the recipe says.
         """
-        adapt(self.network, self.lora, source=self.parent, seed=torch.initial_seed() % 2**31)
+        adapt(self.network, self.lora, source=self.parent, seed=self.adapter_seed())
         self.adapter_record = adapter_record(self.network, base_source(self.parent), self._four_bit)
         if self.adapter_record is not None:
             self.strict_loading = False
-            if self.device_mesh is not None:
-                raise ValueError(
-                    "lora is set and trainer.strategy shards weights, which adapters can't follow: use ddp"
-                )
+
+    def adapter_seed(self) -> int:
+        """Of a fresh adapter: the run's (``seed_everything``), or where ranks have none in common the first one's."""
+        seed = torch.initial_seed() % 2**31
+        return seed if self._trainer is None else self.trainer.strategy.broadcast(seed)
 
     def _save_memory(self) -> None:
         """Activation checkpointing and compiling, of every network that is trained.

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from align.model import GPT, GPTConfig, generate
+from align.model import GPT, GPTConfig, LoraConfig, generate
 from align.model.checkpoint import is_checkpoint, read_stored
+from align.model.lora import adapter_parameters, adapters, add_adapter, using_adapter
 from align.model.parallel import by_mesh, check_split, clip_gradients, gathered, is_sharded, total_norm, whole_copy
 from align.model.sampling import SamplingConfig
 
@@ -58,11 +59,16 @@ def test_cut_and_uncut_tensors_are_kept_apart(mesh):
     assert total_norm([cut, uncut]).item() == pytest.approx(5)
 
 
-def test_a_gathered_network_is_an_ordinary_one_on_the_same_memory(mesh):
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2), LoraConfig(rank=2, dora=True)], ids=["", "lora", "dora"])
+def test_a_gathered_network_is_an_ordinary_one_on_the_same_memory(mesh, lora: LoraConfig | None):
     """FSDP2 over one process: within, samples are those of the network before it was cut."""
     from torch.distributed.fsdp import fully_shard
 
     network = GPT(CONFIG)
+    if lora is not None:
+        add_adapter(network, lora)
+        for part in adapter_parameters(network).values():
+            part.data += 0.5 * torch.randn(part.shape, generator=torch.Generator().manual_seed(0))
     expected = generate(network, [[1, 2, 3]], SamplingConfig(max_new_tokens=5), seeds=[7])
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for layer in network.model.layers:
@@ -72,11 +78,16 @@ def test_a_gathered_network_is_an_ordinary_one_on_the_same_memory(mesh):
     with gathered(network) as twin:
         assert type(twin) is GPT
         assert not is_sharded(twin)
+        assert adapters(twin) == adapters(network)
         got = generate(twin, [[1, 2, 3]], SamplingConfig(max_new_tokens=5), seeds=[7])
+        if lora is not None:
+            with using_adapter(twin, None):
+                assert not torch.equal(twin(got.ids), network(got.ids)), "the twin's switch is its own"
     assert torch.equal(got.ids, expected.ids)
     assert is_sharded(network)
     copy = whole_copy(network)
     assert copy is not network
+    assert adapters(copy) == adapters(network)
     assert all(torch.equal(tensor, state[name]) for name, tensor in copy.state_dict().items())
 
 
