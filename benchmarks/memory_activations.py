@@ -3,13 +3,12 @@
 python benchmarks/memory_activations.py --rounds 1 --threads 1 --out benchmarks/results/memory_activations.json
 """
 
-import resource
 from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from measure import Meter, Numbers, Setting, main, parser
+from measure import Meter, Numbers, Setting, main, parser, peak_rss_mb
 
 from align.model import GPT, GPTConfig
 from align.model.block import Recompute
@@ -64,7 +63,7 @@ def measure(
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=False)
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    held = peak_rss_mb()
 
     def step() -> None:
         loss(network, ids).backward()
@@ -76,7 +75,7 @@ def measure(
     with Meter() as meter:
         for _ in range(setting["steps"]):
             step()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_rss_mb()
     estimate = activation_bytes(config, setting["rows"], config.context, recompute=recompute, narrow=False)
     return {
         "cpu_s": meter.cpu / setting["steps"],

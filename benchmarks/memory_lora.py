@@ -1,4 +1,4 @@
-"""Peak memory of DPO and PPO: full copies of the network against adapters on one base, in float32 and in bfloat16.
+"""Peak memory of DPO and PPO: full copies of the network against adapters on a base of float32, bfloat16 or 4 bits.
 
 A process of its own each, a few optimizer steps on random ids, no checkpoints. `net_mb` is the peak less what the
 process held once everything was imported. Full copies: DPO has policy and reference, PPO policy, value model,
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from measure import Numbers, Setting
+from measure import Numbers, Setting, peak_rss_mb, rss_mb
 
 SHAPES: dict[str, dict[str, int]] = {
     "12M": {"vocab_size": 4096, "layers": 6, "heads": 6, "width": 384, "context": 256},
@@ -41,7 +41,14 @@ def lora_bf16(setting: Setting) -> Numbers:
     return _train(setting, "bfloat16")
 
 
-PEERS = {"full": full, "lora": lora, "lora-bf16": lora_bf16}
+def lora_nf4(setting: Setting) -> Numbers:
+    """Adapters on matrices of 4 bits (QLoRA), embeddings and products in float32."""
+    from align.stages import FourBit
+
+    return _train(setting, "float32", plugins=[FourBit(dtype="float32")])
+
+
+PEERS = {"full": full, "lora": lora, "lora-bf16": lora_bf16, "lora-nf4": lora_nf4}
 
 
 def settings(folder: str, shapes: list[str], *, rows: int, prompt: int, response: int) -> list[Setting]:
@@ -71,7 +78,7 @@ def prepare(folder: Path, shape: dict[str, int]) -> None:
         tokenizer.save(folder / name)
 
 
-def _train(setting: Setting, base: str | None) -> Numbers:
+def _train(setting: Setting, base: str | None, **trainer_settings: Any) -> Numbers:
     import lightning.pytorch as pl
 
     from align.model import LoraConfig
@@ -84,7 +91,7 @@ def _train(setting: Setting, base: str | None) -> Numbers:
         "optimizer": OptimizerConfig(lr=1e-5, weight_decay=0.0),
         "probe": ProbeConfig(prompts=0),
     }
-    imported = _status("VmRSS")
+    imported = round(rss_mb("VmRSS"))
     if setting["method"] == "dpo":
         stage: Any = DPO(str(folder / "start"), reference_logprobs="on_the_fly", **common)
         data: Any = _pairs(setting, shape["vocab_size"])
@@ -104,12 +111,12 @@ def _train(setting: Setting, base: str | None) -> Numbers:
         max_epochs=1,
         gradient_clip_val=1.0,
         use_distributed_sampler=False,
+        **trainer_settings,
     )
     trainer.fit(stage, data)
     assert trainer.global_step >= 2, "AdamW's moments exist from the first step on"
-    peak = _status("VmHWM")
+    peak = round(peak_rss_mb())
     trained = sum(parameter.numel() for parameter in stage.trained())
-    # Not what measure.py adds as peak_rss_mb: that counts what the parent held when it forked, too.
     return {"peak_mb": peak, "net_mb": peak - imported, "imported_mb": imported, "trained_parameters": trained}
 
 
@@ -172,12 +179,6 @@ def _prompts(setting: Setting, vocab_size: int) -> Any:
             return stage.experience_loader(torch.utils.data.DataLoader([batch], batch_size=None))  # type: ignore
 
     return Prompts()
-
-
-def _status(field: str) -> float:
-    """VmRSS or VmHWM of this process, MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return round(next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024)
 
 
 def main() -> None:
