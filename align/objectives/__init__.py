@@ -14,7 +14,7 @@ from align.objectives.logprobs import (
     token_logprobs_and_entropy,
 )
 from align.objectives.masked import masked_mean, masked_sum, masked_var, masked_whiten
-from align.objectives.policy import PolicyLoss, explained_variance, ppo_policy_loss, ppo_value_loss
+from align.objectives.policy import PolicyLoss, ppo_policy_loss, ppo_value_loss
 from align.objectives.preference import (
     PREFERENCE_LOSSES,
     PairLogprobs,
@@ -38,7 +38,6 @@ __all__ = [
     "bradley_terry_loss",
     "check_kl_use",
     "check_preference_settings",
-    "explained_variance",
     "gae",
     "grpo",
     "kl_estimate",

@@ -107,30 +107,6 @@ def ppo_value_loss(
     return 0.5 * torch.maximum(plain, clipped).sum(), fraction
 
 
-@torch.no_grad()
-def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant one, below 0 a misleading one.
-
-    Args:
-        values: ``[B, N]``.
-        returns: ``[B, N]``.
-        mask: ``[B, N]`` bool, True = counts.
-
-    Returns:
-        ``[]``; 0 where the returns do not vary, since there is nothing to explain.
-
-    Raises:
-        ValueError: shapes differ, or nothing counts.
-    """
-    _check_shapes(mask, values=values, returns=returns)
-    if not mask.any():
-        raise ValueError("explained variance of no tokens: the mask is empty")
-    target = returns[mask]
-    total = target.var(correction=0)
-    rest = (target - values[mask]).var(correction=0)
-    return torch.where(total > 0, 1 - rest / total, torch.zeros_like(total))
-
-
 def _check_shapes(mask: torch.Tensor, **tensors: torch.Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.shape != mask.shape:

@@ -95,9 +95,17 @@ def whiten_over_ranks(values: torch.Tensor, mask: torch.Tensor, total: Total, *,
 
 
 def explained_over_ranks(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor, total: Total) -> torch.Tensor:
-    """``explained_variance`` over the tokens of all ranks, ``[]``; arguments as for ``whiten_over_ranks``.
+    """1 - Var(returns - values) / Var(returns): 1 is a perfect critic, 0 a constant one, below 0 a misleading one.
 
-    0 also where the returns vary only by float32's rounding, of themselves or of the values that they were made from.
+    Args:
+        values: ``[B, N]``.
+        returns: ``[B, N]``.
+        mask: ``[B, N]`` bool, True = counts.
+        total: adds up over ranks.
+
+    Returns:
+        ``[]`` float64, over the tokens of all ranks; 0 where the returns vary only by float32's rounding, of themselves
+        or of the values that they were made from, since there is nothing to explain.
     """
     returns, values = returns.double(), values.double()
     _, _, rest = _moments(returns - values, mask, total)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.objectives import explained_variance, ppo_policy_loss, ppo_value_loss
+from align.objectives import ppo_policy_loss, ppo_value_loss
 
 
 def test_policy_loss_by_hand():
@@ -132,20 +132,6 @@ def test_nothing_counted_gives_zero_and_zero_gradients():
     assert [x.item() for x in got] == [0, 0, 0, 0, 0]
     assert (value_loss.item(), fraction.item()) == (0, 0)
     assert not logprobs.grad.any()
-
-
-def test_explained_variance_by_hand():
-    """Returns 0, 2, 4. Exact values explain all, their mean nothing; the reverse errs by -4, 0, 4: 1 - 4 = -3."""
-    returns = torch.tensor([[0.0, 2, 4, math.nan]])
-    mask = torch.tensor([[True, True, True, False]])
-    got = [
-        explained_variance(torch.tensor([[*values, math.nan]]), returns, mask).item()
-        for values in ((0.0, 2, 4), (2.0, 2, 2), (7.0, 9, 11), (4.0, 2, 0))
-    ]
-    assert got == pytest.approx([1, 0, 1, -3])
-    assert explained_variance(torch.tensor([[1.0, 5]]), torch.ones(1, 2), torch.ones(1, 2).bool()).item() == 0
-    with pytest.raises(ValueError, match="the mask is empty"):
-        explained_variance(returns, returns, torch.zeros_like(mask))
 
 
 def test_impossible_arguments_are_refused():

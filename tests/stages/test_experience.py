@@ -1,6 +1,7 @@
 """From prompts to micro-batches: each number of an iteration recomputed the long way."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from ppo_parts import Logged, PromptModule, Prompts, fit, policy, ppo, share
 
-from align.objectives import explained_variance, masked_whiten
+from align.objectives import masked_whiten
 from align.stages.estimation import estimate, explained_over_ranks, token_rewards, whiten_over_ranks
 from align.stages.experience import BatchPlan, Experience, PromptStream, join_ranks
 from align.stages.ppo_settings import KLConfig, ScoringConfig, UpdateConfig, ValueConfig
@@ -125,11 +126,22 @@ def test_whitening_over_ranks_is_masked_whitening():
         torch.testing.assert_close(whiten_over_ranks(*half, lambda t: sums if t.dim() else squares), expected)
 
 
+def test_explained_variance_by_hand():
+    """Returns 0, 2, 4. Exact values explain all, their mean nothing; the reverse errs by -4, 0, 4: 1 - 4 = -3."""
+    returns = torch.tensor([[0.0, 2, 4, math.nan]])
+    mask = torch.tensor([[True, True, True, False]])
+    got = [
+        explained_over_ranks(torch.tensor([[*values, math.nan]]), returns, mask, same).item()
+        for values in ((0.0, 2, 4), (2.0, 2, 2), (7.0, 9, 11), (4.0, 2, 0))
+    ]
+    assert got == pytest.approx([1, 0, 1, -3])
+
+
 def test_explained_variance_over_ranks_is_that_of_all_tokens():
-    """One process by its definition; of two ranks each hears the sum of both."""
+    """Of two ranks each hears the sum of both."""
     values, returns, mask = torch.randn(4, 5), torch.randn(4, 5), torch.rand(4, 5) > 0.3
-    whole = explained_variance(values, returns, mask)
-    torch.testing.assert_close(explained_over_ranks(values, returns, mask, same).float(), whole)
+    whole = explained_over_ranks(values, returns, mask, same)
+    torch.testing.assert_close(whole, 1 - (returns - values)[mask].double().var() / returns[mask].double().var())
     told: list[torch.Tensor] = []
     for turn in range(6):  # each turn learns one more of the five sums
         heard = []
@@ -144,7 +156,7 @@ def test_explained_variance_over_ranks_is_that_of_all_tokens():
             heard.append(asked)
         if turn < 5:
             told.append(heard[0][turn] + heard[1][turn])
-    torch.testing.assert_close(got.float(), whole)
+    torch.testing.assert_close(got, whole)
     equal = torch.full((4, 5), -1.0)
     assert explained_over_ranks(values, equal, mask, same).item() == 0
     equal[mask.nonzero()[0].unbind()] -= 1e-7  # a rounding apart
