@@ -10,14 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "align"
 MAY_IMPORT = {
     "batches": set(),
+    "preemption": set(),
     "objectives": set(),
     "tokenizer": set(),
     "sandbox": set(),
     "model": {"objectives"},
     "data": {"tokenizer", "batches"},
     "rewards": {"model", "tokenizer", "sandbox"},
-    "stages": {"model", "objectives", "batches", "rewards"},
-    "callbacks": {"model", "tokenizer", "batches", "rewards"},
+    "stages": {"model", "objectives", "batches", "preemption", "rewards"},
+    "callbacks": {"model", "tokenizer", "batches", "preemption", "rewards"},
     "serve": {"model", "tokenizer"},
     "compare": {"model", "tokenizer", "objectives", "rewards"},
     "export": {"model", "tokenizer"},

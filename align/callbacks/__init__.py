@@ -6,7 +6,6 @@ from align.callbacks.cost import Cost
 from align.callbacks.health import Health
 from align.callbacks.health_checks import HealthConfig
 from align.callbacks.model_directory import ModelDirectory
-from align.callbacks.preemption import Preempted
 from align.callbacks.run_log import RunLog
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
@@ -17,7 +16,6 @@ __all__ = [
     "Health",
     "HealthConfig",
     "ModelDirectory",
-    "Preempted",
     "RunLog",
     "TextSamples",
     "Throughput",

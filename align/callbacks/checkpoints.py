@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loops.evaluation_loop import RestartStage
 
+from align import preemption
 from align.callbacks import checkpoint_files as files
-from align.callbacks import preemption
-from align.callbacks.preemption import Preempted
 from align.callbacks.samples import validating_in_fit
+from align.preemption import Preempted
 
 FOLDER = "checkpoints"
 PREEMPTED = "preempted.json"
@@ -31,13 +31,15 @@ class Checkpoints(Checkpoint):
     on from there.
 
     SIGTERM, or SIGUSR1 in a SLURM job: all ranks write a checkpoint behind the same step and ``fit`` raises
-    ``Preempted``.
+    ``Preempted``. In the middle of a validation or a rollout the step is the one before it: what was validated or
+    sampled so far is made again by who goes on.
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints
         every_minutes: Minutes after which there is one in any case; None: only steps count
         keep_last: How many of the newest stay: last.ckpt, last-1.ckpt, ...; with 1 there is nothing to fall back to
         keep_every_n_train_steps: The checkpoint of every so many optimizer steps stays for good
+        keep_every_hours: The first checkpoint behind every so many hours of training stays for good
         save_top_k: -1: every checkpoint stays for good; above 0: so many, those of the best monitor
         monitor: What best means, such as val/loss; read after each validation, which then writes a checkpoint
         mode: Whether a low or a high monitor is good
@@ -52,6 +54,7 @@ class Checkpoints(Checkpoint):
         every_minutes: float | None = None,
         keep_last: int = 2,
         keep_every_n_train_steps: int | None = None,
+        keep_every_hours: float | None = None,
         save_top_k: int = 0,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
@@ -63,30 +66,62 @@ class Checkpoints(Checkpoint):
         for name, (value, smallest) in least.items():
             if value < smallest:
                 raise ValueError(f"checkpoint.{name} is {value}: it must be at least {smallest}")
-        if every_minutes is not None and every_minutes <= 0:
-            raise ValueError(f"checkpoint.every_minutes is {every_minutes}: it must be above 0")
+        for name, span in {"every_minutes": every_minutes, "keep_every_hours": keep_every_hours}.items():
+            if span is not None and span <= 0:
+                raise ValueError(f"checkpoint.{name} is {span}: it must be above 0")
         if (save_top_k > 0) != (monitor is not None):
             raise ValueError(
                 f"checkpoint.save_top_k is {save_top_k} and checkpoint.monitor {monitor}: the best need a monitor, "
                 "such as val/loss, and a monitor needs a save_top_k above 0"
             )
         self.every_n_train_steps, self.every_minutes, self.keep_last = every_n_train_steps, every_minutes, keep_last
-        self.keep_every_n_train_steps, self.save_top_k = keep_every_n_train_steps, save_top_k
-        self.monitor, self.mode = monitor, mode
+        self.keep_every_n_train_steps, self.keep_every_hours = keep_every_n_train_steps, keep_every_hours
+        self.save_top_k, self.monitor, self.mode = save_top_k, monitor, mode
         self._best: dict[str, float] = {}
+        self._trained = 0.0  # seconds before this try
+        # The steps that the clock chose to keep, and the seconds of training before each.
+        self._hourly: dict[int, float] = {}
         self._begun_at = self._saved_at = -1
         self._due = self._leaving = False
+        # A validation that was broken off, and has to come first when the run goes on.
+        self._owed = False
+        # Where the loops stood between two epochs: in the middle of a rollout they are in the next one.
+        self._between: dict[str, Any] | None = None
         self._first = True
         self._held: list[Path] | None = None
         self._clock = 0.0
+        self._begun: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Names and values of the best."""
-        return {"best": dict(self._best)}
+        """The best, what the clock chose, whether a validation is still to come, and seconds of training."""
+        kept = {"best": dict(self._best), "hourly": dict(self._hourly), "owed": self._owed}
+        return kept | {"trained_seconds": self._trained_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._best = dict(state_dict["best"])
+        self._owed, self._hourly = state_dict.get("owed", False), dict(state_dict.get("hourly", {}))
+        self._trained = state_dict.get("trained_seconds", 0.0)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """In the middle of a rollout, be between the two epochs."""
+        if (place := self._place) is not None:
+            checkpoint["epoch"] = place["epoch"]
+            checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": place["loop"]}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """What comes first may be a rollout."""
+        if "loops" in checkpoint:
+            self._between = {"epoch": checkpoint["epoch"], "loop": checkpoint["loops"]["fit_loop"]}
+
+    @property
+    def _place(self) -> dict[str, Any] | None:
+        """Where the loops are to go on, if that is not where they are."""
+        return self._between if self._leaving and not self._owed else None
 
     # When.
 
@@ -101,9 +136,17 @@ class Checkpoints(Checkpoint):
         preemption.listen()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen, and clear away what a killed process left."""
+        """Listen, clear away what a killed process left, and begin with the validation that is owed."""
         preemption.listen()
-        self._clock = time.monotonic()
+        self._clock = self._begun = time.monotonic()
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == _last(trainer).resolve():
+            self._saved_at = trainer.global_step
+        if self._owed:
+            validation = trainer.fit_loop.epoch_loop.val_loop
+            validation.batch_progress.reset_on_run()
+            # Lightning would leave it out: its own checkpoints in that place are made behind the validation.
+            validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
+            self._owed = False
         if trainer.is_global_zero:
             files.remove_litter(_folder(trainer))
             (Path(trainer.default_root_dir) / PREEMPTED).unlink(missing_ok=True)
@@ -127,9 +170,15 @@ class Checkpoints(Checkpoint):
         if step == self._begun_at or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         asked = self._asked(trainer)
-        self._due = asked or not step % self.every_n_train_steps or self._kept_for_good(step) or _is_last(trainer)
-        if self._due and not _validation_follows(trainer) and not _ends_epoch(trainer):
-            self._save(trainer)
+        self._due = asked or not step % self.every_n_train_steps or self._kept_by_count(step) or _is_last(trainer)
+        if not _validation_follows(trainer) and not _ends_epoch(trainer):
+            self._between_steps(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leave, between two batches of a validation."""
+        preemption.leave_validation(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if it was time before the validation, if somebody asked during it, or if it is among the best."""
@@ -137,13 +186,21 @@ class Checkpoints(Checkpoint):
             return
         dropped = self._rank(trainer)
         self._due = self._due or dropped is not None or self._asked(trainer)
-        if self._due and not _ends_epoch(trainer):
-            self._save(trainer)
+        if not _ends_epoch(trainer):
+            self._between_steps(trainer)
         for name in dropped or ():
             trainer.strategy.remove_checkpoint(_folder(trainer) / name)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if it was time at the epoch's last step."""
+        if _ends_epoch(trainer):
+            self._between_steps(trainer)
+
+    def _between_steps(self, trainer: pl.Trainer) -> None:
+        """Save if it is time; behind an epoch's last step, keep in mind where the loops stand."""
+        loop = trainer.fit_loop
+        ended = loop.epoch_loop.batch_progress.is_last_batch
+        self._between = {"epoch": trainer.current_epoch, "loop": loop.state_dict()} if ended else None
         if self._due:
             self._save(trainer)
 
@@ -159,11 +216,35 @@ class Checkpoints(Checkpoint):
             writer.finish()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Wait for the last checkpoint, before anything says that it is there."""
+        """Leave: write what is not yet written, wait for it, and say that it is there."""
+        if not isinstance(exception, Preempted):
+            self.teardown(trainer, pl_module, "fit")
+            return
+        step = trainer.global_step
+        self._leaving, self._owed = True, trainer.validating
+        if step and self._saved_at != step:
+            self._save(trainer, at_once=True)
         self.teardown(trainer, pl_module, "fit")
+        exception.step, exception.checkpoint = step, str(_last(trainer)) if step else None
+        if trainer.is_global_zero:
+            note = json.dumps({"step": step, "checkpoint": exception.checkpoint})
+            (Path(trainer.default_root_dir) / PREEMPTED).write_text(note + "\n")
+
+    def _kept_by_count(self, step: int) -> bool:
+        return bool(self.keep_every_n_train_steps) and not step % (self.keep_every_n_train_steps or 1)
 
     def _kept_for_good(self, step: int) -> bool:
-        return bool(self.keep_every_n_train_steps) and not step % (self.keep_every_n_train_steps or 1)
+        return self._kept_by_count(step) or step in self._hourly
+
+    def _trained_seconds(self) -> float:
+        return self._trained + (0.0 if self._begun is None else time.monotonic() - self._begun)
+
+    def _choose_by_clock(self, step: int) -> None:
+        """Keep this checkpoint for good if it is the first behind one of the spans of training."""
+        if self.keep_every_hours is not None:
+            span, now = 3600 * self.keep_every_hours, self._trained_seconds()
+            if now // span > max(self._hourly.values(), default=0.0) // span:
+                self._hourly[step] = now
 
     def _asked(self, trainer: pl.Trainer) -> bool:
         """Whether any rank was asked to leave, or time is up on the first; all ranks answer alike."""
@@ -172,27 +253,26 @@ class Checkpoints(Checkpoint):
             and trainer.is_global_zero
             and time.monotonic() - self._clock > 60 * self.every_minutes
         )
-        asked = preemption.asked()
-        if trainer.world_size > 1:
-            wishes = torch.tensor([float(asked), float(late)], device=trainer.strategy.root_device)
-            asked, late = (bool(wish) for wish in trainer.strategy.reduce(wishes, reduce_op="sum"))
+        asked, late = preemption.any_of(trainer, preemption.asked(), late)
         self._leaving = self._leaving or asked
         return self._leaving or late
 
     # What.
 
-    def _save(self, trainer: pl.Trainer) -> None:
-        """Write a checkpoint, for all the names it deserves."""
+    def _save(self, trainer: pl.Trainer, *, at_once: bool = False) -> None:
+        """Write a checkpoint, for all the names it deserves; the run's last one waits for them unless at_once."""
         self._due = False
         if trainer.should_stop:
             return
         step, folder = trainer.global_step, _folder(trainer)
         self._saved_at, self._clock = step, time.monotonic()
-        name = f"epoch={trainer.current_epoch}-step={step}.ckpt"
+        epoch = trainer.current_epoch if self._place is None else self._place["epoch"]
+        name = f"epoch={epoch}-step={step}.ckpt"
+        self._choose_by_clock(step)
         named = self.save_top_k == -1 or self._kept_for_good(step) or name in self._best
         trainer.save_checkpoint(files.temporary(folder))
         names = [folder / name] if named else []
-        if _is_last(trainer):
+        if _is_last(trainer) and not at_once:
             self._held = names
         else:
             self._publish(trainer, names)
@@ -202,7 +282,7 @@ class Checkpoints(Checkpoint):
         if not trainer.is_global_zero:
             return
         folder, writer = _folder(trainer), trainer.strategy.checkpoint_io
-        new, last = files.temporary(folder), folder / files.LAST
+        new, last = files.temporary(folder), _last(trainer)
         job = partial(files.publish, new, last=last, keep_last=self.keep_last, also=names, stale=self._stale(trainer))
         if isinstance(writer, files.BackgroundIO) and not new.is_dir():
             writer.later(job)
@@ -251,17 +331,16 @@ class Checkpoints(Checkpoint):
         Raises:
             Preempted: it was.
         """
-        if not self._leaving or self._saved_at != trainer.global_step:
-            return
-        last = _folder(trainer) / files.LAST
-        if trainer.is_global_zero:
-            note = json.dumps({"step": trainer.global_step, "checkpoint": str(last)})
-            (Path(trainer.default_root_dir) / PREEMPTED).write_text(note + "\n")
-        raise Preempted(trainer.global_step, str(last))
+        if self._leaving and self._saved_at == trainer.global_step:
+            raise Preempted
 
 
 def _folder(trainer: pl.Trainer) -> Path:
     return Path(trainer.default_root_dir) / FOLDER
+
+
+def _last(trainer: pl.Trainer) -> Path:
+    return _folder(trainer) / files.LAST
 
 
 def _is_last(trainer: pl.Trainer) -> bool:

@@ -25,7 +25,6 @@ from align.callbacks import (
     Cost,
     Health,
     ModelDirectory,
-    Preempted,
     RunLog,
     TextSamples,
     Throughput,
@@ -33,11 +32,11 @@ from align.callbacks import (
 )
 from align.callbacks.checkpoint_files import damage, find_whole, global_step
 from align.callbacks.checkpoints import FOLDER
-from align.callbacks.preemption import forget, requeue
 from align.callbacks.tracking import EventLog, Tracking, kept_settings
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
 from align.cli.run_lock import run_lock
+from align.preemption import Preempted, forget, requeue
 from align.stages import PPO
 from align.stages.footprint import explain_out_of_memory, out_of_memory
 from align.stages.four_bit import WRONG_PLUGIN

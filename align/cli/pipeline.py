@@ -155,7 +155,7 @@ def _can_go_on(folder: Path) -> bool:
 
 def _asked_to_leave(*, forget: bool = False) -> bool:
     """Whether a signal came in a training stage that was already at its end; nobody listens before the first one."""
-    preemption = sys.modules.get("align.callbacks.preemption")
+    preemption = sys.modules.get("align.preemption")
     if preemption is not None and forget:
         preemption.forget()
     return preemption is not None and preemption.asked()

@@ -47,6 +47,7 @@ def generate(
     seeds: int | Sequence[int] = 0,
     pad_id: int = 0,
     on_token: Callable[[int, int], None] | None = None,
+    on_step: Callable[[], None] | None = None,
     static: bool = False,
 ) -> Samples:
     """Sample one response to each prompt.
@@ -63,6 +64,7 @@ def generate(
         seeds: one number for the whole call, or one per row: then a row's random numbers do not depend on its batch.
         pad_id: what follows the end of a response in ``ids``.
         on_token: called with (row, token) as soon as a token is known.
+        on_step: called before each step; what it raises ends the sampling.
         static: steps of one shape, replayed as a CUDA graph on a GPU; the same numbers to rounding. Without effect on
             networks that are sampled through their own forward.
 
@@ -96,6 +98,7 @@ def generate(
             seeds=[seeds[row] for row in order],
             pad_id=pad_id,
             on_token=told,
+            on_step=on_step,
         )
     if not bool(samples.logprobs.isfinite().all()):
         raise ValueError("the network's logits are not finite while sampling: look for NaN or infinity in its weights")
@@ -112,6 +115,7 @@ def _sample(
     seeds: Sequence[int],
     pad_id: int,
     on_token: Callable[[int, int], None] | None,
+    on_step: Callable[[], None] | None,
 ) -> Samples:
     """The loop of ``generate``, in the decoder's order of rows.
 
@@ -126,6 +130,7 @@ def _sample(
         seeds: one per row.
         pad_id: what follows the end of a response.
         on_token: called with (row, token).
+        on_step: called before each step.
     """
     device, batch, longest = decoder.positions.device, len(rooms), max(rooms)
     ids, logprobs, mask, finished = _no_samples(batch, longest, pad_id=pad_id, device=device)
@@ -161,6 +166,8 @@ def _sample(
             seen = None if seen is None else seen[kept]
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
+        if on_step is not None:
+            on_step()
         logits = decoder.step(tokens)
     length = int(mask.sum(1).max())
     return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)

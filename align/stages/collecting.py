@@ -4,6 +4,7 @@ Legend: B responses, N tokens of the longest response, M tokens of all responses
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -25,6 +26,8 @@ from align.stages.scoring import RewardStatistics, Scores, rewards_of, score
 
 Reduce = Callable[[torch.Tensor, str], torch.Tensor]
 """(tensor, "sum" | "max") -> the same over all ranks"""
+BreakingOff = Callable[[], AbstractContextManager[Callable[[], None] | None]]
+"""Around work that may be given up when the run is asked to leave; what it yields is called between two tokens"""
 
 
 class ValueHead(nn.Module):
@@ -94,6 +97,7 @@ class Collector:
         gold: scores them too, for the log only.
         tokenizer: the policy's.
         reduce: over ranks.
+        breaking_off: around sampling, and around scoring.
 
     Attributes:
         control: of the KL coefficient.
@@ -114,8 +118,10 @@ class Collector:
         gold: Reward | None,
         tokenizer: Any,
         reduce: Reduce,
+        breaking_off: BreakingOff = nullcontext,
     ) -> None:
         """Nothing collected yet."""
+        self.breaking_off = breaking_off
         self.settings, self.policy, self.reference, self.value = settings, policy, reference, value
         self.reward, self.gold, self.tokenizer, self.reduce = reward, gold, tokenizer, reduce
         self.control, self.statistics = settings.kl.control(), RewardStatistics()
@@ -154,13 +160,20 @@ class Collector:
         """
         settings = self.settings
         # 1. Sample.
-        with gathered(self.policy) as policy:
+        with gathered(self.policy) as policy, self.breaking_off() as on_step:
             rollout = sample_rollout(
-                policy, prompts, settings.rollout, tokenizer=self.tokenizer, seed=seed, iteration=iteration
+                policy,
+                prompts,
+                settings.rollout,
+                tokenizer=self.tokenizer,
+                seed=seed,
+                iteration=iteration,
+                on_step=on_step,
             )
         self._count(rollout)
         # 2. Score.
-        scores, metrics = self._score(rollout)
+        with self.breaking_off():
+            scores, metrics = self._score(rollout)
         # 3. Log-probs under the sampling policy and the reference, and 4. values.
         logprobs, reference_logprobs, values, gap = self._read(rollout)
         # 5. What the KL costs, and the advantages.

@@ -1,6 +1,7 @@
 """PPO from human (or any) feedback, and its critic-free kin GRPO and RLOO, as ordinary Lightning training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -14,6 +15,7 @@ from align.batches import PromptBatch
 from align.model import GPT, LoraConfig, ScalarGPT, adapters, add_adapter
 from align.model.training import without_dropout
 from align.objectives import kl_estimate, ppo_policy_loss, ppo_value_loss, token_logprobs
+from align.preemption import breaking_off
 from align.rewards import RewardModel, load_reward
 from align.stages.adapting import base_in_memory, load_start, refuse_dropout
 from align.stages.base import Stage
@@ -225,11 +227,20 @@ class PPO(Stage):
         return self._loader
 
     def _collect(self, prompts: list[Prompt], iteration: int) -> Collected:
-        """Steps 1 to 6, in the precision that the update trains in: otherwise the first ratio is not 1."""
+        """Steps 1 to 6, in the precision that the update trains in: otherwise the first ratio is not 1.
+
+        Raises:
+            Preempted: the run was asked to leave; what was collected so far is to be collected again.
+        """
         if self._tokenizer is None:
             raise ValueError("PPO needs a data module with a tokenizer: it decodes, and knows what ends a response")
-        with self.trainer.precision_plugin.forward_context():
-            collected = self.collector.collect(prompts, iteration, self._seed)
+        before = self.collector.state_dict()
+        try:
+            with self.trainer.precision_plugin.forward_context():
+                collected = self.collector.collect(prompts, iteration, self._seed)
+        except BaseException:
+            self.collector.load_state_dict(before)
+            raise
         if collected.experience is None:
             rank_zero_info(
                 f"the KL of iteration {iteration} is {collected.metrics['rollout/kl']:.3g} nats per response, above "
@@ -254,8 +265,14 @@ class PPO(Stage):
                 gold=self.gold,
                 tokenizer=self._tokenizer,
                 reduce=self.reduce,
+                breaking_off=self._breaking_off,
             )
         return self._collector
+
+    def _breaking_off(self) -> AbstractContextManager[Callable[[], None]]:
+        """Devices that split matrices compute each token together: none of them may stop where it likes."""
+        mesh = self.device_mesh
+        return breaking_off(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
 
     @property
     def work(self) -> dict[str, int]:

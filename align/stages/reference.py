@@ -22,6 +22,7 @@ from rich.progress import track
 from align.batches import PairBatch
 from align.model import GPT
 from align.model.generation import evaluating
+from align.preemption import leave_validation
 from align.stages.pair_logprobs import pair_logprobs
 
 _VERSION = 1
@@ -52,6 +53,7 @@ def reference_table(
 
     Raises:
         ValueError: the data can't say what they are.
+        Preempted: the run was asked to leave in the middle of a validation's.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     if not (hasattr(data, "pair_loader") and hasattr(data, "identity")):
@@ -120,6 +122,7 @@ def _computed(
     values = torch.zeros(pairs, 3, dtype=torch.float64, device=device)  # chosen, rejected, times seen
     with evaluating(network), trainer.precision_plugin.forward_context():
         for batch in _with_bar(trainer, loader, f"reference log-probs, {split}"):
+            leave_validation(trainer)
             batch = trainer.strategy.batch_to_device(batch, device)
             real = batch.numbers >= 0
             logprobs = pair_logprobs(network, batch, shared_prefix=shared_prefix).double()

@@ -4,7 +4,7 @@ Legend: B responses, T tokens of the longest row (prompt and response), N tokens
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -52,7 +52,14 @@ class Rollout(NamedTuple):
 
 
 def sample_rollout(
-    policy: GPT, prompts: Sequence[Prompt], config: RolloutConfig, *, tokenizer: Any, seed: int, iteration: int
+    policy: GPT,
+    prompts: Sequence[Prompt],
+    config: RolloutConfig,
+    *,
+    tokenizer: Any,
+    seed: int,
+    iteration: int,
+    on_step: Callable[[], None] | None = None,
 ) -> Rollout:
     """Sample ``group_size`` responses to each prompt.
 
@@ -63,6 +70,7 @@ def sample_rollout(
         tokenizer: decodes, and knows what ends a response.
         seed: of the run.
         iteration: of the run.
+        on_step: called between two tokens; what it raises ends the sampling.
 
     Returns:
         Rollout: ``len(prompts) * group_size`` responses, on the policy's device.
@@ -75,6 +83,7 @@ def sample_rollout(
         stop_ids=tokenizer.stop_ids,
         seeds=sample_seeds(seed, iteration, [prompt.number for prompt in asked]),
         pad_id=tokenizer.pad_id or 0,
+        on_step=on_step,
     )
     counts = samples.mask.sum(1).tolist()
     answers = [row[:count] for row, count in zip(samples.ids.tolist(), counts, strict=True)]

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from align.callbacks import preemption
+from align import preemption
 from align.callbacks.checkpoint_files import global_step
 from align.cli import main
 from align.cli.run_lock import run_lock
@@ -145,6 +145,7 @@ def test_the_best_and_every_third_stay(folder, fit):
     [
         (["--checkpoint.keep_last=0"], "checkpoint.keep_last is 0: it must be at least 1"),
         (["--checkpoint.every_minutes=0"], "checkpoint.every_minutes is 0.0: it must be above 0"),
+        (["--checkpoint.keep_every_hours=-1"], "checkpoint.keep_every_hours is -1.0: it must be above 0"),
         (["--checkpoint.save_top_k=2"], "checkpoint.save_top_k is 2 and checkpoint.monitor None"),
     ],
 )
@@ -170,7 +171,7 @@ def test_two_in_one_folder(folder, fit, capsys):
 def test_a_second_signal_ends_the_process_at_once():
     """The first is noted, one right behind it is the same wish, one after the patience kills."""
     code = (
-        "import os, signal, time; from align.callbacks import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
+        "import os, signal, time; from align import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
         "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(0.3); assert p.asked(); print('still here', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
@@ -178,4 +179,4 @@ def test_a_second_signal_ends_the_process_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout == "still here\n"
     assert done.returncode == -signal.SIGTERM
-    assert done.stderr.count("SIGTERM: leaving after this step") == 1
+    assert done.stderr.count("SIGTERM: leaving soon") == 1

@@ -1,0 +1,97 @@
+"""Ranks that work on their own leave together, whoever is asked."""
+
+import multiprocessing
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from align import preemption
+
+
+def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> None:
+    """Those of ``busy`` go on until they hear of it; the others are done at once."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
+
+    def reduce(tensor, reduce_op):
+        dist.all_reduce(tensor)
+        return tensor
+
+    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
+    trainer: object = SimpleNamespace(world_size=2, strategy=strategy)
+    preemption._Wish.signal = 15 if number in asked else None
+    left = False
+    try:
+        with preemption.breaking_off(trainer) as go_on:  # type: ignore[arg-type]
+            while number in busy:
+                go_on()
+                time.sleep(0.01)
+    except preemption.Preempted:
+        left = True
+    told.put((number, left))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("asked", "busy", "left"),
+    [([0, 1], [0, 1], True), ([1], [0, 1], True), ([1], [1], True), ([0], [], True), ([], [], False)],
+    ids=["both", "one of two", "the other is done", "at the end", "nobody"],
+)
+def test_all_ranks_leave_or_none(tmp_path: Path, asked, busy, left):
+    context = multiprocessing.get_context("fork")
+    told = context.SimpleQueue()
+    ranks = [context.Process(target=rank, args=(n, asked, busy, str(tmp_path / "store"), told)) for n in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        process.kill()
+    assert sorted([told.get(), told.get()]) == [(0, left), (1, left)]
+
+
+def test_a_single_process_needs_no_group():
+    """Where it may not stop where it likes, it leaves at the end."""
+    trainer: object = SimpleNamespace(world_size=1)
+    reached = []
+
+    def work(alone: bool) -> None:
+        with preemption.breaking_off(trainer, alone=alone) as go_on:  # type: ignore[arg-type]
+            go_on()
+            reached.append(alone)
+
+    work(True)
+    preemption._Wish.signal = 15
+    try:
+        for alone in (True, False):
+            with pytest.raises(preemption.Preempted):
+                work(alone)
+    finally:
+        preemption.forget()
+    assert reached == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("changed", "leaves"),
+    [
+        ({}, True),
+        ({"global_step": 9}, False),  # the last by max_steps: nobody could go on from there
+        ({"should_stop": True}, False),  # told to stop: who went on would train
+        ({"validating": False}, False),  # the sanity check, or no validation
+        ({"fast_dev_run": 1}, False),
+        ({"state": SimpleNamespace(fn="validate")}, False),
+    ],
+)
+def test_which_validations_are_broken_off(monkeypatch: pytest.MonkeyPatch, changed, leaves):
+    settings = {"validating": True, "state": SimpleNamespace(fn="fit"), "fast_dev_run": 0, "global_step": 3}
+    settings |= {"max_steps": 9, "should_stop": False, "world_size": 1}
+    trainer: object = SimpleNamespace(**settings | changed)
+    preemption.leave_validation(trainer)  # type: ignore[arg-type]
+    monkeypatch.setattr(preemption._Wish, "signal", 15)
+    if leaves:
+        with pytest.raises(preemption.Preempted):
+            preemption.leave_validation(trainer)  # type: ignore[arg-type]
+    else:
+        preemption.leave_validation(trainer)  # type: ignore[arg-type]
