@@ -1,12 +1,15 @@
 """SIGKILL at random moments of a tiny DPO run and a tiny PPO run: does every resume end as if nothing had happened?
 
     python benchmarks/kill_drill.py --drills 20 --out benchmarks/results/kill_drill.json
+    python benchmarks/kill_drill.py --strategy fsdp2 --stages dpo --ranks 2 --drills 10
+    python benchmarks/kill_drill.py --signal TERM --anywhere 0
 
-A moment is drawn evenly over the whole life of the run, from the parsing of the recipe to the writing of the model
-directory. With two ranks (DDP over gloo) a drill kills both, the first or the second, in turns; the rank that is left
-has time to end by itself and is then killed too. What is taken up with ``--ckpt_path last`` has to end in the bits of
-the uninterrupted run: the model directory's weights, the weights and optimizer states of ``last.ckpt``, and the steps
-and columns of ``metrics.csv``.
+A moment is drawn evenly over what is left of a run when its first checkpoint is there; for a share of the drills
+(``--anywhere``) over the whole life of the run, from the parsing of the recipe to the writing of the model directory.
+With two ranks (over gloo) a drill signals both, the first or the second, in turns. A rank that is left has time to end
+by itself and is then killed; after SIGTERM that is every rank. What is taken up with ``--ckpt_path last`` has to end in
+the bits of the uninterrupted run: the model directory's weights, the weights and optimizer states of ``last.ckpt``, and
+the steps and columns of ``metrics.csv``.
 
 Imports take longer than such a run: this process imports everything and forks each life, as torchrun would start it.
 """
@@ -32,7 +35,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from measure import machine  # noqa: E402
 
-PATIENCE = 15.0  # seconds that a rank left alone has to end
+FSDP2 = Path(__file__).resolve().parents[1] / "recipes/hardware/fsdp2.yaml"
+PATIENCE = 15.0  # seconds that a rank left alone, or asked, has to end
+SOUND = {".lock", ".metadata"}  # hidden, and not half written
 LONGEST = 300.0  # seconds of a life
 SIZES = {"pretrain_documents": 60, "pretrain_val_documents": 2, "sft_chats": 2, "sft_val_chats": 2}
 SIZES |= {"preference_pairs": 60, "preference_val_pairs": 12, "prompts": 40, "prompts_val": 8, "prompts_test": 2}
@@ -65,11 +70,19 @@ class Life:
                 return len(self.codes) == len(self.pids)
             time.sleep(0.002)
 
-    def kill(self, ranks: list[int]) -> None:
-        """SIGKILL."""
+    def wait_for(self, file: Path) -> bool:
+        """Let it go on until a file is there; whether it came before all ranks ended."""
+        while not file.exists():
+            if self.wait(0):
+                return False
+            time.sleep(0.002)
+        return True
+
+    def kill(self, ranks: list[int], number: int = signal.SIGKILL) -> None:
+        """Send a signal."""
         for rank in ranks:
             if rank not in self.codes:
-                os.kill(self.pids[rank], signal.SIGKILL)
+                os.kill(self.pids[rank], number)
 
 
 def _life(words: list[str], rank: int, ranks: int, port: int) -> int:
@@ -134,11 +147,11 @@ def fork(work: Callable[[], int], log: Path) -> int:
         os._exit(code)
 
 
-def command(stage: str, world: Path, run: Path, ranks: int) -> list[str]:
+def command(stage: str, world: Path, run: Path, ranks: int, strategy: str) -> list[str]:
     """Begins a run, or goes on with it."""
     words = ["fit", "--config", str(world / f"{stage}.yaml"), "--trainer.default_root_dir", str(run)]
-    more = ["--trainer.strategy=ddp", f"--trainer.devices={ranks}"] if ranks > 1 else ["--trainer.devices=1"]
-    return [*words, *more, "--ckpt_path=last"]
+    overlay = {"ddp": ["--trainer.strategy=ddp"], "fsdp2": ["--config", str(FSDP2), "--trainer.accelerator=cpu"]}
+    return [*words, *(overlay[strategy] if ranks > 1 else []), f"--trainer.devices={ranks}", "--ckpt_path=last"]
 
 
 def make_world(world: Path) -> None:
@@ -167,7 +180,10 @@ def end_of(run: Path) -> dict[str, str]:
     """What has to be the same: fingerprints of the weights, the last checkpoint's tensors, what was logged when."""
     import torch
 
-    stored = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    from align.model.sharded_checkpoint import read_sharded
+
+    last = run / "checkpoints/last.ckpt"
+    stored = read_sharded(last, only_weights=False) if last.is_dir() else torch.load(last, weights_only=True)
     digest = hashlib.sha256()
     for name, tensor in sorted(_tensors({key: stored[key] for key in ("state_dict", "optimizer_states")}, "")):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -193,31 +209,39 @@ def _tensors(value: Any, name: str) -> list[tuple[str, Any]]:
     return []
 
 
-def drill(
-    stage: str, ranks: int, world: Path, *, moment: float, victims: list[int], whole: dict[str, str]
-) -> dict[str, Any]:
-    """Begin, kill, go on, compare.
+def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) -> dict[str, Any]:
+    """Begin, send a signal, go on, compare.
+
+    Args:
+        kind: of run.
+        moment: seconds behind the first checkpoint, or behind the start.
+        anywhere: behind the start.
+        victims: the ranks that get the signal.
 
     Returns:
         dict: what was found; ``killed`` is False where the run was over before its moment came.
     """
     from align.callbacks.checkpoint_files import global_step
 
-    run = Path(tempfile.mkdtemp(prefix=f"{stage}-{ranks}-", dir=world))
-    words, log = command(stage, world, run, ranks), run.with_suffix(".log")
-    life = Life(words, ranks=ranks, log=log)
-    found: dict[str, Any] = {"stage": stage, "ranks": ranks, "moment_s": round(moment, 3), "killed_ranks": victims}
-    if life.wait(moment):
+    ranks = kind.ranks
+    run = Path(tempfile.mkdtemp(prefix=f"{kind.name.replace(' ', '-')}-", dir=kind.world))
+    words, log = kind.command(run), run.with_suffix(".log")
+    life, last = Life(words, ranks=ranks, log=log), run / "checkpoints/last.ckpt"
+    found: dict[str, Any] = {"run": kind.name, "moment_s": round(moment, 3), "behind": "start" if anywhere else "first"}
+    found |= {"killed_ranks": victims}
+    if not (anywhere or life.wait_for(last)) or life.wait(moment):
         return found | {"killed": False}
-    life.kill(victims)
+    life.kill(victims, kind.signal)
+    signalled = time.monotonic()
     found |= {"killed": True, "alone_ended": None}
-    if len(victims) < ranks:
+    if len(victims) < ranks or kind.signal != signal.SIGKILL:
         found["alone_ended"] = life.wait(PATIENCE)
+        found["left_after_s"] = round(time.monotonic() - signalled, 3)
         life.kill(list(range(ranks)))
     life.wait(LONGEST)
-    last = run / "checkpoints/last.ckpt"
+    found |= {"left_codes": [life.codes[rank] for rank in range(ranks)]}
     found |= {"from_step": (global_step(last) or 0) if last.exists() else 0}
-    found |= {"left_half_written": sorted(path.name for path in run.rglob(".*") if path.name != ".lock")}
+    found |= {"left_half_written": sorted(path.name for path in run.rglob(".*") if path.name not in SOUND)}
     again = Life(words, ranks=ranks, log=log)
     ended = again.wait(LONGEST)
     again.kill(list(range(ranks)))
@@ -227,7 +251,7 @@ def drill(
         end = end_of(run)
     except Exception as error:
         end = {"error": f"{type(error).__name__}: {error}"}
-    found |= {"same": {name: end.get(name) == value for name, value in whole.items()}}
+    found |= {"same": {name: end.get(name) == value for name, value in kind.whole.items()}}
     if all(found["same"].values()):
         shutil.rmtree(run)
         log.unlink()
@@ -239,40 +263,52 @@ def drill(
 class Kind:
     """Drills of one stage on one number of ranks, against one uninterrupted run."""
 
-    def __init__(self, stage: str, ranks: int, world: Path, *, seed: int) -> None:
+    def __init__(self, stage: str, ranks: int, world: Path, args: argparse.Namespace) -> None:
         """Make the uninterrupted run."""
-        self.stage, self.ranks, self.world = stage, ranks, world
-        self.rng, self.done = random.Random(f"{seed} {stage} {ranks}"), 0
-        run = world / f"{stage}-{ranks}-whole"
+        self.stage, self.ranks, self.world, self.args = stage, ranks, world, args
+        self.name = f"{stage} {ranks}" + (f" {args.strategy}" if ranks > 1 else "")
+        self.signal = getattr(signal, f"SIG{args.signal}")
+        self.rng, self.done = random.Random(f"{args.seed} {self.name}"), 0
+        run = world / f"{self.name.replace(' ', '-')}-whole"
         for _ in range(2):  # the first one fills the caches
             shutil.rmtree(run, ignore_errors=True)
-            life = Life(command(stage, world, run, ranks), ranks=ranks, log=run.with_suffix(".log"))
+            life = Life(self.command(run), ranks=ranks, log=run.with_suffix(".log"))
+            life.wait_for(run / "checkpoints/last.ckpt")
+            self.first = time.monotonic() - life.begun
             if not life.wait(LONGEST) or any(life.codes.values()):
                 raise RuntimeError(run.with_suffix(".log").read_text()[-3000:])
             self.seconds = time.monotonic() - life.begun
         self.whole = end_of(run)
 
+    def command(self, run: Path) -> list[str]:
+        """Of this kind of run."""
+        return command(self.stage, self.world, run, self.ranks, self.args.strategy)
+
     def next(self) -> dict[str, Any]:
         """One drill; a moment that comes after the run's end is drawn again."""
         victims = [0] if self.ranks == 1 else [[0, 1], [0], [1]][self.done % 3]
+        # Spread evenly: of four drills with a share of 0.25, the fourth.
+        share = self.args.anywhere
+        anywhere = int((self.done + 1) * share) > int(self.done * share)
         while True:
-            moment = self.rng.uniform(0, self.seconds)
-            found = drill(self.stage, self.ranks, self.world, moment=moment, victims=victims, whole=self.whole)
+            moment = self.rng.uniform(0, self.seconds if anywhere else self.seconds - self.first)
+            found = drill(self, moment=moment, anywhere=anywhere, victims=victims)
             if found["killed"]:
                 self.done += 1
-                return found | {"whole_s": round(self.seconds, 3)}
+                return found | {"whole_s": round(self.seconds, 3), "first_s": round(self.first, 3)}
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: one row a stage and number of ranks."""
-    columns = ["run", "drills", "same weights", "same optimizer", "same rows in metrics.csv"]
-    columns += ["killed before the first checkpoint", "half-written files left"]
+    """Markdown: one row a kind of run."""
+    columns = ["run", "drills", "of them gone on from a checkpoint", "same weights", "same optimizer"]
+    columns += ["same rows in metrics.csv", "half-written files left"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for stage, ranks in dict.fromkeys((found["stage"], found["ranks"]) for found in results):
-        own = [found for found in results if (found["stage"], found["ranks"]) == (stage, ranks)]
-        counts = [sum(found["same"][name] for found in own) for name in ("model", "checkpoint", "rows")]
-        counts += [sum(not found["from_step"] for found in own), sum(bool(found["left_half_written"]) for found in own)]
-        lines.append(f"| {stage}, {ranks} rank(s) | {len(own)} | " + " | ".join(map(str, counts)) + " |")
+    for run in dict.fromkeys(found["run"] for found in results):
+        own = [found for found in results if found["run"] == run]
+        counts = [len(own), sum(bool(found["from_step"]) for found in own)]
+        counts += [sum(found["same"][name] for found in own) for name in ("model", "checkpoint", "rows")]
+        counts += [sum(bool(found["left_half_written"]) for found in own)]
+        lines.append(f"| {run} | " + " | ".join(map(str, counts)) + " |")
     return "\n".join(lines)
 
 
@@ -287,6 +323,9 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--drills", type=int, default=20, help="of each stage and number of ranks")
     p.add_argument("--stages", nargs="+", default=["dpo", "ppo"])
+    p.add_argument("--strategy", choices=["ddp", "fsdp2"], default="ddp", help="of runs on several ranks")
+    p.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
+    p.add_argument("--anywhere", type=float, default=0.25, help="share of moments drawn over the whole life")
     p.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     p.add_argument("--seed", type=int, default=0, help="of the moments")
     p.add_argument("--out", type=Path, help="write every drill to this JSON file")
@@ -308,7 +347,7 @@ def main() -> int:
         making = fork(lambda: make_world(world) or 0, world / "world.log")  # type: ignore[func-returns-value]
         if os.waitpid(making, 0)[1]:
             raise RuntimeError((world / "world.log").read_text()[-3000:])
-        kinds = [Kind(stage, ranks, world, seed=args.seed) for stage in args.stages for ranks in args.ranks]
+        kinds = [Kind(stage, ranks, world, args) for stage in args.stages for ranks in args.ranks]
         results: list[dict[str, Any]] = []
         for _ in range(args.drills):
             for kind in kinds:
@@ -318,7 +357,10 @@ def main() -> int:
                     write(args, results, time.monotonic() - begun)
     print(table(results))
     alone = [found["alone_ended"] for found in results if found["alone_ended"] is not None]
-    print(f"\nRanks left alone that ended by themselves within {PATIENCE:.0f} s: {sum(alone)} of {len(alone)}")
+    print(f"\nDrills whose ranks ended by themselves within {PATIENCE:.0f} s: {sum(alone)} of {len(alone)}")
+    left = sorted(found["left_after_s"] for found in results if found["alone_ended"])
+    if left:
+        print(f"Seconds until the last one had: median {left[len(left) // 2]:.2f}, longest {left[-1]:.2f}")
     print(f"{machine()}; 1 thread a process; {(time.monotonic() - begun) / 60:.1f} minutes; {date.today()}")
     return 0 if all(all(found["same"].values()) for found in results) else 1
 
