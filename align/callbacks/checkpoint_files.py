@@ -16,7 +16,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
 from align.model.sharded_checkpoint import METADATA as _META
-from align.model.sharded_checkpoint import read_sharded
+from align.model.sharded_checkpoint import read_sharded, shards_damage
 
 LAST = "last.ckpt"
 """The newest; the ones before it are last-1.ckpt, last-2.ckpt, ..."""
@@ -207,8 +207,8 @@ def _sync(path: Path) -> None:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, read from end to end.
 
-    A file is a zip archive with a CRC-32 of each tensor, which torch writes and does not read. Of a directory of shards
-    the files that are written last are looked for.
+    A file is a zip archive with a CRC-32 of each tensor, which torch writes and does not read; so is each part of a
+    tensor in a directory of shards.
 
     Args:
         path: a file, or a directory of shards.
@@ -220,6 +220,8 @@ def damage(path: Path) -> str | None:
         for name in (_META, ".metadata"):
             if not (path / name).is_file():
                 return f"{name} is missing"
+        if (reason := shards_damage(path)) is not None:
+            return reason
         path = path / _META
     try:
         size = path.stat().st_size

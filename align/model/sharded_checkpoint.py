@@ -4,7 +4,10 @@ The format is torch.distributed.checkpoint's: a folder with a file a rank, ``.me
 parts are, and Lightning's ``meta.pt`` with everything else.
 """
 
+import io
 import pickle
+import zipfile
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -57,6 +60,37 @@ def read_sharded(folder: Path, *, only_weights: bool = True) -> dict[str, Any]:
     optimizers = sorted(name for name in parts if name.startswith("optimizer_"))
     states = {"optimizer_states": [parts[name] for name in optimizers]} if optimizers else {}
     return {**stored, "state_dict": parts["state_dict"], **states}
+
+
+def shards_damage(folder: Path) -> str | None:
+    """What is wrong with the parts of tensors, read from end to end, one part in memory at a time.
+
+    Each part is a zip archive of its own within a rank's file, with a CRC-32 that torch writes and does not read.
+
+    Args:
+        folder: of a checkpoint whose ``.metadata`` is there.
+
+    Returns:
+        str: the reason; None for whole ones.
+    """
+    try:
+        parts = sorted(_Reader(folder).read_metadata().storage_data.values(), key=lambda p: (p.relative_path, p.offset))
+    except Exception:  # whatever a flipped bit makes of a pickle
+        return ".metadata is cut short or overwritten"
+    for name, own in groupby(parts, key=lambda part: str(part.relative_path)):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        with (folder / name).open("rb") as file:
+            for part in own:
+                file.seek(part.offset)
+                try:
+                    with zipfile.ZipFile(io.BytesIO(file.read(part.length))) as archive:
+                        wrong = archive.testzip()
+                except Exception:  # whatever a flipped bit makes of a header
+                    return f"{name} is cut short or overwritten at byte {part.offset:,}"
+                if wrong is not None:
+                    return f"the checksum of {name} at byte {part.offset:,} is wrong"
+    return None
 
 
 class _Planner(_EmptyStateDictLoadPlanner):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 
 from align.callbacks.checkpoint_files import (
     BackgroundIO,
@@ -144,17 +145,40 @@ def test_what_is_of_another_try_goes(tmp_path: Path):
     assert steps(tmp_path) == {"last-2.ckpt": 4, "last.ckpt": 5}
 
 
-def test_a_directory_of_shards_is_whole_when_its_last_files_are_there(tmp_path: Path):
+def save_shards(folder: Path, step: int) -> None:
+    """As Lightning's ModelParallelStrategy writes them, in one process."""
+    new = temporary(folder)
+    state = {"state_dict": {"a": torch.full((64,), 2.0), "b": torch.zeros(3)}, "optimizer_0": {"lr": 0.5}}
+    torch.distributed.checkpoint.save(state, checkpoint_id=new, no_dist=True)
+    torch.save({"global_step": step}, new / "meta.pt")
+    publish(new, last=folder / "last.ckpt", keep_last=2, also=[folder / f"step={step}.ckpt"])
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "reason"),
+    [
+        (".metadata", None, ".metadata is missing"),
+        (".metadata", cut, ".metadata is cut short or overwritten"),
+        ("meta.pt", cut, r"it is cut short or overwritten \([\d,]+ bytes\)"),
+        ("__0_0.distcp", None, "__0_0.distcp is missing"),
+        ("__0_0.distcp", lambda content: b"", "__0_0.distcp is cut short or overwritten at byte 0"),
+        ("__0_0.distcp", lambda content: content[:-9], r"__0_0.distcp is cut short or overwritten at byte [\d,]+"),
+        ("__0_0.distcp", flip, r"the checksum of __0_0.distcp at byte [\d,]+ is wrong"),
+    ],
+    ids=["no index", "cut index", "cut meta.pt", "no shard", "empty shard", "cut shard", "one bit"],
+)
+def test_a_damaged_directory_of_shards_falls_back_to_the_one_before(tmp_path: Path, name: str, spoil, reason: str):
     for step in (1, 2):
-        new = temporary(tmp_path)
-        new.mkdir()
-        (new / "__0_0.distcp").write_bytes(b"shard")
-        (new / ".metadata").write_bytes(b"index")
-        torch.save({"global_step": step}, new / "meta.pt")
-        publish(new, last=tmp_path / "last.ckpt", keep_last=2, also=[tmp_path / f"step={step}.ckpt"])
+        save_shards(tmp_path, step)
     assert steps(tmp_path) == {"last-1.ckpt": 1, "last.ckpt": 2, "step=1.ckpt": 1, "step=2.ckpt": 2}
-    (tmp_path / "last.ckpt/.metadata").unlink()
-    assert damage(tmp_path / "last.ckpt") == ".metadata is missing"
+    assert find_whole(tmp_path, pytest.fail) == tmp_path / "last.ckpt"
+    file = tmp_path / "last.ckpt" / name
+    content = file.read_bytes()
+    file.unlink()  # step=2.ckpt shares its bytes
+    if spoil is not None:
+        file.write_bytes(spoil(content))
+    assert re.fullmatch(reason, damage(tmp_path / "last.ckpt") or "")
+    assert damage(tmp_path / "step=2.ckpt") is None
     assert find_whole(tmp_path, lambda line: None) == tmp_path / "last-1.ckpt"
 
 
