@@ -1,6 +1,13 @@
 """The sharding strategy of the hardware overlays: Lightning's, told only what it can't work out."""
 
+from pathlib import Path
+from typing import Any
+
+import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, Strategy
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+
+from align.stages.resharding import name_optimizer_state
 
 
 def check_accumulation(strategy: Strategy, accumulate_grad_batches: int) -> None:
@@ -48,3 +55,25 @@ class ModelParallel(ModelParallelStrategy):
             )
         self._data_parallel_size = devices // self._tensor_devices
         super().setup_environment()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Take up a folder as Lightning does, and a file whichever strategy wrote it.
+
+        Lightning's own takes the numbers of a file's optimizer for places among all parameters, frozen ones too.
+
+        Raises:
+            ValueError: the file is of another network.
+        """
+        path = Path(self.broadcast(checkpoint_path))
+        if not path.is_file():
+            return super().load_checkpoint(path, weights_only)
+        stored: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        module = self.lightning_module
+        assert module is not None
+        options = StateDictOptions(full_state_dict=True, strict=module.strict_loading)
+        set_model_state_dict(module, stored.pop("state_dict"), options=options)
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        for optimizer, state in zip(self.optimizers, stored.pop("optimizer_states", ()), strict=False):
+            named = name_optimizer_state(state, optimizer, names)
+            set_optimizer_state_dict(module, optimizer, optim_state_dict=named, options=options)
+        return stored

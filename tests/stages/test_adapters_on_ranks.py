@@ -6,10 +6,9 @@ from typing import Any
 import peft  # noqa: F401 (once, before the fork)
 import pytest
 import torch
-from dpo_pairs import World
+from dpo_pairs import WORDS, World
 from dpo_pairs import fit as fit_pairs
 from lightning.pytorch.callbacks import ModelCheckpoint
-from ppo_parts import PromptModule, Prompts, ppo
 from ppo_parts import fit as fit_prompts
 from ranks import on_two_ranks
 from test_language_model import Batches, make_batch
@@ -18,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from align.callbacks import ModelDirectory
 from align.callbacks.checkpoint_files import BackgroundIO
+from align.data import PromptData
 from align.export import open_source
 from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT, load_network
 from align.model.checkpoint import read_stored
@@ -26,7 +26,8 @@ from align.model.merging import MergedState, base_parameters
 from align.model.packed import can_pack
 from align.model.parallel import gathered, local, shard, whole_copy
 from align.model.training import recompute_activations
-from align.stages import SFT, ModelParallel, OptimizerConfig, Reward, ScheduleConfig
+from align.stages import PPO, SFT, ModelParallel, OptimizerConfig, Reward, ScheduleConfig
+from align.stages.ppo_settings import RolloutConfig, UpdateConfig
 
 CONFIG = GPTConfig(vocab_size=11, layers=2, heads=4, kv_heads=2, width=16, ff_width=24, context=8)
 
@@ -54,24 +55,6 @@ class Rows(Batches):
         self.train = [pair[rank] if sharing.ranks == 2 else join_rows(*pair) for pair in pairs]
 
 
-class Dealt(Prompts):
-    """Every so manieth prompt, under its own number."""
-
-    def __init__(self, lengths, batch_size, sharing):
-        super().__init__(lengths, batch_size // sharing.ranks)
-        self.prompts, self.sharing = self.prompts[sharing.rank :: sharing.ranks], sharing
-
-    def __iter__(self):
-        for batch in super().__iter__():
-            yield batch._replace(numbers=batch.numbers * self.sharing.ranks + self.sharing.rank)
-
-
-class DealtPrompts(PromptModule):
-    def train_dataloader(self):
-        stage = self.trainer.lightning_module
-        return stage.experience_loader(Dealt(self.lengths, 4, stage.sharing))
-
-
 def train(stage: str, world: World, *, strategy: str | None = None, **settings) -> Any:
     """A few steps of a stage with adapters, in this process or these."""
     settings = {"lora": LORA, **FAST, **settings}
@@ -88,10 +71,20 @@ def train(stage: str, world: World, *, strategy: str | None = None, **settings) 
         fit_pairs(module, pairs, **trainer)
     elif stage == "dpo":
         module = world.stage(reference_logprobs="on_the_fly", **settings)
-        fit_pairs(module, pairs, **trainer)
+        fit_pairs(module, pairs, accumulate_grad_batches=2, **trainer)
     else:
-        module = ppo(**settings)
-        fit_prompts(module, data=DealtPrompts(), max_epochs=1, **trainer)
+        # Policy, value model, reference and reward model stand on one base, with three adapters and two heads.
+        rollout, update = RolloutConfig(episodes=4, max_new_tokens=6), UpdateConfig(epochs=2, minibatches=1)
+        module = PPO(world.start, str(world.folder / "reward/adapter"), rollout=rollout, update=update, **settings)
+        prompts = str(world.folder / "prompts.jsonl")
+        data = PromptData(
+            str(world.folder / "tokenizer"),
+            prompts,
+            context=40,
+            batch_size=pairs.batch_size,
+            cache_dir=world.folder / "cache",
+        )
+        fit_prompts(module, data=data, max_epochs=1, **trainer)
     return module
 
 
@@ -126,7 +119,12 @@ STAGES = ("sft", "reward", "dpo", "ppo")
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return World(tmp_path_factory.mktemp("world"))
+    """Pairs, prompts, a language model, and a reward model that was trained as an adapter on it."""
+    world = World(tmp_path_factory.mktemp("world"))
+    (world.folder / "prompts.jsonl").write_text("".join(f'{{"prompt": "{word}"}}\n' for word in WORDS))
+    module, keep = Reward(world.start, normalise_on=4, lora=LORA, **FAST), ModelDirectory(which="last")
+    fit_pairs(module, world.data(), callbacks=[keep], default_root_dir=world.folder / "reward")
+    return world
 
 
 @pytest.fixture(scope="module")
@@ -240,10 +238,13 @@ def test_a_sharded_run_writes_what_one_process_writes_and_goes_on_anywhere(world
         return learned(module)
 
     half = tmp_path / "whole/step=2.ckpt"
+    end("alone", None)
+    file = tmp_path / "alone/step=2.ckpt"
 
     def work():
         ends = {"whole": end("whole", "fsdp2")}
         ends |= {name: end(name, name, half) for name in ("fsdp2", "tp")}
+        ends["file"] = end("file", "fsdp2", file)
         if torch.distributed.get_rank() == 0:
             torch.save(ends, tmp_path / "ends.pt")
 
@@ -251,10 +252,10 @@ def test_a_sharded_run_writes_what_one_process_writes_and_goes_on_anywhere(world
     ends = torch.load(tmp_path / "ends.pt", weights_only=True)
     whole = ends["whole"]
     start = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
-    for other in (ends["fsdp2"], ends["tp"], end("one", None, half)):
+    for other in (ends["fsdp2"], ends["tp"], ends["file"], end("one", None, half)):
         assert apart(whole, other, start) < 1e-5
-    assert all((tmp_path / name / "step=3.ckpt").exists() for name in ("fsdp2", "tp", "one"))
-    assert not any((tmp_path / name / "step=1.ckpt").exists() for name in ("fsdp2", "tp", "one")), "they went on"
+    went_on = [tmp_path / name for name in ("fsdp2", "tp", "file", "one")]
+    assert all((run / "step=3.ckpt").exists() and not (run / "step=1.ckpt").exists() for run in went_on)
     stored = read_stored(half)["state_dict"]
     assert {name.replace(".default", "") for name in stored} == set(whole)
     model, ids = load_network(tmp_path / "whole/model"), torch.arange(30)[None]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from align.stages.resharding import number_optimizer_state
+from align.stages.resharding import name_optimizer_state, number_optimizer_state
 
 
 def network() -> nn.Module:
@@ -58,6 +58,24 @@ def test_numbers_stay_as_they_are():
     module = network()
     state = optimizer_of(module).state_dict()
     assert number_optimizer_state(state, optimizer_of(module), {}) == state
+
+
+def test_names_are_given_and_taken_back():
+    module = network()
+    optimizer = optimizer_of(module)
+    steps(module, optimizer, 1)
+    state, called = optimizer.state_dict(), {p: name for name, p in module.named_parameters()}
+    found = name_optimizer_state(state, optimizer, called)
+    assert [group["params"] for group in found["param_groups"]] == [
+        ["a.weight"],
+        ["a.bias"],
+        [],
+        ["b.weight", "b.bias"],
+    ]
+    assert found["state"]["b.bias"] is state["state"][3]
+    assert number_optimizer_state(found, optimizer, called) == state
+    with pytest.raises(ValueError, match="the checkpoint's optimizer moves 4 tensors, this run's 2: it is of another"):
+        name_optimizer_state(state, torch.optim.AdamW(module["a"].parameters()), called)
 
 
 def test_another_networks_state_is_refused():
