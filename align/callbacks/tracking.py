@@ -1,6 +1,7 @@
 """Loggers go on with the run that a checkpoint is of, instead of beginning another."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ class Tracking(pl.Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write them, if there are any."""
+        """Write them, if there are any; an MLflow run that an earlier try ended is running again."""
+        for logger in _of_mlflow(trainer.loggers):
+            logger.experiment.update_run(logger.run_id, status="RUNNING")
         ids = {type(logger).__name__: str(_id(logger)) for logger in trainer.loggers if _id(logger) is not None}
         file = Path(trainer.default_root_dir) / _FILE
         if ids:
@@ -29,6 +32,17 @@ class Tracking(pl.Callback):
             temporary = file.with_suffix(".new")
             temporary.write_text(json.dumps(ids) + "\n")
             temporary.replace(file)
+
+
+def _of_mlflow(loggers: Iterable[Any]) -> list[Any]:
+    return [logger for logger in loggers if type(logger).__name__ == "MLFlowLogger"]
+
+
+@rank_zero_only
+def mark_preempted(loggers: Iterable[Logger]) -> None:
+    """Say that a run was told to leave: Lightning has told MLflow that it failed; W&B knows no such state."""
+    for logger in _of_mlflow(loggers):
+        logger.finalize("KILLED")
 
 
 def _id(logger: Logger) -> Any:

@@ -32,7 +32,7 @@ from align.callbacks import (
 )
 from align.callbacks.checkpoint_files import damage, find_whole, global_step
 from align.callbacks.checkpoints import FOLDER
-from align.callbacks.tracking import EventLog, Tracking, kept_settings
+from align.callbacks.tracking import EventLog, Tracking, kept_settings, mark_preempted
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
 from align.cli.run_lock import run_lock
@@ -200,6 +200,7 @@ def _fit(cli: "AlignCLI") -> None:
         batch_size = None if isinstance(cli.model, PPO) else getattr(cli.datamodule, "batch_size", None)
         raise OutOfMemory(explain_out_of_memory(cli.model, batch_size=batch_size)) from error
     except Preempted as end:
+        mark_preempted(cli.trainer.loggers)
         if _rank() == 0:
             for line in (f"{end}; the same command with --ckpt_path last, or the same align run, goes on", requeue()):
                 if line:

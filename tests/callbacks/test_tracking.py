@@ -15,6 +15,7 @@ class WandbLogger:
 
 class MLFlowLogger:
     run_id = "0123456789abcdef"
+    experiment = SimpleNamespace(update_run=lambda run, status: None)
 
 
 class CometLogger:

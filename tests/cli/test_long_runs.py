@@ -1,5 +1,6 @@
 """A run that is asked to leave, one whose newest checkpoint is damaged, and two at once in one folder."""
 
+import csv
 import json
 import os
 import signal
@@ -69,6 +70,28 @@ def test_sigterm_writes_a_checkpoint_and_the_next_try_ends_in_the_same_bits(run,
     assert not (folder / "preempted.json").exists()
     assert weights(folder) == weights(run / "sft")
     assert steps(folder) == uninterrupted
+
+
+def test_the_loggers_of_a_recipe_go_on_with_their_runs(run, folder, fit):
+    """Left at step 4 of 6; each logger is one run, told of every step once, and metrics.csv comes besides."""
+    import stand_in_loggers
+
+    stand_in_loggers.TOLD.clear()
+    kinds = ("WandbLogger", "MLFlowLogger")
+    loggers = "--trainer.logger=" + json.dumps([{"class_path": f"stand_in_loggers.{kind}"} for kind in kinds])
+    assert fit(loggers, terminate(step=3), "--trainer.log_every_n_steps=1") == 0
+    assert fit(loggers, "--ckpt_path=last", "--trainer.log_every_n_steps=1") == 0
+    assert json.loads((folder / "tracking.json").read_text()) == dict(zip(kinds, stand_in_loggers.TOLD, strict=True))
+    told = dict(zip(kinds, stand_in_loggers.TOLD.values(), strict=True))
+    assert [entry[1] for entry in told["WandbLogger"] if entry[0] == "begun"] == [None, "allow"]
+    states = [entry[-1] for entry in told["MLFlowLogger"] if entry[0] == "status"]
+    assert states == ["RUNNING", "failed", "KILLED", "RUNNING", "success"]
+    for entries in told.values():
+        assert [entry[1] for entry in entries if "train/loss" in entry] == list(range(6))
+    with (folder / "metrics.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["train/loss"]] == list("012345")
+    assert not (folder / "tensorboard").exists()
+    assert weights(folder) == weights(run / "sft")
 
 
 def test_asked_at_the_last_step_a_run_just_ends(run, folder, fit):
