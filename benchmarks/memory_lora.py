@@ -81,7 +81,7 @@ def prepare(folder: Path, shape: dict[str, int]) -> None:
 def _train(setting: Setting, base: str | None, **trainer_settings: Any) -> Numbers:
     import lightning.pytorch as pl
 
-    from align.model import LoraConfig
+    from align.model import GPT, GPTConfig, LoraConfig, add_adapter
     from align.stages import DPO, PPO, KLConfig, OptimizerConfig, RolloutConfig, UpdateConfig
     from align.stages.probe import ProbeConfig
 
@@ -91,6 +91,9 @@ def _train(setting: Setting, base: str | None, **trainer_settings: Any) -> Numbe
         "optimizer": OptimizerConfig(lr=1e-5, weight_decay=0.0),
         "probe": ProbeConfig(prompts=0),
     }
+    if base is not None:
+        # peft imports what it finds (torchao) only when the first adapter is made.
+        add_adapter(GPT(GPTConfig(vocab_size=8, layers=1, heads=1, width=8, context=8)), LoraConfig(rank=1))
     imported = round(rss_mb("VmRSS"))
     if setting["method"] == "dpo":
         stage: Any = DPO(str(folder / "start"), reference_logprobs="on_the_fly", **common)
