@@ -57,7 +57,7 @@ def generate(
     evaluation mode and left as it was; no global generator is touched.
 
     Args:
-        network: a GPT; one with adapters, hooks or sharded weights is sampled through its own forward, more slowly.
+        network: a GPT; with hooks, sharded weights or 4 bits it is sampled through its own forward, more slowly.
         prompts: token ids, at least one each.
         sampling: how tokens are drawn.
         stop_ids: tokens that end a response.
@@ -75,29 +75,26 @@ def generate(
         ValueError: a prompt is empty, leaves no room in the context or holds an id the network does not know; a stop
             id it does not know; seeds are not one per row; or the logits are not finite.
     """
-    config = network.config
-    _check(prompts, stop_ids, vocab_size=config.vocab_size, context=config.context)
-    seeds = row_seeds(seeds, len(prompts)) if isinstance(seeds, int) else list(seeds)
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds were given for {len(prompts)} prompts; give one each, or a single number")
+    vocab_size, context = network.config.vocab_size, network.config.context
+    _check(prompts, stop_ids, vocab_size=vocab_size, context=context)
+    seeds = row_seeds(seeds, len(prompts))
     # Longest first: the decoder reads and attends to neighbouring rows together.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     prompts = [prompts[row] for row in order]
-    rooms = [min(sampling.max_new_tokens, config.context - len(prompt)) for prompt in prompts]
+    rooms = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
     # The last token of a row is never read.
     slots = max(len(prompt) + room - 1 for prompt, room in zip(prompts, rooms, strict=True))
-    told = None if on_token is None else lambda row, token: on_token(order[row], token)
+    kind = Decoder if not can_pack(network) else StaticDecoder if static else PackedDecoder
     with evaluating(network):
-        packed = StaticDecoder if static else PackedDecoder
-        decoder = (packed if can_pack(network) else Decoder)(network, prompts, slots=slots)
+        decoder = kind(network, prompts, slots=slots)
         samples = _sample(
             decoder,
             sampling,
-            stops=_stop_table(stop_ids, config.vocab_size, device=decoder.positions.device),
+            stops=_stop_table(stop_ids, vocab_size, device=decoder.positions.device),
             rooms=rooms,
             seeds=[seeds[row] for row in order],
             pad_id=pad_id,
-            on_token=told,
+            on_token=None if on_token is None else lambda row, token: on_token(order[row], token),
             on_step=on_step,
         )
     if not bool(samples.logprobs.isfinite().all()):
@@ -122,15 +119,10 @@ def _sample(
     1. read the prompts; 2. turn logits into a distribution; 3. draw; 4. note the tokens; 5. see which rows end, and
     drop finished ones; 6. read the tokens and go on with 2.
 
-    Args:
+    Args, besides those of ``generate``:
         decoder: holds the prompts.
-        sampling: how tokens are drawn.
         stops: ``[V]`` bool, True on stop tokens; None when there are none.
         rooms: tokens each row may get.
-        seeds: one per row.
-        pad_id: what follows the end of a response.
-        on_token: called with (row, token).
-        on_step: called before each step.
     """
     device, batch, longest = decoder.positions.device, len(rooms), max(rooms)
     ids, logprobs, mask, finished = _no_samples(batch, longest, pad_id=pad_id, device=device)

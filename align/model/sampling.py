@@ -159,7 +159,15 @@ def row_uniforms(seeds: Sequence[int], steps: int) -> torch.Tensor:
     return torch.stack([torch.rand(steps, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def row_seeds(seed: int, rows: int) -> list[int]:
-    """Seeds of the rows of a batch, hashed from one seed, so that no two seeds share rows."""
-    digests = (hashlib.sha256(f"{seed}:{row}".encode()).digest() for row in range(rows))
+def row_seeds(seeds: int | Sequence[int], rows: int) -> list[int]:
+    """Seeds of the rows of a batch: as given, or hashed from one seed, so that no two seeds share rows.
+
+    Raises:
+        ValueError: they are not one per row.
+    """
+    if not isinstance(seeds, int):
+        if len(seeds) != rows:
+            raise ValueError(f"{len(seeds)} seeds were given for {rows} prompts; give one each, or a single number")
+        return list(seeds)
+    digests = (hashlib.sha256(f"{seeds}:{row}".encode()).digest() for row in range(rows))
     return [int.from_bytes(digest[:8], "little") >> 1 for digest in digests]

@@ -160,17 +160,7 @@ class Collector:
         """
         settings = self.settings
         # 1. Sample.
-        with gathered(self.policy) as policy, self.breaking_off() as on_step:
-            rollout = sample_rollout(
-                policy,
-                prompts,
-                settings.rollout,
-                tokenizer=self.tokenizer,
-                seed=seed,
-                iteration=iteration,
-                on_step=on_step,
-            )
-        self._count(rollout)
+        rollout = self._sample(prompts, iteration, seed)
         # 2. Score.
         with self.breaking_off():
             scores, metrics = self._score(rollout)
@@ -202,11 +192,10 @@ class Collector:
         self.control.update(metrics["rollout/kl"], settings.rollout.episodes)
         if settings.kl.stop_kl is not None and metrics["rollout/kl"] > settings.kl.stop_kl:
             return Collected(None, metrics)
-        device = rollout.ids.device
         experience = Experience(
             ids=rollout.ids,
-            prompt_lengths=torch.tensor(rollout.prompt_lengths, device=device),
-            lengths=torch.tensor(rollout.lengths, device=device),
+            prompt_lengths=torch.tensor(rollout.prompt_lengths, device=rollout.ids.device),
+            lengths=torch.tensor(rollout.lengths, device=rollout.ids.device),
             mask=rollout.mask,
             logprobs=logprobs,
             reference_logprobs=reference_logprobs,
@@ -216,6 +205,20 @@ class Collector:
             scores=scores.scores,
         )
         return Collected(experience, metrics)
+
+    def _sample(self, prompts: list[Prompt], iteration: int, seed: int) -> Rollout:
+        with gathered(self.policy) as policy, self.breaking_off() as on_step:
+            rollout = sample_rollout(
+                policy,
+                prompts,
+                self.settings.rollout,
+                tokenizer=self.tokenizer,
+                seed=seed,
+                iteration=iteration,
+                on_step=on_step,
+            )
+        self._count(rollout)
+        return rollout
 
     def _count(self, rollout: Rollout) -> None:
         here = [len(rollout.lengths), int(rollout.mask.sum()), sum(rollout.lengths)]
