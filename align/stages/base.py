@@ -156,13 +156,13 @@ class Stage(pl.LightningModule):
         Raises:
             ValueError: they can't be what the recipe says.
         """
-        adapt(self.network, self.lora, source=self.parent, seed=self.adapter_seed())
+        adapt(self.network, self.lora, source=self.parent, seed=self.run_seed())
         self.adapter_record = adapter_record(self.network, base_source(self.parent), self._four_bit)
         if self.adapter_record is not None:
             self.strict_loading = False
 
-    def adapter_seed(self) -> int:
-        """Of a fresh adapter: the run's (``seed_everything``), or where ranks have none in common the first one's."""
+    def run_seed(self) -> int:
+        """The run's (``seed_everything``), or where ranks were given others the first one's."""
         seed = torch.initial_seed() % 2**31
         return seed if self._trainer is None else self.trainer.strategy.broadcast(seed)
 
@@ -240,8 +240,8 @@ class Stage(pl.LightningModule):
         return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
 
     def on_fit_start(self) -> None:
-        """Remember the run's seed (``seed_everything``)."""
-        self._seed = torch.initial_seed() % 2**31
+        """Remember the run's seed."""
+        self._seed = self.run_seed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say which base an adapter stands on."""

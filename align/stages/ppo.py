@@ -155,7 +155,7 @@ class PPO(Stage):
             return
         if not adapters(self.value):
             lora = self.lora or next(iter(adapters(self.network).values()))
-            add_adapter(self.value, lora, seed=self.adapter_seed() + 1)
+            add_adapter(self.value, lora, seed=self.run_seed() + 1)
         if self.reward_network is not None and not self._stands_on_trained(self.reward_network):
             rank_zero_info(
                 f"the reward model {self.reward_name} has weights of its own in memory: an adapter over the policy's "

@@ -1,8 +1,10 @@
 """Adapters on several processes give those of one process: data parallel, FSDP2 and tensor parallel."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import peft  # noqa: F401 (once, before the fork)
 import pytest
 import torch
@@ -148,6 +150,38 @@ def test_two_ranks_learn_what_one_learns(strategy: str, world: World, alone: dic
     ends = torch.load(tmp_path / "ends.pt", weights_only=True)
     for stage, (start, end) in alone.items():
         assert apart(end, ends[stage], start) < 1e-4, stage
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "tp"])
+def test_ranks_that_were_seeded_apart_learn_one_adapter(
+    strategy: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A, which the first step leaves where it began, is that of rank 0's seed, 7; and where B is cut but A is not, A
+    stays one under dropout."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # of seed_everything, which would seed them alike
+
+    def work():
+        rank = int(os.environ["RANK"])
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=2, strategy=STRATEGIES[strategy](), max_epochs=1, logger=False,
+            enable_checkpointing=False, enable_progress_bar=False, use_distributed_sampler=False, limit_val_batches=0,
+        )  # fmt: skip
+        starts = []
+        module = SFT(world.start, lora=LoraConfig(rank=4, dropout=0.5), **FAST)
+        module.on_train_batch_end = lambda *_: starts.append(learned(module))
+        torch.manual_seed(7 + rank)
+        trainer.fit(module, Rows())
+        expected = load_network(world.start)
+        add_adapter(expected, LORA, seed=7)
+        for part, tensor in adapter_parameters(expected).items():
+            if "lora_A" in part and rank == 0:
+                assert torch.equal(starts[0][f"network.{part}"], tensor), part
+        for tensor in (local(part) for part in module.trained() if strategy == "tp" and local(part) is part):
+            other = tensor.detach().clone()
+            torch.distributed.broadcast(other, 0)
+            assert torch.equal(tensor, other)
+
+    on_two_ranks(work, tmp_path / "log")
 
 
 def gradients(network, ids):

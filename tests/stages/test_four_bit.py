@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import CONFIG as PPO_CONFIG
 from ppo_parts import Logged, ppo
 from ppo_parts import fit as fit_ppo
+from ranks import on_two_ranks
 
 from align.callbacks import ModelDirectory
 from align.model import GPT, LoraConfig, load_network
@@ -151,3 +152,24 @@ def test_without_bitsandbytes_one_line_says_what_to_install(monkeypatch):
     monkeypatch.undo()
     plugin._import_bitsandbytes.cache_clear()
     FourBit()
+
+
+def test_two_ranks_learn_over_4_bits_what_one_learns(world):
+    """DDP copies weights of 4 bits from rank to rank; its two halves of a batch give the step of the whole."""
+
+    def end(**trainer):
+        stage = world.stage(lora=LORA)
+        data = world.data(batch_size=2 if trainer else 4)
+        fit(stage, data, plugins=[FourBit(dtype="float32")], limit_val_batches=0, **trainer)
+        return {name: part.detach().clone() for name, part in adapter_parameters(stage.network).items()}
+
+    def work():
+        found = end(strategy="ddp", devices=2)
+        if torch.distributed.get_rank() == 0:
+            torch.save(found, world.folder / "end.pt")
+
+    one = end()
+    on_two_ranks(work, world.folder / "log")
+    two = torch.load(world.folder / "end.pt", weights_only=True)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-6)
