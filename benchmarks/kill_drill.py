@@ -221,7 +221,7 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) ->
     Returns:
         dict: what was found; ``killed`` is False where the run was over before its moment came.
     """
-    from align.callbacks.checkpoint_files import global_step
+    from align.callbacks.checkpoint_files import find_whole, global_step
 
     ranks = kind.ranks
     run = Path(tempfile.mkdtemp(prefix=f"{kind.name.replace(' ', '-')}-", dir=kind.world))
@@ -240,7 +240,8 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) ->
         life.kill(list(range(ranks)))
     life.wait(LONGEST)
     found |= {"left_codes": [life.codes[rank] for rank in range(ranks)]}
-    found |= {"from_step": (global_step(last) or 0) if last.exists() else 0}
+    newest = find_whole(last.parent, lambda line: None)
+    found |= {"from": newest and newest.name, "from_step": (newest and global_step(newest)) or 0}
     found |= {"left_half_written": sorted(path.name for path in run.rglob(".*") if path.name not in SOUND)}
     again = Life(words, ranks=ranks, log=log)
     ended = again.wait(LONGEST)
@@ -270,14 +271,13 @@ class Kind:
         self.signal = getattr(signal, f"SIG{args.signal}")
         self.rng, self.done = random.Random(f"{args.seed} {self.name}"), 0
         run = world / f"{self.name.replace(' ', '-')}-whole"
-        for _ in range(2):  # the first one fills the caches
-            shutil.rmtree(run, ignore_errors=True)
-            life = Life(self.command(run), ranks=ranks, log=run.with_suffix(".log"))
-            life.wait_for(run / "checkpoints/last.ckpt")
-            self.first = time.monotonic() - life.begun
-            if not life.wait(LONGEST) or any(life.codes.values()):
-                raise RuntimeError(run.with_suffix(".log").read_text()[-3000:])
-            self.seconds = time.monotonic() - life.begun
+        shutil.rmtree(run, ignore_errors=True)
+        life = Life(self.command(run), ranks=ranks, log=run.with_suffix(".log"))
+        life.wait_for(run / "checkpoints/last.ckpt")
+        self.first = time.monotonic() - life.begun
+        if not life.wait(LONGEST) or any(life.codes.values()):
+            raise RuntimeError(run.with_suffix(".log").read_text()[-3000:])
+        self.seconds = time.monotonic() - life.begun
         self.whole = end_of(run)
 
     def command(self, run: Path) -> list[str]:

@@ -142,10 +142,12 @@ def publish(
     for path in older:
         remove(path)
     if last.exists() and not stale(last):
-        for age in range(keep_last - 1, 0, -1):
+        for age in range(keep_last - 1, 1, -1):
             younger = aged(last, age - 1)
             if younger.exists():
                 _replace(younger, aged(last, age))
+        if keep_last > 1:
+            _second_name(last, aged(last, 1))
     _replace(new, last)
     _sync(new.parent)
 
@@ -174,6 +176,20 @@ def _replace(old: Path, new: Path) -> None:
     if new.is_dir() or old.is_dir():
         remove(new)
     old.replace(new)
+
+
+def _second_name(old: Path, new: Path) -> None:
+    """Have ``old`` be there under both names, or where that can't be, under ``new`` alone."""
+    part = new.with_name(f".{new.name}.part")
+    remove(part)
+    try:
+        os.link(old, part)
+    except OSError:  # a directory, or a file system without hard links
+        _replace(old, new)
+        return
+    _replace(part, new)
+    # Renaming does nothing where both names were the same file's, as a kill in mid-publish leaves them.
+    remove(part)
 
 
 def _link(old: Path, new: Path) -> None:
