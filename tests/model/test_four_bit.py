@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT, add_adapter, generate, merge, share_base
+from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT, add_adapter, generate, merge, share_base, training
 from align.model.four_bit import MODES, dense, is_four_bit, numbers, replace_matrices, round_matrices
 from align.model.lora import adapter_parameters, merged_copy
 from align.model.packed import can_pack
@@ -128,20 +128,30 @@ def test_a_fresh_adapter_changes_nothing_and_merging_keeps_the_logits(config):
         merge(network)
 
 
-def test_gradients_are_those_over_the_rounded_matrices():
-    ours, plain = make(), make()
+def gradients(network, recompute="none", *, compiled=False):
+    """Of an adapter away from its start."""
+    add_adapter(network, LoraConfig(rank=4), seed=5)
+    generator = torch.Generator().manual_seed(6)
+    for parameter in adapter_parameters(network).values():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    training.recompute_activations(network, recompute)
+    if compiled:
+        training.compile_blocks(network)
+    network.hidden(IDS).square().sum().backward()
+    return {name: parameter.grad for name, parameter in adapter_parameters(network).items()}
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"recompute": "selective"}, {"recompute": "block"}, {"compiled": True}], ids=str
+)
+def test_gradients_are_those_over_the_rounded_matrices(settings, monkeypatch):
+    monkeypatch.setattr(training, "BACKEND", "aot_eager")
+    ours, plain = make().train(), make().train()
     four_bits(ours)
     round_matrices(plain, "nf4-dq")
-    found = []
-    for network in (ours, plain):
-        add_adapter(network, LoraConfig(rank=4), seed=5)
-        generator = torch.Generator().manual_seed(6)
-        for parameter in adapter_parameters(network).values():
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
-        network(IDS).square().sum().backward()
-        found.append({name: parameter.grad for name, parameter in adapter_parameters(network).items()})
-    for name, gradient in found[1].items():
-        torch.testing.assert_close(found[0][name], gradient, atol=1e-3, rtol=1e-4)
+    found, expected = gradients(ours, **settings), gradients(plain)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-3, rtol=1e-4)
 
 
 def test_an_adapter_that_was_there_before_stays():
