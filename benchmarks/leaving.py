@@ -1,9 +1,10 @@
-"""Seconds from a SIGTERM in the middle of a rollout or a validation until the process is gone.
+"""Seconds from a SIGTERM in the middle of a rollout or a validation until all processes are gone.
 
-    python benchmarks/leaving.py --rounds 3
+    python benchmarks/leaving.py --rounds 3 --ranks 1
 
 A tiny PPO run whose rollout samples 1,024 responses of 128 tokens, and a tiny DPO run that validates on 3,000 pairs, 4
-at a time; the signal comes a second after either began. Another version: the same with its folder in PYTHONPATH.
+at a time; the signal comes a second after either began, on several ranks (DDP over gloo) to the last one alone. Another
+version: the same with its folder in PYTHONPATH.
 """
 
 import argparse
@@ -37,7 +38,7 @@ class Ask(Callback):
         setattr(self, hook, self._begin)
 
     def _begin(self, trainer: Any, *_: Any) -> None:
-        if self.waiting and trainer.global_step:
+        if self.waiting and trainer.global_step and trainer.global_rank == trainer.world_size - 1:
             self.waiting = False
             threading.Timer(SECOND, self._ask).start()
 
@@ -63,12 +64,14 @@ def make_world(world: Path) -> int:
     return 0
 
 
-def measure(stage: str, world: Path, number: int) -> float:
+def measure(stage: str, world: Path, number: int, ranks: int) -> float:
     """Seconds of one run."""
     run = world / f"{stage}-{number}"
-    words = kill_drill.command(stage, world, run, 1, "ddp")
-    life = kill_drill.Life(words, ranks=1, log=run.with_suffix(".log"))
-    if not life.wait(kill_drill.LONGEST) or life.codes != {0: 0} or not (run / "preempted.json").is_file():
+    words = kill_drill.command(stage, world, run, ranks, "ddp")
+    life = kill_drill.Life(words, ranks=ranks, log=run.with_suffix(".log"))
+    ended = life.wait(kill_drill.LONGEST)
+    life.kill(list(range(ranks)))
+    if not ended or any(life.codes.values()) or not (run / "preempted.json").is_file():
         raise RuntimeError(run.with_suffix(".log").read_text()[-3000:])
     return time.time() - float((world / f"{stage}.asked").read_text())
 
@@ -76,6 +79,7 @@ def measure(stage: str, world: Path, number: int) -> float:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--ranks", type=int, default=1)
     args = p.parse_args()
     import torch
 
@@ -91,7 +95,7 @@ def main() -> int:
         if os.waitpid(kill_drill.fork(lambda: make_world(world), world / "world.log"), 0)[1]:
             raise RuntimeError((world / "world.log").read_text()[-3000:])
         for stage, place in (("ppo", "rollout"), ("dpo", "validation")):
-            taken = [measure(stage, world, number) for number in range(args.rounds)]
+            taken = [measure(stage, world, number, args.ranks) for number in range(args.rounds)]
             print(f"{place}: median {statistics.median(taken):.2f} s of {', '.join(f'{one:.2f}' for one in taken)}")
     print(f"{machine()}; 1 thread; {date.today()}")
     return 0
