@@ -5,6 +5,7 @@ normal distribution, times the largest of the block. Layers and kernels are bits
 there are such weights.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -24,8 +25,11 @@ def dense(weight: torch.Tensor) -> torch.Tensor:
     if not is_four_bit(weight):
         return weight
     packed: Any = weight
-    found: torch.Tensor = _bitsandbytes().functional.dequantize_4bit(packed.data, packed.quant_state)
-    return found
+    # As one row: blocks go over the ends of rows, which the kernel for CPUs gets wrong (bitsandbytes 0.50.2).
+    state = copy.copy(packed.quant_state)
+    state.shape = torch.Size((1, numbers(weight)))
+    found: torch.Tensor = _bitsandbytes().functional.dequantize_4bit(packed.data, state)
+    return found.reshape(packed.quant_state.shape)
 
 
 def is_four_bit(weight: torch.Tensor) -> bool:
@@ -78,9 +82,35 @@ def round_matrices(network: nn.Module, mode: str) -> None:
     functional = _bitsandbytes().functional
     for layer in blocks.modules():
         if isinstance(layer, nn.Linear):
-            # As one row: blocks go over the ends of rows, which the kernel for CPUs gets wrong (bitsandbytes 0.50.2).
+            # As one row; see dense.
             packed, state = functional.quantize_4bit(layer.weight.data.reshape(1, -1), **MODES[mode])
             layer.weight.copy_(functional.dequantize_4bit(packed, state).reshape(layer.weight.shape))
+
+
+class FourBitLinear(nn.Linear):
+    """``x W^T + b`` with a frozen W kept in 4 bits; products in one type, the result's.
+
+    bitsandbytes' own layer computes in the type of what it read first, rounds its bias to that, and on some CPUs
+    repacks W when it is evaluated, so that it can't be trained on nor read again.
+    """
+
+    def __init__(self, packed: nn.Linear, dtype: torch.dtype) -> None:
+        """Take weight and bias of ``packed``, a layer that bitsandbytes quantized.
+
+        Args:
+            packed: is used up.
+            dtype: of the products.
+        """
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.dtype = packed.in_features, packed.out_features, dtype
+        self.weight, self.bias = packed.weight, packed.bias
+        self._product = _bitsandbytes().matmul_4bit
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in]`` to ``[..., out]``, of ``dtype``."""
+        weight: Any = self.weight
+        product: torch.Tensor = self._product(x.to(self.dtype), weight, quant_state=weight.quant_state)
+        return product if self.bias is None else product + self.bias.to(self.dtype)
 
 
 def _bitsandbytes() -> Any:

@@ -8,7 +8,7 @@ from lightning.fabric.plugins.precision.bitsandbytes import BitsandbytesPrecisio
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import nn
 
-from align.model.four_bit import MODES
+from align.model.four_bit import MODES, FourBitLinear
 
 _CPU_BLOCK = 64
 """Of bitsandbytes 0.50.2: its kernel for CPUs takes it that no block of 64 goes over the end of a row"""
@@ -54,8 +54,8 @@ class FourBit(Precision):
         self.mode = mode
         mixed = "bf16-mixed" if dtype == "bfloat16" else "32-true"
         self.precision: Any = f"{mixed}, {mode} below adapters"
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._products = MixedPrecision("bf16-mixed", device) if dtype == "bfloat16" else Precision()
+        self.dtype = getattr(torch, dtype)
+        self._products = Precision()  # under autocast, once the device is known
 
     def quantized(self, layer: nn.Linear, device: torch.device) -> nn.Module:
         """A frozen layer on ``device`` that multiplies by what 4 bits keep of ``layer``'s matrix.
@@ -70,8 +70,10 @@ class FourBit(Precision):
             )
         holder = self._plugin.convert_module(nn.ModuleDict({"layer": layer}))
         # bitsandbytes quantizes when it moves.
-        made: nn.Module = holder.to(device).get_submodule("layer")
-        return made.requires_grad_(False)
+        packed: Any = holder.to(device).get_submodule("layer")
+        if self.dtype == torch.bfloat16:
+            self._products = MixedPrecision("bf16-mixed", device.type)
+        return FourBitLinear(packed, self.dtype).requires_grad_(False)
 
     def forward_context(self) -> AbstractContextManager[Any]:
         """Products in ``dtype``."""

@@ -377,7 +377,10 @@ class PPO(Stage):
         if batch.position:
             return
         approx_kl, ratio_max = self.reduce(torch.stack([approx_kl, ratio_max]), "max")
-        exact = self.trainer.precision in ("32-true", "64-true") and self.network.output_weight.dtype != torch.bfloat16
+        exact = (
+            str(self.trainer.precision).startswith(("32-true", "64-true"))
+            and self.network.output_weight.dtype != torch.bfloat16
+        )
         check_first_minibatch(batch.iteration, approx_kl.item(), ratio_max.item(), exact=exact)
 
     # What is logged and kept.

@@ -4,6 +4,7 @@ import builtins
 
 import pytest
 import torch
+from bitsandbytes.nn import Params4bit
 from torch import nn
 
 from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT, add_adapter, generate, merge, share_base, training
@@ -58,6 +59,40 @@ def test_a_matrix_stands_for_quantiles_times_the_largest_of_64():
     assert not made.weight.requires_grad
     x = torch.randn(3, 64)
     torch.testing.assert_close(made(x), x @ nearest.T, atol=1e-5, rtol=0)
+
+
+def test_any_matrix_can_be_read_again_on_a_cpu():
+    """bitsandbytes' own reading of rows that are no multiple of 64 takes the wrong scales."""
+    weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(1))
+    packed = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=False).to("cpu")
+    torch.testing.assert_close(dense(packed), by_hand(weight), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("avx512", [False, True])
+def test_evaluating_leaves_a_layer_as_it_was(avx512, monkeypatch):
+    """bitsandbytes' own layer rounds its bias, and on CPUs with AVX512-BF16 repacks its matrix for good."""
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: avx512)
+    layer = nn.Linear(64, 64)
+    bias = layer.bias.detach().clone()
+    made = FourBit("nf4", "bfloat16").quantized(layer, torch.device("cpu")).eval()
+    before, x = dense(made.weight), torch.randn(3, 64)
+    with torch.no_grad():
+        first = made(x)
+    assert first.dtype == torch.bfloat16
+    assert torch.equal(made.bias, bias)
+    assert torch.equal(dense(made.weight), before)
+    torch.testing.assert_close(first.float(), x @ before.T + bias, atol=0.05, rtol=0.02)
+    x.requires_grad_()
+    made(x).float().sum().backward()
+    torch.testing.assert_close(x.grad, before.sum(0).expand(3, -1), atol=0.05, rtol=0.02)
+
+
+def test_autocast_is_of_the_device_that_computes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    plugin = FourBit("nf4", "bfloat16")
+    plugin.quantized(nn.Linear(64, 64), torch.device("cpu"))
+    with plugin.forward_context():
+        assert torch.is_autocast_enabled("cpu")
 
 
 def test_rounding_counts_blocks_over_the_ends_of_rows():

@@ -14,9 +14,9 @@ from ranks import on_two_ranks
 from align.callbacks import ModelDirectory
 from align.model import GPT, LoraConfig, load_network
 from align.model.checkpoint import load_checkpoint
-from align.model.four_bit import is_four_bit, numbers
+from align.model.four_bit import FourBitLinear, is_four_bit, numbers
 from align.model.lora import adapter_parameters
-from align.stages import FourBit
+from align.stages import FourBit, ModelParallel
 from align.stages.four_bit import BitsandbytesPrecision, four_bit_plugin
 
 LORA = LoraConfig(rank=2, alpha=8.0)
@@ -104,21 +104,27 @@ def test_ppos_networks_share_their_4_bits_and_learn():
 
 def test_products_are_bfloat16_and_everything_else_is_not(world):
     """Lightning's plugin would make bfloat16 the type of every new tensor."""
-    seen = {}
-    stage = world.stage(lora=LoraConfig(rank=2, base_dtype="bfloat16"))
+    seen, products = {}, set()
+    stage = world.stage(lora=LORA)
     step = stage.training_step
 
     def watched(batch, batch_idx):
-        layer = stage.network.model.layers[0].mlp.up_proj
-        handle = layer.register_forward_hook(lambda module, inputs, output: seen.update(product=output.dtype))
+        layers = [layer for layer in stage.network.modules() if isinstance(layer, FourBitLinear)]
+        with torch.autocast("cpu", enabled=False):  # bitsandbytes' layer would stay with what it reads first
+            stage.network(batch.ids)
+        note = [
+            layer.register_forward_hook(lambda layer, inputs, output: products.add(output.dtype)) for layer in layers
+        ]
         loss = step(batch, batch_idx)
-        handle.remove()
-        seen.update(new=torch.zeros(1).dtype, loss=loss.dtype)
+        for handle in note:
+            handle.remove()
+        seen.update(layers=len(layers), new=torch.zeros(1).dtype, loss=loss.dtype)
         return loss
 
     stage.training_step = watched
     fit(stage, world.data(), max_steps=1, plugins=[FourBit()])
-    assert seen == {"product": torch.bfloat16, "new": torch.float32, "loss": torch.float32}
+    assert products == {torch.bfloat16}
+    assert seen == {"layers": 14, "new": torch.float32, "loss": torch.float32}
     assert stage.trainer.precision == "bf16-mixed, nf4-dq below adapters"
     assert {p.dtype for p in stage.trained()} == {torch.float32}
 
@@ -126,8 +132,6 @@ def test_products_are_bfloat16_and_everything_else_is_not(world):
 def test_what_can_not_go_together_is_refused(world):
     with pytest.raises(ValueError, match=r"FourBit, but weights of 4 bits can't learn: set model.init_args.lora, as"):
         fit(world.stage(), world.data(), plugins=[FourBit(dtype="float32")])
-    with pytest.raises(ValueError, match="FourBit and trainer.strategy shards weights, which 4 bits can't follow"):
-        four_bit_plugin(FourBit(), adapters=True, sharded=True)
     with pytest.raises(ValueError, match="BitsandbytesPrecision, which would quantize adapters and heads as well: use"):
         four_bit_plugin(BitsandbytesPrecision("nf4"), adapters=True, sharded=False)
     with pytest.raises(ValueError, match="mode is 'int8': it must be one of nf4, nf4-dq, fp4, fp4-dq"):
@@ -138,6 +142,14 @@ def test_what_can_not_go_together_is_refused(world):
     built.configure_model()
     with pytest.raises(ValueError, match="FourBit, but configure_model ran before the Trainer did"):
         fit(built, world.data(), plugins=[FourBit(dtype="float32")])
+
+
+def test_a_strategy_that_shards_is_refused(world):
+    def work():
+        with pytest.raises(ValueError, match="FourBit and trainer.strategy shards weights, which 4 bits can't follow"):
+            fit(world.stage(lora=LORA), world.data(), plugins=[FourBit()], strategy=ModelParallel(), devices=2)
+
+    on_two_ranks(work, world.folder / "log")
 
 
 def test_without_bitsandbytes_one_line_says_what_to_install(monkeypatch):
