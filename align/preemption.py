@@ -84,18 +84,23 @@ def any_of(trainer: "pl.Trainer", *wishes: bool) -> tuple[bool, ...]:
     return tuple(bool(wish) for wish in trainer.strategy.reduce(held, reduce_op="sum"))
 
 
+def accumulating(trainer: "pl.Trainer") -> bool:
+    """Whether the micro-batch that was computed last leaves its gradients to a later one's optimizer step."""
+    return trainer.fit_loop.epoch_loop._should_accumulate()
+
+
 def leave_validation(trainer: "pl.Trainer") -> None:
     """Between two batches of a validation of training's, on all ranks: leave, if one of them was asked to.
 
     Not behind the run's last step: Lightning takes up no run that has made all of its steps, and one that was told to
-    stop (``should_stop``) would go on.
+    stop (``should_stop``) would go on. Nor between the micro-batches of a step: what they add up is in no checkpoint.
 
     Raises:
         Preempted: on all ranks or on none.
     """
     training = trainer.validating and trainer.state.fn == "fit" and not trainer.fast_dev_run  # type: ignore[attr-defined]
     over = trainer.global_step == trainer.max_steps or trainer.should_stop
-    if training and not over and any_of(trainer, asked())[0]:
+    if training and not over and not accumulating(trainer) and any_of(trainer, asked())[0]:
         raise Preempted
 
 

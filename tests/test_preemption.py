@@ -73,6 +73,10 @@ def test_a_single_process_needs_no_group():
     assert reached == [True, False]
 
 
+def accumulating(now: bool) -> SimpleNamespace:
+    return SimpleNamespace(epoch_loop=SimpleNamespace(_should_accumulate=lambda: now))
+
+
 @pytest.mark.parametrize(
     ("changed", "leaves"),
     [
@@ -82,11 +86,12 @@ def test_a_single_process_needs_no_group():
         ({"validating": False}, False),  # the sanity check, or no validation
         ({"fast_dev_run": 1}, False),
         ({"state": SimpleNamespace(fn="validate")}, False),
+        ({"fit_loop": accumulating(True)}, False),  # gradients are in no checkpoint
     ],
 )
 def test_which_validations_are_broken_off(monkeypatch: pytest.MonkeyPatch, changed, leaves):
     settings = {"validating": True, "state": SimpleNamespace(fn="fit"), "fast_dev_run": 0, "global_step": 3}
-    settings |= {"max_steps": 9, "should_stop": False, "world_size": 1}
+    settings |= {"max_steps": 9, "should_stop": False, "world_size": 1, "fit_loop": accumulating(False)}
     trainer: object = SimpleNamespace(**settings | changed)
     preemption.leave_validation(trainer)  # type: ignore[arg-type]
     monkeypatch.setattr(preemption._Wish, "signal", 15)

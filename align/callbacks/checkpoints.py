@@ -30,6 +30,9 @@ class Checkpoints(Checkpoint):
     everything else: who finds it finds the model directory too. A run that was told to stop early has none: it would go
     on from there.
 
+    Where gradients are accumulated, a step ends with the last of its micro-batches: what a validation among them asks
+    for is written there.
+
     SIGTERM, or SIGUSR1 in a SLURM job: all ranks write a checkpoint behind the same step and ``fit`` raises
     ``Preempted``. In the middle of a validation or a rollout the step is the one before it: what was validated or
     sampled so far is made again by who goes on.
@@ -83,6 +86,9 @@ class Checkpoints(Checkpoint):
         self._hourly: dict[int, float] = {}
         self._begun_at = self._saved_at = -1
         self._due = self._leaving = False
+        # Whether gradients of some micro-batches wait for the rest of their step: no checkpoint has those.
+        self._open = False
+        self._dropped: list[str] = []
         # A validation that was broken off, and has to come first when the run goes on.
         self._owed = False
         # Where the loops stood between two epochs: in the middle of a rollout they are in the next one.
@@ -139,6 +145,8 @@ class Checkpoints(Checkpoint):
         """Listen, clear away what a killed process left, and begin with the validation that is owed."""
         preemption.listen()
         self._clock = self._begun = time.monotonic()
+        self._due = self._open = self._leaving = False
+        self._dropped = []
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == _last(trainer).resolve():
             self._saved_at = trainer.global_step
         if self._owed:
@@ -146,7 +154,8 @@ class Checkpoints(Checkpoint):
             validation.batch_progress.reset_on_run()
             # Lightning would leave it out: its own checkpoints in that place are made behind the validation.
             validation._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
-            self._owed = False
+            # The run's last step has no checkpoint yet but the one that owes it.
+            self._owed, self._due = False, True
         if trainer.is_global_zero:
             files.remove_litter(_folder(trainer))
             (Path(trainer.default_root_dir) / PREEMPTED).unlink(missing_ok=True)
@@ -166,11 +175,13 @@ class Checkpoints(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save if it is time, at the end of an optimizer step."""
+        self._open = preemption.accumulating(trainer)
         step = trainer.global_step
         if step == self._begun_at or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         asked = self._asked(trainer)
-        self._due = asked or not step % self.every_n_train_steps or self._kept_by_count(step) or _is_last(trainer)
+        now = not step % self.every_n_train_steps or self._kept_by_count(step) or _is_last(trainer)
+        self._due = self._due or asked or now
         if not _validation_follows(trainer) and not _ends_epoch(trainer):
             self._between_steps(trainer)
 
@@ -184,12 +195,12 @@ class Checkpoints(Checkpoint):
         """Save if it was time before the validation, if somebody asked during it, or if it is among the best."""
         if not validating_in_fit(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        dropped = self._rank(trainer)
-        self._due = self._due or dropped is not None or self._asked(trainer)
-        if not _ends_epoch(trainer):
+        # All ranks ask each other, whatever else is due.
+        asked = self._asked(trainer)
+        ranked = self._rank(trainer)
+        self._due = self._due or asked or ranked
+        if not self._open and not _ends_epoch(trainer):
             self._between_steps(trainer)
-        for name in dropped or ():
-            trainer.strategy.remove_checkpoint(_folder(trainer) / name)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if it was time at the epoch's last step."""
@@ -203,6 +214,9 @@ class Checkpoints(Checkpoint):
         self._between = {"epoch": trainer.current_epoch, "loop": loop.state_dict()} if ended else None
         if self._due:
             self._save(trainer)
+        for name in self._dropped:
+            trainer.strategy.remove_checkpoint(_folder(trainer) / name)
+        self._dropped = []
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give the last step's checkpoint its names."""
@@ -217,7 +231,7 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave: write what is not yet written, wait for it, and say that it is there."""
-        if not isinstance(exception, Preempted):
+        if not isinstance(exception, Preempted) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             self.teardown(trainer, pl_module, "fit")
             return
         step = trainer.global_step
@@ -228,7 +242,9 @@ class Checkpoints(Checkpoint):
         exception.step, exception.checkpoint = step, str(_last(trainer)) if step else None
         if trainer.is_global_zero:
             note = json.dumps({"step": step, "checkpoint": exception.checkpoint})
-            (Path(trainer.default_root_dir) / PREEMPTED).write_text(note + "\n")
+            run = Path(trainer.default_root_dir)
+            run.mkdir(parents=True, exist_ok=True)
+            (run / PREEMPTED).write_text(note + "\n")
 
     def _kept_by_count(self, step: int) -> bool:
         return bool(self.keep_every_n_train_steps) and not step % (self.keep_every_n_train_steps or 1)
@@ -299,28 +315,29 @@ class Checkpoints(Checkpoint):
 
         return stale
 
-    def _rank(self, trainer: pl.Trainer) -> list[str] | None:
-        """Place this validation among the best: the names that lose theirs, or None if it is not among them.
+    def _rank(self, trainer: pl.Trainer) -> bool:
+        """Place this validation among the best, if it is; the checkpoints that lose their place go behind the next one.
 
         Raises:
             ValueError: the monitor is not logged.
         """
         if self.monitor is None:
-            return None
+            return False
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
                 f"checkpoint.monitor is {self.monitor!r}, which is not logged: "
                 f"it is one of {', '.join(sorted(trainer.callback_metrics))}"
             )
         value = float(trainer.callback_metrics[self.monitor])
-        name = f"epoch={trainer.current_epoch}-step={trainer.global_step}.ckpt"
+        name = f"epoch={trainer.current_epoch}-step={trainer.global_step + self._open}.ckpt"
         sign = 1 if self.mode == "min" else -1
         ranked = sorted({**self._best, name: value}.items(), key=lambda entry: sign * entry[1])
         self._best = dict(ranked[: self.save_top_k])
         if value != value or name not in self._best:  # noqa: PLR0124 (NaN)
             self._best.pop(name, None)
-            return None
-        return [other for other, _ in ranked[self.save_top_k :] if not self._named_otherwise(other)]
+            return False
+        self._dropped += [other for other, _ in ranked[self.save_top_k :] if not self._named_otherwise(other)]
+        return True
 
     def _named_otherwise(self, name: str) -> bool:
         return self._kept_for_good(int(name.removesuffix(".ckpt").partition("step=")[2]))
@@ -331,7 +348,7 @@ class Checkpoints(Checkpoint):
         Raises:
             Preempted: it was.
         """
-        if self._leaving and self._saved_at == trainer.global_step:
+        if self._leaving and not self._open and self._saved_at == trainer.global_step:
             raise Preempted
 
 

@@ -9,9 +9,12 @@ import torch
 from test_language_model import Batches, make_batch, pretrain
 from test_resume import Rows
 
+from align import preemption
 from align.callbacks import Checkpoints, RunLog
+from align.callbacks.checkpoint_files import global_step
 from align.callbacks.samples import validating_in_fit
 from align.data.sampler import BatchOrder, ResumableLoader
+from align.preemption import Preempted
 
 
 class Resumable(Batches):
@@ -74,10 +77,17 @@ def train(run: Path, ckpt_path: str | None = None, seen: Seen | None = None, **s
     [
         {"max_epochs": 2, "val_check_interval": 3},
         {"max_epochs": 2, "accumulate_grad_batches": 3},
+        # Every other validation stands between the two micro-batches of a step.
+        {
+            "max_epochs": 3,
+            "accumulate_grad_batches": 2,
+            "val_check_interval": 3,
+            "checkpoint": {"monitor": "val/loss", "save_top_k": 9},
+        },
         {"max_steps": 12, "max_epochs": -1, "val_check_interval": 4, "check_val_every_n_epoch": None},
         {"max_steps": 13, "max_epochs": -1, "val_check_interval": 5, "check_val_every_n_epoch": None},
     ],
-    ids=["epochs", "accumulated", "steps", "steps across epochs"],
+    ids=["epochs", "accumulated", "validated between", "steps", "steps across epochs"],
 )
 def test_from_every_checkpoint(tmp_path: Path, settings):
     seen = Seen()
@@ -93,3 +103,95 @@ def test_from_every_checkpoint(tmp_path: Path, settings):
         assert torch.equal(resumed, whole), checkpoint.name
         if int(checkpoint.stem.split("step=")[1]) < max(step for step, _ in seen.steps):
             assert again.steps == seen.steps, checkpoint.name
+
+
+class Asked(Seen):
+    """Somebody asks in a validation, before its second batch."""
+
+    def __init__(self, validation: int):
+        super().__init__()
+        self.validation = validation
+
+    def on_validation_batch_start(self, trainer, stage, batch, batch_idx, dataloader_idx=0):
+        if len(self.steps) == self.validation and batch_idx == 1:
+            preemption._Wish.signal = 15
+
+
+@pytest.fixture
+def nobody_asks():
+    preemption.forget()
+    yield
+    preemption.forget()
+
+
+@pytest.mark.usefixtures("nobody_asks")
+def test_asked_between_two_micro_batches_a_run_leaves_behind_their_step(tmp_path: Path):
+    """Behind batch 3 of 8 there was one step, and the next has one of its two batches; it comes to an end first."""
+    settings = {"max_epochs": 1, "accumulate_grad_batches": 2, "val_check_interval": 3}
+    checkpoint = {"every_n_train_steps": 100, "save_top_k": 0}
+    seen, again = Asked(9), Asked(9)
+    whole = train(tmp_path / "whole", seen=seen, **settings, checkpoint=checkpoint)
+    with pytest.raises(Preempted) as left:
+        train(tmp_path / "run", seen=Asked(0), **settings, checkpoint=checkpoint)
+    assert left.value.step == 2
+    preemption.forget()
+    last = tmp_path / "run/checkpoints/last.ckpt"
+    assert global_step(last) == 2
+    assert torch.equal(train(tmp_path / "run", str(last), again, **settings, checkpoint=checkpoint), whole)
+    assert [step for step, _ in seen.steps] == [1, 3]
+    assert again.steps == seen.steps
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_the_best_of_a_validation_between_two_micro_batches(tmp_path: Path):
+    """Validated with 1 and 3 steps behind it; what is kept is the checkpoint of the step that was under way."""
+    settings = {"max_epochs": 1, "accumulate_grad_batches": 2, "val_check_interval": 3}
+    checkpoint = {"every_n_train_steps": 100, "monitor": "val/loss", "save_top_k": 1}
+    train(tmp_path, **settings, checkpoint=checkpoint)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    stored = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    (best,) = stored["callbacks"]["Checkpoints"]["best"]
+    assert names == {best, "last.ckpt", "last-1.ckpt"}
+    assert global_step(tmp_path / "checkpoints" / best) == int(best.removesuffix(".ckpt").split("step=")[1])
+
+
+@pytest.mark.usefixtures("nobody_asks")
+def test_a_run_that_owes_its_last_validation_ends_in_a_checkpoint_that_owes_none(tmp_path: Path):
+    settings = {"max_epochs": 1, "val_check_interval": 4, "checkpoint": {"save_top_k": 0}}
+    last, owed = tmp_path / "checkpoints/last.ckpt", []
+    with pytest.raises(Preempted) as left:
+        train(tmp_path, seen=Asked(1), **settings)
+    assert left.value.step == 8
+    owed.append(torch.load(last, weights_only=True)["callbacks"]["Checkpoints"]["owed"])
+    preemption.forget()
+    seen = Asked(9)
+    train(tmp_path, str(last), seen, **settings)
+    owed.append(torch.load(last, weights_only=True)["callbacks"]["Checkpoints"]["owed"])
+    assert owed == [True, False]
+    assert [step for step, _ in seen.steps] == [4, 8]
+
+
+def test_ranks_ask_each_other_behind_each_step_and_each_validation(tmp_path: Path, monkeypatch):
+    """8 steps and 2 validations, though a checkpoint is due in any case."""
+    calls = []
+    monkeypatch.setattr(preemption, "any_of", lambda trainer, *wishes: calls.append(wishes) or wishes)
+    monkeypatch.setattr(preemption, "leave_validation", lambda trainer: None)
+    train(tmp_path, max_epochs=1, val_check_interval=4)
+    assert len(calls) == 8 + 2
+
+
+class Leave(pl.Callback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise Preempted
+
+
+@pytest.mark.parametrize(("step", "settings", "left"), [(1, {"fast_dev_run": 2}, []), (0, {}, ["preempted.json"])])
+def test_leaving_writes_nothing_in_a_trial_run_and_makes_its_folder(tmp_path: Path, step, settings, left):
+    run = tmp_path / "not/yet"
+    with pytest.raises(Preempted):
+        train(run, seen=Leave(step), **settings | {"logger": False})
+    assert [path.name for path in run.rglob("*")] == left
