@@ -20,6 +20,8 @@ from align.model.sharded_checkpoint import read_sharded, shards_damage
 
 LAST = "last.ckpt"
 """The newest; the ones before it are last-1.ckpt, last-2.ckpt, ..."""
+_ASIDE = "last-0.ckpt"
+"""The newest while a directory takes its name, which needs two renamings: a kill between them leaves it so"""
 
 
 class BackgroundIO(TorchCheckpointIO):
@@ -124,6 +126,9 @@ def publish(
 ) -> None:
     """Give a checkpoint that is written its names, whole to whoever looks, at any moment, and after a power cut.
 
+    There is a last.ckpt at every moment if they are files; a directory can't be renamed onto another, and for the
+    moment between two renamings the newest is last-1.ckpt or last-0.ckpt (``find_whole`` looks there).
+
     Args:
         new: a file, or a directory of shards.
         last: becomes the newest.
@@ -138,6 +143,7 @@ def publish(
         remove(second)
         _link(new, second)
         _replace(second, name)
+    _put_back(last)
     older = [path for path in last.parent.glob(f"{last.stem}-*{last.suffix}") if stale(path)]
     for path in older:
         remove(path)
@@ -148,8 +154,12 @@ def publish(
                 _replace(younger, aged(last, age))
         if keep_last > 1:
             _second_name(last, aged(last, 1))
-    _replace(new, last)
+    aside = last.with_name(_ASIDE)
+    if last.exists() and (last.is_dir() or new.is_dir()):
+        last.replace(aside)
+    new.replace(last)
     _sync(new.parent)
+    remove(aside)
 
 
 def aged(last: Path, age: int) -> Path:
@@ -166,9 +176,19 @@ def remove(path: Path) -> None:
 
 
 def remove_litter(folder: Path) -> None:
-    """Remove what a killed process left half written."""
+    """Remove what a killed process left half written, and give the newest its name back."""
     for path in folder.glob(".*.part"):
         remove(path)
+    _put_back(folder / LAST)
+
+
+def _put_back(last: Path) -> None:
+    """After a kill: what was set aside for a new one is the newest, unless that has taken its place."""
+    aside = last.with_name(_ASIDE)
+    if last.exists():
+        remove(aside)
+    elif aside.exists():
+        aside.replace(last)
 
 
 def _replace(old: Path, new: Path) -> None:
@@ -292,4 +312,4 @@ def _age(path: Path) -> tuple[bool, float, str]:
     """Newest first: last.ckpt and those that it replaced, then the named ones by steps (they may be of another try)."""
     named = re.search(r"step=(\d+)", path.name)
     age = re.fullmatch(r"last(?:-(\d+))?\.ckpt", path.name)
-    return age is None, float(age[1] or 0) if age else -float(named[1] if named else 0), path.name
+    return age is None, float(age[1] or -1) if age else -float(named[1] if named else 0), path.name

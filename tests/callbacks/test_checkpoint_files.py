@@ -1,8 +1,12 @@
 """Checkpoints on disk: names, generations, damage of every kind, and what is taken instead."""
 
+import itertools
 import os
 import re
+import shutil
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -145,13 +149,88 @@ def test_what_is_of_another_try_goes(tmp_path: Path):
     assert steps(tmp_path) == {"last-2.ckpt": 4, "last.ckpt": 5}
 
 
-def save_shards(folder: Path, step: int) -> None:
+def write_shards(folder: Path, step: int) -> Path:
     """As Lightning's ModelParallelStrategy writes them, in one process."""
     new = temporary(folder)
     state = {"state_dict": {"a": torch.full((64,), 2.0), "b": torch.zeros(3)}, "optimizer_0": {"lr": 0.5}}
     torch.distributed.checkpoint.save(state, checkpoint_id=new, no_dist=True)
     torch.save({"global_step": step}, new / "meta.pt")
+    return new
+
+
+def save_shards(folder: Path, step: int) -> None:
+    new = write_shards(folder, step)
     publish(new, last=folder / "last.ckpt", keep_last=2, also=[folder / f"step={step}.ckpt"])
+
+
+def killed_at(call: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> bool:
+    """Whether ``work`` was ended at its call'th change of names or files; a removal is ended behind its first file."""
+    left = [call]
+
+    def count(function, half):
+        def counted(*args, **kwargs):
+            if not left[0]:
+                half(*args)
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return function(*args, **kwargs)
+
+        return counted
+
+    def remove_one(folder, *_):
+        sorted(Path(folder).iterdir())[0].unlink()
+
+    for owner, name in ((Path, "replace"), (os, "link"), (os, "fsync"), (shutil, "rmtree")):
+        half = remove_one if name == "rmtree" else lambda *_: None
+        monkeypatch.setattr(owner, name, count(getattr(owner, name), half))
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        monkeypatch.undo()
+    return False
+
+
+@pytest.mark.parametrize("step", [3, 2], ids=["a later step", "the same step"])
+@pytest.mark.parametrize("keep_last", [1, 2])
+def test_killed_at_any_call_there_are_whole_shards(tmp_path: Path, monkeypatch, keep_last: int, step: int):
+    """The newest stays whole under one of its names, and is still the newest for who clears up and goes on.
+
+    A step is written a second time behind a validation that its first checkpoint owed: that one goes (``stale``).
+    """
+
+    def save(folder: Path, step: int, call: int) -> bool:
+        new = write_shards(folder, step)
+
+        def stale(path: Path) -> bool:
+            return (global_step(path) or step) >= step
+
+        names = partial(publish, new, last=folder / "last.ckpt", keep_last=keep_last, stale=stale)
+        return killed_at(call, monkeypatch, names)
+
+    def newest(folder: Path) -> int | None:
+        found = find_whole(folder, pytest.fail)
+        assert found is not None
+        return global_step(found)
+
+    for call in itertools.count():
+        folder = tmp_path / str(call)
+        assert not save(folder, 1, -1)
+        assert not save(folder, 2, -1)
+        killed = save(folder, step, call)
+        found = newest(folder)
+        assert found in (2, step)
+        remove_litter(folder)
+        assert newest(folder) == found
+        if keep_last == 1:
+            assert (folder / "last.ckpt").exists()
+        assert not save(folder, 4, -1)
+        expected = {"last.ckpt": 4} | ({"last-1.ckpt": found} if keep_last == 2 else {})
+        assert steps(folder) == expected
+        if not killed:
+            break
+    assert call > 5
 
 
 @pytest.mark.parametrize(
