@@ -129,7 +129,16 @@ def breaking_off(trainer: "pl.Trainer", *, alone: bool = True) -> Iterator[Calla
     except Preempted:
         left = True
     if any_of(trainer, left or asked())[0]:
+        _withdraw(trainer)
         raise Preempted
+
+
+def _withdraw(trainer: "pl.Trainer") -> None:
+    """All ranks heard it: what this group of processes trains next was not asked to leave."""
+    _Wish.told = False
+    if trainer.world_size > 1 and trainer.is_global_zero:
+        _store().delete_key(_KEY)
+    any_of(trainer, False)  # nobody goes on before it is gone
 
 
 def _heard(trainer: "pl.Trainer") -> bool:

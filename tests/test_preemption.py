@@ -13,7 +13,7 @@ from align import preemption
 
 
 def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> None:
-    """Those of ``busy`` go on until they hear of it; the others are done at once."""
+    """Those of ``busy`` go on until they hear of it; the others are done at once. Then they work again, unasked."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
 
     def reduce(tensor, reduce_op):
@@ -21,7 +21,7 @@ def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> No
         return tensor
 
     strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
-    trainer: object = SimpleNamespace(world_size=2, strategy=strategy)
+    trainer: object = SimpleNamespace(world_size=2, strategy=strategy, is_global_zero=number == 0)
     preemption._Wish.signal = 15 if number in asked else None
     left = False
     try:
@@ -31,7 +31,15 @@ def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> No
                 time.sleep(0.01)
     except preemption.Preempted:
         left = True
-    told.put((number, left))
+    preemption.forget()
+    preemption._Wish.glanced = 0.0
+    left_again = False
+    try:
+        with preemption.breaking_off(trainer) as go_on:  # type: ignore[arg-type]
+            go_on()
+    except preemption.Preempted:
+        left_again = True
+    told.put((number, left, left_again))
     dist.destroy_process_group()
 
 
@@ -49,7 +57,7 @@ def test_all_ranks_leave_or_none(tmp_path: Path, asked, busy, left):
     for process in ranks:
         process.join(60)
         process.kill()
-    assert sorted([told.get(), told.get()]) == [(0, left), (1, left)]
+    assert sorted([told.get(), told.get()]) == [(0, left, False), (1, left, False)]
 
 
 def test_a_single_process_needs_no_group():
