@@ -272,12 +272,18 @@ def damage(path: Path) -> str | None:
     return None if wrong is None else f"the checksum of {wrong} is wrong"
 
 
-def find_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
+def absence(path: Path) -> str | None:
+    """What ``damage`` says, by a look at the name alone."""
+    return None if path.exists() else "there is no such file"
+
+
+def find_whole(folder: Path, warn: Callable[[str], None], judge: Callable[[Path], str | None] = damage) -> Path | None:
     """The newest whole checkpoint of a run.
 
     Args:
         folder: ``RUN/checkpoints``.
         warn: is told, in one line each, which newer ones are damaged.
+        judge: says what is wrong with one, or None.
 
     Returns:
         Path: last.ckpt, or what comes nearest; None where there is none at all.
@@ -288,7 +294,7 @@ def find_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
     candidates = sorted(folder.glob("*.ckpt"), key=_age)
     damaged: list[str] = []
     for path in candidates:
-        reason = damage(path)
+        reason = judge(path)
         if reason is None:
             for line in damaged:
                 warn(f"{line}; going on from {path.name}, the one before")

@@ -147,7 +147,9 @@ class Checkpoints(Checkpoint):
         self._clock = self._begun = time.monotonic()
         self._due = self._open = self._leaving = False
         self._dropped = []
-        if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == _last(trainer).resolve():
+        # The first rank's: the others may not have looked whether theirs is whole.
+        found = trainer.strategy.broadcast(trainer.ckpt_path)
+        if found is not None and Path(found).resolve() == _last(trainer).resolve():
             self._saved_at = trainer.global_step
         if self._owed:
             validation = trainer.fit_loop.epoch_loop.val_loop

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -16,6 +17,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +32,7 @@ from align.callbacks import (
     Throughput,
     WeightAverage,
 )
-from align.callbacks.checkpoint_files import damage, find_whole, global_step
+from align.callbacks.checkpoint_files import absence, damage, find_whole, global_step
 from align.callbacks.checkpoints import FOLDER
 from align.callbacks.tracking import EventLog, Tracking, kept_settings, mark_preempted
 from align.cli.errors import OutOfMemory, UsageError
@@ -98,7 +100,9 @@ class AlignCLI(LightningCLI):
     def find_run(self) -> None:
         """Find the checkpoint, and have the loggers go on with its run."""
         run = Path(self.config.trainer.default_root_dir)
-        self.ckpt_path = _find_checkpoint(self.config.ckpt_path, run)
+        # Lightning hands the path of the first rank to the others: they need not read all of what it found whole.
+        follows = _rank() > 0 and _is_sharded(self.config.trainer.strategy)
+        self.ckpt_path = _find_checkpoint(self.config.ckpt_path, run, judge=absence if follows else damage)
         loggers = self.config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if self.ckpt_path is not None and hasattr(logger, "class_path"):
@@ -147,6 +151,12 @@ def _brings_precision(plugins: Any) -> bool:
     if any(issubclass(kind, BitsandbytesPrecision) for kind in kinds):
         raise UsageError(WRONG_PLUGIN)
     return any(issubclass(kind, Precision) for kind in kinds)
+
+
+def _is_sharded(strategy: Any) -> bool:
+    """Whether the strategy takes up checkpoints by the first rank's path."""
+    kind = locate(getattr(strategy, "class_path", ""))
+    return isinstance(kind, type) and issubclass(kind, ModelParallelStrategy)
 
 
 def default_precision(accelerator: str) -> str:
@@ -217,8 +227,8 @@ def _warn(line: str) -> None:
         print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
-def _find_checkpoint(asked: str | None, run: Path) -> Path | None:
-    """The checkpoint that --ckpt_path means.
+def _find_checkpoint(asked: str | None, run: Path, *, judge: Callable[[Path], str | None] = damage) -> Path | None:
+    """The checkpoint that --ckpt_path means; ``judge`` says what is wrong with one.
 
     Raises:
         ValueError: it is damaged; of a run's checkpoints, all are.
@@ -226,11 +236,11 @@ def _find_checkpoint(asked: str | None, run: Path) -> Path | None:
     if asked is None:
         return None
     if asked == "last":
-        found = find_whole(run / FOLDER, _warn)
+        found = find_whole(run / FOLDER, _warn, judge)
         if found is None and _rank() == 0:
             print(f"{run / FOLDER} has no checkpoint yet: starting anew", file=sys.stderr)
         return found
-    reason = damage(Path(asked))
+    reason = judge(Path(asked))
     if reason is not None:
         raise ValueError(f"--ckpt_path {asked}: {reason}; last takes the newest whole one of the run")
     return Path(asked)

@@ -7,14 +7,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from align import preemption
 from align.callbacks.checkpoint_files import global_step
 from align.cli import main
+from align.cli.lightning import AlignCLI
 from align.cli.run_lock import run_lock
 
 
@@ -150,6 +155,24 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(run, folder, fit,
         path.write_bytes(b"")
     assert fit("--ckpt_path=last") == 1
     assert "is whole: " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("rank", "strategy", "found"),
+    [(0, "align.stages.ModelParallel", "last-1"), (1, "align.stages.ModelParallel", "last"), (1, None, "last-1")],
+    ids=["the first rank", "one that follows it", "one that loads by itself"],
+)
+def test_the_first_rank_alone_reads_shards(folder, monkeypatch, rank, strategy, found):
+    """last.ckpt is damaged; Lightning's ModelParallelStrategy loads by the first rank's path on all of them."""
+    (folder / "checkpoints/last.ckpt").mkdir(parents=True)
+    torch.save({"global_step": 1}, folder / "checkpoints/last-1.ckpt")
+    monkeypatch.setattr(rank_zero_only, "rank", rank)
+    settings = Namespace(
+        default_root_dir=str(folder), logger=None, strategy=Namespace(class_path=strategy) if strategy else "ddp"
+    )
+    cli: Any = SimpleNamespace(config=Namespace(trainer=settings, ckpt_path="last"))
+    AlignCLI.find_run(cli)
+    assert cli.ckpt_path == folder / f"checkpoints/{found}.ckpt"
 
 
 def test_the_best_and_every_third_stay(folder, fit):

@@ -2,6 +2,8 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -178,6 +180,18 @@ def test_ranks_ask_each_other_behind_each_step_and_each_validation(tmp_path: Pat
     monkeypatch.setattr(preemption, "leave_validation", lambda trainer: None)
     train(tmp_path, max_epochs=1, val_check_interval=4)
     assert len(calls) == 8 + 2
+
+
+@pytest.mark.parametrize(("first", "saved"), [("last.ckpt", 5), ("last-1.ckpt", -1)])
+def test_what_the_first_rank_goes_on_from_counts(tmp_path: Path, first: str, saved: int):
+    """This rank took last.ckpt to be whole: whether step 5 lies there already has to be the same on all ranks."""
+    strategy = SimpleNamespace(broadcast=lambda path: tmp_path / "checkpoints" / first)
+    here = tmp_path / "checkpoints/last.ckpt"
+    trainer: Any = SimpleNamespace(strategy=strategy, ckpt_path=here, default_root_dir=tmp_path, global_step=5)
+    trainer.is_global_zero = False
+    checkpoints = Checkpoints()
+    checkpoints.on_train_start(trainer, pretrain())
+    assert checkpoints._saved_at == saved
 
 
 class Leave(pl.Callback):
