@@ -97,10 +97,7 @@ def generate(
             on_token=None if on_token is None else lambda row, token: on_token(order[row], token),
             on_step=on_step,
         )
-    if not bool(samples.logprobs.isfinite().all()):
-        raise ValueError("the network's logits are not finite while sampling: look for NaN or infinity in its weights")
-    back = torch.tensor(order, device=samples.ids.device).argsort()
-    return Samples(*(tensor[back] for tensor in samples))
+    return _put_back(samples, order)
 
 
 def _sample(
@@ -163,6 +160,14 @@ def _sample(
         logits = decoder.step(tokens)
     length = int(mask.sum(1).max())
     return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)
+
+
+def _put_back(samples: Samples, order: Sequence[int]) -> Samples:
+    """The rows in the caller's order, of which they are number ``order``; refuses what is not finite."""
+    if not bool(samples.logprobs.isfinite().all()):
+        raise ValueError("the network's logits are not finite while sampling: look for NaN or infinity in its weights")
+    back = torch.tensor(order, device=samples.ids.device).argsort()
+    return Samples(*(tensor[back] for tensor in samples))
 
 
 def _no_samples(batch: int, longest: int, *, pad_id: int, device: torch.device) -> Samples:
