@@ -11,9 +11,11 @@ import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loops.evaluation_loop import RestartStage
+from lightning.pytorch.utilities import rank_zero_warn
 
 from align import preemption
 from align.callbacks import checkpoint_files as files
+from align.callbacks.arithmetic import arithmetic, changes
 from align.callbacks.samples import validating_in_fit
 from align.preemption import Preempted
 
@@ -112,7 +114,8 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """In the middle of a rollout, be between the two epochs."""
+        """Say how it was computed; in the middle of a rollout, be between the two epochs."""
+        checkpoint["arithmetic"] = arithmetic(trainer)
         if (place := self._place) is not None:
             checkpoint["epoch"] = place["epoch"]
             checkpoint["loops"] = {**checkpoint["loops"], "fit_loop": place["loop"]}
@@ -120,7 +123,13 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """What comes first may be a rollout."""
+        """What comes first may be a rollout; warn of bits that can't be the same any more."""
+        then = checkpoint.get("arithmetic")
+        if then and trainer.training and (changed := changes(then, arithmetic(trainer))):
+            rank_zero_warn(
+                f"the checkpoint was computed otherwise ({changed}): the run goes on from it, and ends elsewhere than "
+                "the uninterrupted one, by what rounding makes of it"
+            )
         if "loops" in checkpoint:
             self._between = {"epoch": checkpoint["epoch"], "loop": checkpoint["loops"]["fit_loop"]}
 

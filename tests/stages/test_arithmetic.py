@@ -1,0 +1,71 @@
+"""A run that goes on under another arithmetic says so: its bits are not those of the uninterrupted run."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoints import train
+
+from align.callbacks.arithmetic import changes
+
+
+@pytest.fixture
+def threads():
+    """Gives back how many there were."""
+    before = torch.get_num_threads()
+    yield before
+    torch.set_num_threads(before)
+
+
+def said(run: Path, checkpoint: Path, **settings) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(run, str(checkpoint), max_epochs=-1, max_steps=4, **settings)
+    return [str(warning.message) for warning in caught if "computed otherwise" in str(warning.message)]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, threads: int) -> Path:
+    torch.set_num_threads(1)
+    train(tmp_path / "whole", max_epochs=-1, max_steps=2)
+    return tmp_path / "whole/checkpoints/last.ckpt"
+
+
+def test_a_checkpoint_says_how_it_was_computed(checkpoint: Path):
+    assert torch.load(checkpoint, weights_only=True)["arithmetic"] == {
+        "torch": torch.__version__,
+        "strategy": "SingleDeviceStrategy",
+        "ranks": 1,
+        "precision": "32-true",
+        "device": "cpu",
+        "threads": 1,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def test_the_same_arithmetic_is_not_worth_a_line(tmp_path: Path, checkpoint: Path):
+    assert said(tmp_path / "same", checkpoint) == []
+
+
+def test_other_threads_and_precision_are_named(tmp_path: Path, checkpoint: Path):
+    torch.set_num_threads(3)
+    (line,) = said(tmp_path / "other", checkpoint, precision="bf16-mixed")
+    assert "(precision 32-true, now bf16-mixed; threads 1, now 3)" in line
+
+
+def test_a_checkpoint_from_before_there_was_a_record_is_taken_in_silence(tmp_path: Path, checkpoint: Path):
+    old = torch.load(checkpoint, weights_only=False)
+    del old["arithmetic"]
+    torch.save(old, tmp_path / "old.ckpt")
+    torch.set_num_threads(3)
+    assert said(tmp_path / "old", tmp_path / "old.ckpt") == []
+
+
+def test_what_only_one_of_them_knows_is_named():
+    """A run moved from a CPU to a GPU."""
+    then = {"ranks": 1, "device": "cpu", "threads": 2}
+    assert changes(then, {"ranks": 1, "device": "NVIDIA H100"}) == "device cpu, now NVIDIA H100"
+    assert changes({"device": "NVIDIA H100"}, then) == "ranks not said, now 1; device NVIDIA H100, now cpu; " + (
+        "threads not said, now 2"
+    )
