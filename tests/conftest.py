@@ -1,7 +1,13 @@
 """What holds for every test: a skip that nobody expected is a failure."""
 
+import sys
+from pathlib import Path
+
 import hypothesis
 import pytest
+
+# The tests of every folder share another_device.py.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # A machine with neighbours is no reason to fail.
 hypothesis.settings.register_profile("align", deadline=None)

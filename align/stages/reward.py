@@ -223,7 +223,7 @@ class Reward(Stage):
         training, found, count = self.network.training, [], 0
         self.network.eval()
         for batch in loader:
-            moved = batch._replace(ids=batch.ids.to(self.device), lengths=batch.lengths.to(self.device))
+            moved = self.trainer.strategy.batch_to_device(batch, self.device)
             found.append(torch.stack(self.score(moved), dim=1)[moved.lengths[: len(batch.numbers)] > 0])
             count += found[-1].numel()
             if count >= self.normalise_on:
