@@ -19,8 +19,10 @@ from align.model.packed import Attend, PackedBlock, normalise, pack
 # Rows that attend together, over the slots of the longest of them: fewer read more memory for nothing (rows of one
 # batch differ in length), more cost calls. 16 was the best of 4..64 on a CPU with prompts of 16..96 tokens.
 _GROUP = 16
-# Padded tokens of the prompts that are read together: large enough for full-speed products, small enough for caches.
+# Padded tokens of the prompts that are read together: on a CPU large enough for full-speed products, small enough for
+# its caches; elsewhere each block is a handful of launches, however many tokens they are for.
 _PREFILL_TOKENS = 512
+_PREFILL_TOKENS_ELSEWHERE = 16384
 
 
 class Decoder:
@@ -151,7 +153,7 @@ class PackedDecoder(Decoder):
 
     def _view(self) -> None:
         """Note each layer's keys and values by groups of rows, so that a step need not cut them again."""
-        self.group = _GROUP if self.positions.device.type == "cpu" else len(self.lengths)
+        self.group = _GROUP if self.positions.device.type == "cpu" else max(1, len(self.lengths))
         self.views = [
             list(zip(keys.split(self.group), values.split(self.group), strict=True))
             for keys, values in zip(self.cache.keys, self.cache.values, strict=True)
@@ -159,7 +161,8 @@ class PackedDecoder(Decoder):
 
     def _read_all(self, prompts: Sequence[Sequence[int]], first: int) -> torch.Tensor:
         """Read prompts, longest first, into the rows from ``first`` on; returns the logits ``[prompts, V]``."""
-        chunks = _prefill_chunks([len(prompt) for prompt in prompts])
+        at_once = _PREFILL_TOKENS if self.positions.device.type == "cpu" else _PREFILL_TOKENS_ELSEWHERE
+        chunks = _prefill_chunks([len(prompt) for prompt in prompts], at_once)
         last = [self._read(prompts[start:stop], first + start) for start, stop in chunks]
         return F.linear(torch.cat(last), self.output)
 
@@ -216,10 +219,10 @@ class PackedDecoder(Decoder):
         return x if trunk.norm is None else normalise(trunk.norm, x)
 
 
-def _prefill_chunks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _prefill_chunks(lengths: Sequence[int], at_once: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < len(lengths):
-        stop = min(start + max(1, _PREFILL_TOKENS // lengths[start]), len(lengths))
+        stop = min(start + max(1, at_once // lengths[start]), len(lengths))
         yield start, stop
         start = stop
 

@@ -140,8 +140,10 @@ def _sample(
                 on_token(row, token)
 
         if stops is not None:
-            finished[rows[alive & stops[tokens]]] = True
-            alive = alive & ~stops[tokens]
+            ended = alive & stops[tokens]
+            # Not finished[rows[ended]] = True: a GPU would be asked for their number in every step.
+            finished[rows] = finished[rows] | ended
+            alive = alive & ~ended
         alive = alive & (room[rows] > step + 1)
         if step + 1 == longest:
             break

@@ -118,6 +118,9 @@ def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         ``[B]`` int64; for a row that is not finite, any token.
     """
     cumulative = probs.cumsum(-1)
+    if cumulative.device.type != "cpu":
+        # Sums made in parallel need not rise: a token of probability 0 might exceed its neighbours by a rounding.
+        cumulative = cumulative.masked_fill(probs == 0, 0).cummax(-1).values
     total = cumulative[:, -1]
     # Rounding may lift u * total to the total, beyond every token.
     targets = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))

@@ -37,7 +37,7 @@ class ValueHead(nn.Module):
         """Draw the head: normal with std 1 / sqrt(width + 1), from seed 0."""
         super().__init__()
         self.score = nn.Linear(width, 1, bias=False)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device=self.score.weight.device).manual_seed(0)
         with torch.no_grad():
             self.score.weight.normal_(0.0, (width + 1) ** -0.5, generator=generator)
 
