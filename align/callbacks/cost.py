@@ -34,12 +34,17 @@ class Cost(pl.Callback):
     def __init__(self) -> None:
         """Nothing counted yet."""
         self._total = dict.fromkeys(_COUNTS, 0.0)
+        # What lies on the device until somebody asks: reading it with every batch would have a GPU wait for us.
+        self._unread: dict[str, Any] = {"tokens_trained": 0, "labels": 0}
         self._wall = self._cpu = 0.0
         self._peak = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """The totals so far."""
         self._stop_clocks()
+        for name, count in self._unread.items():
+            self._total[name] += int(count)
+            self._unread[name] = 0
         return {**self._total, "peak_memory_mib": max(self._peak, _memory_mib())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -56,12 +61,15 @@ class Cost(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch."""
-        tokens = batch.ids.numel() if isinstance(batch, TokenBatch) else int(sum(batch.lengths))
         ranks = data_ranks(trainer)
-        self._total["tokens_trained"] += tokens * ranks
         self._total["rows"] += len(batch.ids) * ranks
-        if isinstance(batch, PairBatch) and trainer.current_epoch == 0:
-            self._total["labels"] += int((batch.numbers >= 0).sum()) * ranks
+        if isinstance(batch, PairBatch):
+            self._unread["tokens_trained"] += batch.lengths.sum() * ranks
+            if trainer.current_epoch == 0:
+                self._unread["labels"] += (batch.numbers >= 0).sum() * ranks
+        else:
+            tokens = batch.ids.numel() if isinstance(batch, TokenBatch) else sum(batch.lengths)
+            self._total["tokens_trained"] += tokens * ranks
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what it came to."""

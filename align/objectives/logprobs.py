@@ -19,6 +19,8 @@ The weight's gradient needs the softmax and the upstream gradient together, and 
 backward pass. Keeping saves one product of four, a quarter of the time on a CPU core; 64 MiB hold 4096 positions of a
 vocabulary of 4096 in float32.
 """
+KEEP_BYTES_ELSEWHERE = 2**30
+"""The same off the CPU, where a chunk of 2048 positions and 50,000 tokens alone is 0.4 GB"""
 
 
 class _Settings(NamedTuple):
@@ -39,8 +41,9 @@ def token_logprobs(
 ) -> torch.Tensor:
     """``log softmax(hidden @ weight.T / temperature)`` at the targets, without the ``[N, V]`` logits.
 
-    Memory is ``chunk * V`` and at most ``KEEP_BYTES`` beside it. Autocast does not reach inside: products are taken in
-    hidden's type, the softmax in at least float32. Differentiable once, in ``hidden`` and ``weight``.
+    Memory is ``chunk * V`` and at most ``KEEP_BYTES`` (off the CPU ``KEEP_BYTES_ELSEWHERE``) beside it. Autocast does
+    not reach inside: products are taken in hidden's type, the softmax in at least float32. Differentiable once, in
+    ``hidden`` and ``weight``.
 
     Args:
         hidden: ``[N, D]`` hidden states, in any floating type.
@@ -163,7 +166,8 @@ class _TokenLogprobs(torch.autograd.Function):
         entropy = torch.empty_like(logprobs) if settings.entropy else logprobs.new_empty(0)
         slope = torch.empty_like(hidden) if wants_hidden else None
         kept: list[torch.Tensor] = []
-        keep_rows = KEEP_BYTES // (weight.shape[0] * hidden.element_size())
+        keep = KEEP_BYTES if hidden.device.type == "cpu" else KEEP_BYTES_ELSEWHERE
+        keep_rows = keep // (weight.shape[0] * hidden.element_size())
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(hidden.dtype)
             for start in range(0, len(hidden), settings.chunk):

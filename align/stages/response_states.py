@@ -46,8 +46,8 @@ def response_states(
 
     Rows of different length are computed as one line without padding, and a row's last token, which predicts nothing,
     not at all. With groups the prompt of each is read once, and its responses attend to it. A compiled network instead
-    reads all rows, padded, at once: it wants few shapes. One that all ranks must run equally often computes everything
-    in one line.
+    reads all rows, padded, at once: it wants few shapes. One that all ranks must run equally often, and groups on
+    another device than a CPU, are computed in one line.
 
     Args:
         network: a policy, reference or value model.
@@ -63,7 +63,8 @@ def response_states(
         width = ids.shape[1] - 1
         spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
         return network.hidden(ids[:, :width], places=_places(spans, width, ids.device))
-    if runs_in_step(network):
+    # Off the CPU calls cost more than what a line computes for nothing.
+    if runs_in_step(network) or (group_size > 1 and ids.device.type != "cpu"):
         return _one_line(network, ids, prompt_lengths, lengths, group_size)
     if group_size == 1:
         spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
