@@ -60,8 +60,8 @@ class DPO(Stage):
         ValueError: not exactly one of init_from and network is given, or a setting is impossible.
 
     A step in order:
-        1. summed log-probs of both answers under the policy;
-        2. the same under the reference: looked up, or computed;
+        1. summed log-probs of both answers under the reference: looked up, or computed;
+        2. the same under the policy;
         3. the loss of each pair;
         4. in the first step of a fresh run: policy and reference agree, so the loss is what it is at margin 0 (ln 2);
         5. the sum over pairs, divided by the pairs of the whole optimizer step (``Stage.weighted``).
@@ -184,10 +184,10 @@ class DPO(Stage):
 
     def _outcome(self, split: str, batch: PairBatch) -> tuple[PairLogprobs, PreferenceLoss]:
         """Steps 1 to 3."""
-        # 1. the policy
-        chosen, rejected = pair_logprobs(self.network, batch, shared_prefix=self.shared_prefix).chunk(2)
-        # 2. the reference
+        # 1. the reference, before activations of the policy lie in memory, and a GPU has work that a look-up waits for
         reference_chosen, reference_rejected = self._reference_logprobs(split, batch)
+        # 2. the policy
+        chosen, rejected = pair_logprobs(self.network, batch, shared_prefix=self.shared_prefix).chunk(2)
         # 3. the loss
         chosen_tokens, rejected_tokens = batch.mask[:, 1:].sum(1).chunk(2)
         pairs = PairLogprobs(chosen, rejected, reference_chosen, reference_rejected, chosen_tokens, rejected_tokens)
