@@ -185,7 +185,9 @@ def _transformers(path: str, ids: torch.Tensor, new: int, peer: str) -> Callable
     # Nothing ends a response early, as in ours.
     model.generation_config.eos_token_id = None
     ones = torch.ones_like(ids)
-    return lambda: model.generate(ids, attention_mask=ones, do_sample=True, max_new_tokens=new, pad_token_id=256)
+    # From the whole vocabulary, as ours: left alone it draws from the 50 most likely.
+    whole = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    return lambda: model.generate(ids, attention_mask=ones, max_new_tokens=new, pad_token_id=256, **whole)
 
 
 def sections(toy: bool) -> list[tuple[str, float, Callable[[], Row]]]:

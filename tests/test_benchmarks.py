@@ -233,6 +233,17 @@ def test_gpu_prints_what_was_not_measured(gpu, monkeypatch):
     ]
 
 
+def test_gpu_peer_draws_from_the_whole_vocabulary(gpu, tmp_path):
+    """First tokens of 512 equal prompts, of 300 nearly equally likely: more than transformers' default of 50."""
+    import torch
+
+    path = gpu.parts.save_model(gpu.GPT(gpu.parts.shape("124 M", toy=True)), tmp_path / "policy")
+    torch.manual_seed(0)
+    found = gpu._transformers(path, torch.full((512, 3), 7), 2, "transformers")()
+    assert found.shape == (512, 5)
+    assert len(found[:, 3].unique()) > 150
+
+
 @pytest.mark.slow
 def test_gpu_benchmark_runs_at_a_toy_size(tmp_path):
     """Every section, on the CPU, without datasets and jsonargparse."""
