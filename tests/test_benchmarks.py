@@ -244,6 +244,32 @@ def test_gpu_peer_draws_from_the_whole_vocabulary(gpu, tmp_path):
     assert len(found[:, 3].unique()) > 150
 
 
+def test_gpu_warms_up_every_shape_of_pairs(gpu, monkeypatch):
+    """At full size: no timed step of DPO is the first of its shape."""
+    seen = []
+
+    class Stop(Exception):
+        pass
+
+    class Trainer:
+        def __init__(self, steps, **_):
+            self.steps = steps
+
+        def fit(self, stage, data):
+            seen.extend(tuple(batch.ids.shape) for batch in data.batches)
+            seen.append(self.steps.warmup)
+            raise Stop
+
+    small = gpu.parts.shape("124 M", toy=True)
+    monkeypatch.setattr(gpu.parts, "shape", lambda name, toy: small)
+    monkeypatch.setattr(gpu, "trainer", Trainer)
+    with pytest.raises(Stop):
+        gpu.dpo(False, toy=False)
+    *shapes, warmup = seen
+    assert set(shapes[warmup:]) <= set(shapes[:warmup])
+    assert len(set(shapes)) > 4
+
+
 @pytest.mark.slow
 def test_gpu_benchmark_runs_at_a_toy_size(tmp_path):
     """Every section, on the CPU, without datasets and jsonargparse."""
