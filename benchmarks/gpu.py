@@ -2,8 +2,8 @@
 
 python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
-Sections that no longer fit the time are left out, and say so; the table comes last. --toy runs the same code on
-whatever there is, at a size that means nothing.
+Sections that no longer fit the time are left out or broken off, and say so. The file has every section as soon as it is
+over; the table comes last. --toy runs the same code on whatever there is, at a size that means nothing.
 """
 
 import argparse
@@ -21,12 +21,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import gpu_budget
 import gpu_parts as parts
 import lightning.pytorch as pl
 import torch
 
 from align.model import GPT, SamplingConfig, ScalarGPT, generate, load_network, training
 from align.model.block import Recompute
+from align.model.replacing import replacing_file
 from align.stages import (
     DPO,
     PPO,
@@ -58,24 +60,38 @@ def trainer(callback: pl.Callback, **settings: Any) -> pl.Trainer:
 
 
 def pretrain(size: str, rows: int, recompute: Recompute, *, toy: bool) -> Row:
-    """Tokens/s and MFU of Pretrain under the Trainer: random weights and tokens, compiled, full rows."""
+    """Tokens/s and MFU of Pretrain: compiled, or where that fails, not; half the rows, and again, where memory ends."""
+    compile, found = True, Row()
+    while True:
+        try:
+            return trained(size, rows, recompute, compile=compile, toy=toy) | found
+        except Exception as error:
+            if gpu_budget.out_of_time(error):
+                raise
+            if out_of_memory(error):
+                if rows == 1:
+                    raise
+                rows //= 2
+            elif compile:
+                compile, found = False, {"compile": f"failed: {reason(error)}; run without"}
+            else:
+                raise
+        # Not above: the error holds on to the network.
+        empty()
+
+
+def trained(size: str, rows: int, recompute: Recompute, *, compile: bool, toy: bool) -> Row:
+    """Some steps of Pretrain under the Trainer: random weights and tokens, full rows."""
     config = parts.shape(size, toy=toy)
     warmup, timed = (1, 2) if toy else (3, 12)
     stage = Pretrain(
-        config, init_seed=0, compile=True, memory=MemoryConfig(activation_checkpointing=recompute), **_LEARNING
+        network=parts.fresh(GPT, config),
+        compile=compile,
+        memory=MemoryConfig(activation_checkpointing=recompute),
+        **_LEARNING,
     )
-    steps, fits = parts.Steps(warmup, timed), True
-    data = parts.Given(parts.token_batches(config, rows, 2), warmup + timed)
-    try:
-        trainer(steps, max_steps=warmup + timed, max_epochs=1).fit(stage, data)
-    except RuntimeError as error:
-        if not out_of_memory(error) or rows == 1:
-            raise
-        fits = False
-    if not fits:
-        del stage
-        empty()
-        return pretrain(size, rows // 2, recompute, toy=toy)
+    steps, data = parts.Steps(warmup, timed), parts.Given(parts.token_batches(config, rows, 2), warmup + timed)
+    trainer(steps, max_steps=warmup + timed, max_epochs=1).fit(stage, data)
     rate = timed * rows * config.context / steps.seconds
     flops, peak = stage.network.flops_per_token(config.context), parts.peak_flops(device())
     return {
@@ -94,8 +110,8 @@ def dpo(compile: bool, *, toy: bool) -> Row:
     pairs, warmup, timed, more = (2, 2, 2, 1) if toy else (16, 8, 16, 4)
     memory = MemoryConfig(frozen_dtype="bfloat16" if torch.cuda.is_available() else "float32")
     stage = DPO(
-        network=GPT(config), reference_logprobs="on_the_fly", probe=ProbeConfig(prompts=0), compile=compile,
-        memory=memory, **_LEARNING,
+        network=parts.fresh(GPT, config), reference_logprobs="on_the_fly", probe=ProbeConfig(prompts=0),
+        compile=compile, memory=memory, **_LEARNING,
     )  # fmt: skip
     phases = parts.Phases()
     stage._reference_logprobs = phases.timed("reference", stage._reference_logprobs)
@@ -119,8 +135,8 @@ def ppo(compile: bool, *, toy: bool) -> Row:
     steps = parts.Iterations(1, 2, phases)
     data = parts.Prompts(config, length=length, batch_size=episodes)
     stage = PPO(
-        network=GPT(config),
-        reward=parts.save_model(ScalarGPT(config), Path(_SCRATCH.name, "reward"), data.tokenizer),
+        network=parts.fresh(GPT, config),
+        reward=parts.save_model(ScalarGPT, config, Path(_SCRATCH.name, "reward"), data.tokenizer),
         rollout=RolloutConfig(episodes, max_new_tokens=new),
         scoring=ScoringConfig(missing_eos_penalty=0.0),
         update=UpdateConfig(epochs=2, minibatches=2, target_kl=None),
@@ -156,21 +172,29 @@ def measuring(phases: parts.Phases) -> Iterator[None]:
 
 
 def sample(peer: str, batch: int, *, toy: bool) -> Row:
-    """New tokens/s of the 124 M shape in bfloat16 from prompts of 128 tokens, 128 new ones each, temperature 1."""
+    """New tokens/s of the 124 M shape in bfloat16 from prompts of 128 tokens, 128 new ones each, temperature 1.
+
+    Every call of "align, static" records its graph anew, as a call of ``generate`` does: tokens/s pay for it.
+    """
     config = parts.shape("124 M", toy=toy)
     length, new = (8, 6) if toy else (128, 128)
-    where = "cuda" if torch.cuda.is_available() else "cpu"
     ids = torch.randint(300, (batch, length), generator=torch.Generator().manual_seed(0))
-    path = parts.save_model(GPT(config), Path(_SCRATCH.name, "policy"))
-    run = (_transformers if peer == "transformers" else _ours)(path, ids.to(where), new, peer)
-    run()
-    parts.synchronise()
+    path = parts.save_model(GPT, config, Path(_SCRATCH.name, "policy"))
+    # The network that was saved had four bytes a weight: it would be the peak.
+    parts.forget_peak()
+    run = (_transformers if peer == "transformers" else _ours)(path, ids.to(parts.where()), new, peer)
     times = 1 if toy else 3
+    first = _seconds(run, 1)
+    seconds = _seconds(run, times)
+    return {"batch": f"{batch} x {new}", "tokens_per_s": times * batch * new / seconds, "first_s": first}
+
+
+def _seconds(run: Callable[[], Any], times: int) -> float:
     begun = time.perf_counter()
     for _ in range(times):
         run()
     parts.synchronise()
-    return {"batch": f"{batch} x {new}", "tokens_per_s": times * batch * new / (time.perf_counter() - begun)}
+    return time.perf_counter() - begun
 
 
 def _ours(path: str, ids: torch.Tensor, new: int, peer: str) -> Callable[[], Any]:
@@ -209,27 +233,41 @@ def sections(toy: bool) -> list[tuple[str, float, Callable[[], Row]]]:
     return found
 
 
-def measured(name: str, run: Callable[[], Row]) -> Row:
-    """A section's row; what fails is a row too, so that one failure does not cost the rest."""
-    empty()
+def measured(name: str, run: Callable[[], Row], budget: float) -> Row:
+    """A section's row; what fails, or isn't over within the budget, is a row too: it does not cost the rest."""
     begun = time.perf_counter()
     try:
-        row = run()
+        with gpu_budget.until(budget):
+            empty()
+            row = run()
+        if torch.cuda.is_available():
+            row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     except Exception as error:
-        why = "out of memory" if out_of_memory(error) else f"{type(error).__name__}: {error}"
-        row = {"not_measured": why.splitlines()[0][:120]}
-    if torch.cuda.is_available() and "not_measured" not in row:
-        row["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        row = {"not_measured": reason(error)}
     return {"section": name, **row, "wall_s": time.perf_counter() - begun}
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    if gpu_budget.out_of_time(error):
+        return "no time left"
+    if out_of_memory(error):
+        return "out of memory"
+    first, *more = f"{type(error).__name__}: {error}".splitlines()
+    # The compiler says first whose error it hands on.
+    line = f"{first} {more[0]}" if first.endswith(":") and more else first
+    return line[:120]
 
 
 def empty() -> None:
     """Let go of what an earlier section held."""
     gc.collect()
     torch._dynamo.reset()
+    # Compiled code held on to more.
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    parts.forget_peak()
 
 
 def device() -> str:
@@ -247,7 +285,8 @@ def table(rows: list[Row]) -> str:
         cells = [f"{row[key]:.4g}" if row.get(key) else "" for key in ("tokens_per_s", "samples_per_s", "tflops_per_s")]
         cells += [f"{row[key]:.2f}" if row.get(key) else "" for key in ("mfu", "peak_gb")]
         phases = ", ".join(f"{name} {seconds:.3g}" for name, seconds in row.get("phases_s", {}).items())
-        lines.append(" | ".join([f"| {row['section']}", row["batch"], *cells, f"{phases} |"]))
+        what = f"{row['section']}, compile {row['compile'].replace('|', '/')}" if "compile" in row else row["section"]
+        lines.append(" | ".join([f"| {what}", row["batch"], *cells, f"{phases} |"]))
     return "\n".join(lines)
 
 
@@ -255,33 +294,42 @@ def main() -> None:
     """Measure, print, write."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
-        "--budget", type=float, default=500.0, help="seconds; a section that may take longer than is left is left out"
+        "--budget",
+        type=float,
+        default=500.0,
+        help="seconds, imports included; a section that may take longer than is left is left out, one that does is "
+        "broken off",
     )
     p.add_argument("--only", default="", help="sections whose names hold this")
     p.add_argument("--toy", action="store_true", help="a size that means nothing, on any device")
-    p.add_argument("--out", type=Path, help="write the rows to this JSON file")
+    p.add_argument("--out", type=Path, help="write the rows to this JSON file, after every section")
     args = p.parse_args()
     if not torch.cuda.is_available() and not args.toy:
         sys.exit("there is no GPU here: nothing is measured (--toy runs the same code at a toy size)")
     if args.toy and not torch.cuda.is_available():
         training.BACKEND = "eager"
     torch.set_float32_matmul_precision("high")
-    begun, rows = time.perf_counter(), []
+    versions = {name: _version(name) for name in ("torch", "lightning", "transformers")}
+    facts = {"device": device(), "date": str(date.today()), "toy": args.toy, "cuda": torch.version.cuda} | versions
+    rows: list[Row] = []
     for name, seconds, run in sections(args.toy):
         if args.only not in name:
             continue
-        left = args.budget - (time.perf_counter() - begun)
-        row = measured(name, run) if left > seconds or args.toy else {"section": name, "not_measured": "no time left"}
-        rows.append(row)
-        print(json.dumps(row), file=sys.stderr, flush=True)
-    versions = {name: _version(name) for name in ("torch", "lightning", "transformers")}
-    facts = {"device": device(), "date": str(date.today()), "toy": args.toy, "cuda": torch.version.cuda} | versions
-    facts["wall_s"] = time.perf_counter() - begun
+        fits = args.toy or args.budget - gpu_budget.spent() > seconds
+        rows.append(measured(name, run, args.budget) if fits else {"section": name, "not_measured": "no time left"})
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+        facts["wall_s"] = gpu_budget.spent()
+        if args.out:
+            write(args.out, facts | {"rows": rows})
     print(table(rows))
     print("\n" + ", ".join(f"{name} {value}" for name, value in facts.items()))
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+
+
+def write(path: Path, found: Row) -> None:
+    """What there is so far, whole or not at all: a kill costs the section it falls into."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_file(path) as file:
+        file.write(json.dumps(found, indent=1) + "\n")
 
 
 def _version(name: str) -> str | None:

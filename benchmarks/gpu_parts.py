@@ -3,6 +3,7 @@
 Needs torch, Lightning and what align.model, align.stages and align.tokenizer import: neither datasets nor jsonargparse.
 """
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,23 @@ def shape(name: str, *, toy: bool) -> GPTConfig:
 def peak_flops(device: str) -> float | None:
     """Of a device by its name; None where it is not known."""
     return next((peak for name, peak in PEAKS.items() if name in device), None)
+
+
+def where() -> torch.device:
+    """The device that is measured."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fresh(kind: Callable[[GPTConfig], Result], config: GPTConfig) -> Result:
+    """A network of random weights, made on the device that is measured: a CPU draws 1.3 B of them for long."""
+    with where():
+        return kind(config)
+
+
+def forget_peak() -> None:
+    """Peak memory counts from here."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def synchronise() -> None:
@@ -101,6 +119,10 @@ class Steps(pl.Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         """Count it."""
         self.tick()
+
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Let go of the optimizer: the Trainer would copy its gigabytes to the host first."""
+        trainer.strategy.optimizers = []
 
 
 class Iterations(Steps):
@@ -198,10 +220,15 @@ class _PromptLoader:
         """Nothing."""
 
 
-def save_model(network: GPT | ScalarGPT, folder: Path, tokenizer: Tokenizer | None = None) -> str:
-    """A model directory; without a tokenizer only its weights are of use."""
+def save_model(
+    kind: Callable[[GPTConfig], GPT | ScalarGPT], config: GPTConfig, folder: Path, tokenizer: Tokenizer | None = None
+) -> str:
+    """A model directory of random weights, made once; without a tokenizer only its weights are of use."""
     if not folder.exists():
-        save_network(network, folder, bos_id=257, eos_ids=[262], pad_id=256)
+        # Half a directory is none.
+        part = Path(tempfile.mkdtemp(dir=folder.parent))
+        save_network(fresh(kind, config), part, bos_id=257, eos_ids=[262], pad_id=256)
         if tokenizer is not None:
-            tokenizer.save(folder)
+            tokenizer.save(part)
+        part.rename(folder)
     return str(folder)

@@ -1,8 +1,11 @@
 """The alignment benchmark gives every peer the same rows and counts its steps; no timing is believed here."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -196,9 +199,14 @@ def test_reward_audit_compares_each_fault_with_its_clean_story(monkeypatch, caps
 def gpu(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import gpu
+    import torch
 
+    precision = torch.get_float32_matmul_precision()
+    # Restored at the end, whatever main sets.
+    monkeypatch.setattr(gpu.training, "BACKEND", "eager")
     yield gpu
-    for name in ("gpu", "gpu_parts"):
+    torch.set_float32_matmul_precision(precision)
+    for name in ("gpu", "gpu_parts", "gpu_budget"):
         sys.modules.pop(name, None)
 
 
@@ -224,24 +232,181 @@ def test_gpu_prints_what_was_not_measured(gpu, monkeypatch):
     def fail():
         raise RuntimeError("CUDA out of memory. Tried to allocate")
 
-    rows = [gpu.measured("a", fail), {"section": "b", "not_measured": "no time left"}]
+    rows = [gpu.measured("a", fail, 1e9), {"section": "b", "not_measured": "no time left"}]
     rows.append({"section": "c", "batch": "2 x 3", "tokens_per_s": 12.0, "mfu": 0.5, "phases_s": {"update": 0.25}})
+    rows.append({"section": "d", "batch": "2 x 3", "compile": "failed: a | b; run without"})
     assert gpu.table(rows).splitlines()[2:] == [
         "| a | not measured: out of memory | | | | | | |",
         "| b | not measured: no time left | | | | | | |",
         "| c | 2 x 3 | 12 |  |  | 0.50 |  | update 0.25 |",
+        "| d, compile failed: a / b; run without | 2 x 3 |  |  |  |  |  |  |",
     ]
 
 
-def test_gpu_peer_draws_from_the_whole_vocabulary(gpu, tmp_path):
-    """First tokens of 512 equal prompts, of 300 nearly equally likely: more than transformers' default of 50."""
+def test_gpu_writes_after_every_section_whatever_fails(gpu, tmp_path, monkeypatch, capsys):
+    """The file has the earlier rows while a section runs; one that fails or hangs is a row, and the rest is told."""
+    out, seen = tmp_path / "new" / "gpu.json", []
+
+    def look():
+        seen.append([row["section"] for row in json.loads(out.read_text())["rows"]])
+        return {"batch": "1 x 1", "tokens_per_s": 2.0}
+
+    def fail():
+        raise ValueError("broken\nin two lines")
+
+    names = {"first": lambda: {"batch": "1 x 1"}, "fails": fail, "looks": look, "hangs": lambda: time.sleep(60)}
+    names["late"] = look
+    monkeypatch.setattr(gpu, "sections", lambda toy: [(name, 20, run) for name, run in names.items()])
+    budget = gpu.gpu_budget.spent() + 3
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", "--budget", str(budget), "--out", str(out)])
+    before = signal.getsignal(signal.SIGALRM)
+    gpu.main()
+
+    assert seen == [["first", "fails"]]
+    found = json.loads(out.read_text())
+    rows = {row["section"]: row for row in found["rows"]}
+    assert list(rows) == list(names)
+    told = {name: row.get("not_measured") for name, row in rows.items()}
+    assert told == dict.fromkeys(names) | {
+        "fails": "ValueError: broken", "hangs": "no time left", "late": "no time left"
+    }  # fmt: skip
+    assert budget <= found["wall_s"] < budget + 30
+    assert rows["looks"]["tokens_per_s"] == 2.0
+    assert [path.name for path in out.parent.iterdir()] == ["gpu.json"]
+    assert capsys.readouterr().out.count("| not measured: no time left |") == 2
+    assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_gpu_alarm_rings_until_it_is_heard(gpu, monkeypatch):
+    """What is raised in a weak reference's callback is dropped; compiled code has many of them."""
+    budget, dropped = gpu.gpu_budget, []
+    monkeypatch.setattr(budget, "_AGAIN", 0.1)
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: dropped.append(found.exc_type))
+
+    class Thing:
+        pass
+
+    def wait():
+        thing = Thing()
+        reference = weakref.ref(thing, lambda _: time.sleep(10))
+        del thing
+        time.sleep(20)
+        return reference
+
+    begun = time.perf_counter()
+    row = gpu.measured("deaf", wait, budget.spent() + 2)
+    assert row["not_measured"] == "no time left"
+    assert dropped == [budget.OutOfTime]
+    assert 1 < time.perf_counter() - begun < 9
+    assert signal.getitimer(signal.ITIMER_REAL)[1] == 0
+
+
+def test_gpu_leaves_out_what_may_not_fit(gpu, monkeypatch, capsys):
+    """On a GPU a section that may take 1000 s is not begun with 500 left; one that may take 1 s is."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(gpu, "device", lambda: "H100")
+    monkeypatch.setattr(gpu, "measured", lambda name, run, budget: run() | {"section": name})
+    sections = [("long", 1000, lambda: pytest.fail("begun")), ("short", 1, lambda: {"batch": "1 x 1"})]
+    monkeypatch.setattr(gpu, "sections", lambda toy: sections)
+    budget = str(gpu.gpu_budget.spent() + 500)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--budget", budget])
+    gpu.main()
+    table = capsys.readouterr().out
+    assert "| long | not measured: no time left |" in table
+    assert "| short | 1 x 1 |" in table
+
+
+def compiling_late(wait):
+    """As torch's compiler tells of what is raised inside it."""
+    try:
+        wait()
+    except TimeoutError:
+        raise RuntimeError("backend='inductor' raised:") from None
+
+
+def test_gpu_clears_its_alarm(gpu):
+    """An alarm of somebody else's (pytest-timeout's, say) goes on; what the compiler makes of ours is still ours."""
+    budget, rung = gpu.gpu_budget, []
+    old_handler, old_timer = signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)
+    signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 100)
+    try:
+        with pytest.raises(RuntimeError) as caught, budget.until(budget.spent() + 0.1):
+            compiling_late(lambda: time.sleep(10))
+        assert budget.out_of_time(caught.value)
+        assert not budget.out_of_time(TimeoutError("of a socket"))
+        assert 50 < signal.getitimer(signal.ITIMER_REAL)[0] <= 100
+        with pytest.raises(budget.OutOfTime), budget.until(budget.spent() - 1):
+            pytest.fail("begun")
+        signal.raise_signal(signal.SIGALRM)
+        assert rung == [1]
+    finally:
+        signal.signal(signal.SIGALRM, old_handler)
+        signal.setitimer(signal.ITIMER_REAL, *old_timer)
+
+
+def test_gpu_pretrains_without_compiling_where_that_fails(gpu, monkeypatch):
+    """As without a C compiler: the row says so. By then the first network is gone."""
     import torch
 
-    path = gpu.parts.save_model(gpu.GPT(gpu.parts.shape("124 M", toy=True)), tmp_path / "policy")
-    torch.manual_seed(0)
-    found = gpu._transformers(path, torch.full((512, 3), 7), 2, "transformers")()
-    assert found.shape == (512, 5)
-    assert len(found[:, 3].unique()) > 150
+    made = []
+    fresh = gpu.parts.fresh
+
+    def watched(kind, config):
+        assert [network for network in made if network() is not None] == []
+        network = fresh(kind, config)
+        made.append(weakref.ref(network))
+        return network
+
+    def backend(graph, inputs):
+        raise RuntimeError("Failed to find C compiler. Please specify")
+
+    monkeypatch.setattr(gpu.training, "BACKEND", backend)
+    monkeypatch.setattr(gpu.parts, "fresh", watched)
+    row = gpu.measured("pretrain", lambda: gpu.pretrain("350 M", 2, "none", toy=True), 1e9)
+    torch._dynamo.reset()
+    assert len(made) == 2
+    assert row["tokens_per_s"] > 0
+    assert row["compile"] == (
+        "failed: BackendCompilerFailed: backend='backend' raised: RuntimeError: Failed to find C compiler. Please "
+        "specify; run without"
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "runs", "row"),
+    [
+        (["out of memory", "out of memory"], [(8, True), (4, True), (2, True)], {}),
+        (["no compiler", "out of memory"], [(8, True), (8, False), (4, False)], {"compile": "failed: x; run without"}),
+        (["no compiler", "broken"], [(8, True), (8, False)], "RuntimeError: broken"),
+        (["out of memory"] * 4, [(8, True), (4, True), (2, True), (1, True)], "out of memory"),
+        (["late"], [(8, True)], "no time left"),
+    ],
+)
+def test_gpu_pretraining_tries_again(gpu, monkeypatch, errors, runs, row):
+    """Memory: half the rows. Another failure: once, uncompiled. Time: never again, whatever the error looks like."""
+    seen, left = [], iter(errors)
+
+    def trained(size, rows, recompute, *, compile, toy):
+        seen.append((rows, compile))
+        error = next(left, "")
+        if error == "late":
+            compiling_late(gpu.gpu_budget.until(0).__enter__)
+        if error:
+            raise RuntimeError(error)
+        return {"batch": f"{rows}"}
+
+    monkeypatch.setattr(gpu, "trained", trained)
+    monkeypatch.setattr(gpu, "empty", lambda: None)
+    found = gpu.measured("pretrain", lambda: gpu.pretrain("350 M", 8, "none", toy=True), 1e9)
+    assert seen == runs
+    if isinstance(row, str):
+        assert found["not_measured"] == row
+    else:
+        said = {
+            name: text.replace("RuntimeError: no compiler", "x") for name, text in found.items() if name == "compile"
+        }
+        assert said == row
 
 
 def test_gpu_warms_up_every_shape_of_pairs(gpu, monkeypatch):
@@ -270,6 +435,34 @@ def test_gpu_warms_up_every_shape_of_pairs(gpu, monkeypatch):
     assert len(set(shapes)) > 4
 
 
+def test_gpu_peer_draws_from_the_whole_vocabulary(gpu, tmp_path):
+    """First tokens of 512 equal prompts, of 300 nearly equally likely: more than transformers' default of 50."""
+    import torch
+
+    path = gpu.parts.save_model(gpu.GPT, gpu.parts.shape("124 M", toy=True), tmp_path / "policy")
+    torch.manual_seed(0)
+    found = gpu._transformers(path, torch.full((512, 3), 7), 2, "transformers")()
+    assert found.shape == (512, 5)
+    assert len(found[:, 3].unique()) > 150
+
+
+def test_gpu_saves_a_network_once_and_whole(gpu, tmp_path, monkeypatch):
+    """What was written is not made again; what broke off halfway is."""
+    config, made = gpu.parts.shape("124 M", toy=True), []
+
+    def kind(config):
+        made.append(1)
+        return gpu.GPT(config)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gpu.parts, "save_network", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            gpu.parts.save_model(kind, config, tmp_path / "policy")
+    paths = {gpu.parts.save_model(kind, config, tmp_path / "policy") for _ in range(3)}
+    assert len(made) == 2
+    assert gpu.load_network(paths.pop()).num_parameters() == gpu.GPT(config).num_parameters()
+
+
 @pytest.mark.slow
 def test_gpu_benchmark_runs_at_a_toy_size(tmp_path):
     """Every section, on the CPU, without datasets and jsonargparse."""
@@ -285,6 +478,7 @@ def test_gpu_benchmark_runs_at_a_toy_size(tmp_path):
     assert [row for row in found["rows"] if "not_measured" in row] == []
     sections = {row["section"]: row for row in found["rows"]}
     assert len(sections) == 15
+    assert all(row["first_s"] > 0 for name, row in sections.items() if name.startswith("generate"))
     assert all(row.get("tokens_per_s", row.get("samples_per_s")) > 0 for row in sections.values())
     assert set(sections["PPO 124 M"]["phases_s"]) == {"rollout", "scoring", "reading", "update"}
     assert all(seconds > 0 for row in sections.values() for seconds in row.get("phases_s", {}).values())
