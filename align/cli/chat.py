@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import jsonargparse
 
 from align.cli.chat_model import load_chat_model
+from align.cli.device import add_device_argument
 from align.cli.errors import nearest, one_line
 from align.cli.model_path import named_models
 from align.cli.parsing import make_parser, parse
@@ -49,7 +50,8 @@ def main(args: list[str]) -> int:
     with ExitStack() as stack:
         conversations = []
         for name, (directory,) in models.items():
-            engine = stack.enter_context(Engine(*load_chat_model(directory), max_rows=1))
+            loaded = load_chat_model(directory, device=options.device)
+            engine = stack.enter_context(Engine(*loaded, max_rows=1))
             conversations.append(Conversation(name, engine, sampling, seed=options.seed, system=options.system or ""))
         _Chat(conversations, typed=_typed()).run()
     return 0
@@ -69,6 +71,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--system", help="system message (default: none)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first answer; the next ones count up from it")
     add_sampling_arguments(parser)
+    add_device_argument(parser)
     return parser
 
 

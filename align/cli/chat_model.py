@@ -4,31 +4,36 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.cli.device import network_device
+
 if TYPE_CHECKING:
     from align.model import GPT
     from align.tokenizer import Tokenizer
 
 
-def load_chat_model(directory: Path) -> "tuple[GPT, Tokenizer]":
+def load_chat_model(directory: Path, *, device: str = "auto") -> "tuple[GPT, Tokenizer]":
     """The network, in evaluation mode, and the tokenizer of a model directory; a warning if it never saw a chat.
 
     Args:
         directory: has a config.json.
+        device: where the network is moved, as ``--device`` has it.
 
     Raises:
         FileNotFoundError: a file is missing.
+        UsageError: the device is not there.
         ValueError: a file is damaged, the network or tokenizer is none we know, or it has no chat template.
     """
     from align.model import load_network, stage_of
     from align.tokenizer import Tokenizer
 
+    place = network_device(device)
     tokenizer = Tokenizer.load(directory)
     if tokenizer.spec.chat_template is None:
         raise ValueError(
             f"{directory}: the tokenizer has no chat template (tokenizer_config.json or chat_template.jinja), so the "
             "model cannot chat; `align generate --raw` continues texts"
         )
-    network = load_network(directory).eval()
+    network = load_network(directory).eval().to(place)
     if stage_of(directory) == "pretrain":
         print(
             f"warning: {directory} is a pretrained model that never saw a chat; `align generate --raw` continues texts",

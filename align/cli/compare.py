@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
+from align.cli.device import add_device_argument, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import named_models
 from align.cli.parsing import make_parser, parse
@@ -82,6 +83,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument(
         "--frontier_n", type=int, default=1, help="answers of each checkpoint to each prompt; 0: no frontier"
     )
+    add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the content of report.json on stdout")
     return parser
 
@@ -97,12 +99,13 @@ def _task(options: jsonargparse.Namespace) -> "Task":
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
     if options.limit < 1:
         raise UsageError(f"--limit is {options.limit}: it must be at least 1")
+    device = str(network_device(options.device))
     try:
         return Task(
             entrants=entrants,
             prompts=read_prompts(file, limit=options.limit),
             judges=_judges(options.judge, beside),
-            config=AnswerConfig(**{name: getattr(options, name) for name in names}),
+            config=AnswerConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
         )
     except ValueError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
+from align.cli.device import add_device_argument, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
 from align.cli.parsing import make_parser, parse
@@ -36,6 +37,7 @@ def main(args: list[str]) -> int:
         raise UsageError(f"--n is {options.n} and --batch_size {options.batch_size}: both must be at least 1")
     options.model = str(model_directory(options.model))
     streamed = _streamed(options, sys.stdout.isatty())
+    options.device = network_device(options.device)
     samples = [_stream(options)] if streamed else list(_with_progress(_sample(options), sys.stderr))
     lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
     if options.out:
@@ -59,6 +61,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count up from it")
     parser.add_argument("--batch_size", type=int, default=64, help="sequences sampled at once")
     add_sampling_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument(
         "--judge",
         help="score the samples: sandbox, module:function (prompts, responses) -> scores, or the directory of a reward "
@@ -81,7 +84,7 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     from align.callbacks.samples import sample_texts
     from align.rewards import load_reward
 
-    judge = load_reward(options.judge) if options.judge else None
+    judge = load_reward(options.judge, device=options.device) if options.judge else None
     sampling = sampling_config(options)
     prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts, limit=options.limit)
     network, tokenizer, chat = _load(options)
@@ -102,7 +105,7 @@ def _load(options: jsonargparse.Namespace) -> "tuple[GPT, Tokenizer, bool]":
     from align.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(options.model)
-    network = load_network(options.model).eval()
+    network = load_network(options.model).eval().to(options.device)
     chat = not options.raw and answers_chats(tokenizer, stage_of(options.model))
     return network, tokenizer, chat
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
+from align.cli.device import add_device_argument, network_device
 from align.cli.errors import UsageError
 from align.cli.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 from align.cli.parsing import make_parser, parse
@@ -40,6 +41,7 @@ def main(args: list[str]) -> int:
     """
     options = parse(_parser(), args)
     _check(options)
+    options.device = network_device(options.device)
     config = LabelConfig(
         label_temperature=options.label_temperature,
         pairs_per_prompt=options.pairs_per_prompt,
@@ -95,6 +97,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of answers, choice of pairs and labels")
     parser.add_argument("--batch_size", type=int, default=256, help="answers sampled at once")
     add_sampling_arguments(parser)
+    add_device_argument(parser)
     parser.add_argument(
         "--json", action="store_true", help="print the summary (as in OUT.meta.json) as one JSON object"
     )
@@ -121,8 +124,9 @@ def _origin(options: jsonargparse.Namespace) -> dict[str, Any]:
     from align.model.directory import locate
     from align.tokenizer import Tokenizer
 
-    names = ("n", "seed", "batch_size")  # a batch's shape decides the last bit of its logits
+    names = ("n", "seed", "batch_size")  # a batch's shape decides the last bit of its logits, and so does the device
     sampling = asdict(sampling_config(options)) | {name: getattr(options, name) for name in names}
+    sampling["device"] = options.device.type
     with Path(options.prompts).open("rb") as file:
         prompts = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -146,11 +150,11 @@ def _sample(options: jsonargparse.Namespace, prompts: Sequence[Prompt], log: Log
     from align.rewards import load_reward
     from align.tokenizer import Tokenizer
 
-    judge = load_reward(options.judge)
+    judge = load_reward(options.judge, device=options.device)
     tokenizer = Tokenizer.load(options.model)
     if tokenizer.spec.chat_template is None:
         raise ValueError(f"{options.model} has no chat template: preferences are between answers of a chat model")
-    network = load_network(options.model).eval()
+    network = load_network(options.model).eval().to(options.device)
     sampling = sampling_config(options)
     group = max(1, options.batch_size // options.n)
     with progress_bar("prompts", len(prompts)) as advance:

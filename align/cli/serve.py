@@ -7,6 +7,7 @@ from functools import partial
 import jsonargparse
 
 from align.cli.chat_model import load_chat_model
+from align.cli.device import add_device_argument
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory, model_name
 from align.cli.parsing import make_parser, parse
@@ -69,6 +70,7 @@ def _parser() -> jsonargparse.ArgumentParser:
         "--default_new_tokens", type=int, default=256, help="longest answer where a request does not say, tokens"
     )
     parser.add_argument("--max_body_kib", type=int, default=1024, help="largest request, KiB; a larger one gets 413")
+    add_device_argument(parser)
     parser.add_argument("--grace_s", type=int, default=30, help="time that answers under way get at the end, seconds")
     return parser
 
@@ -97,7 +99,7 @@ def _serve(options: jsonargparse.Namespace, key: str | None) -> None:
     with (
         bind(options.host, options.port) as listening,
         EngineProcess(
-            partial(load_chat_model, directory), max_rows=options.max_concurrency,
+            partial(load_chat_model, directory, device=options.device), max_rows=options.max_concurrency,
             max_length=length, max_waiting=options.max_waiting,
         ) as engine,
     ):  # fmt: skip

@@ -40,6 +40,8 @@ class AnswerConfig:
     """Longest answer, tokens"""
     batch_size: int = 128
     """Answers sampled at once"""
+    device: str = "cpu"
+    """Where the networks compute, as torch names it"""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
@@ -85,7 +87,9 @@ class Answerer:
         for place in (point, baseline):
             tokenizer = Tokenizer.load(place.model)
             facts += [place.fingerprint(), tokenizer.fingerprint, answers_chats(tokenizer, stage_of(place.model))]
-        return Log(self.folder / f"answers-{key_of(facts, list(self.prompts), asdict(self.config))}.jsonl")
+        # Another kind of device rounds otherwise; its number is of no account.
+        settings = asdict(self.config) | {"device": torch.device(self.config.device).type}
+        return Log(self.folder / f"answers-{key_of(facts, list(self.prompts), settings)}.jsonl")
 
     def answer(self, point: Point, baseline: Point, advance: Advance) -> list[list[Answer]]:
         """``N`` answers to each of the ``P`` prompts.
@@ -116,8 +120,8 @@ class _Pair:
 
     def __init__(self, point: Point, baseline: Point, config: AnswerConfig) -> None:
         self.config = config
-        self.tokenizer, self.network = Tokenizer.load(point.model), point.load()
-        self.baseline = self.network if point == baseline else baseline.load()
+        self.tokenizer, self.network = Tokenizer.load(point.model), point.load(config.device)
+        self.baseline = self.network if point == baseline else baseline.load(config.device)
         self.baseline_tokenizer = Tokenizer.load(baseline.model)
         self.same_ids = self.tokenizer.fingerprint == self.baseline_tokenizer.fingerprint
         self.chat = answers_chats(self.tokenizer, stage_of(point.model))
@@ -182,13 +186,16 @@ class _Pair:
 def logprobs(
     network: GPT, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, temperature: float = 1.0
 ) -> torch.Tensor:
-    """``[B]`` float64 log-probabilities of whole responses, nats; beyond the network's context nothing counts.
+    """Log-probabilities of whole responses, nats; beyond the network's context nothing counts.
 
     Args:
         network: in eval mode.
         prompts: ids of each prompt.
         responses: ids of each response.
         temperature: divides the logits.
+
+    Returns:
+        ``[B]`` float64 on the CPU, whatever the network's device.
     """
     rows = [
         ([*prompt, *response])[: network.config.context + 1]
@@ -199,8 +206,10 @@ def logprobs(
     for row, (prompt, whole) in enumerate(zip(prompts, rows, strict=True)):
         ids[row, : len(whole)] = torch.tensor(whole)
         mask[row, len(prompt) : len(whole)] = True
+    weight = network.output_weight
+    ids, mask = ids.to(weight.device), mask.to(weight.device)
     hidden = network.hidden(ids[:, :-1])
-    return sequence_logprobs(hidden, network.output_weight, ids, mask, temperature=temperature).double()
+    return sequence_logprobs(hidden, weight, ids, mask, temperature=temperature).cpu().double()
 
 
 def _seed(seed: int, prompt: int, answer: int) -> int:

@@ -135,7 +135,10 @@ def _sample(task: Task, entrant: Entrant, answerer: Answerer, progress: Progress
             tables.append(answerer.answer(task.point(entrant, seed), task.point(task.entrants[0], seed), advance))
     scores = {
         judge.name: np.stack(
-            [score(judge, seed, task.prompts, table, answerer.folder) for seed, table in enumerate(tables)]
+            [
+                score(judge, seed, task.prompts, table, folder=answerer.folder, device=task.config.device)
+                for seed, table in enumerate(tables)
+            ]
         )
         for judge in task.judges
         if not judge.compares
@@ -260,7 +263,8 @@ def _on_frontier(
     for judge in task.judges:
         if judge.compares:
             continue
-        reward = interval(score(judge, seed, task.prompts, answers, folder).mean(-1)[None])
+        scores = score(judge, seed, task.prompts, answers, folder=folder, device=task.config.device)
+        reward = interval(scores.mean(-1)[None])
         yield {
             "model": entrant.name,
             "seed": seed,

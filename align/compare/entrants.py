@@ -28,15 +28,14 @@ class Point(NamedTuple):
         """How reports call it."""
         return self.checkpoint.name if self.checkpoint else "model"
 
-    def load(self) -> GPT:
-        """The network, in eval mode.
+    def load(self, device: str = "cpu") -> GPT:
+        """The network, in eval mode on a device.
 
         Raises:
             ValueError: the directory or the checkpoint is damaged or of another kind; the line names the file.
         """
-        if self.checkpoint is None:
-            return load_network(self.model).eval()
-        return load_checkpoint(self.checkpoint, self.model).eval()
+        network = load_checkpoint(self.checkpoint, self.model) if self.checkpoint else load_network(self.model)
+        return network.eval().to(device)
 
     def fingerprint(self) -> str:
         """What the weights are, in hexadecimal."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from align.compare.answers import Answer, Prompt
 from align.compare.store import Log, key_of
@@ -38,7 +39,13 @@ class Judge(NamedTuple):
 
 
 def score(
-    judge: Judge, seed: int, prompts: Sequence[Prompt], answers: Sequence[Sequence[Answer]], folder: Path
+    judge: Judge,
+    seed: int,
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[Answer]],
+    *,
+    folder: Path,
+    device: str = "cpu",
 ) -> np.ndarray:
     """``[P, N]`` scores of answers.
 
@@ -50,14 +57,16 @@ def score(
         prompts: ``P``.
         answers: ``P`` rows of ``N``.
         folder: of the logs.
+        device: where a reward model computes, as torch names it.
 
     Raises:
         ValueError: there is no such reward, or it failed; the line names it and the answer.
     """
-    reward = load_reward(judge.sources[seed % len(judge.sources)])
+    source = judge.sources[seed % len(judge.sources)]
+    reward = load_reward(source, device=device)
     asked = [prompt for prompt, row in zip(prompts, answers, strict=True) for _ in row]
     texts = [answer.text for row in answers for answer in row]
-    identity = _identity(reward, judge.sources[seed % len(judge.sources)])
+    identity = _identity(reward, source, device)
     if identity is None:
         scores = reward(asked, texts)
     else:
@@ -68,12 +77,12 @@ def score(
     return np.array(scores, dtype=np.float64).reshape(len(answers), -1)
 
 
-def _identity(reward: Reward, source: str) -> str | None:
+def _identity(reward: Reward, source: str, device: str) -> str | None:
     """What a judge's scores depend on; None for one so quick that its scores are not kept."""
     if source == "sandbox":
         return None
     if not isinstance(reward, FunctionReward):
-        return weights_fingerprint(source)
+        return f"{weights_fingerprint(source)} {torch.device(device).type}"
     try:
         return f"{source} {inspect.getsource(inspect.getmodule(reward.function) or reward.function)}"
     except (OSError, TypeError):

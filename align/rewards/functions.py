@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from align.rewards.base import FunctionReward, Reward
 
 if TYPE_CHECKING:
+    import torch
+
     from align.model.adapter_directory import Base
 
 
@@ -28,7 +30,7 @@ def sandbox_gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float
     return [gold_reward(prompt, response).total for prompt, response in zip(prompts, responses, strict=True)]
 
 
-def load_reward(name: str | Path, *, onto: "Base | None" = None) -> Reward:
+def load_reward(name: str | Path, *, onto: "Base | None" = None, device: "torch.device | str | None" = None) -> Reward:
     """A reward by name.
 
     Args:
@@ -36,6 +38,7 @@ def load_reward(name: str | Path, *, onto: "Base | None" = None) -> Reward:
             label), its Hub id, or the directory of a reward model's adapter; or ``module:function`` of a function
             (prompts, responses) -> scores.
         onto: weights in memory on which an adapter may stand if they are its base.
+        device: where a reward model's network is moved; None leaves it where it was read.
 
     Returns:
         Reward: of a directory a ``RewardModel``.
@@ -60,6 +63,9 @@ def load_reward(name: str | Path, *, onto: "Base | None" = None) -> Reward:
     from align.rewards.model import RewardModel
 
     try:
-        return RewardModel.load(name, onto=onto)
+        reward = RewardModel.load(name, onto=onto)
     except FileNotFoundError as error:
         raise ValueError(f"no reward {str(name)!r}: {error}") from error
+    if device is not None:
+        reward.network.to(device)
+    return reward

@@ -56,7 +56,7 @@ def _make(
         "baseline": names[0],
         "seeds": seeds,
         "prompts": prompts,
-        "answers": {"n": n, "seed": 0, "temperature": 1.0, "max_new_tokens": 96, "batch_size": 128},
+        "answers": {"n": n, "seed": 0, "temperature": 1.0, "max_new_tokens": 96, "batch_size": 128, "device": "cpu"},
         "judges": [{"name": judge, "sources": ["sandbox"]} for judge in judges],
         "models": {
             name: _model(i, name, found[name] if scores else {}, lengths[name], judges, cost=cost)
