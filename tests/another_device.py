@@ -84,6 +84,10 @@ class Away(torch.Tensor):
         """As numbers."""
         return self.detach().inner.tolist()
 
+    def data_ptr(self) -> int:
+        """Where its numbers lie."""
+        return self.detach().inner.data_ptr()
+
     def numpy(self, *, force: bool = False) -> Any:
         """As a GPU's says."""
         raise TypeError(f"can't convert {AWAY} device type tensor to numpy. Use Tensor.cpu()")
