@@ -1,6 +1,7 @@
 """The messages are what jsonargparse really says (recorded); test_lightning.py drives the real parser."""
 
 import pytest
+import torch
 
 from align.cli.errors import nearest, one_line
 from align.cli.keys import explain
@@ -69,3 +70,20 @@ def test_nearest_says_nothing_when_nothing_is_alike():
 def test_a_bug_is_not_shortened():
     assert one_line(KeyError("x")) is None
     assert one_line(ValueError("two\nlines")) == "two lines"
+
+
+@pytest.mark.parametrize(
+    ("error", "first"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 8 GiB."),
+            "CUDA out of memory",
+        ),
+        (MemoryError(), "this machine's memory"),
+    ],
+)
+def test_out_of_memory_is_one_line_that_says_what_takes_less(error: BaseException, first: str):
+    assert (
+        one_line(error)
+        == f"out of memory ({first}): smaller batches, shorter answers, or --device cpu, take less of it"
+    )
