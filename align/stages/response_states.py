@@ -46,8 +46,8 @@ def response_states(
 
     Rows of different length are computed as one line without padding, and a row's last token, which predicts nothing,
     not at all. With groups the prompt of each is read once, and its responses attend to it. A compiled network instead
-    reads all rows, padded, at once: it wants few shapes. One that all ranks must run equally often, and groups on
-    another device than a CPU, are computed in one line.
+    reads all rows, padded, at once: it wants few shapes. One that all ranks must run equally often computes everything
+    in one line, and off the CPU groups are computed in as few lines as fit.
 
     Args:
         network: a policy, reference or value model.
@@ -63,12 +63,13 @@ def response_states(
         width = ids.shape[1] - 1
         spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
         return network.hidden(ids[:, :width], places=_places(spans, width, ids.device))
-    # Off the CPU calls cost more than what a line computes for nothing.
-    if runs_in_step(network) or (group_size > 1 and ids.device.type != "cpu"):
+    if runs_in_step(network):
         return _one_line(network, ids, prompt_lengths, lengths, group_size)
     if group_size == 1:
         spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
         return _states(network, ids, spans)
+    if ids.device.type != "cpu":
+        return _in_lines(network, ids, prompt_lengths, lengths, group_size)
     parts = [
         _group_states(network, ids[start : start + group_size], prompt_lengths[start], lengths[start:][:group_size])
         for start in range(0, len(lengths), group_size)
@@ -90,6 +91,20 @@ def _one_line(
     spans = [(prompt - 1, length - 1) for prompt, length in zip(prompt_lengths, lengths, strict=True)]
     places = line.token_at[_places(spans, line.width, ids.device)]
     return network.hidden(line.line(ids), rows=line, places=places)
+
+
+def _in_lines(
+    network: GPT | ScalarGPT,
+    ids: torch.Tensor,
+    prompt_lengths: Sequence[int],
+    lengths: Sequence[int],
+    group_size: int,
+) -> torch.Tensor:
+    """``response_states`` of groups, so many in a forward as fit: off the CPU calls cost more than what is padded."""
+    at_once = group_size * max(1, _MOST_TOKENS_ELSEWHERE // (group_size * ids.shape[1]))
+    cuts = [slice(start, start + at_once) for start in range(0, len(ids), at_once)]
+    parts = [_one_line(network, ids[cut], prompt_lengths[cut], lengths[cut], group_size) for cut in cuts]
+    return torch.cat(parts)
 
 
 def cut_rows(widths: Sequence[int], *, call_tokens: int, most_tokens: int) -> list[slice]:

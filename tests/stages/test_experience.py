@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from ppo_parts import Logged, PromptModule, Prompts, fit, policy, ppo, share
 
 from align.objectives import masked_whiten
+from align.stages import response_states as module
 from align.stages.estimation import estimate, explained_over_ranks, token_rewards, whiten_over_ranks
 from align.stages.experience import BatchPlan, Experience, PromptStream, join_ranks
 from align.stages.ppo_settings import KLConfig, ScoringConfig, UpdateConfig, ValueConfig
@@ -166,9 +167,11 @@ def test_explained_variance_over_ranks_is_that_of_all_tokens():
     assert explained_over_ranks(large, (-1.0 - large) + large, mask, same).item() == 0
 
 
-@pytest.mark.parametrize("group_size", [1, 3])
-def test_response_states_are_the_plain_forwards(group_size: int):
-    """Cut by length, or behind a prompt that is read once: the same numbers and the same gradients."""
+@pytest.mark.parametrize(
+    ("group_size", "line_tokens"), [(1, None), (3, None), (3, 30), (3, 1000)], ids=["rows", "groups", "lines", "line"]
+)
+def test_response_states_are_the_plain_forwards(group_size: int, line_tokens: int | None, monkeypatch):
+    """Cut by length, behind a prompt that is read once, or (off the CPU) in lines of one group or of all."""
     network = policy()
     torch.manual_seed(0)
     prompts = [[3, 4], [5, 6, 7, 8]] if group_size > 1 else [[n + 2] * (n + 1) for n in range(6)]
@@ -179,7 +182,14 @@ def test_response_states_are_the_plain_forwards(group_size: int):
         prompt_lengths.append(len(prompt))
     lengths = [len(row) for row in rows]
     ids = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows])
-    states = response_states(network, ids, prompt_lengths, lengths, group_size=group_size)
+    if line_tokens is None:
+        states = response_states(network, ids, prompt_lengths, lengths, group_size=group_size)
+    else:
+        monkeypatch.setattr(module, "_MOST_TOKENS_ELSEWHERE", line_tokens)
+        forwards, hidden = [], network.hidden
+        monkeypatch.setattr(network, "hidden", lambda *args, **kwargs: forwards.append(args) or hidden(*args, **kwargs))
+        states = module._in_lines(network, ids, prompt_lengths, lengths, group_size)
+        assert len(forwards) == (2 if line_tokens == 30 else 1)
     plain = [network.hidden(torch.tensor([row]))[0, p - 1 : -1] for row, p in zip(rows, prompt_lengths, strict=True)]
     torch.testing.assert_close(states, torch.cat(plain), rtol=1e-4, atol=1e-5)
     assert response_tokens(ids, prompt_lengths, lengths).tolist() == [
