@@ -48,6 +48,8 @@ def network_device(name: str) -> "torch.device":
         # There and back: "meta" takes numbers and gives none.
         there = torch.zeros(1, device=name)
         there.cpu()
+    except torch.OutOfMemoryError:
+        raise  # it is there, and full
     except _ABSENT as error:
         right = ", ".join(["auto", *_accelerators()])
         why = textwrap.shorten(str(error), _SHOWN, placeholder=" ...")

@@ -39,11 +39,10 @@ def one_line(error: BaseException) -> str | None:
     """
     if isinstance(error, OutOfMemory):
         return str(error)
-    if (
-        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    ):  # torch need not be imported for this
-        first = str(error).split(". ")[0].strip().rstrip(".") or "this machine's memory"
-        return f"out of memory ({first}): smaller batches, shorter answers, or --device cpu, take less of it"
+    words = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in words.lower() or "can't allocate memory" in words:
+        first = words.split(". ")[0].strip().rstrip(".") or "this machine's"
+        return f"out of memory ({first}): smaller batches or shorter texts take less of it"
     if isinstance(error, argparse.ArgumentError):
         return " ".join(str(error).split())
     if isinstance(error, FileNotFoundError) and error.filename:
