@@ -50,6 +50,7 @@ class Cost(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
         self._total = {name: state_dict[name] for name in _COUNTS}
+        self._unread = dict.fromkeys(self._unread, 0)
         self._peak = state_dict["peak_memory_mib"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
