@@ -257,6 +257,7 @@ def test_gpu_writes_after_every_section_whatever_fails(gpu, tmp_path, monkeypatc
     names = {"first": lambda: {"batch": "1 x 1"}, "fails": fail, "looks": look, "hangs": lambda: time.sleep(60)}
     names["late"] = look
     monkeypatch.setattr(gpu, "sections", lambda toy: [(name, 20, run) for name, run in names.items()])
+    monkeypatch.setattr(gpu, "empty", lambda: None)  # collecting a whole test run's garbage takes seconds
     budget = gpu.gpu_budget.spent() + 3
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--toy", "--budget", str(budget), "--out", str(out)])
     before = signal.getsignal(signal.SIGALRM)
@@ -281,6 +282,7 @@ def test_gpu_alarm_rings_until_it_is_heard(gpu, monkeypatch):
     """What is raised in a weak reference's callback is dropped; compiled code has many of them."""
     budget, dropped = gpu.gpu_budget, []
     monkeypatch.setattr(budget, "_AGAIN", 0.1)
+    monkeypatch.setattr(gpu, "empty", lambda: None)
     monkeypatch.setattr(sys, "unraisablehook", lambda found: dropped.append(found.exc_type))
 
     class Thing:
