@@ -131,7 +131,6 @@ def _sample(
     seen = None if sampling.repetition_penalty == 1 else _seen(decoder.prompts, logits)
     for step in range(longest):
         tokens, chosen = next_tokens(logits, sampling, uniforms=uniforms[rows, step], seen=seen)
-
         ids[rows, step] = tokens.where(alive, pad_id)
         logprobs[rows, step] = chosen.where(alive, 0)
         mask[rows, step] = alive
@@ -141,8 +140,7 @@ def _sample(
 
         if stops is not None:
             ended = alive & stops[tokens]
-            # Not finished[rows[ended]] = True: a GPU would be asked for their number in every step.
-            finished[rows] = finished[rows] | ended
+            finished[rows] = finished[rows] | ended  # not rows[ended]: a GPU would be asked how many in every step
             alive = alive & ~ended
         alive = alive & (room[rows] > step + 1)
         if step + 1 == longest:
