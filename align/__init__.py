@@ -20,10 +20,10 @@ _HOMES = {
     "PreferenceData": "align.data",
     "PromptData": "align.data",
     "TextData": "align.data",
-    "PPO": "align.stages",
-    "Pretrain": "align.stages",
-    "Reward": "align.stages",
-    "SFT": "align.stages",
+    "PPO": "align.algorithms",
+    "Pretrain": "align.algorithms",
+    "Reward": "align.algorithms",
+    "SFT": "align.algorithms",
 }
 
 __all__ = sorted(_HOMES)

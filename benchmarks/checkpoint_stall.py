@@ -31,7 +31,7 @@ def main() -> None:
     import torch
     from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-    from align.callbacks.checkpoint_files import BackgroundIO
+    from align.training.checkpoint_files import BackgroundIO
 
     rows = []
     for millions in args.millions:

@@ -29,9 +29,11 @@ def train(steps: int, out: Path) -> None:
     import torch
     from torch.utils.data import DataLoader
 
+    from align.algorithms.pretrain import Pretrain
     from align.batches import TokenBatch
-    from align.model import GPT, GPTConfig
-    from align.stages import Pretrain, ScheduleConfig
+    from align.model.config import GPTConfig
+    from align.model.gpt import GPT
+    from align.training.optimization import ScheduleConfig
 
     class Clock(pl.Callback):
         """Time from the end of the third step to the end of the last."""

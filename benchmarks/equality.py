@@ -116,7 +116,8 @@ def starts(stage: str, options: argparse.Namespace) -> dict:
     """The weights that a stage begins with."""
     from safetensors.torch import load_file
 
-    from align.model import GPT, read_config
+    from align.io.location import read_config
+    from align.model.gpt import GPT
 
     if stage == "pretrain":
         network = GPT(read_config(options.work / "single/pretrain/model"))

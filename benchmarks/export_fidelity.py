@@ -27,11 +27,13 @@ import torch
 
 from align.cli.export import read_texts
 from align.cli.sampling import read_prompts
-from align.export import ExportSettings, export, open_source
+from align.export.settings import ExportSettings
+from align.export.source import open_source
 from align.export.verify import Prompt, Reading, answers, judged, prompt_ids, verify
-from align.export.write import open_reading
-from align.model import GPT, weights_fingerprint
-from align.rewards import load_reward
+from align.export.write import export, open_reading
+from align.io.manifest import weights_fingerprint
+from align.model.gpt import GPT
+from align.rewards.functions import load_reward
 from align.tokenizer.prompts import as_messages
 
 LANGUAGE = (

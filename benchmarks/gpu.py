@@ -26,23 +26,22 @@ import gpu_parts as parts
 import lightning.pytorch as pl
 import torch
 
-from align.model import GPT, SamplingConfig, ScalarGPT, generate, load_network, training
-from align.model.block import Recompute
-from align.model.replacing import replacing_file
-from align.stages import (
-    DPO,
-    PPO,
-    OptimizerConfig,
-    Pretrain,
-    ProbeConfig,
-    RolloutConfig,
-    ScheduleConfig,
-    ScoringConfig,
-    UpdateConfig,
-    collecting,
-)
-from align.stages.footprint import out_of_memory
-from align.stages.memory import MemoryConfig
+from align.algorithms import collecting
+from align.algorithms.dpo import DPO
+from align.algorithms.memory_estimate import out_of_memory
+from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.ppo import PPO
+from align.algorithms.ppo_settings import RolloutConfig, ScoringConfig, UpdateConfig
+from align.algorithms.pretrain import Pretrain
+from align.generation.generate import generate
+from align.generation.sampling_config import SamplingConfig
+from align.io.atomic import replacing_file
+from align.io.directory import load_network
+from align.model.gpt import GPT, ScalarGPT
+from align.model.layers import Recompute
+from align.training import memory as training
+from align.training.memory import MemoryConfig
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 Row = dict[str, Any]
 _SCRATCH = tempfile.TemporaryDirectory()

@@ -1,6 +1,6 @@
 """What benchmarks/gpu.py trains on: shapes, random rows as the data rooms would give them, and its clocks.
 
-Needs torch, Lightning and what align.model, align.stages and align.tokenizer import: neither datasets nor jsonargparse.
+Needs torch, Lightning and what align.model, align.algorithms and align.tokenizer import: neither datasets nor jsonargparse.
 """
 
 import tempfile
@@ -15,7 +15,9 @@ import lightning.pytorch as pl
 import torch
 
 from align.batches import PairBatch, PromptBatch, TokenBatch
-from align.model import GPT, GPTConfig, ScalarGPT, save_network
+from align.io.directory import save_network
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer, train_tokenizer
 
 Result = TypeVar("Result")

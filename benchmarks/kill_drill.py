@@ -119,7 +119,7 @@ def recipe(stage: str, world: Path) -> dict[str, Any]:
         "trainer": TRAINER | trainer,
         "checkpoint": {"every_n_train_steps": 3},
         "model_directory": {"which": "best" if stage == "dpo" else "last"},
-        "model": {"class_path": "align.stages." + stage.upper(), "init_args": model},
+        "model": {"class_path": "align.algorithms." + stage.upper(), "init_args": model},
         "data": {
             "class_path": "align.data." + ("PreferenceData" if stage == "dpo" else "PromptData"),
             "init_args": data,
@@ -159,7 +159,10 @@ def make_world(world: Path) -> None:
     import yaml
 
     from align.cli import main
-    from align.model import GPT, GPTConfig, replacing_directory, save_network
+    from align.io.atomic import replacing_directory
+    from align.io.directory import save_network
+    from align.model.config import GPTConfig
+    from align.model.gpt import GPT
     from align.tokenizer import Tokenizer
 
     sizes = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
@@ -180,7 +183,7 @@ def end_of(run: Path) -> dict[str, str]:
     """What has to be the same: fingerprints of the weights, the last checkpoint's tensors, what was logged when."""
     import torch
 
-    from align.model.sharded_checkpoint import read_sharded
+    from align.io.lightning_checkpoint import read_sharded
 
     last = run / "checkpoints/last.ckpt"
     stored = read_sharded(last, only_weights=False) if last.is_dir() else torch.load(last, weights_only=True)
@@ -221,7 +224,7 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) ->
     Returns:
         dict: what was found; ``killed`` is False where the run was over before its moment came.
     """
-    from align.callbacks.checkpoint_files import find_whole, global_step
+    from align.training.checkpoint_files import find_whole, global_step
 
     ranks = kind.ranks
     run = Path(tempfile.mkdtemp(prefix=f"{kind.name.replace(' ', '-')}-", dir=kind.world))
@@ -331,13 +334,8 @@ def main() -> int:
     p.add_argument("--out", type=Path, help="write every drill to this JSON file")
     p.add_argument("--keep", type=Path, help="work here and leave everything")
     args = p.parse_args()
-    import torch
-
-    import align.callbacks
-    import align.cli.lightning
-    import align.data
-    import align.sandbox
     import align.stages  # noqa: F401
+    import torch
 
     torch.set_num_threads(1)
     begun = time.monotonic()

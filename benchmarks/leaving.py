@@ -81,13 +81,8 @@ def main() -> int:
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--ranks", type=int, default=1)
     args = p.parse_args()
-    import torch
-
-    import align.callbacks
-    import align.cli.lightning
-    import align.data
-    import align.sandbox
     import align.stages  # noqa: F401
+    import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from measure import Meter, Numbers, Setting, main, parser, peak_rss_mb
 
-from align.model import GPT, GPTConfig
-from align.model.block import Recompute
-from align.model.training import recompute_activations
+from align.algorithms.memory_estimate import activation_bytes
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.model.layers import Recompute
 from align.objectives import next_token_loss
-from align.stages.footprint import activation_bytes
-from align.stages.optimization import OptimizerConfig, build_optimizer
+from align.training.memory import recompute_activations
+from align.training.optimization import OptimizerConfig, build_optimizer
 
 SETTINGS: list[Setting] = [
     {

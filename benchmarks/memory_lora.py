@@ -43,7 +43,7 @@ def lora_bf16(setting: Setting) -> Numbers:
 
 def lora_nf4(setting: Setting) -> Numbers:
     """Adapters on matrices of 4 bits (QLoRA), embeddings and products in float32."""
-    from align.stages import FourBit
+    from align.training.qlora import FourBit
 
     return _train(setting, "float32", plugins=[FourBit(dtype="float32")])
 
@@ -63,7 +63,11 @@ def settings(folder: str, shapes: list[str], *, rows: int, prompt: int, response
 
 def prepare(folder: Path, shape: dict[str, int]) -> None:
     """A start, a reward model on it and the same as an adapter, all random, each with a tokenizer that is not read."""
-    from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT, add_adapter, save_adapter, save_network, share_base
+    from align.adapters.lora import LoraConfig, add_adapter, share_base
+    from align.io.adapter_directory import save_adapter
+    from align.io.directory import save_network
+    from align.model.config import GPTConfig
+    from align.model.gpt import GPT, ScalarGPT
     from align.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(["a b"], vocab_size=263)
@@ -81,9 +85,14 @@ def prepare(folder: Path, shape: dict[str, int]) -> None:
 def _train(setting: Setting, base: str | None, **trainer_settings: Any) -> Numbers:
     import lightning.pytorch as pl
 
-    from align.model import GPT, GPTConfig, LoraConfig, add_adapter
-    from align.stages import DPO, PPO, KLConfig, OptimizerConfig, RolloutConfig, UpdateConfig
-    from align.stages.probe import ProbeConfig
+    from align.adapters.lora import LoraConfig, add_adapter
+    from align.algorithms.dpo import DPO
+    from align.algorithms.policy_evaluation import ProbeConfig
+    from align.algorithms.ppo import PPO
+    from align.algorithms.ppo_settings import KLConfig, RolloutConfig, UpdateConfig
+    from align.model.config import GPTConfig
+    from align.model.gpt import GPT
+    from align.training.optimization import OptimizerConfig
 
     folder, shape = Path(setting["folder"]), SHAPES.get(setting["shape"]) or setting["sizes"]
     common: dict[str, Any] = {

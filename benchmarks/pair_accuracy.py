@@ -25,10 +25,10 @@ import numpy as np
 import torch
 import yaml
 
-from align.data import PreferenceData
-from align.model import load_network
-from align.rewards import load_reward
-from align.stages.pair_logprobs import pair_logprobs
+from align.algorithms.reference_logprobs import pair_logprobs
+from align.data.pair_data import PreferenceData
+from align.io.directory import load_network
+from align.rewards.functions import load_reward
 from align.tokenizer import Tokenizer
 
 NAMES = {

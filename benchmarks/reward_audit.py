@@ -16,7 +16,7 @@ from random import Random
 
 import numpy as np
 
-from align.rewards import load_reward
+from align.rewards.functions import load_reward
 from align.sandbox import words
 from align.sandbox.prompts import write_prompt
 from align.sandbox.stories import tell

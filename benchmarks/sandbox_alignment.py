@@ -24,9 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from align.model import GPT, SamplingConfig, generate, load_network
+from align.generation.generate import generate
+from align.generation.sampling_config import SamplingConfig
+from align.io.directory import load_network
+from align.model.gpt import GPT
 from align.objectives import sequence_logprobs
-from align.rewards import load_reward
+from align.rewards.functions import load_reward
 from align.sandbox import GoldReward, gold_reward
 from align.tokenizer import Tokenizer
 

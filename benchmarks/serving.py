@@ -1,4 +1,4 @@
-"""Concurrent streaming requests to `align serve`, a quarter of them cancelled half-way, beside `align.model.generate`.
+"""Concurrent streaming requests to `align serve`, a quarter of them cancelled half-way, beside `align.generation.generate.generate`.
 
     python benchmarks/serving.py runs/seed1/sft --prompts runs/seed1/data/prompts_test.jsonl --rounds 5
 
@@ -45,7 +45,9 @@ def requests(setting: Setting) -> list[list[dict[str, str]]]:
 
 def batch(setting: Setting) -> Numbers:
     from align.cli.model_path import model_directory
-    from align.model import SamplingConfig, generate, load_network
+    from align.generation.generate import generate
+    from align.generation.sampling_config import SamplingConfig
+    from align.io.directory import load_network
     from align.tokenizer import Tokenizer
 
     directory = model_directory(setting["model"])
@@ -72,8 +74,10 @@ def batch(setting: Setting) -> Numbers:
 def alone(setting: Setting) -> tuple[list[str], list[int]]:
     """Texts and token counts of the server's engine with one row: what every client has to get."""
     from align.cli.model_path import model_directory
-    from align.model import SamplingConfig, load_network
-    from align.serve.engine import Engine, Piece, Request
+    from align.generation.sampling_config import SamplingConfig
+    from align.io.directory import load_network
+    from align.serve.engine import Engine
+    from align.serve.requests import Piece, Request
     from align.tokenizer import Tokenizer
 
     directory = model_directory(setting["model"])

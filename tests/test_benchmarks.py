@@ -215,7 +215,7 @@ def test_gpu_shapes_have_their_sizes(gpu):
     import torch
     from gpu_parts import shape
 
-    from align.model import GPT
+    from align.model.gpt import GPT
 
     with torch.device("meta"):
         found = {size: GPT(shape(size, toy=False)).num_parameters() for size in ("124 M", "350 M", "1.3 B")}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from align import preemption
+from align.training import preemption
 
 
 def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> None:

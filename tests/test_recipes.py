@@ -34,7 +34,7 @@ def test_there_are_recipes():
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_stage_recipes_parse(path: Path):
     config = _parse(path)
-    assert config.model.class_path.startswith("align.stages.")
+    assert config.model.class_path.startswith("align.algorithms.")
     assert config.data.class_path.startswith("align.data.")
     assert config.run == f"runs/{path.parent.name}"
     assert config.trainer.default_root_dir == f"runs/{path.parent.name}/{path.stem}"

@@ -10,7 +10,8 @@ import torch
 
 from align.batches import PairBatch, TokenBatch
 from align.callbacks.throughput import data_ranks
-from align.model import GPT, ScalarGPT, read_manifest, write_manifest
+from align.io.manifest import read_manifest, write_manifest
+from align.model.gpt import GPT, ScalarGPT
 
 _TOTALS = ("tokens_trained", "labels", "wall_seconds", "cpu_seconds")
 _COUNTS = ("rows", *_TOTALS)

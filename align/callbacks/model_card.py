@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from align.model import GPT, ScalarGPT
+from align.model.gpt import GPT, ScalarGPT
 
 _CARD = """---
 library_name: transformers

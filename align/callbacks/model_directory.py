@@ -9,20 +9,15 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
-from align.callbacks.average import WeightAverage
+from align.adapters.lora import adapters
 from align.callbacks.model_card import model_card
-from align.callbacks.samples import validating_in_fit
-from align.model import (
-    adapters,
-    read_manifest,
-    replacing_directory,
-    save_adapter,
-    save_network,
-    weights_fingerprint,
-    write_manifest,
-)
-from align.model.adapter_directory import why_not_written
-from align.model.parallel import gathered, is_sharded, whole_copy
+from align.io.adapter_directory import save_adapter, why_not_written
+from align.io.atomic import replacing_directory
+from align.io.directory import save_network
+from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
+from align.training.sharding import gathered, is_sharded, whole_copy
+from align.training.trainer_state import validating_in_fit
+from align.training.weight_average import WeightAverage
 
 
 class ModelDirectory(pl.Callback):

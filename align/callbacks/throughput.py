@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.utilities.throughput import get_available_flops
 
 from align.batches import TokenBatch
-from align.model import GPT, ScalarGPT
+from align.model.gpt import GPT, ScalarGPT
 
 
 class Throughput(pl.Callback):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from align.cli.device import network_device
 
 if TYPE_CHECKING:
-    from align.model import GPT
+    from align.model.gpt import GPT
     from align.tokenizer import Tokenizer
 
 
@@ -23,7 +23,8 @@ def load_chat_model(directory: Path, *, device: str = "auto") -> "tuple[GPT, Tok
         UsageError: the device is not there.
         ValueError: a file is damaged, the network or tokenizer is none we know, or it has no chat template.
     """
-    from align.model import load_network, stage_of
+    from align.io.directory import load_network
+    from align.io.manifest import stage_of
     from align.tokenizer import Tokenizer
 
     place = network_device(device)

@@ -13,10 +13,11 @@ from align.cli.model_path import named_models
 from align.cli.parsing import make_parser, parse
 from align.cli.progress import progress_bar
 from align.cli.sampling import read_prompts
-from align.model.replacing import replacing_file
+from align.io.atomic import replacing_file
 
 if TYPE_CHECKING:
-    from align.compare import Judge, Task
+    from align.compare.comparison import Task
+    from align.compare.judges import Judge
 
 
 def main(args: list[str]) -> int:
@@ -30,8 +31,10 @@ def main(args: list[str]) -> int:
     """
     options = parse(_parser(), args)
     task = _task(options)
-    from align.compare import compare, to_markdown, write_html
-    from align.model import running_versions
+    from align.compare.comparison import compare
+    from align.compare.html import write_html
+    from align.compare.markdown import to_markdown
+    from align.io.manifest import running_versions
 
     out = Path(options.out)
     report, rows = compare(task, out / "cache", progress_bar)
@@ -90,7 +93,9 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 def _task(options: jsonargparse.Namespace) -> "Task":
     """What the command line asks for; its mistakes are usage errors."""
-    from align.compare import AnswerConfig, Entrant, Run, Task
+    from align.compare.answers import AnswerConfig
+    from align.compare.comparison import Task
+    from align.compare.entrants import Entrant, Run
 
     models = named_models(options.models, several=True)
     entrants = [Entrant(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]
@@ -120,7 +125,7 @@ def _prompts_file(given: str | None, beside: Path) -> Path:
 
 
 def _judges(given: list[str] | None, beside: Path) -> list["Judge"]:
-    from align.compare import Judge
+    from align.compare.judges import Judge
 
     if given:
         judges = []

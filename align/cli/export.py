@@ -14,8 +14,8 @@ from align.cli.parsing import make_parser, parse
 from align.cli.sampling import read_prompts
 
 if TYPE_CHECKING:
-    from align.export import Check, ExportSettings
-    from align.export.settings import Text
+    from align.export.settings import ExportSettings, Text
+    from align.export.write import Check
 
 
 def main(args: list[str]) -> int:
@@ -30,8 +30,8 @@ def main(args: list[str]) -> int:
     options = parse(_parser(), args)
     _check_usage(options)
     settings = _settings(options)
-    from align.export import export, open_source
-    from align.export.write import check_out
+    from align.export.source import open_source
+    from align.export.write import check_out, export
 
     check_out(Path(options.out))  # before minutes of reading
     source = open_source(options.model, best=options.best, mode=options.mode, base=options.base)
@@ -188,14 +188,15 @@ def _text(record: dict[str, Any]) -> "Text":
 
 
 def _checked(options: jsonargparse.Namespace, *, scalar: bool) -> "Check":
-    from align.export import Check, Tolerance
+    from align.export.tolerance import Tolerance
     from align.export.verify import PLAIN_PROMPTS
+    from align.export.write import Check
 
     judge = None
     if options.judge:
         if scalar:
             raise UsageError("--judge scores answers, and a reward model gives none: leave it out")
-        from align.rewards import load_reward
+        from align.rewards.functions import load_reward
 
         judge = load_reward(options.judge)
     return Check(

@@ -17,7 +17,7 @@ from align.cli.sampling import add_sampling_arguments, read_prompts, sampling_co
 from align.tokenizer.prompts import answers_chats, as_text, encode_prompt
 
 if TYPE_CHECKING:
-    from align.model import GPT
+    from align.model.gpt import GPT
     from align.tokenizer import Tokenizer
 
 
@@ -81,8 +81,8 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Samples, one batch at a time."""
-    from align.callbacks.samples import sample_texts
-    from align.rewards import load_reward
+    from align.generation.texts import sample_texts
+    from align.rewards.functions import load_reward
 
     judge = load_reward(options.judge, device=options.device) if options.judge else None
     sampling = sampling_config(options)
@@ -101,7 +101,8 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
 
 def _load(options: jsonargparse.Namespace) -> "tuple[GPT, Tokenizer, bool]":
     """The network, its tokenizer, and whether prompts are a chat's."""
-    from align.model import load_network, stage_of
+    from align.io.directory import load_network
+    from align.io.manifest import stage_of
     from align.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(options.model)
@@ -120,7 +121,7 @@ def _streamed(options: jsonargparse.Namespace, terminal: bool) -> bool:
 
 def _stream(options: jsonargparse.Namespace) -> dict[str, Any]:
     """One sample, printed as it comes."""
-    from align.model import generate
+    from align.generation.generate import generate
 
     network, tokenizer, chat = _load(options)
     ids = encode_prompt(tokenizer, options.prompt, chat=chat)

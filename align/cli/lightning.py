@@ -22,26 +22,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
-from align.callbacks import (
-    Checkpoints,
-    Cost,
-    Health,
-    ModelDirectory,
-    RunLog,
-    TextSamples,
-    Throughput,
-    WeightAverage,
-)
-from align.callbacks.checkpoint_files import absence, damage, find_whole, global_step
-from align.callbacks.checkpoints import FOLDER
-from align.callbacks.tracking import EventLog, Tracking, kept_settings, mark_preempted
+from align.algorithms.memory_estimate import explain_out_of_memory, out_of_memory
+from align.algorithms.ppo import PPO
+from align.callbacks.cost import Cost
+from align.callbacks.health import Health
+from align.callbacks.loggers import EventLog, RunLog, Tracking, kept_settings, mark_preempted
+from align.callbacks.model_directory import ModelDirectory
+from align.callbacks.samples import TextSamples
+from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
 from align.cli.run_lock import run_lock
-from align.preemption import Preempted, forget, requeue
-from align.stages import PPO
-from align.stages.footprint import explain_out_of_memory, out_of_memory
-from align.stages.four_bit import WRONG_PLUGIN
+from align.training.checkpoint_files import absence, damage, find_whole, global_step
+from align.training.checkpointing import FOLDER, Checkpoints
+from align.training.preemption import Preempted, forget, requeue
+from align.training.qlora import WRONG_PLUGIN
+from align.training.weight_average import WeightAverage
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

@@ -20,8 +20,8 @@ def model_directory(source: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is no model; the line says what was looked for, and where near by there is one.
     """
-    from align.model import locate
-    from align.model.replacing import recover
+    from align.io.atomic import recover
+    from align.io.location import locate
 
     path = Path(source).expanduser()
     if not path.is_dir() or _is_model(path):

@@ -143,7 +143,7 @@ def _run_stage(stage: Stage, pipeline: Pipeline, must: bool) -> tuple[Status, fl
 
 def _can_go_on(folder: Path) -> bool:
     """Whether a half-done stage can go on; where no checkpoint is whole it starts anew, and that is said."""
-    from align.callbacks.checkpoint_files import find_whole
+    from align.training.checkpoint_files import find_whole
 
     try:
         find_whole(folder / "checkpoints", lambda line: None)  # the stage itself will say it
@@ -155,7 +155,7 @@ def _can_go_on(folder: Path) -> bool:
 
 def _asked_to_leave(*, forget: bool = False) -> bool:
     """Whether a signal came in a training stage that was already at its end; nobody listens before the first one."""
-    preemption = sys.modules.get("align.preemption")
+    preemption = sys.modules.get("align.training.preemption")
     if preemption is not None and forget:
         preemption.forget()
     return preemption is not None and preemption.asked()

@@ -12,17 +12,18 @@ import jsonargparse
 
 from align.cli.device import add_device_argument, network_device
 from align.cli.errors import UsageError
-from align.cli.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 from align.cli.parsing import make_parser, parse
 from align.cli.progress import progress_bar
 from align.cli.sampling import add_sampling_arguments, read_prompts, sampling_config
-from align.compare.store import Log
-from align.model.replacing import replacing_file
+from align.io.atomic import replacing_file
+from align.io.log import Log
+from align.rewards.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 from align.tokenizer.prompts import Prompt, as_messages, encode_prompt
 
 if TYPE_CHECKING:
-    from align.model import GPT, SamplingConfig
-    from align.rewards import Reward
+    from align.generation.sampling_config import SamplingConfig
+    from align.model.gpt import GPT
+    from align.rewards.base import Reward
     from align.tokenizer import Tokenizer
 
 
@@ -120,8 +121,8 @@ def _check(options: jsonargparse.Namespace) -> None:
 
 def _origin(options: jsonargparse.Namespace) -> dict[str, Any]:
     """Everything that answers and scores depend on: no dates, so that the same run gives the same bytes."""
-    from align.model import weights_fingerprint
-    from align.model.directory import locate
+    from align.io.location import locate
+    from align.io.manifest import weights_fingerprint
     from align.tokenizer import Tokenizer
 
     names = ("n", "seed", "batch_size")  # a batch's shape decides the last bit of its logits, and so does the device
@@ -146,8 +147,8 @@ def _origin(options: jsonargparse.Namespace) -> dict[str, Any]:
 
 def _sample(options: jsonargparse.Namespace, prompts: Sequence[Prompt], log: Log) -> None:
     """Fill the log with scored answers to the prompts it does not have yet."""
-    from align.model import load_network
-    from align.rewards import load_reward
+    from align.io.directory import load_network
+    from align.rewards.functions import load_reward
     from align.tokenizer import Tokenizer
 
     judge = load_reward(options.judge, device=options.device)
@@ -177,7 +178,7 @@ def _answers(
     first: int,
 ) -> list[list[Answer]]:
     """Scored answers to each prompt, none where a prompt leaves no room for one."""
-    from align.callbacks.samples import sample_continuations
+    from align.generation.texts import sample_continuations
 
     ids = [encode_prompt(tokenizer, prompt, chat=True) for prompt in prompts]
     rows = [

@@ -9,7 +9,7 @@ import jsonargparse
 from align.tokenizer.prompts import Prompt, as_messages
 
 if TYPE_CHECKING:
-    from align.model import SamplingConfig
+    from align.generation.sampling_config import SamplingConfig
 
 _SETTINGS = (
     ("temperature", float, "divides the logits; 0 is greedy"),
@@ -27,7 +27,7 @@ def add_sampling_arguments(parser: jsonargparse.ArgumentParser) -> None:
     Args:
         parser: of the verb.
     """
-    from align.model import SamplingConfig
+    from align.generation.sampling_config import SamplingConfig
 
     defaults = SamplingConfig()
     for name, kind, text in _SETTINGS:
@@ -46,7 +46,7 @@ def sampling_config(options: jsonargparse.Namespace) -> "SamplingConfig":
     Raises:
         ValueError: one is impossible.
     """
-    from align.model import SamplingConfig
+    from align.generation.sampling_config import SamplingConfig
 
     return SamplingConfig(**{name: getattr(options, name) for name, _, _ in _SETTINGS})
 

@@ -85,7 +85,7 @@ def _api_key(variable: str | None) -> str | None:
 
 
 def _serve(options: jsonargparse.Namespace, key: str | None) -> None:
-    from align.model import read_config
+    from align.io.location import read_config
     from align.serve.app import Service
     from align.serve.process import EngineProcess
     from align.serve.protocol import Limits

@@ -12,8 +12,11 @@ from typing import NamedTuple
 import torch
 
 from align.compare.entrants import Point
-from align.compare.store import Log, key_of
-from align.model import GPT, SamplingConfig, generate, stage_of
+from align.generation.generate import generate
+from align.generation.sampling_config import SamplingConfig
+from align.io.log import Log, key_of
+from align.io.manifest import stage_of
+from align.model.gpt import GPT
 from align.objectives import sequence_logprobs
 from align.tokenizer import Tokenizer
 from align.tokenizer.prompts import Prompt, answers_chats, encode_prompt

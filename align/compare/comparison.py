@@ -18,13 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.compare.answers import Advance, Answer, AnswerConfig, Answerer, Prompt
+from align.compare.answers import Advance, Answer, AnswerConfig, Answerer
 from align.compare.diversity import diversity
 from align.compare.endpoint import Endpoint, compare_pairs
 from align.compare.entrants import Entrant, Point, check_entrants
 from align.compare.judges import Judge, score
 from align.compare.settings import costs, settings_diff
 from align.compare.statistics import Estimate, interval, length_controlled_wins, share_interval, verdict, wins
+from align.tokenizer.prompts import Prompt
 
 SCHEMA_VERSION = 1
 _DIGITS = 5

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.compare.answers import Advance, Answer, Prompt
-from align.compare.store import Log, key_of
+from align.compare.answers import Advance, Answer
+from align.io.log import Log, key_of
 from align.rewards.base import shown
-from align.tokenizer.prompts import as_text
+from align.tokenizer.prompts import Prompt, as_text
 
 KEY = "ALIGN_JUDGE_KEY"
 """Environment variable that holds the endpoint's API key, if it wants one"""

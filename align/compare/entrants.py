@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.model import GPT, load_network, read_manifest, weights_fingerprint
-from align.model.checkpoint import load_checkpoint
+from align.io.directory import load_network
+from align.io.lightning_checkpoint import load_checkpoint
+from align.io.manifest import read_manifest, weights_fingerprint
+from align.model.gpt import GPT
 
 
 class Point(NamedTuple):

@@ -11,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from align.compare.answers import Answer, Prompt
-from align.compare.store import Log, key_of
-from align.model import weights_fingerprint
-from align.rewards import FunctionReward, Reward, load_reward
+from align.compare.answers import Answer
+from align.io.log import Log, key_of
+from align.io.manifest import weights_fingerprint
+from align.rewards.base import FunctionReward, Reward
+from align.rewards.functions import load_reward
+from align.tokenizer.prompts import Prompt
 
 _SCORED = 256
 """Answers that are scored before the log is written"""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from align.compare.entrants import Entrant
-from align.model import read_manifest
+from align.io.manifest import read_manifest
 
 COSTS = {
     "tokens_trained": "token positions trained on",

@@ -4,10 +4,10 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "ChatData": "align.data.chat",
-    "PreferenceData": "align.data.preference",
-    "PromptData": "align.data.prompt",
-    "TextData": "align.data.text",
+    "ChatData": "align.data.text_data",
+    "PreferenceData": "align.data.pair_data",
+    "PromptData": "align.data.pair_data",
+    "TextData": "align.data.text_data",
 }
 
 __all__ = sorted(_HOMES)

@@ -1,15 +1,20 @@
 """From row numbers to a ``TokenBatch``, with one gather over the memory-mapped corpus.
 
 Legend: B rows of a batch, R rows of a split, T tokens of a row.
+
+From record numbers to a ``PairBatch`` or a ``PromptBatch``, with one gather over the memory-mapped corpus.
+
+Legend: B pairs (prompts) of a batch, R pairs (prompts) of a split, T tokens of a row, P tokens of the longest prompt.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
-from align.batches import TokenBatch
+from align.batches import PairBatch, PromptBatch, TokenBatch
 from align.data.corpus import Corpus
 from align.data.rows import Rows, ranges
 
@@ -170,3 +175,188 @@ def scatter(shape: tuple[int, int], target: np.ndarray, values: np.ndarray, *, f
     out = np.full(shape, fill, dtype=bool if values.dtype == bool else np.int64)
     out.reshape(-1)[target] = values
     return out
+
+
+@dataclass(frozen=True)
+class RecordDataset:
+    """Some records of a corpus, each of ``parts`` documents, with a text of each."""
+
+    corpus: Corpus
+    """Tokens and texts"""
+    records: range
+    """Which of the corpus"""
+    pad_id: int
+    """Fills what no token fills"""
+    width: int
+    """Longest row there may be, tokens"""
+
+    parts = 1
+
+    def __len__(self) -> int:
+        """R."""
+        return len(self.records)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """``[R, parts]`` int64, tokens of each document."""
+        return np.diff(self.corpus.offsets[self._first : self._first + len(self) * self.parts + 1]).reshape(
+            -1, self.parts
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which records of the corpus these are."""
+        return {"first": self.records.start, "records": len(self)}
+
+    @property
+    def _first(self) -> int:
+        return self.records.start * self.parts
+
+    def _pieces(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where the documents of records begin in the corpus, and their tokens: ``[B, parts]`` int64 each."""
+        starts = self.corpus.offsets[self._first + chosen[:, None] * self.parts + np.arange(self.parts)]
+        return starts, np.where(chosen[:, None] >= 0, self.lengths[chosen], 0)
+
+    def _texts(self, chosen: np.ndarray) -> tuple[str, ...]:
+        first = self.records.start
+        return tuple(self.corpus.text(first + number) if number >= 0 else "" for number in chosen.tolist())
+
+
+class PairDataset(RecordDataset):
+    """Pairs, in the corpus as prompt, chosen, rejected."""
+
+    parts = 3
+
+    @property
+    def sort_widths(self) -> np.ndarray:
+        """``[R]`` tokens of each pair's longer row."""
+        widths: np.ndarray = self.lengths[:, 0] + self.lengths[:, 1:].max(axis=1, initial=0)
+        return widths
+
+    def padding_share(self, table: np.ndarray) -> float:
+        """How much of the batches ``[batches, B]`` is padding."""
+        tokens = self.lengths @ np.array([2, 1, 1])
+        widths = padded_width(batch_widths(self.sort_widths, table), self.width)
+        return padding_share(tokens, 2 * widths, table)
+
+    def __getitem__(self, chosen: np.ndarray) -> PairBatch:
+        """Lay out pairs.
+
+        Args:
+            chosen: ``[B]`` numbers of pairs; -1 gives two rows of nothing but padding.
+
+        Returns:
+            PairBatch: ``[2B, T]``; T - 1 is a multiple of 8, or T the widest row there may be.
+        """
+        starts, lengths = self._pieces(chosen)
+        prompts = np.tile(lengths[:, 0], 2)
+        answers = lengths[:, 1:].T.ravel()
+        filled = prompts + answers
+        width = int(padded_width(filled.max(), self.width))
+        row = np.arange(len(filled)) * width
+        source = np.concatenate([ranges(np.tile(starts[:, 0], 2), prompts), ranges(starts[:, 1:].T.ravel(), answers)])
+        target = np.concatenate([ranges(row, prompts), ranges(row + prompts, answers)])
+        ids = scatter((len(filled), width), target, self.corpus.ids[source], fill=self.pad_id)
+        column = np.arange(width)
+        mask = (column >= prompts[:, None]) & (column < filled[:, None])
+        return PairBatch(
+            ids=torch.from_numpy(ids),
+            mask=torch.from_numpy(mask),
+            lengths=torch.from_numpy(filled),
+            prompt_lengths=torch.from_numpy(lengths[:, 0].copy()),
+            numbers=torch.from_numpy(chosen.astype(np.int64)),
+            prompts=self._texts(chosen),
+        )
+
+
+@dataclass(frozen=True)
+class PromptGroups:
+    """The pairs of a prompt as one: all comparisons of its answers in one batch (Ouyang et al. 2022, section 3.5)."""
+
+    pairs: PairDataset
+    """In which the pairs of a prompt follow each other"""
+
+    @property
+    def corpus(self) -> Corpus:
+        """Tokens and texts."""
+        return self.pairs.corpus
+
+    def __len__(self) -> int:
+        """Prompts; one that comes again later counts again."""
+        return len(self.first) - 1
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """``[prompts + 1]`` int64, the first pair of each prompt, and how many pairs there are."""
+        starts, lengths = self.pairs._pieces(np.arange(len(self.pairs)))
+        prompts = [
+            self.pairs.corpus.ids[start : start + length].tobytes()
+            for start, length in zip(starts[:, 0].tolist(), lengths[:, 0].tolist(), strict=True)
+        ]
+        begins = [row for row, prompt in enumerate(prompts) if row == 0 or prompt != prompts[row - 1]]
+        return np.array([*begins, len(prompts)])
+
+    @property
+    def sort_widths(self) -> np.ndarray:
+        """``[prompts]`` tokens of each prompt's longest row."""
+        widths: np.ndarray = np.maximum.reduceat(self.pairs.sort_widths, self.first[:-1])
+        return widths
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which pairs these are, and that they come by prompt."""
+        return self.pairs.identity | {"by_prompt": True}
+
+    def padding_share(self, table: np.ndarray) -> float:
+        """How much of the batches ``[batches, prompts]`` is padding."""
+        tokens = np.add.reduceat(self.pairs.lengths @ np.array([2, 1, 1]), self.first[:-1])
+        rows = np.where(table >= 0, 2 * np.diff(self.first)[table], 0).sum(axis=1)
+        places = rows * padded_width(batch_widths(self.sort_widths, table), self.pairs.width)
+        return 1 - float(tokens[table[table >= 0]].sum() / places.sum())
+
+    def __getitem__(self, chosen: np.ndarray) -> PairBatch:
+        """Lay out all pairs of some prompts.
+
+        Args:
+            chosen: numbers of prompts; -1 gives nothing, or one pair of padding where there is nothing else.
+
+        Returns:
+            PairBatch: as many pairs as the prompts have.
+        """
+        prompts = chosen[chosen >= 0]
+        pairs = ranges(self.first[prompts], np.diff(self.first)[prompts])
+        return self.pairs[pairs if len(pairs) else np.array([-1])]
+
+
+class PromptDataset(RecordDataset):
+    """Prompts, each a document."""
+
+    @property
+    def sort_widths(self) -> None:
+        """None: every batch is a fair sample of the prompts, long and short."""
+        return
+
+    def padding_share(self, table: np.ndarray) -> float:
+        """How much of the batches ``[batches, B]`` is padding."""
+        tokens = self.lengths[:, 0]
+        return padding_share(tokens, batch_widths(tokens, table), table)
+
+    def __getitem__(self, chosen: np.ndarray) -> PromptBatch:
+        """Lay out prompts.
+
+        Args:
+            chosen: ``[B]`` numbers of prompts; -1 gives a row of nothing but padding.
+
+        Returns:
+            PromptBatch: ``[B, P]``.
+        """
+        starts, lengths = (part[:, 0] for part in self._pieces(chosen))
+        width = max(1, int(lengths.max()))
+        target = ranges(np.arange(len(chosen)) * width, lengths)
+        ids = scatter((len(chosen), width), target, self.corpus.ids[ranges(starts, lengths)], fill=self.pad_id)
+        return PromptBatch(
+            ids=torch.from_numpy(ids),
+            lengths=torch.from_numpy(lengths.copy()),
+            numbers=torch.from_numpy(chosen.astype(np.int64)),
+            prompts=self._texts(chosen),
+        )

@@ -1,4 +1,6 @@
-"""Files and Hub ids to records, one at a time, with exact line or record numbers.
+"""Where a record stands, what is wrong with it, and what happens then.
+
+Files and Hub ids to records, one at a time, with exact line or record numbers.
 
 JSONL, JSON, CSV and text are read here, so that the number of a bad line is exact and a CSV's "007" stays text;
 Parquet and the Hub go through ``datasets``, streaming: what is kept on disk is our own cache of tokens.
@@ -14,9 +16,54 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from align.data.records import BadRecords, Record
+OnBadRecord = Literal["stop", "skip"]
+
+
+class Record(NamedTuple):
+    """One record of a source.
+
+    Attributes:
+        source: file or Hub id, as given.
+        place: "line 3" or "record 3", counted from 1.
+        fields: what the record holds.
+    """
+
+    source: str
+    place: str
+    fields: dict[str, Any]
+
+
+class BadRecordError(ValueError):
+    """A record can't be used; the message names source, place, field and reason."""
+
+
+class BadRecords:
+    """Stops at the first bad record, or counts them and remembers the first."""
+
+    def __init__(self, policy: OnBadRecord) -> None:
+        """Start counting at zero."""
+        self.policy = policy
+        self.count = 0
+        self.first = ""
+
+    def add(self, source: str, place: str, reason: str) -> None:
+        """Take note of a bad record.
+
+        Raises:
+            BadRecordError: the policy is "stop".
+        """
+        message = f"{source}: {place}: {reason}"
+        if self.policy == "stop":
+            raise BadRecordError(f"{message} (on_bad_record: skip leaves such records out)")
+        self.count += 1
+        self.first = self.first or message
+
+    def report(self) -> list[str]:
+        """One line when records were left out, else none."""
+        return [f"left out {self.count} bad record(s); the first: {self.first}"] if self.count else []
+
 
 _KINDS = {
     ".jsonl": "jsonl",
@@ -28,6 +75,7 @@ _KINDS = {
     ".text": "text",
     ".md": "text",
 }
+
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?")
 
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from align.export.safetensors_dir import write_hf
 from align.export.settings import ExportSettings
 from align.export.source import Source
-from align.model.families import family_of
+from align.io.families import family_of
 from align.tokenizer import Tokenizer
 
 JOB = Path(__file__).with_name("llmcompressor_job.py")

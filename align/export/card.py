@@ -10,7 +10,7 @@ from align.export.lineage import Stage, data_origin
 from align.export.settings import ExportSettings
 from align.export.source import Source
 from align.export.verify import Verification
-from align.model.families import family_of
+from align.io.families import family_of
 
 _INTENDED = {
     "reward": "Scoring answers to prompts like those it was trained on, to compare models or to train a policy.",

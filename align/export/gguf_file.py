@@ -16,8 +16,8 @@ from align.export.gguf_tokenizer import add_tokenizer, cut_name
 from align.export.missing import need
 from align.export.settings import ExportSettings
 from align.export.source import Source
-from align.model import GPTConfig, RopeScaling
-from align.model.families import family_of, why_no_twin
+from align.io.families import family_of, why_no_twin
+from align.model.config import GPTConfig, RopeScaling
 
 FILE = "model.gguf"
 _BLOCK = 32

@@ -14,8 +14,8 @@ from align.export.missing import need
 from align.export.safetensors_dir import write_hf, written_type
 from align.export.settings import ExportSettings
 from align.export.source import Source
-from align.model.families import family_of
-from align.model.safetensors_file import WEIGHTS
+from align.io.families import family_of
+from align.io.weight_files import WEIGHTS
 
 _KEPT = ("lm_head", "score")
 """Modules that stay as they are: errors there reach every token's logits, or the score"""

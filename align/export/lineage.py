@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from align.model import read_manifest, weights_fingerprint
+from align.io.manifest import read_manifest, weights_fingerprint
 
 _LICENCE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)

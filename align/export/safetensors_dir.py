@@ -6,8 +6,8 @@ import torch
 
 from align.export.settings import ExportSettings
 from align.export.source import Source
-from align.model import save_network
-from align.model.families import why_no_twin
+from align.io.directory import save_network
+from align.io.families import why_no_twin
 
 
 def written_type(source: Source, settings: ExportSettings) -> torch.dtype:

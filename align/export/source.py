@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
-from align.export.adapter import ADAPTER, merged
-from align.export.checkpoint import CHECKPOINTS, best_of, read_checkpoint
-from align.model import GPT, ScalarGPT, load_network, load_scalar, locate, read_manifest
-from align.model.checkpoint import is_checkpoint
-from align.model.directory import is_scalar, read_fields
-from align.model.safetensors_file import stored_weights
+from align.export.peft_adapter import ADAPTER, merged
+from align.export.run_checkpoints import CHECKPOINTS, best_of, read_checkpoint
+from align.io.directory import is_scalar, load_network, load_scalar
+from align.io.lightning_checkpoint import is_checkpoint
+from align.io.location import locate, read_fields
+from align.io.manifest import read_manifest
+from align.io.weight_files import stored_weights
+from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

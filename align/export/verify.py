@@ -16,7 +16,9 @@ from typing import Any, Protocol, cast
 import torch
 
 from align.export.source import Source
-from align.model import GPT, SamplingConfig, ScalarGPT, generate
+from align.generation.generate import generate
+from align.generation.sampling_config import SamplingConfig
+from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer
 
 Prompt = str | list[dict[str, str]]

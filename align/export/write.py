@@ -16,7 +16,8 @@ from align.export.settings import CALIBRATED, ExportSettings
 from align.export.source import Source
 from align.export.tolerance import TOLERANCES, Tolerance, check, precision
 from align.export.verify import Judge, Prompt, Reading, Verification, verify
-from align.model import read_manifest, replacing_directory, weights_fingerprint, write_manifest
+from align.io.atomic import replacing_directory
+from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from align.rewards.base import FunctionReward, Reward
 if TYPE_CHECKING:
     import torch
 
-    from align.model.adapter_directory import Base
+    from align.io.adapter_directory import Base
 
 
 def sandbox_gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -60,7 +60,7 @@ def load_reward(name: str | Path, *, onto: "Base | None" = None, device: "torch.
     if not Path(name).exists() and "/" not in str(name):
         raise ValueError(f"no reward {name!r}: give 'sandbox', 'module:function' or a reward-model directory")
     # Sandbox and functions should not wait for torch.
-    from align.rewards.model import RewardModel
+    from align.rewards.reward_model import RewardModel
 
     try:
         reward = RewardModel.load(name, onto=onto)

@@ -11,15 +11,7 @@ from typing import Any
 from align.sandbox.gold import gold_reward
 from align.sandbox.prompts import write_prompt, write_quiz, write_title
 from align.sandbox.stories import tell
-from align.sandbox.world import (
-    FRIEND_RATE,
-    RULE_RATE,
-    Draft,
-    Ingredients,
-    Split,
-    misunderstand,
-    sample_ingredients,
-)
+from align.sandbox.world import FRIEND_RATE, RULE_RATE, Draft, Ingredients, Split, misunderstand, sample_ingredients
 
 Record = dict[str, Any]
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from align.model import SamplingConfig
+from align.generation.sampling_config import SamplingConfig
 from align.serve.engine import Engine
 from align.serve.requests import Piece, Reason, Request
 

@@ -7,8 +7,8 @@ One thread does all the computing. Each round:
 3. Hand out the text it completes; rows that are over, cancelled or broken leave.
 4. Read the tokens of the others and go on with 1.
 
-An answer depends on its prompt, settings and seed only, not on the company (see ``align.model.open_decoder``), and is
-the one that ``align.model.generate`` gives for this seed, up to the rounding of logits.
+An answer depends on its prompt, settings and seed only, not on the company (see ``align.generation.open_decoder``), and is
+the one that ``align.generation.generate.generate`` gives for this seed, up to the rounding of logits.
 """
 
 import threading
@@ -18,10 +18,11 @@ from dataclasses import replace
 
 import torch
 
-from align.model import GPT, SamplingConfig
-from align.model.generation import evaluating
-from align.model.open_decoder import OpenDecoder
-from align.model.sampling import next_tokens, row_uniforms
+from align.generation.generate import evaluating
+from align.generation.open_decoder import OpenDecoder
+from align.generation.sampling import next_tokens, row_uniforms
+from align.generation.sampling_config import SamplingConfig
+from align.model.gpt import GPT
 from align.serve.requests import EngineFailed, EngineFull, Piece, Reason, Request, check_prompt
 from align.serve.stops import StopFinder
 from align.tokenizer import Tokenizer

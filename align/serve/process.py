@@ -16,7 +16,7 @@ from align.serve.requests import EngineFailed, EngineFull, Piece, Request, check
 from align.serve.worker import LENGTH, Ready, Round, packed, unpacked, work
 
 if TYPE_CHECKING:
-    from align.model import GPT
+    from align.model.gpt import GPT
     from align.tokenizer import Tokenizer
 
 _SPAWN = multiprocessing.get_context("spawn")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from align.model import SamplingConfig
+from align.generation.sampling_config import SamplingConfig
 from align.serve.requests import Reason, Request
 from align.tokenizer import Tokenizer
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from align.model import SamplingConfig
+from align.generation.sampling_config import SamplingConfig
 
 Reason = Literal["stop", "length", "failed"]
 

@@ -17,7 +17,7 @@ from align.serve.requests import EngineFailed, EngineFull, Piece, Request
 from align.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from align.model import GPT
+    from align.model.gpt import GPT
     from align.serve.engine import Engine, Ticket
 
 LENGTH = 4  # bytes of a message's length

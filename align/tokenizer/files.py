@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.tokenizer.alphabet import bytes_to_chars, chars_to_bytes
-from align.tokenizer.merging import Pair
+from align.tokenizer.bpe import Pair
 from align.tokenizer.spec import PLAIN_CONFIG, AddedToken, TokenizerSpec
 from align.tokenizer.splitting import PATTERNS, Split, split_words
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from align.tokenizer.merging import Pair
+from align.tokenizer.bpe import Pair
 from align.tokenizer.splitting import Split
 
 PLAIN_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}

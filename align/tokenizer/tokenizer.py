@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from align.tokenizer import chat
-from align.tokenizer.merging import Merger, WordCache
-from align.tokenizer.parallel import chunked, ordered_map
+from align.tokenizer import chat_template as chat
+from align.tokenizer.bpe import Merger, WordCache
+from align.tokenizer.process_pool import chunked, ordered_map
 from align.tokenizer.spec import PLAIN_CONFIG, AddedToken, TokenizerSpec
 from align.tokenizer.splitting import Split, split_words
 from align.tokenizer.streaming import StreamDecoder

@@ -9,27 +9,25 @@ from typing import Any
 import lightning.pytorch as pl
 from rows import BOS, END, FIRST, PAD, Clock, Meter, Numbers, Row, make_rows, word, words
 
-from align.callbacks import Health, RunLog, Throughput
-from align.data import ChatData, PreferenceData, PromptData
-from align.data.module import TokenData
+from align.algorithms.dpo import DPO
+from align.algorithms.module import Stage
+from align.algorithms.ppo import PPO
+from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.algorithms.reward_modeling import Reward
+from align.algorithms.sft import SFT
+from align.callbacks.health import Health
+from align.callbacks.loggers import RunLog
+from align.callbacks.throughput import Throughput
+from align.data.data_module import TokenData
+from align.data.pair_data import PreferenceData, PromptData
 from align.data.sampler import BatchLoader
-from align.model import GPT, GPTConfig, ScalarGPT, save_network
-from align.stages import (
-    DPO,
-    PPO,
-    SFT,
-    KLConfig,
-    OptimizerConfig,
-    Reward,
-    RolloutConfig,
-    ScheduleConfig,
-    ScoringConfig,
-    UpdateConfig,
-    ValueConfig,
-)
-from align.stages.base import Stage
+from align.data.text_data import ChatData
+from align.io.directory import save_network
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.spec import AddedToken
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 _LEARNING = {"optimizer": OptimizerConfig(lr=1e-6, weight_decay=0.0), "schedule": ScheduleConfig(kind="constant")}
 

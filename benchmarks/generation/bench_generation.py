@@ -1,4 +1,4 @@
-"""Batched sampling with a KV cache: `align.model.generate` beside transformers' `generate`.
+"""Batched sampling with a KV cache: `align.generation.generate.generate` beside transformers' `generate`.
 
     python benchmarks/generation/bench_generation.py --rounds 5
     python benchmarks/generation/bench_generation.py --stop-ids 64      # rows end at random, after 64 tokens on average
@@ -24,7 +24,10 @@ Run = Callable[[list[list[int]], int], int]
 
 
 def align(setting: Setting) -> Run:
-    from align.model import GPT, GPTConfig, SamplingConfig, generate
+    from align.generation.generate import generate
+    from align.generation.sampling_config import SamplingConfig
+    from align.model.config import GPTConfig
+    from align.model.gpt import GPT
 
     shape = {"vocab_size": SHAPE["vocab"], "layers": SHAPE["layers"], "width": SHAPE["width"]}
     network = GPT(GPTConfig(**shape, heads=SHAPE["heads"], ff_width=SHAPE["ff"], context=CONTEXT))

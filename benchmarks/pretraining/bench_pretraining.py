@@ -39,9 +39,10 @@ def _loop(setting: Setting, same: bool) -> Numbers:
     import torch
     import torch.nn.functional as F
 
-    from align.model import GPT, GPTConfig
+    from align.model.config import GPTConfig
+    from align.model.gpt import GPT
     from align.objectives import next_token_loss
-    from align.stages.optimization import OptimizerConfig, build_optimizer
+    from align.training.optimization import OptimizerConfig, build_optimizer
 
     network = GPT(GPTConfig(**SHAPE))
     if same:
@@ -71,9 +72,10 @@ def _align(setting: Setting, compile: bool) -> Numbers:
     import lightning.pytorch as pl
     from torch.utils.data import DataLoader
 
-    from align.callbacks import RunLog, Throughput
-    from align.model import GPTConfig
-    from align.stages import Pretrain
+    from align.algorithms.pretrain import Pretrain
+    from align.callbacks.loggers import RunLog
+    from align.callbacks.throughput import Throughput
+    from align.model.config import GPTConfig
 
     class Clock(pl.Callback):
         def __init__(self) -> None:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from align.callbacks import ModelDirectory, WeightAverage
-from align.model import load_network
-from align.stages import OptimizerConfig, Pretrain, ScheduleConfig
+from align.algorithms.pretrain import Pretrain
+from align.callbacks.model_directory import ModelDirectory
+from align.io.directory import load_network
+from align.training.optimization import OptimizerConfig, ScheduleConfig
+from align.training.weight_average import WeightAverage
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
 from test_language_model import CONFIG, Batches, fit, make_batch

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint
 
-from align.callbacks.checkpoint_files import (
+from align.training.checkpoint_files import (
     BackgroundIO,
     damage,
     find_whole,

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from align.algorithms.sft import SFT
 from align.batches import TokenBatch
-from align.callbacks import Health, HealthConfig, ModelDirectory
-from align.callbacks.health_checks import Finding, Watch
-from align.model import GPT, GPTConfig, load_network
-from align.stages import SFT
+from align.callbacks.health import Finding, Health, HealthConfig, Watch
+from align.callbacks.model_directory import ModelDirectory
+from align.io.directory import load_network
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 
 Series = dict[str, list[float]]
 

@@ -1,7 +1,7 @@
 import csv
 from pathlib import Path
 
-from align.callbacks import RunLog
+from align.callbacks.loggers import RunLog
 
 
 def rows(run: Path) -> list[dict[str, str]]:

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from align.batches import TokenBatch
-from align.callbacks import Throughput
-from align.callbacks.throughput import peak_flops
-from align.model import GPT, GPTConfig
+from align.callbacks.throughput import Throughput, peak_flops
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 
 
 def test_tokens_of_a_reading_over_its_seconds_without_validation():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from align.callbacks.tracking import EventLog, Tracking, kept_settings
+from align.callbacks.loggers import EventLog, Tracking, kept_settings
 
 
 class WandbLogger:

@@ -8,8 +8,8 @@ import torch
 
 from align.cli import main
 from align.cli.lightning import make_cli
-from align.model import read_manifest, weights_fingerprint
-from align.model.checkpoint import load_checkpoint, read_stored
+from align.io.lightning_checkpoint import load_checkpoint, read_stored
+from align.io.manifest import read_manifest, weights_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAY = str(ROOT / "recipes/hardware/lora.yaml")
@@ -76,8 +76,8 @@ def test_four_bits_come_by_overlay_and_lightnings_own_plugin_is_refused(
     own.write_text(f"trainer:\n  plugins:\n  - class_path: {plugin}\n    init_args: {{mode: nf4}}\n")
     assert main([*command, "--config", str(own)]) == 2
     error = capsys.readouterr().err
-    assert "which would quantize adapters and heads as well: use align.stages.FourBit, as recipes/hardware/" in error
-    own.write_text(own.read_text().replace(plugin, "align.stages.FourBit").replace("nf4", "int4"))
+    assert "which would quantize adapters and heads as well: use align.training.FourBit, as recipes/hardware/" in error
+    own.write_text(own.read_text().replace(plugin, "align.training.FourBit").replace("nf4", "int4"))
     assert main([*command, "--config", str(own)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(

@@ -9,7 +9,7 @@ from another_device import align_with_another_device
 from safetensors.torch import load_file
 
 from align.cli import main
-from align.model import read_manifest
+from align.io.manifest import read_manifest
 
 STAGES = ("pretrain", "sft", "reward", "dpo", "ppo", "grpo")
 OVERLAY = {"trainer": {"strategy": {"class_path": "another_device.AwayStrategy"}, "inference_mode": False}}

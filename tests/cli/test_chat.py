@@ -9,7 +9,11 @@ import pytest
 
 from align.cli import main
 from align.cli.chat import printable
-from align.model import GPT, GPTConfig, SamplingConfig, generate, load_network, save_network
+from align.generation.generate import generate
+from align.generation.sampling_config import SamplingConfig
+from align.io.directory import load_network, save_network
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 from align.serve.conversation import Reply
 from align.tokenizer import Tokenizer, train_tokenizer
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from align.cli import main
-from align.compare import Run
 from align.compare.answers import logprobs
-from align.model import load_network
+from align.compare.entrants import Run
+from align.io.directory import load_network
 from align.sandbox import gold_reward
 from align.tokenizer import Tokenizer
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.model import load_network, read_manifest
+from align.io.directory import load_network
+from align.io.manifest import read_manifest
 
 
 def cost(stage: Path) -> dict[str, float]:

@@ -19,9 +19,13 @@ from align.cli.chat_model import load_chat_model
 from align.cli.device import network_device
 from align.cli.errors import UsageError
 from align.compare import answers
-from align.model import GPT, GPTConfig, SamplingConfig, ScalarGPT, save_network, write_manifest
-from align.model.decoder import Decoder
-from align.rewards import RewardModel
+from align.generation.decoder import Decoder
+from align.generation.sampling_config import SamplingConfig
+from align.io.directory import save_network
+from align.io.manifest import write_manifest
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
+from align.rewards.reward_model import RewardModel
 from align.serve.engine import Engine
 from align.serve.requests import Request
 from align.tokenizer import train_tokenizer
@@ -136,8 +140,8 @@ def _spy(patch):
     patch.setattr(answers, "logprobs", measuring)
     patch.setattr(RewardModel, "score_ids", scoring)
     # Parameters of the stand-in for a device are of a type of its own, which seem to compute something else.
-    patch.setattr("align.model.generation.can_pack", lambda network: True)
-    patch.setattr("align.model.open_decoder.can_pack", lambda network: True)
+    patch.setattr("align.generation.packed_blocks.can_pack", lambda network: True)
+    patch.setattr("align.generation.packed_blocks.can_pack", lambda network: True)
     return used
 
 

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 from align.cli import main
-from align.model import load_network, read_manifest, weights_fingerprint
+from align.io.directory import load_network
+from align.io.manifest import read_manifest, weights_fingerprint
 from align.tokenizer import Tokenizer
 
 CHAT = [
@@ -61,7 +62,7 @@ def test_manifest_tells_the_lineage(run: Path):
     }
     assert manifest["tokenizer"] == Tokenizer.load(run / "tokenizer").fingerprint
     assert str(run / "data/sft_train.jsonl") in manifest["data"]
-    assert manifest["recipe"]["model"]["class_path"] == "align.stages.SFT"
+    assert manifest["recipe"]["model"]["class_path"] == "align.algorithms.SFT"
     assert "# sft" in (run / "sft/model/README.md").read_text()
 
 

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from align.cli import main
-from align.model import GPT, GPTConfig, read_manifest, save_network, write_manifest
+from align.io.directory import save_network
+from align.io.manifest import read_manifest, write_manifest
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 from align.tokenizer import train_tokenizer
 
 

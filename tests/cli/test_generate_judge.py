@@ -5,8 +5,11 @@ import json
 import pytest
 
 from align.cli import main
-from align.model import GPT, GPTConfig, ScalarGPT, save_network, write_manifest
-from align.rewards import load_reward
+from align.io.directory import save_network
+from align.io.manifest import write_manifest
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
+from align.rewards.functions import load_reward
 from align.tokenizer import train_tokenizer
 
 CONFIG = GPTConfig(vocab_size=263, layers=1, heads=2, width=16, ff_width=16, context=64, init_std=0.3)

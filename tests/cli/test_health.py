@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
+from align.algorithms.sft import SFT
 from align.cli import main
-from align.stages import SFT
 
 
 @pytest.fixture

@@ -32,12 +32,14 @@ _ECHO = """Parser key "model":
     ],
 )
 def test_nested_problems_become_one_line(problem: str, line: str):
-    assert explain(_ECHO.format(owner="align.stages.Pretrain", problem=problem)) == line
+    assert explain(_ECHO.format(owner="align.algorithms.Pretrain", problem=problem)) == line
 
 
 def test_wrong_class_names_the_nearest():
-    message = _ECHO.format(owner="align.stages.Pretran", problem="module 'align.stages' has no attribute 'Pretran'")
-    assert explain(message).startswith("model.class_path: module 'align.stages' has no attribute 'Pretran'")
+    message = _ECHO.format(
+        owner="align.algorithms.Pretran", problem="module 'align.algorithms' has no attribute 'Pretran'"
+    )
+    assert explain(message).startswith("model.class_path: module 'align.algorithms' has no attribute 'Pretran'")
     assert explain(message).endswith("did you mean 'Pretrain'?")
 
 

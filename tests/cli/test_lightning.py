@@ -139,7 +139,7 @@ def test_precision_follows_the_device(monkeypatch, accelerator, gpu, bfloat16, p
 def test_out_of_memory_names_sizes_and_settings(run: Path, recipes: Path, tmp_path: Path, capsys, monkeypatch):
     import torch
 
-    from align.stages import Pretrain
+    from align.algorithms.pretrain import Pretrain
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -161,7 +161,8 @@ def test_the_average_is_what_the_run_writes(run: Path, recipes: Path, tmp_path: 
     """model/ holds what the checkpoint's callback averaged, not what its network has: the callbacks' order is right."""
     import torch
 
-    from align.model import load_network, read_manifest
+    from align.io.directory import load_network
+    from align.io.manifest import read_manifest
 
     out = tmp_path / "out"
     words = ["--trainer.default_root_dir", str(out), "--average.decay", "0.9", "--model_directory.which", "last"]

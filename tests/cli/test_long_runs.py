@@ -16,11 +16,11 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
-from align import preemption
-from align.callbacks.checkpoint_files import global_step
 from align.cli import main
 from align.cli.lightning import AlignCLI
 from align.cli.run_lock import run_lock
+from align.training import preemption
+from align.training.checkpoint_files import global_step
 
 
 class Terminate(Callback):
@@ -120,7 +120,7 @@ def test_usr1_in_a_slurm_job_queues_it_again(folder, fit, tmp_path, monkeypatch,
 def test_a_pipeline_stops_behind_a_stage_that_was_asked_to_leave(recipes, tmp_path, monkeypatch, capsys):
     """The stage stays half done: the next `align run` resumes it and goes on to the stages behind."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    from align.callbacks import Throughput
+    from align.callbacks.throughput import Throughput
 
     started = Throughput.on_train_batch_start
 
@@ -159,7 +159,7 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(run, folder, fit,
 
 @pytest.mark.parametrize(
     ("rank", "strategy", "found"),
-    [(0, "align.stages.ModelParallel", "last-1"), (1, "align.stages.ModelParallel", "last"), (1, None, "last-1")],
+    [(0, "align.training.ModelParallel", "last-1"), (1, "align.training.ModelParallel", "last"), (1, None, "last-1")],
     ids=["the first rank", "one that follows it", "one that loads by itself"],
 )
 def test_the_first_rank_alone_reads_shards(folder, monkeypatch, rank, strategy, found):

@@ -7,8 +7,9 @@ import pytest
 
 from align.callbacks import samples
 from align.cli import main
-from align.data import ChatData, PreferenceData
-from align.model import weights_fingerprint
+from align.data.pair_data import PreferenceData
+from align.data.text_data import ChatData
+from align.io.manifest import weights_fingerprint
 from align.sandbox import gold_reward
 
 Records = list[dict]

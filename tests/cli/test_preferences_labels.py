@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.cli.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
+from align.rewards.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 
 
 def answers(*scores: float, texts: str = "abcdefghij") -> list[Answer]:

@@ -89,7 +89,7 @@ def test_a_sharded_checkpoint_goes_on_under_other_strategies(
 
 
 def test_the_sizes_of_a_mesh_come_from_the_devices():
-    from align.stages import ModelParallel
+    from align.training.strategy import ModelParallel
 
     strategy = ModelParallel(tensor_parallel_size=4)
     strategy.parallel_devices = [torch.device("cpu")] * 6
@@ -101,7 +101,7 @@ def test_accumulation_under_deepspeed_is_refused():
     """It keeps its gradients, so nobody could weigh micro-batches by their tokens."""
     from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 
-    from align.stages.strategy import check_accumulation
+    from align.training.strategy import check_accumulation
 
     strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # the package is not there
     check_accumulation(strategy, 1)

@@ -12,7 +12,9 @@ import openai
 import pytest
 
 from align.cli import main
-from align.model import GPT, GPTConfig, save_network
+from align.io.directory import save_network
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 from align.tokenizer import train_tokenizer
 
 CONFIG = GPTConfig(

@@ -5,7 +5,11 @@ import torch
 
 from align.compare.answers import AnswerConfig, Answerer
 from align.compare.entrants import Run
-from align.model import GPT, GPTConfig, generate, save_network, write_manifest
+from align.generation.generate import generate
+from align.io.directory import save_network
+from align.io.manifest import write_manifest
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 from align.tokenizer import train_tokenizer
 
 CONFIG = GPTConfig(vocab_size=263, layers=1, heads=2, width=16, ff_width=16, context=64, init_std=0.5)
@@ -51,7 +55,7 @@ def test_each_model_is_asked_in_its_own_way(models, tokenizer, tmp_path, monkeyp
         said["asked"], said["ids"] = rows, [samples.ids[i, samples.mask[i]].tolist() for i in range(len(rows))]
         return samples
 
-    monkeypatch.setattr("align.compare.answers.generate", spy)
+    monkeypatch.setattr("align.generation.generate.generate", spy)
     answerer = Answerer(PROMPTS, AnswerConfig(n=1, max_new_tokens=4), tmp_path / "cache")
     found = answerer.answer(points[policy], points[baseline], lambda done: None)
     asked = {

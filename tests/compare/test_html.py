@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from align.compare import charts, picks, wording, write_html
+from align.compare import charts, picks, wording
+from align.compare.html import write_html
 
 ROOT = Path(__file__).resolve().parents[2]
 EIGHT = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from align.compare import write_html
+from align.compare.html import write_html
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium chromium-driver")

@@ -6,14 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from align.compare.statistics import (
-    Estimate,
-    interval,
-    length_controlled_wins,
-    share_interval,
-    verdict,
-    wins,
-)
+from align.compare.statistics import Estimate, interval, length_controlled_wins, share_interval, verdict, wins
 
 
 def simulate(

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from align.data import ChatData, TextData
 from align.data.formats import chat_messages, detect_format
+from align.data.text_data import ChatData, TextData
 
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from align.data import ChatData, TextData
+from align.data.text_data import ChatData, TextData
 
 BOS, EOS, PAD, SYSTEM, USER, ASSISTANT, END = 257, 258, 256, 259, 260, 261, 262
 NEWLINE = 198

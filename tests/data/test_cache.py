@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from align.data import ChatData, TextData
 from align.data.corpus import Corpus, CorpusWriter
-from align.data.readers import find_sources
-from align.data.records import BadRecords
+from align.data.readers import BadRecords, find_sources
+from align.data.text_data import ChatData, TextData
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from lightning.fabric.utilities import move_data_to_device
 
 from align.batches import PairBatch, PromptBatch
-from align.data import PreferenceData, PromptData
+from align.data.pair_data import PreferenceData, PromptData
 from align.data.sampler import BatchOrder, ResumableLoader
 
 PAD = 256

@@ -2,8 +2,8 @@
 
 import pytest
 
-from align.data import PreferenceData, PromptData
-from align.data.pairs import Pair, detect_pair_format, detect_prompt_format, read_pair, read_prompt
+from align.data.formats import Pair, detect_pair_format, detect_prompt_format, read_pair, read_prompt
+from align.data.pair_data import PreferenceData, PromptData
 
 USER, ANSWER, WORSE = ({"role": role, "content": text} for role, text in
                        (("user", "a"), ("assistant", "b"), ("assistant", "c")))  # fmt: skip

@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.data import ChatData, PreferenceData, PromptData
-from align.data.pairs import Pair
-from align.data.truncation import encode_chat, encode_pair
+from align.data.formats import Pair
+from align.data.pair_data import PreferenceData, PromptData
+from align.data.text_data import ChatData
+from align.data.tokenize import encode_chat, encode_pair
 from align.tokenizer import Tokenizer
 
 BOS, PAD, SYSTEM, USER, ASSISTANT, END = 257, 256, 259, 260, 261, 262

@@ -10,7 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from align.data import TextData
+from align.data.text_data import TextData
 
 
 def _prepare(tokenizer, train, cache, barrier):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from align.data import ChatData, PreferenceData, PromptData, TextData
+from align.data.pair_data import PreferenceData, PromptData
+from align.data.text_data import ChatData, TextData
 
 
 class Recorder(pl.LightningModule):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.data.truncation import encode_chat
+from align.data.tokenize import encode_chat
 from align.tokenizer import Tokenizer
 
 text = st.text("ab", max_size=12)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from align.model import GPTConfig
+from align.model.config import GPTConfig
 from align.tokenizer import Tokenizer, train_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # for export_models.py

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import torch
 
-from align.model import GPT, GPTConfig, ScalarGPT, save_network, write_manifest
+from align.io.directory import save_network
+from align.io.manifest import write_manifest
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer
 
 TEXTS = [

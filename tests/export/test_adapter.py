@@ -8,9 +8,9 @@ import torch
 from export_models import GPT2
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align.export import open_source
-from align.export.adapter import ADAPTER, WEIGHTS
-from align.model import ScalarGPT
+from align.export.peft_adapter import ADAPTER, WEIGHTS
+from align.export.source import open_source
+from align.model.gpt import ScalarGPT
 
 IDS = torch.arange(7, 47)[None]
 ATTENTION = ["q_proj", "v_proj"]

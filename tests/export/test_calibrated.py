@@ -8,8 +8,10 @@ import torch
 from export_models import GPT2
 from transformers import AutoModelForCausalLM
 
-from align.export import ExportSettings, export, open_source
 from align.export.calibrated import calibration_rows
+from align.export.settings import ExportSettings
+from align.export.source import open_source
+from align.export.write import export
 
 CHAT = [{"role": "user", "content": "The fox?"}, {"role": "assistant", "content": "The dog."}]
 STAND_IN = '''

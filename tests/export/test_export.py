@@ -11,8 +11,13 @@ import pytest
 import torch
 from export_models import random_network, write_model
 
-from align.export import Check, ExportSettings, Tolerance, export, open_source
-from align.model import GPTConfig, load_network, read_manifest, weights_fingerprint
+from align.export.settings import ExportSettings
+from align.export.source import open_source
+from align.export.tolerance import Tolerance
+from align.export.write import Check, export
+from align.io.directory import load_network
+from align.io.manifest import read_manifest, weights_fingerprint
+from align.model.config import GPTConfig
 
 PROMPTS = ["The fox", "Say 12.", [{"role": "user", "content": "the dog?"}]]
 
@@ -115,7 +120,9 @@ def test_a_full_disk_leaves_the_old_export(make, tmp_path):
 _KILLED = """
 import sys
 from align.export import write
-from align.export import ExportSettings, export, open_source
+from align.export.settings import ExportSettings
+from align.export.write import export
+from align.export.source import open_source
 def stop(*args, **kwargs):
     print("half", flush=True)
     sys.stdin.read()

@@ -10,7 +10,7 @@ from align.export.gguf_file import FILE, check_gguf, write_gguf
 from align.export.settings import ExportSettings
 from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
-from align.model import RopeScaling
+from align.model.config import RopeScaling
 
 SCALING = RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16)
 NETWORKS = {

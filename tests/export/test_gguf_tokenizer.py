@@ -10,7 +10,7 @@ from align.export.gguf_tokenizer import cut_name, token_table
 from align.export.settings import ExportSettings
 from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
-from align.model import GPTConfig
+from align.model.config import GPTConfig
 from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.spec import AddedToken
 from align.tokenizer.splitting import Split

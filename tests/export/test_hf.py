@@ -7,8 +7,12 @@ import torch
 from export_models import GPT2
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TorchAoConfig
 
-from align.export import ExportSettings, export, open_source
-from align.model import GPT, load_network, load_scalar, read_manifest
+from align.export.settings import ExportSettings
+from align.export.source import open_source
+from align.export.write import export
+from align.io.directory import load_network, load_scalar
+from align.io.manifest import read_manifest
+from align.model.gpt import GPT
 
 IDS = torch.arange(7, 47)[None]
 

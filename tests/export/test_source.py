@@ -8,8 +8,8 @@ import torch
 import yaml
 from export_models import write_model
 
-from align.export import open_source
-from align.model import load_network
+from align.export.source import open_source
+from align.io.directory import load_network
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def run(tmp_path, make):
             {"step": 9, "epoch": 0, "val/loss": 1.2, "policy/reward": 0.5},
             {"step": 19, "epoch": 0, "val/loss": 1.4, "policy/reward": 0.9},
         ])  # fmt: skip
-    recipe = {"model": {"class_path": "align.stages.SFT", "init_args": {"init_from": str(folder / "parent")}}}
+    recipe = {"model": {"class_path": "align.algorithms.SFT", "init_args": {"init_from": str(folder / "parent")}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from align.model import GPT, GPTConfig
-from align.model.norms import RMSNorm
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.model.layers import RMSNorm
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from align.model import GPTConfig, KVCache
+from align.model.config import GPTConfig
+from align.model.kv_cache import KVCache
 
 STYLES = [
     {"positions": "rope", "kv_heads": 2},

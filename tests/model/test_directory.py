@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from align.io.atomic import replacing_directory
+from align.io.directory import load_network, save_network
+from align.io.location import locate, read_config
+from align.io.manifest import weights_fingerprint
+from align.io.weight_files import PlannedTensor, write_tensors
 from align.model.config import GPTConfig, RopeScaling
-from align.model.directory import load_network, locate, read_config, save_network
 from align.model.gpt import GPT
-from align.model.manifest import weights_fingerprint
-from align.model.replacing import replacing_directory
-from align.model.safetensors_file import PlannedTensor, write_tensors
 
 SMALL = GPTConfig(vocab_size=11, layers=2, heads=2, kv_heads=1, width=8, ff_width=12, context=16)
 GPT2 = GPTConfig(
@@ -388,7 +389,7 @@ PEAK = """
 import sys, torch
 from pathlib import Path
 from align.model.config import GPTConfig
-from align.model.directory import load_network, save_network
+from align.io.directory import load_network, save_network
 from align.model.gpt import GPT
 
 def status(field):

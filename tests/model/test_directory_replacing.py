@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from align.model import replacing
-from align.model.directory import locate
-from align.model.replacing import recover, replacing_directory
+from align.io import atomic as replacing
+from align.io.atomic import recover, replacing_directory
+from align.io.location import locate
 
 NAMES = ("config.json", "a", "b")
 
@@ -182,7 +182,7 @@ def test_looking_for_a_model_leaves_one_in_the_making_alone(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from align.model import replacing
+from align.io import atomic as replacing
 
 if sys.argv[2] == "renames":
     replacing._exchange = lambda first, second: False

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from align.io.families import family_of, why_no_twin
+from align.io.location import read_config
 from align.model.config import GPTConfig, RopeScaling
-from align.model.directory import read_config
-from align.model.families import family_of, why_no_twin
 
 GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qkv_bias": True, "bias": True}
 LLAMA_FILE = {

@@ -10,9 +10,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from align.io.directory import load_network, save_network
+from align.io.families import family_of
 from align.model.config import GPTConfig, RopeScaling
-from align.model.directory import load_network, save_network
-from align.model.families import family_of
 from align.model.gpt import GPT
 
 # Contexts longer than the original one, so that scaled positions are met.

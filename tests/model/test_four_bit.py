@@ -7,12 +7,15 @@ import torch
 from bitsandbytes.nn import Params4bit
 from torch import nn
 
-from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT, add_adapter, generate, merge, share_base, training
+from align.adapters.lora import LoraConfig, adapter_parameters, add_adapter, merge, merged_copy, share_base
+from align.generation.generate import generate
+from align.generation.packed_blocks import can_pack
+from align.generation.sampling_config import SamplingConfig
+from align.model.config import GPTConfig
 from align.model.four_bit import MODES, dense, is_four_bit, numbers, replace_matrices, round_matrices
-from align.model.lora import adapter_parameters, merged_copy
-from align.model.packed import can_pack
-from align.model.sampling import SamplingConfig
-from align.stages import FourBit
+from align.model.gpt import GPT, ScalarGPT
+from align.training import memory as training
+from align.training.qlora import FourBit
 
 # Dettmers et al. 2023, appendix E.
 NF4 = (

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from align.model import GPT, SamplingConfig, generate
-from align.model.decoder import Decoder, PackedDecoder
-from align.model.packed import can_pack
-from align.model.sampling import row_uniforms, sampling_probs
-from align.model.static_decoder import StaticDecoder
+from align.generation.decoder import Decoder, PackedDecoder, StaticDecoder
+from align.generation.generate import generate
+from align.generation.packed_blocks import can_pack
+from align.generation.sampling import row_uniforms, sampling_probs
+from align.generation.sampling_config import SamplingConfig
+from align.model.gpt import GPT
 
 PROMPTS = [[5, 1, 9], [7], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [60, 59], [1, 2, 3, 4, 5, 6]]
 STOPS = tuple(range(40, 61))

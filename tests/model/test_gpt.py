@@ -7,9 +7,17 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from align.model import GPT, GPTConfig, RopeScaling
-from align.model.attention import attend_fast, attend_reference, document_mask
-from align.model.positions import rotary_frequencies, rotary_tables, rotate, sinusoidal_embedding
+from align.model.config import GPTConfig, RopeScaling
+from align.model.gpt import GPT
+from align.model.layers import (
+    attend_fast,
+    attend_reference,
+    document_mask,
+    rotary_frequencies,
+    rotary_tables,
+    rotate,
+    sinusoidal_embedding,
+)
 
 OPTIONS = st.fixed_dictionaries(
     {

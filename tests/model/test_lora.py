@@ -7,29 +7,28 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align.model import (
-    GPT,
-    GPTConfig,
+from align.adapters.lora import (
     LoraConfig,
-    SamplingConfig,
-    ScalarGPT,
+    active_adapter,
+    adapter_parameters,
+    adapters,
     add_adapter,
-    generate,
-    load_adapter,
-    load_network,
-    load_scalar,
+    convert_base,
+    copy_adapter,
     merge,
-    save_adapter,
-    save_network,
     share_base,
     unmerge,
+    use_adapter,
     using_adapter,
-    weights_fingerprint,
 )
-from align.model.adapter_directory import Base
-from align.model.lora import active_adapter, adapter_parameters, adapters, convert_base, copy_adapter, use_adapter
-from align.model.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_manifest
-from align.model.packed import can_pack
+from align.generation.generate import generate
+from align.generation.packed_blocks import can_pack
+from align.generation.sampling_config import SamplingConfig
+from align.io.adapter_directory import Base, load_adapter, save_adapter
+from align.io.directory import load_network, load_scalar, save_network
+from align.io.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, weights_fingerprint, write_manifest
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
 
 IDS = torch.arange(7, 47)[None]
 SHAPE = {"vocab_size": 61, "layers": 2, "heads": 4, "width": 32, "ff_width": 64, "context": 64}
@@ -91,7 +90,7 @@ def stored(tmp_path):
 )
 def test_peft_on_transformers_gives_our_logits(tmp_path, shape, settings):
     """Our adapter read by PeftModel on the base as transformers reads it; ours merged, written and read; exported."""
-    from align.export.adapter import merged
+    from align.export.peft_adapter import merged
 
     base = write(make(**shape), tmp_path / "base")
     network = load_network(base).eval()

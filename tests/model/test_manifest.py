@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from align.model.manifest import read_manifest, weights_fingerprint, write_manifest
+from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
 
 WHOLE = {
     "stage": "sft",

@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from align.model.decoder import Decoder
-from align.model.open_decoder import OpenDecoder
+from align.generation.decoder import Decoder
+from align.generation.open_decoder import OpenDecoder
 
 TOKENS = 14
 

@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from align.model import GPT, GPTConfig, LoraConfig, generate
-from align.model.checkpoint import is_checkpoint, read_stored
-from align.model.lora import adapter_parameters, adapters, add_adapter, using_adapter
-from align.model.parallel import by_mesh, check_split, clip_gradients, gathered, is_sharded, total_norm, whole_copy
-from align.model.sampling import SamplingConfig
+from align.adapters.lora import LoraConfig, adapter_parameters, adapters, add_adapter, using_adapter
+from align.generation.generate import generate
+from align.generation.sampling_config import SamplingConfig
+from align.io.lightning_checkpoint import is_checkpoint, read_stored
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.training.sharding import by_mesh, check_split, clip_gradients, gathered, is_sharded, total_norm, whole_copy
 
 CONFIG = GPTConfig(vocab_size=11, layers=2, heads=4, kv_heads=2, width=16, ff_width=24, context=12)
 
@@ -116,7 +118,7 @@ class TestShardedCheckpoints:
         return folder
 
     def test_is_read_whole(self, folder: Path):
-        from align.model.sharded_checkpoint import read_sharded
+        from align.io.lightning_checkpoint import read_sharded
 
         assert is_checkpoint(folder)
         stored = read_stored(folder)
@@ -156,7 +158,7 @@ def test_one_optimizer_moves_cut_and_uncut_tensors(mesh):
     """As two optimizers would; and its groups, which checkpoints hold, stay as they were made."""
     from torch.distributed.tensor import distribute_tensor
 
-    from align.stages.optimization import OptimizerConfig, build_optimizer
+    from align.training.optimization import OptimizerConfig, build_optimizer
 
     start = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     cut = nn.Parameter(distribute_tensor(start.clone(), mesh["tensor_parallel"]))

@@ -12,8 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from align.model import SamplingConfig
-from align.model.sampling import (
+from align.generation.sampling import (
     draw,
     min_p_mask,
     penalise_repetition,
@@ -23,6 +22,7 @@ from align.model.sampling import (
     top_k_mask,
     top_p_mask,
 )
+from align.generation.sampling_config import SamplingConfig
 
 PROBS = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]])
 

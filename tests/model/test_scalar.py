@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from align.model import GPT, GPTConfig, ScalarGPT, load_network, load_scalar, read_config, save_network
+from align.io.directory import load_network, load_scalar, save_network
+from align.io.location import read_config
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
 
 SMALL = GPTConfig(vocab_size=61, layers=2, heads=4, kv_heads=2, width=32, ff_width=24, context=48)
 GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qkv_bias": True, "bias": True}

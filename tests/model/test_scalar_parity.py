@@ -8,7 +8,9 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from align.model import GPTConfig, ScalarGPT, load_scalar, save_network
+from align.io.directory import load_scalar, save_network
+from align.model.config import GPTConfig
+from align.model.gpt import ScalarGPT
 
 SHAPE = {"vocab_size": 40, "layers": 2, "heads": 4, "width": 32, "ff_width": 24, "context": 64}
 GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qkv_bias": True, "bias": True}

@@ -7,8 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.model import GPT, GPTConfig, KVCache, share_prefixes
-from align.model.norms import RMSNorm
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.model.kv_cache import KVCache
+from align.model.layers import RMSNorm
+from align.model.packing import share_prefixes
 
 SHAPE = {"vocab_size": 13, "layers": 2, "heads": 4, "width": 16, "ff_width": 16, "context": 12}
 

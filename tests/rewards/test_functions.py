@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from align.rewards import FunctionReward, load_reward, sandbox_gold
+from align.rewards.base import FunctionReward
+from align.rewards.functions import load_reward, sandbox_gold
 from align.sandbox import gold_reward
 
 PROMPT = (

@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from align.model import GPT, GPTConfig, ScalarGPT, save_network, write_manifest
-from align.rewards import RewardModel, load_reward
-from align.rewards import model as module
+from align.io.directory import save_network
+from align.io.manifest import write_manifest
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
+from align.rewards import reward_model as module
+from align.rewards.functions import load_reward
+from align.rewards.reward_model import RewardModel
 from align.tokenizer import train_tokenizer
 
 CONFIG = GPTConfig(vocab_size=263, layers=2, heads=2, width=16, ff_width=16, context=40, init_std=0.3)

@@ -8,7 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from align.model import GPT, GPTConfig, SamplingConfig, save_network
+from align.generation.sampling_config import SamplingConfig
+from align.io.directory import save_network
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 from align.serve.app import Service
 from align.serve.engine import Engine
 from align.serve.process import EngineProcess

@@ -69,7 +69,7 @@ class ThreadForProcess:
 def load_slow(directory, seconds):
     """A model each of whose steps takes so many seconds more; to be loaded in a process of its own."""
     from align.cli.chat_model import load_chat_model
-    from align.model.open_decoder import OpenDecoder
+    from align.generation.open_decoder import OpenDecoder
 
     step = OpenDecoder.step
     OpenDecoder.step = lambda decoder, ids: (time.sleep(seconds), step(decoder, ids))[1]

@@ -8,7 +8,8 @@ import pytest
 import torch
 from serving_parts import until
 
-from align.model import SamplingConfig, generate
+from align.generation.generate import generate
+from align.generation.sampling_config import SamplingConfig
 from align.serve.engine import Engine
 from align.serve.requests import EngineFailed, EngineFull, Request
 
@@ -34,7 +35,7 @@ def requests(count):
 
 
 def test_an_answer_is_the_same_alone_among_others_and_from_generate(network, tokenizer, engine, ask):
-    """30 requests of four settings share 8 rows; the same seeds alone, and through align.model.generate."""
+    """30 requests of four settings share 8 rows; the same seeds alone, and through align.generation.generate.generate."""
     asked = requests(30)
     together = [ask(engine, **request) for request in asked]
     for heard in together:

@@ -15,8 +15,8 @@ import pytest
 from serving_parts import Heard, ThreadForProcess, ask_for, load_slow, until
 
 from align.cli.chat_model import load_chat_model
-from align.model import SamplingConfig
-from align.model.open_decoder import OpenDecoder
+from align.generation.open_decoder import OpenDecoder
+from align.generation.sampling_config import SamplingConfig
 from align.serve.engine import Engine
 from align.serve.process import EngineProcess
 from align.serve.requests import EngineFailed, EngineFull, Request

@@ -13,8 +13,9 @@ import openai
 import pytest
 from serving_parts import ask_for, until
 
-from align.model import SamplingConfig, generate
-from align.model.open_decoder import OpenDecoder
+from align.generation.generate import generate
+from align.generation.open_decoder import OpenDecoder
+from align.generation.sampling_config import SamplingConfig
 from align.serve.protocol import Limits
 
 

@@ -6,11 +6,15 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
+from align.algorithms.dpo import DPO
+from align.algorithms.policy_evaluation import ProbeConfig
 from align.batches import PairBatch
-from align.data import PreferenceData
-from align.model import GPT, GPTConfig, save_network
-from align.stages import DPO, OptimizerConfig, ProbeConfig, ScheduleConfig
+from align.data.pair_data import PreferenceData
+from align.io.directory import save_network
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 from align.tokenizer import train_tokenizer
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 CONFIG = GPTConfig(vocab_size=263, layers=2, heads=2, width=16, ff_width=16, context=40)
 WORDS = ("ab", "cab", "abc", "bad", "dab", "a cab", "bad cab", "dad")

@@ -4,11 +4,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.ppo import PPO
+from align.algorithms.ppo_settings import RolloutConfig, UpdateConfig, ValueConfig
 from align.batches import PromptBatch
-from align.model import GPT, GPTConfig
-from align.stages import PPO, OptimizerConfig
-from align.stages.ppo_settings import RolloutConfig, UpdateConfig, ValueConfig
-from align.stages.probe import ProbeConfig
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.training.optimization import OptimizerConfig
 
 VOCAB, PAD, EOS, WANTED = 12, 0, 1, 5
 CONFIG = GPTConfig(vocab_size=VOCAB, layers=2, heads=2, width=16, ff_width=32, context=24)

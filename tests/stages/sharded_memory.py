@@ -5,8 +5,10 @@ import os
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 
-from align.model import GPT, GPTConfig, training
-from align.model.parallel import shard
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.training import memory as training
+from align.training.sharding import shard
 
 CONFIG = GPTConfig(vocab_size=11, layers=2, heads=4, kv_heads=2, width=16, ff_width=24, context=8)
 

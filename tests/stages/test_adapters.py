@@ -15,21 +15,19 @@ from test_reward import Pairs
 from test_reward import make_batch as make_pairs
 from transformers import AutoModelForCausalLM
 
-from align.callbacks import ModelDirectory
-from align.export import open_source
-from align.model import (
-    GPT,
-    LoraConfig,
-    ScalarGPT,
-    adapters,
-    load_network,
-    read_manifest,
-    save_network,
-    weights_fingerprint,
-)
-from align.model.checkpoint import load_checkpoint
-from align.model.lora import adapter_parameters
-from align.stages import DPO, SFT, OptimizerConfig, Pretrain, ProbeConfig, Reward, ScheduleConfig
+from align.adapters.lora import LoraConfig, adapter_parameters, adapters
+from align.algorithms.dpo import DPO
+from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.pretrain import Pretrain
+from align.algorithms.reward_modeling import Reward
+from align.algorithms.sft import SFT
+from align.callbacks.model_directory import ModelDirectory
+from align.export.source import open_source
+from align.io.directory import load_network, save_network
+from align.io.lightning_checkpoint import load_checkpoint
+from align.io.manifest import read_manifest, weights_fingerprint
+from align.model.gpt import GPT, ScalarGPT
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 LORA = LoraConfig(rank=2, alpha=8.0)
 FAST = {"optimizer": OptimizerConfig(lr=0.02, weight_decay=0.0), "schedule": ScheduleConfig(kind="constant")}
@@ -71,7 +69,7 @@ def test_sft_moves_the_adapter_and_nothing_else(tmp_path):
 
 def test_the_first_line_tells_what_learns(world, caplog, monkeypatch):
     told = []
-    monkeypatch.setattr("align.stages.base.rank_zero_info", told.append)
+    monkeypatch.setattr("align.algorithms.module.rank_zero_info", told.append)
     stage = world.stage(lora=LORA)
     fit(stage, world.data(), max_steps=1)
     whole = load_network(world.start).num_parameters()

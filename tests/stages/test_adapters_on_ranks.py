@@ -17,19 +17,25 @@ from test_language_model import Batches, make_batch
 from test_language_model import join as join_rows
 from torch.distributed.device_mesh import init_device_mesh
 
-from align.callbacks import ModelDirectory
-from align.callbacks.checkpoint_files import BackgroundIO
-from align.data import PromptData
-from align.export import open_source
-from align.model import GPT, GPTConfig, LoraConfig, ScalarGPT, load_network
-from align.model.checkpoint import read_stored
-from align.model.lora import adapter_parameters, add_adapter, convert_base, share_base
-from align.model.merging import MergedState, base_parameters
-from align.model.packed import can_pack
-from align.model.parallel import gathered, local, shard, whole_copy
-from align.model.training import recompute_activations
-from align.stages import PPO, SFT, ModelParallel, OptimizerConfig, Reward, ScheduleConfig
-from align.stages.ppo_settings import RolloutConfig, UpdateConfig
+from align.adapters.lora import LoraConfig, adapter_parameters, add_adapter, convert_base, share_base
+from align.adapters.merging import MergedState, base_parameters
+from align.algorithms.ppo import PPO
+from align.algorithms.ppo_settings import RolloutConfig, UpdateConfig
+from align.algorithms.reward_modeling import Reward
+from align.algorithms.sft import SFT
+from align.callbacks.model_directory import ModelDirectory
+from align.data.pair_data import PromptData
+from align.export.source import open_source
+from align.generation.packed_blocks import can_pack
+from align.io.directory import load_network
+from align.io.lightning_checkpoint import read_stored
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
+from align.training.checkpoint_files import BackgroundIO
+from align.training.memory import recompute_activations
+from align.training.optimization import OptimizerConfig, ScheduleConfig
+from align.training.sharding import gathered, local, shard, whole_copy
+from align.training.strategy import ModelParallel
 
 CONFIG = GPTConfig(vocab_size=11, layers=2, heads=4, kv_heads=2, width=16, ff_width=24, context=8)
 

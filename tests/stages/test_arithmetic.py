@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_checkpoints import train
 
-from align.callbacks.arithmetic import changes
+from align.training.numerics import changes
 
 
 @pytest.fixture

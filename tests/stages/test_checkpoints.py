@@ -11,12 +11,13 @@ import torch
 from test_language_model import Batches, make_batch, pretrain
 from test_resume import Rows
 
-from align import preemption
-from align.callbacks import Checkpoints, RunLog
-from align.callbacks.checkpoint_files import global_step
-from align.callbacks.samples import validating_in_fit
+from align.callbacks.loggers import RunLog
 from align.data.sampler import BatchOrder, ResumableLoader
-from align.preemption import Preempted
+from align.training import preemption
+from align.training.checkpoint_files import global_step
+from align.training.checkpointing import Checkpoints
+from align.training.preemption import Preempted
+from align.training.trainer_state import validating_in_fit
 
 
 class Resumable(Batches):

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from dpo_pairs import CONFIG, Log, World, fit, policy, several_pairs
 
+from align.algorithms.dpo import DPO, prompt_ids
+from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.reference_logprobs import pair_logprobs
 from align.batches import PairBatch
-from align.model import GPT
-from align.model.norms import RMSNorm
+from align.model.gpt import GPT
+from align.model.layers import RMSNorm
 from align.objectives import PREFERENCE_LOSSES
-from align.stages import DPO, ProbeConfig
-from align.stages.dpo import prompt_ids
-from align.stages.pair_logprobs import pair_logprobs
 
 
 @pytest.fixture(scope="module")

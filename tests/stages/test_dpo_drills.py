@@ -12,9 +12,10 @@ import pytest
 import torch
 from dpo_pairs import CONFIG, Log, World, fit, policy, write_pairs
 
-from align.model import GPT, GPTConfig
-from align.stages import DPO
-from align.stages.reference import cache_file, read_cache, write_cache
+from align.algorithms.dpo import DPO
+from align.algorithms.reference_logprobs import cache_file, read_cache, write_cache
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ import torch
 
 sys.path.insert(0, {here!r})
 from dpo_pairs import World, fit
-from align.stages import ProbeConfig
+from align.algorithms.policy_evaluation import ProbeConfig
 
 ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
 world = World.__new__(World)

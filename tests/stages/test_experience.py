@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from ppo_parts import Logged, PromptModule, Prompts, fit, policy, ppo, share
 
+from align.algorithms.estimation import estimate, explained_over_ranks, token_rewards, whiten_over_ranks
+from align.algorithms.ppo_settings import KLConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.algorithms.rollout import sample_seeds
+from align.algorithms.rollout_buffer import BatchPlan, Experience, PromptStream, join_ranks
+from align.model import response_states as module
+from align.model.response_states import cut_rows, response_states, response_tokens
 from align.objectives import masked_whiten
-from align.stages import response_states as module
-from align.stages.estimation import estimate, explained_over_ranks, token_rewards, whiten_over_ranks
-from align.stages.experience import BatchPlan, Experience, PromptStream, join_ranks
-from align.stages.ppo_settings import KLConfig, ScoringConfig, UpdateConfig, ValueConfig
-from align.stages.response_states import cut_rows, response_states, response_tokens
-from align.stages.rollout import sample_seeds
 
 
 def same(tensor):

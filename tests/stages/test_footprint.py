@@ -10,10 +10,8 @@ from ppo_parts import ppo
 from test_language_model import Batches, fit, make_batch
 from test_memory import bytes_kept
 
-from align.model import GPT, GPTConfig
-from align.stages import SFT, OptimizerConfig, Pretrain, ScheduleConfig, ValueConfig
-from align.stages import footprint as footprints
-from align.stages.footprint import (
+from align.algorithms import memory_estimate as footprints
+from align.algorithms.memory_estimate import (
     activation_bytes,
     advice,
     explain_out_of_memory,
@@ -22,8 +20,13 @@ from align.stages.footprint import (
     optimizer_bytes,
     out_of_memory,
 )
-from align.stages.memory import MemoryConfig
-from align.stages.optimization import build_optimizer
+from align.algorithms.ppo_settings import ValueConfig
+from align.algorithms.pretrain import Pretrain
+from align.algorithms.sft import SFT
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.training.memory import MemoryConfig
+from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
 
 CONFIG = GPTConfig(vocab_size=50, layers=3, heads=4, kv_heads=2, width=64, ff_width=160, context=32)
 

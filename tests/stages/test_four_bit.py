@@ -11,13 +11,14 @@ from ppo_parts import Logged, ppo
 from ppo_parts import fit as fit_ppo
 from ranks import on_two_ranks
 
-from align.callbacks import ModelDirectory
-from align.model import GPT, LoraConfig, load_network
-from align.model.checkpoint import load_checkpoint
+from align.adapters.lora import LoraConfig, adapter_parameters
+from align.callbacks.model_directory import ModelDirectory
+from align.io.directory import load_network
+from align.io.lightning_checkpoint import load_checkpoint
 from align.model.four_bit import FourBitLinear, is_four_bit, numbers
-from align.model.lora import adapter_parameters
-from align.stages import FourBit, ModelParallel
-from align.stages.four_bit import BitsandbytesPrecision, four_bit_plugin
+from align.model.gpt import GPT
+from align.training.qlora import BitsandbytesPrecision, FourBit, four_bit_plugin
+from align.training.strategy import ModelParallel
 
 LORA = LoraConfig(rank=2, alpha=8.0)
 WIDE = {"width": 64, "ff_width": 64}

@@ -6,9 +6,10 @@ import pytest
 import torch
 from test_language_model import Batches, fit
 
+from align.algorithms.pretrain import Pretrain
 from align.batches import TokenBatch
-from align.model import GPTConfig
-from align.stages import OptimizerConfig, Pretrain, ScheduleConfig
+from align.model.config import GPTConfig
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 STAY = 0.7
 SYMBOLS = 8

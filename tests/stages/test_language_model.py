@@ -3,9 +3,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from align.algorithms.pretrain import Pretrain
+from align.algorithms.sft import SFT
 from align.batches import TokenBatch
-from align.model import GPT, GPTConfig
-from align.stages import SFT, OptimizerConfig, Pretrain, ScheduleConfig
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 CONFIG = GPTConfig(vocab_size=11, layers=1, heads=2, width=8, ff_width=8, context=8)
 

@@ -12,11 +12,13 @@ from lightning.pytorch.callbacks import Callback
 from ppo_parts import PromptModule, Prompts, fit, share
 from test_ppo_resume import everything
 
-from align import preemption
-from align.callbacks import Checkpoints, RunLog, WeightAverage
-from align.callbacks.checkpoint_files import global_step
-from align.preemption import Preempted
-from align.stages.probe import ProbeConfig
+from align.algorithms.policy_evaluation import ProbeConfig
+from align.callbacks.loggers import RunLog
+from align.training import preemption
+from align.training.checkpoint_files import global_step
+from align.training.checkpointing import Checkpoints
+from align.training.preemption import Preempted
+from align.training.weight_average import WeightAverage
 
 
 class Heldout(Prompts):
@@ -185,7 +187,7 @@ def test_the_clock_keeps_the_first_checkpoint_behind_each_span_of_training(tmp_p
     run that goes on from step 6 counts on from there, though a week lies between.
     """
     clock = [0.0]
-    monkeypatch.setattr("align.callbacks.checkpoints.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("align.training.checkpointing.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     class Steps(Callback):
         def on_train_batch_start(self, *_):

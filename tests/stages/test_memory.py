@@ -15,11 +15,14 @@ from sharded_memory import recomputed_and_compiled
 from test_language_model import Batches, fit, make_batch
 from torch._dynamo.utils import counters
 
+from align.adapters.lora import LoraConfig
+from align.algorithms.pretrain import Pretrain
 from align.batches import TokenBatch
-from align.model import GPT, GPTConfig, LoraConfig, training
-from align.stages import OptimizerConfig, Pretrain, ScheduleConfig
-from align.stages.memory import MemoryConfig, check_sharded_memory
-from align.stages.optimization import build_optimizer
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
+from align.training import memory as training
+from align.training.memory import MemoryConfig, check_sharded_memory
+from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
 
 CONFIG = GPTConfig(vocab_size=11, layers=2, heads=2, width=8, ff_width=24, context=8)
 
@@ -149,7 +152,7 @@ def test_precisions_that_lose_what_is_learned_are_refused(precision, reason):
 
 def test_float16_needs_a_scaler_that_the_losses_are_before():
     """Checked apart from a Trainer: Lightning makes no 16-mixed one on a CPU."""
-    from align.stages.memory import check_precision
+    from align.training.memory import check_precision
 
     with pytest.raises(ValueError, match="trainer.precision is 16-mixed: losses make their gradients"):
         check_precision("16-mixed", MemoryConfig(low_precision_weights=True))

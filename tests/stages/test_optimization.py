@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from align.stages import OptimizerConfig, ScheduleConfig
-from align.stages.optimization import build_optimizer, build_schedule
+from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 
 
 def test_cosine_by_hand():

@@ -7,8 +7,8 @@ import pytest
 import torch
 from ppo_parts import Logged, fit, policy, ppo
 
-from align.stages import OptimizerConfig
-from align.stages.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.training.optimization import OptimizerConfig
 
 BANDIT = {
     "optimizer": OptimizerConfig(lr=3e-2, weight_decay=0.0),

@@ -8,12 +8,16 @@ from dpo_pairs import fit as fit_pairs
 from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import CONFIG, Logged, fit, policy, ppo
 
-from align.callbacks import ModelDirectory
-from align.model import GPT, LoraConfig, ScalarGPT, adapters, load_network, load_scalar, save_network
-from align.model.lora import adapter_parameters, add_adapter, base_parameters
-from align.rewards import load_reward
-from align.stages import PPO, OptimizerConfig, Reward, ScheduleConfig
-from align.stages.ppo_settings import ValueConfig
+from align.adapters.lora import LoraConfig, adapter_parameters, adapters, add_adapter
+from align.adapters.merging import base_parameters
+from align.algorithms.ppo import PPO
+from align.algorithms.ppo_settings import ValueConfig
+from align.algorithms.reward_modeling import Reward
+from align.callbacks.model_directory import ModelDirectory
+from align.io.directory import load_network, load_scalar, save_network
+from align.model.gpt import GPT, ScalarGPT
+from align.rewards.functions import load_reward
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 LORA = LoraConfig(rank=2, alpha=8.0)
 
@@ -112,7 +116,7 @@ def test_checkpoints_hold_adapters_and_heads_and_resume_to_the_bit(tmp_path):
 
 def test_activations_made_again_in_the_backward_pass_change_nothing():
     """Blocks of policy and value model are run again when neither is the last that ran."""
-    from align.stages.memory import MemoryConfig
+    from align.training.memory import MemoryConfig
 
     plain, again = ppo(lora=LORA), ppo(lora=LORA, memory=MemoryConfig(activation_checkpointing="block"))
     for stage in (plain, again):
@@ -123,7 +127,7 @@ def test_activations_made_again_in_the_backward_pass_change_nothing():
 
 
 def test_frozen_networks_in_bfloat16_leave_the_shared_base_alone():
-    from align.stages.memory import MemoryConfig
+    from align.training.memory import MemoryConfig
 
     stage = ppo(lora=LORA, memory=MemoryConfig(frozen_dtype="bfloat16"))
     stage.configure_model()
@@ -187,7 +191,7 @@ def test_a_reward_models_adapter_stands_on_the_policys_base(rewarded):
 
 def test_beside_a_whole_reward_model_the_value_stands_on_its_weights(rewarded, monkeypatch):
     told = []
-    monkeypatch.setattr("align.stages.ppo.rank_zero_info", told.append)
+    monkeypatch.setattr("align.algorithms.ppo.rank_zero_info", told.append)
     stage = on(rewarded, "whole/model")
     assert any("has weights of its own in memory: an adapter over the policy's base" in line for line in told)
     value, reward = base_parameters(stage.value), base_parameters(stage.reward_network)

@@ -10,11 +10,13 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import CONFIG, Logged, PromptModule, Tokens, fit, policy, ppo
 
-import align.stages.collecting as collecting
-from align.model import ScalarGPT, save_network
-from align.rewards import RewardModel
-from align.stages import PPO, OptimizerConfig
-from align.stages.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+import align.algorithms.collecting as collecting
+from align.algorithms.ppo import PPO
+from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.io.directory import save_network
+from align.model.gpt import ScalarGPT
+from align.rewards.reward_model import RewardModel
+from align.training.optimization import OptimizerConfig
 
 
 def reward_that(monkeypatch, function) -> str:
@@ -103,8 +105,8 @@ def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
         fingerprint = "another"
 
     model = RewardModel("rm", ScalarGPT(CONFIG), Other())
-    monkeypatch.setattr("align.stages.ppo.load_reward", lambda name, **_: model)
-    monkeypatch.setattr("align.stages.ppo_networks.load_scalar", lambda name: ScalarGPT(CONFIG))
+    monkeypatch.setattr("align.rewards.functions.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.io.directory.load_scalar", lambda name: ScalarGPT(CONFIG))
     with pytest.raises(ValueError, match="reads the ids of tokenizer another, the policy writes those of tokens"):
         fit(ppo(reward="rm"))
 
@@ -113,8 +115,8 @@ def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatc
     """The value of the last state is the reward of the whole response plus the mean over the deviation."""
     network = ScalarGPT(CONFIG)
     model = RewardModel("rm", network, Tokens(), mean=0.3, std=2.0)
-    monkeypatch.setattr("align.stages.ppo.load_reward", lambda name, **_: model)
-    monkeypatch.setattr("align.stages.ppo_networks.load_scalar", lambda name: copy.deepcopy(network))
+    monkeypatch.setattr("align.rewards.functions.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.io.directory.load_scalar", lambda name: copy.deepcopy(network))
     logged = Logged()
     stage = ppo(reward="rm", gold="ppo_parts:share")
     fit(stage, max_epochs=1, callbacks=[logged])

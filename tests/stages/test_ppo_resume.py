@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import Logged, fit, ppo
 
-from align.stages import OptimizerConfig, ScheduleConfig
-from align.stages.ppo_settings import KLConfig, ScoringConfig, ValueConfig
+from align.algorithms.ppo_settings import KLConfig, ScoringConfig, ValueConfig
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 ITERATIONS = 3
 

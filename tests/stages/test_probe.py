@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.model import GPT, GPTConfig
-from align.stages.probe import Probe, ProbeConfig, sampled_kl
+from align.algorithms.policy_evaluation import Probe, ProbeConfig, sampled_kl
+from align.model.config import GPTConfig
+from align.model.gpt import GPT
 
 CONFIG = GPTConfig(vocab_size=5, layers=1, heads=2, width=8, ff_width=8, context=8)
 

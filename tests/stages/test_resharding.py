@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from align.stages.resharding import name_optimizer_state, number_optimizer_state
+from align.training.strategy import name_optimizer_state, number_optimizer_state
 
 
 def network() -> nn.Module:

@@ -15,15 +15,18 @@ from test_language_model import fit
 from torchmetrics.classification import BinaryCalibrationError
 from transformers import AutoModelForSequenceClassification
 
+from align.algorithms.reward_modeling import PairScores, Reward
 from align.batches import PairBatch
-from align.callbacks import ModelDirectory
-from align.data import PreferenceData
-from align.model import GPT, GPTConfig, ScalarGPT, load_scalar, read_manifest, save_network
-from align.model.norms import RMSNorm
-from align.rewards import load_reward
-from align.stages import OptimizerConfig, Reward, ScheduleConfig
-from align.stages.metrics import PairScores
+from align.callbacks.model_directory import ModelDirectory
+from align.data.pair_data import PreferenceData
+from align.io.directory import load_scalar, save_network
+from align.io.manifest import read_manifest
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, ScalarGPT
+from align.model.layers import RMSNorm
+from align.rewards.functions import load_reward
 from align.tokenizer import train_tokenizer
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 CONFIG = GPTConfig(vocab_size=20, layers=2, heads=2, width=16, ff_width=16, context=8, init_std=0.2)
 PAD = 0

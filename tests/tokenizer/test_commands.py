@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
+from align.cli.tokenizer import decode, encode, report, train
 from align.tokenizer import Tokenizer, train_tokenizer
-from align.tokenizer.commands import decode, encode, train
-from align.tokenizer.inputs import read_texts
-from align.tokenizer.report import report
+from align.tokenizer.text_files import read_texts
 
 
 @pytest.fixture

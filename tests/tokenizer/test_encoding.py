@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.tokenizer import Tokenizer, train_tokenizer
-from align.tokenizer.merging import Merger, WordCache
+from align.tokenizer.bpe import Merger, WordCache
 from align.tokenizer.spec import AddedToken
 
 ODD_TEXTS = [

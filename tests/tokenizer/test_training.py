@@ -11,9 +11,9 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as PeerTokenizer
 
 from align.tokenizer import Tokenizer, train_tokenizer
+from align.tokenizer.bpe_training import sample_texts
 from align.tokenizer.files import read_spec
 from align.tokenizer.splitting import PATTERNS
-from align.tokenizer.training import sample_texts
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data"
 SPECIALS = 7

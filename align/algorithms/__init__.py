@@ -1,0 +1,31 @@
+"""The LightningModules, one per stage of the pipeline."""
+
+from align.algorithms.dpo import DPO
+from align.algorithms.policy_evaluation import Probe, ProbeConfig
+from align.algorithms.ppo import PPO
+from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.algorithms.pretrain import Pretrain
+from align.algorithms.reward_modeling import Reward
+from align.algorithms.sft import SFT
+from align.training.optimization import OptimizerConfig, ScheduleConfig
+from align.training.qlora import FourBit
+from align.training.strategy import ModelParallel
+
+__all__ = [
+    "DPO",
+    "FourBit",
+    "KLConfig",
+    "ModelParallel",
+    "OptimizerConfig",
+    "PPO",
+    "Pretrain",
+    "Probe",
+    "ProbeConfig",
+    "Reward",
+    "RolloutConfig",
+    "SFT",
+    "ScheduleConfig",
+    "ScoringConfig",
+    "UpdateConfig",
+    "ValueConfig",
+]

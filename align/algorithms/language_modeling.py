@@ -1,0 +1,153 @@
+"""What pretraining and supervised fine-tuning share: one network, next-token loss weighted by tokens."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torchmetrics import Metric
+
+from align.adapters.lora import LoraConfig
+from align.algorithms.module import Stage
+from align.batches import TokenBatch
+from align.model.gpt import GPT
+from align.objectives import NextTokenLoss, next_token_loss, row_nll
+from align.training.memory import MemoryConfig
+from align.training.optimization import OptimizerConfig, ScheduleConfig
+
+
+class TokenLoss(Metric):
+    """Loss per token, perplexity and bits per byte over everything since the last reset.
+
+    Sums are kept, never means of means: a batch counts by its tokens, and ranks are added before dividing.
+    """
+
+    full_state_update = False
+    nll: torch.Tensor
+    tokens: torch.Tensor
+    bytes: torch.Tensor
+
+    def __init__(self) -> None:
+        """Start from nothing."""
+        super().__init__()
+        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: torch.Tensor, tokens: torch.Tensor, num_bytes: torch.Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            nll: ``[]`` summed negative log-likelihood, nats.
+            tokens: ``[]`` int64 targets that counted.
+            num_bytes: ``[B]`` int64 UTF-8 bytes of those targets per row.
+        """
+        self.nll += nll
+        self.tokens += tokens
+        self.bytes += num_bytes.sum()
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """Values since the last reset.
+
+        Returns:
+            dict: ``loss`` nats per token, ``perplexity`` exp(loss), ``bits_per_byte`` nats / (ln 2 x bytes).
+        """
+        loss = self.nll / self.tokens
+        bits_per_byte = self.nll / (math.log(2) * self.bytes)
+        return {"loss": loss.float(), "perplexity": loss.exp().float(), "bits_per_byte": bits_per_byte.float()}
+
+
+class LanguageModelStage(Stage):
+    """Trains a GPT on next tokens; Pretrain and SFT say where its weights come from.
+
+    A step in order:
+        1. seed torch from (seed, batch number, rank), so that a resumed run draws the same dropout;
+        2. hidden states of ``ids[:, :-1]``;
+        3. summed cross-entropy of the counted targets;
+        4. the loss (with accumulation the gradient) is divided by the tokens of the whole optimizer step, over
+           all micro-batches and ranks, so that both ways give the gradient of one big batch;
+        5. clip, AdamW, schedule: the Trainer's.
+    """
+
+    network: GPT
+
+    def __init__(
+        self,
+        make: Callable[[], GPT],
+        *,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        z_loss: float,
+        compile: bool,
+        parent: str | None,
+        memory: MemoryConfig,
+        lora: LoraConfig | None = None,
+    ) -> None:
+        """Keep the settings; ``make`` is called under the Trainer's strategy."""
+        super().__init__(
+            optimizer=optimizer, schedule=schedule, parent=parent, lora=lora, memory=memory, compile=compile
+        )
+        self._make = make
+        self.z_loss = z_loss
+        self.val_metric, self.test_metric = TokenLoss(), TokenLoss()
+
+    def build(self) -> None:
+        """Set the network."""
+        self.network = self._make()
+
+    def hidden(self, batch: TokenBatch) -> torch.Tensor:
+        """Hidden states ``[B, T-1, D]`` of ``ids[:, :-1]``."""
+        documents, positions = batch.documents, batch.positions
+        return self.network.hidden(
+            batch.ids[:, :-1],
+            positions=None if positions is None else positions[:, :-1],
+            documents=None if documents is None else documents[:, :-1],
+        )
+
+    def loss(self, batch: TokenBatch) -> NextTokenLoss:
+        """Summed next-token loss of a batch."""
+        return next_token_loss(
+            self.hidden(batch), self.network.output_weight, batch.ids, batch.mask, z_loss=self.z_loss
+        )
+
+    def training_step(self, batch: TokenBatch, batch_idx: int) -> torch.Tensor:
+        """Loss of a micro-batch; see the class for the steps.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        result = self.loss(batch)
+        mean = result.nll / result.tokens.clamp(min=1)
+        mean = self.mean_over_ranks({"loss": mean}, result.tokens)["loss"]
+        self.log("train/loss", mean, prog_bar=True)
+        self.refuse_nonfinite(mean)
+        return self.weighted(result.loss, result.tokens)
+
+    def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Add a batch to the validation sums."""
+        result = self.loss(batch)
+        self.val_metric.update(result.nll, result.tokens, batch.num_bytes)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log ``val/loss``, ``val/perplexity`` and ``val/bits_per_byte``."""
+        self._log_metric("val", self.val_metric)
+
+    def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
+        """Add a batch to the test sums."""
+        result = self.loss(batch)
+        self.test_metric.update(result.nll, result.tokens, batch.num_bytes)
+
+    def on_test_epoch_end(self) -> None:
+        """Log ``test/loss``, ``test/perplexity`` and ``test/bits_per_byte``."""
+        self._log_metric("test", self.test_metric)
+
+    def predict_step(self, batch: TokenBatch, batch_idx: int) -> list[dict[str, float]]:
+        """What each row costs: ``nll`` nats, ``tokens`` counted and ``bytes`` of text; rows of padding are left out."""
+        nll, tokens = row_nll(self.hidden(batch), self.network.output_weight, batch.ids, batch.mask)
+        rows = zip(nll.tolist(), tokens.tolist(), batch.num_bytes.tolist(), strict=True)
+        return [{"nll": cost, "tokens": count, "bytes": size} for cost, count, size in rows if count]
+
+    def _log_metric(self, split: str, metric: TokenLoss) -> None:
+        values: dict[str, Any] = metric.compute()
+        metric.reset()
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=True)

@@ -1,0 +1,209 @@
+"""Pairs of answers to one prompt, for reward models and DPO.
+
+Prompts to answer, for PPO and its critic-free kin.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from align.batches import PairBatch
+from align.data.collate import BatchDataset, PairDataset, PromptDataset, PromptGroups
+from align.data.corpus import CorpusWriter, corpus_key
+from align.data.data_module import TokenData, progress_bar
+from align.data.formats import (
+    Pair,
+    PairFormat,
+    PromptFormat,
+    detect_pair_format,
+    detect_prompt_format,
+    read_pair,
+    read_prompt,
+)
+from align.data.readers import BadRecords, Source
+from align.data.sampler import BatchLoader
+from align.data.tokenize import EncodedPair, TruncationReport, encode_chat, encode_pair, encode_records
+from align.tokenizer import Tokenizer
+
+
+class PreferenceData(TokenData):
+    """Prompts with a chosen and a rejected answer, rendered with the tokenizer's template; the mask covers the answers.
+
+    A pair longer than a row is cut: the prompt from its start, then the answers from their ends (docs/data.md).
+    ``batch_size`` counts pairs: a batch has twice as many rows, pairs of similar length together.
+
+    Args:
+        format: Fields of a record; auto: told from each file's first record
+        by_prompt: Batches of prompts instead of pairs: neighbouring pairs with the same prompt come in one batch, and
+            ``batch_size`` counts prompts (training only)
+    """
+
+    _with_texts = True
+    _documents_per_record = 3
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: str | list[str],
+        *,
+        format: Literal["auto", "preference", "hh", "alpaca"] = "auto",
+        by_prompt: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Check the settings; see TokenData for those that all data share.
+
+        Raises:
+            ValueError: a setting is impossible.
+        """
+        super().__init__(tokenizer, train, **kwargs)
+        self.format, self.by_prompt = format, by_prompt
+
+    def pair_loader(self, split: str) -> BatchLoader[PairBatch]:
+        """The split's pairs in order, each once: on several ranks each once over all of them.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Raises:
+            ValueError: the split was not set up; ``describe`` has those that were.
+        """
+        if split not in self._datasets:
+            raise ValueError(f"the {split} pairs are not set up; those that are: {', '.join(self._datasets) or 'none'}")
+        return self._fixed_loader(split)
+
+    def identity(self, split: str) -> str:
+        """Hash of what decides the split's tokens and their numbering: content, tokenizer and template, settings."""
+        records = self._records(split)
+        return corpus_key(
+            data=self._corpus(split).path.name, context=self.context, first=records.start, records=len(records)
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        return {"format": self.format, "context": self.context}
+
+    def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
+        report, limit, warning = TruncationReport(), self.context + 1, []
+        with progress_bar(sources, split) as advance:
+
+            def encode(fields: Mapping[str, Any], format: PairFormat) -> tuple[Pair, EncodedPair]:
+                pair = read_pair(fields, format)
+                advance(sum(len(text) for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)))
+                return pair, encode_pair(pair, self.tokenizer, limit)
+
+            for pair, encoded in encode_records(
+                sources, bad, format=self.format, detect=detect_pair_format, encode=encode
+            ):
+                parts = [encoded.prompt, encoded.chosen, encoded.rejected]
+                if not writer.texts:
+                    warning = _template_warning(pair, self.tokenizer)
+                writer.append(np.concatenate(parts), [len(part) for part in parts], text=pair.prompt[-1]["content"])
+                report.add(encoded.cut)
+        writer.meta["truncation"] = report.as_dict("pairs")
+        return warning + report.lines("pairs", total=writer.texts, limit=limit)
+
+    def _dataset(self, split: str) -> PairDataset:
+        return PairDataset(self._corpus(split), self._records(split), self._pad_id(), self.context + 1)
+
+    def _train_dataset(self) -> BatchDataset[PairBatch]:
+        pairs: PairDataset = self._datasets["train"]
+        return PromptGroups(pairs) if self.by_prompt else pairs
+
+    def _counts(self, split: str) -> dict[str, Any]:
+        prompt, chosen, rejected = self._datasets[split].lengths.sum(axis=0).tolist()
+        return {
+            "pairs": len(self._datasets[split]),
+            "prompt_tokens": prompt,
+            "chosen_tokens": chosen,
+            "rejected_tokens": rejected,
+        }
+
+
+def _template_warning(pair: Pair, tokenizer: Tokenizer) -> list[str]:
+    """One line where the template renders a whole chat otherwise than prompt and answer apart, else none."""
+    chat = [*pair.prompt, {"role": "assistant", "content": pair.chosen}]
+    whole = encode_chat(chat, tokenizer, sys.maxsize).ids
+    apart = encode_pair(pair, tokenizer, sys.maxsize)
+    joined = np.concatenate([apart.prompt, apart.chosen])
+    if np.array_equal(whole, joined):
+        return []
+    return [
+        f"the chat template renders the first chat as {tokenizer.decode(whole.tolist(), skip_special=False)!r}, but "
+        f"its prompt and answer apart, which these pairs and sampling use, are "
+        f"{tokenizer.decode(joined.tolist(), skip_special=False)!r}"
+    ]
+
+
+class PromptData(TokenData):
+    """Prompts rendered up to the assistant's turn; ``batch_size`` counts prompts.
+
+    A prompt is never cut: one that fills the context leaves no room to answer and is a bad record.
+
+    Args:
+        format: Fields of a record; auto: told from each file's first record
+        max_prompt_tokens: A longer prompt is a bad record; None: one that fills the context is
+    """
+
+    _with_texts = True
+
+    def __init__(
+        self,
+        tokenizer: str,
+        train: str | list[str],
+        *,
+        format: Literal["auto", "prompt", "messages", "alpaca", "hh"] = "auto",
+        max_prompt_tokens: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Check the settings; see TokenData for those that all data share.
+
+        Raises:
+            ValueError: a setting is impossible.
+        """
+        super().__init__(tokenizer, train, **kwargs)
+        if max_prompt_tokens is not None and not 0 < max_prompt_tokens < self.context:
+            raise ValueError(
+                f"max_prompt_tokens is {max_prompt_tokens}; it must be at least 1 and less than context "
+                f"({self.context}), so that there is room to answer"
+            )
+        self.format, self.max_prompt_tokens = format, max_prompt_tokens
+
+    def train_dataloader(self) -> Any:
+        """Shuffled, resumable prompts; where the stage has an ``experience_loader``, what that makes of them."""
+        prompts = super().train_dataloader()
+        stage = getattr(self.trainer, "lightning_module", None)
+        wrap = getattr(stage, "experience_loader", None)
+        return prompts if wrap is None else wrap(prompts)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"format": self.format, "context": self.context, "max_prompt_tokens": self.max_prompt_tokens}
+
+    def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
+        with progress_bar(sources, split) as advance:
+
+            def encode(fields: Mapping[str, Any], format: PromptFormat) -> tuple[str, list[int]]:
+                prompt = read_prompt(fields, format)
+                advance(sum(len(message["content"]) for message in prompt))
+                ids = self.tokenizer.render_chat(prompt, add_generation_prompt=True).ids
+                self._refuse_long(len(ids))
+                return prompt[-1]["content"], ids
+
+            for text, ids in encode_records(
+                sources, bad, format=self.format, detect=detect_prompt_format, encode=encode
+            ):
+                writer.append(ids, [len(ids)], text=text)
+        return []
+
+    def _refuse_long(self, tokens: int) -> None:
+        if tokens >= self.context:
+            raise ValueError(f"the prompt has {tokens} tokens: a context of {self.context} leaves no room to answer")
+        if self.max_prompt_tokens is not None and tokens > self.max_prompt_tokens:
+            raise ValueError(f"the prompt has {tokens} tokens, more than max_prompt_tokens ({self.max_prompt_tokens})")
+
+    def _dataset(self, split: str) -> PromptDataset:
+        return PromptDataset(self._corpus(split), self._records(split), self._pad_id(), self.context)
+
+    def _counts(self, split: str) -> dict[str, Any]:
+        lengths = self._datasets[split].lengths
+        return {"prompts": len(lengths), "tokens": int(lengths.sum()), "longest_prompt": int(lengths.max())}

@@ -1,0 +1,224 @@
+"""Sampling responses to a batch of prompts of different length.
+
+Legend: B rows, N tokens of the longest response, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from align.generation.decoder import Decoder, PackedDecoder, StaticDecoder
+from align.generation.packed_blocks import can_pack
+from align.generation.sampling import next_tokens, row_seeds, row_uniforms
+from align.generation.sampling_config import SamplingConfig
+from align.model.gpt import GPT
+
+# Finished rows leave once they are this share of the batch: moving the others costs about one step.
+_IDLE_SHARE = 1 / 8
+
+
+class Samples(NamedTuple):
+    """What was sampled.
+
+    Attributes:
+        ids: ``[B, N]`` int64, the responses, right-padded with ``pad_id``.
+        logprobs: ``[B, N]`` float32, log-probability of each token under the distribution it was drawn from
+            (temperature and filters included; at temperature 0 under the plain softmax), 0 on padding.
+        mask: ``[B, N]`` bool, True on tokens of the response, a stop token included.
+        finished: ``[B]`` bool, True where a stop token ended the row, False where it was cut.
+    """
+
+    ids: torch.Tensor
+    logprobs: torch.Tensor
+    mask: torch.Tensor
+    finished: torch.Tensor
+
+
+@torch.no_grad()
+def generate(
+    network: GPT,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingConfig,
+    *,
+    stop_ids: Sequence[int] = (),
+    seeds: int | Sequence[int] = 0,
+    pad_id: int = 0,
+    on_token: Callable[[int, int], None] | None = None,
+    on_step: Callable[[], None] | None = None,
+    static: bool = False,
+) -> Samples:
+    """Sample one response to each prompt.
+
+    A row ends with a stop token, after ``max_new_tokens``, or where prompt and response fill the context. Without
+    stop ids every row gets exactly ``max_new_tokens`` tokens if the context has room. The network is used in
+    evaluation mode and left as it was; no global generator is touched.
+
+    Args:
+        network: a GPT; with hooks, sharded weights or 4 bits it is sampled through its own forward, more slowly.
+        prompts: token ids, at least one each.
+        sampling: how tokens are drawn.
+        stop_ids: tokens that end a response.
+        seeds: one number for the whole call, or one per row: then a row's random numbers do not depend on its batch.
+        pad_id: what follows the end of a response in ``ids``.
+        on_token: called with (row, token) as soon as a token is known.
+        on_step: called before each step; what it raises ends the sampling.
+        static: steps of one shape, replayed as a CUDA graph on a GPU; the same numbers to rounding. Without effect on
+            networks that are sampled through their own forward.
+
+    Returns:
+        Samples on the network's device.
+
+    Raises:
+        ValueError: a prompt is empty, leaves no room in the context or holds an id the network does not know; a stop
+            id it does not know; seeds are not one per row; or the logits are not finite.
+    """
+    vocab_size, context = network.config.vocab_size, network.config.context
+    _check(prompts, stop_ids, vocab_size=vocab_size, context=context)
+    seeds = row_seeds(seeds, len(prompts))
+    # Longest first: the decoder reads and attends to neighbouring rows together.
+    order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+    prompts = [prompts[row] for row in order]
+    rooms = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
+    # The last token of a row is never read.
+    slots = max(len(prompt) + room - 1 for prompt, room in zip(prompts, rooms, strict=True))
+    kind = Decoder if not can_pack(network) else StaticDecoder if static else PackedDecoder
+    with evaluating(network):
+        decoder = kind(network, prompts, slots=slots)
+        samples = _sample(
+            decoder,
+            sampling,
+            stops=_stop_table(stop_ids, vocab_size, device=decoder.positions.device),
+            rooms=rooms,
+            seeds=[seeds[row] for row in order],
+            pad_id=pad_id,
+            on_token=None if on_token is None else lambda row, token: on_token(order[row], token),
+            on_step=on_step,
+        )
+    return _put_back(samples, order)
+
+
+def _sample(
+    decoder: Decoder,
+    sampling: SamplingConfig,
+    *,
+    stops: torch.Tensor | None,
+    rooms: Sequence[int],
+    seeds: Sequence[int],
+    pad_id: int,
+    on_token: Callable[[int, int], None] | None,
+    on_step: Callable[[], None] | None,
+) -> Samples:
+    """The loop of ``generate``, in the decoder's order of rows.
+
+    1. read the prompts; 2. turn logits into a distribution; 3. draw; 4. note the tokens; 5. see which rows end, and
+    drop finished ones; 6. read the tokens and go on with 2.
+
+    Args, besides those of ``generate``:
+        decoder: holds the prompts.
+        stops: ``[V]`` bool, True on stop tokens; None when there are none.
+        rooms: tokens each row may get.
+    """
+    device, batch, longest = decoder.positions.device, len(rooms), max(rooms)
+    ids, logprobs, mask, finished = _no_samples(batch, longest, pad_id=pad_id, device=device)
+    uniforms = row_uniforms(seeds, longest).to(device)
+    room = torch.tensor(rooms, device=device)
+    rows = torch.arange(batch, device=device)  # the decoder's rows; finished ones wait among them for their removal
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    logits = decoder.read_prompts()
+    seen = None if sampling.repetition_penalty == 1 else _seen(decoder.prompts, logits)
+    for step in range(longest):
+        tokens, chosen = next_tokens(logits, sampling, uniforms=uniforms[rows, step], seen=seen)
+        ids[rows, step] = tokens.where(alive, pad_id)
+        logprobs[rows, step] = chosen.where(alive, 0)
+        mask[rows, step] = alive
+        if on_token is not None:
+            for row, token in zip(rows[alive].tolist(), tokens[alive].tolist(), strict=True):
+                on_token(row, token)
+
+        if stops is not None:
+            ended = alive & stops[tokens]
+            finished[rows] = finished[rows] | ended  # not rows[ended]: a GPU would be asked how many in every step
+            alive = alive & ~ended
+        alive = alive & (room[rows] > step + 1)
+        if step + 1 == longest:
+            break
+        left = len(rows) if (step + 1) % decoder.check_every else int(alive.sum())
+        if left == 0:
+            break
+        if decoder.shrinks and left <= (1 - _IDLE_SHARE) * len(rows):
+            kept = alive.nonzero()[:, 0]
+            decoder.keep(kept)
+            rows, alive, tokens = rows[kept], alive[kept], tokens[kept]
+            seen = None if seen is None else seen[kept]
+        if seen is not None:
+            seen.scatter_(1, tokens[:, None], True)
+        if on_step is not None:
+            on_step()
+        logits = decoder.step(tokens)
+    length = int(mask.sum(1).max())
+    return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)
+
+
+def _put_back(samples: Samples, order: Sequence[int]) -> Samples:
+    """The rows in the caller's order, of which they are number ``order``; refuses what is not finite."""
+    if not bool(samples.logprobs.isfinite().all()):
+        raise ValueError("the network's logits are not finite while sampling: look for NaN or infinity in its weights")
+    back = torch.tensor(order, device=samples.ids.device).argsort()
+    return Samples(*(tensor[back] for tensor in samples))
+
+
+def _no_samples(batch: int, longest: int, *, pad_id: int, device: torch.device) -> Samples:
+    """What a response is before its first token."""
+    return Samples(
+        ids=torch.full((batch, longest), pad_id, device=device),
+        logprobs=torch.zeros(batch, longest, device=device),
+        mask=torch.zeros(batch, longest, dtype=torch.bool, device=device),
+        finished=torch.zeros(batch, dtype=torch.bool, device=device),
+    )
+
+
+def _seen(prompts: Sequence[Sequence[int]], logits: torch.Tensor) -> torch.Tensor:
+    """``[B, V]`` bool, True on the tokens of each row's prompt."""
+    seen = torch.zeros_like(logits, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        seen[row, torch.tensor(prompt, device=logits.device)] = True
+    return seen
+
+
+def _stop_table(stop_ids: Sequence[int], vocab_size: int, *, device: torch.device) -> torch.Tensor | None:
+    if not stop_ids:
+        return None
+    table = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    table[list(stop_ids)] = True
+    return table
+
+
+def _check(prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], *, vocab_size: int, context: int) -> None:
+    if not prompts:
+        raise ValueError("there are no prompts; give at least one")
+    for row, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) < context:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens; it must have at least 1 and at most {context - 1}, "
+                f"to leave room for a response in the context of {context}"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            raise ValueError(f"prompt {row} holds an id outside the network's vocabulary of {vocab_size}")
+    for token in stop_ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(f"stop id {token} is outside the network's vocabulary of {vocab_size}")
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode within; afterwards every module is back in the mode it was in."""
+    training = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

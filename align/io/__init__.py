@@ -1,0 +1,1 @@
+"""Files: model directories, manifests, families, checkpoints, atomic writes."""

@@ -1,0 +1,115 @@
+"""GPT2LMHeadModel: learned positions, LayerNorm, GELU, biases everywhere."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from align.io.families.base import Family, Fields, FileTensor, rename
+from align.model.config import GPTConfig
+
+_LAYER = r"model\.layers\.(\d+)\."
+
+_NAMES = {
+    r"model\.embed_tokens\.weight": "transformer.wte.weight",
+    r"model\.embed_positions\.weight": "transformer.wpe.weight",
+    _LAYER + r"input_layernorm\.(weight|bias)": r"transformer.h.\1.ln_1.\2",
+    _LAYER + r"self_attn\.q_proj\.(weight|bias)": r"transformer.h.\1.attn.c_attn.\2",
+    _LAYER + r"self_attn\.o_proj\.(weight|bias)": r"transformer.h.\1.attn.c_proj.\2",
+    _LAYER + r"post_attention_layernorm\.(weight|bias)": r"transformer.h.\1.ln_2.\2",
+    _LAYER + r"mlp\.up_proj\.(weight|bias)": r"transformer.h.\1.mlp.c_fc.\2",
+    _LAYER + r"mlp\.down_proj\.(weight|bias)": r"transformer.h.\1.mlp.c_proj.\2",
+    r"model\.norm\.(weight|bias)": r"transformer.ln_f.\1",
+    r"lm_head\.weight": "lm_head.weight",
+    r"score\.weight": "score.weight",
+}
+
+_FUSED = re.compile(r"\.self_attn\.([qkv])_proj\.")
+
+_CONV1D = re.compile(r"\.c_(attn|proj|fc)\.weight$")
+
+_CAUSAL_MASK = re.compile(r"\.attn\.(bias|masked_bias)$")
+
+
+class GPT2(Family):
+    """One fused matrix holds queries, keys and values, and matrices are stored ``[in, out]`` (Conv1D)."""
+
+    model_type = "gpt2"
+    architecture = "GPT2LMHeadModel"
+    classifier = "GPT2ForSequenceClassification"
+    needs = {
+        "norm": "layernorm",
+        "norm_placement": "pre",
+        "positions": "learned",
+        "feed_forward": "gelu",
+        "qkv_bias": True,
+        "bias": True,
+        "qk_norm": False,
+    }
+
+    def misfits(self, config: GPTConfig) -> list[str]:
+        """The fixed settings, and heads that share the width evenly."""
+        found = super().misfits(config)
+        if config.resolved_kv_heads != config.heads:
+            found.append(f"kv_heads is {config.kv_heads} (needs as many as heads, {config.heads})")
+        if config.resolved_head_width * config.heads != config.width:
+            found.append(f"head_width is {config.head_width} (needs width / heads, {config.width} / {config.heads})")
+        return found
+
+    def write(self, config: GPTConfig) -> dict[str, Any]:
+        """Dropout goes to attention weights and sub-layer outputs; there is none on the embedding."""
+        return {
+            "vocab_size": config.vocab_size,
+            "n_positions": config.context,
+            "n_embd": config.width,
+            "n_layer": config.layers,
+            "n_head": config.heads,
+            "n_inner": config.resolved_ff_width,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": config.norm_eps,
+            "attn_pdrop": config.dropout,
+            "resid_pdrop": config.dropout,
+            "embd_pdrop": 0.0,
+            "initializer_range": config.init_std,
+            "embedding_std": config.embedding_std,
+            "tie_word_embeddings": config.tied_embeddings,
+        }
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Takes resid_pdrop as the dropout; refuses variants of the attention."""
+        fields.only("activation_function", "gelu_new", "gelu_pytorch_tanh", default="gelu_new")
+        fields.only("scale_attn_weights", True, default=True)
+        fields.only("scale_attn_by_inverse_layer_idx", False, default=False)
+        fields.only("add_cross_attention", False, default=False)
+        width = fields.get("n_embd")
+        return {
+            **self.needs,
+            "vocab_size": fields.get("vocab_size"),
+            "context": fields.get("n_positions"),
+            "width": width,
+            "layers": fields.get("n_layer"),
+            "heads": fields.get("n_head"),
+            "ff_width": fields.get("n_inner", 4 * width),
+            "norm_eps": fields.get("layer_norm_epsilon", 1e-5),
+            "dropout": fields.get("resid_pdrop", 0.1),
+            "init_std": fields.get("initializer_range", 0.02),
+            "embedding_std": fields.get("embedding_std", 0.02),
+            "tied_embeddings": fields.get("tie_word_embeddings", True),
+        }
+
+    def layout(self, names: Iterable[str]) -> list[FileTensor]:
+        """Our tensors under GPT-2's names; query, key and value of a layer make one tensor."""
+        tensors = []
+        for name in names:
+            fused = _FUSED.search(name)
+            if fused and fused[1] != "q":
+                continue
+            parts = tuple(_FUSED.sub(f".self_attn.{kind}_proj.", name) for kind in "qkv") if fused else (name,)
+            theirs = rename(name, _NAMES)
+            tensors.append(FileTensor(theirs, parts, transposed=bool(_CONV1D.search(theirs))))
+        return tensors
+
+    def canonical(self, name: str) -> str | None:
+        """Adds the prefix that older files lack; drops the causal mask that they carry."""
+        if _CAUSAL_MASK.search(name):
+            return None
+        return name if name.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{name}"

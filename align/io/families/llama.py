@@ -1,0 +1,35 @@
+"""LlamaForCausalLM: RMSNorm, rotary positions, SwiGLU, grouped-query attention."""
+
+from typing import Any
+
+from align.io.families.base import Fields, RotaryFamily
+from align.model.config import GPTConfig
+
+
+class Llama(RotaryFamily):
+    """Biases on all linear layers or on none: its attention_bias covers the output projection too."""
+
+    model_type = "llama"
+    architecture = "LlamaForCausalLM"
+    classifier = "LlamaForSequenceClassification"
+    needs = RotaryFamily.needs | {"qk_norm": False}
+
+    def misfits(self, config: GPTConfig) -> list[str]:
+        """The fixed settings, equal bias switches, and transformers' own check of the width."""
+        found = super().misfits(config)
+        if config.qkv_bias != config.bias:
+            found.append(f"qkv_bias is {config.qkv_bias} and bias is {config.bias} (needs both or neither)")
+        if config.width % config.heads:
+            found.append(f"width is {config.width} (needs a multiple of heads, {config.heads})")
+        return found
+
+    def write(self, config: GPTConfig) -> dict[str, Any]:
+        """Adds the two switches that stand for our biases."""
+        return super().write(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.bias}
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Takes the two bias switches where they agree."""
+        attention, mlp = fields.get("attention_bias", False), fields.get("mlp_bias", False)
+        if attention != mlp:
+            raise fields.unsupported("attention_bias", attention, f"the same as mlp_bias, {mlp}")
+        return super().read(fields) | {"qkv_bias": attention, "bias": mlp}

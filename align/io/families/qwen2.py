@@ -1,0 +1,24 @@
+"""Qwen2ForCausalLM: Llama with biases on queries, keys and values only."""
+
+from typing import Any
+
+from align.io.families.base import Fields, RotaryFamily, refuse_sliding_window
+from align.model.config import GPTConfig
+
+
+class Qwen2(RotaryFamily):
+    """Its biases are not a setting: every Qwen2 has them."""
+
+    model_type = "qwen2"
+    architecture = "Qwen2ForCausalLM"
+    classifier = "Qwen2ForSequenceClassification"
+    needs = RotaryFamily.needs | {"qk_norm": False, "qkv_bias": True, "bias": False}
+
+    def write(self, config: GPTConfig) -> dict[str, Any]:
+        """Says that attention sees the whole context."""
+        return super().write(config) | {"use_sliding_window": False}
+
+    def read(self, fields: Fields) -> dict[str, Any]:
+        """Refuses sliding windows."""
+        refuse_sliding_window(fields)
+        return super().read(fields)

@@ -1,0 +1,92 @@
+"""Where a model directory is, on this disk or on the Hub, and what its config.json says. Needs no torch."""
+
+import json
+import re
+from pathlib import Path
+
+from align.io.atomic import recover
+from align.io.families import config_from
+from align.io.families.base import Fields
+from align.model.config import GPTConfig
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
+
+_HUB_FILES = [
+    "config.json",
+    "generation_config.json",
+    "align.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+]
+
+
+def locate(source: str | Path) -> Path:
+    """The local directory of a model.
+
+    Args:
+        source: a directory, or the id of a model on the Hub, as in ``openai-community/gpt2``, whose configuration,
+            weights (safetensors only) and tokenizer are fetched into the Hub's cache.
+
+    Returns:
+        A directory that has a config.json.
+
+    Raises:
+        FileNotFoundError: it is neither; the line says what was looked for.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        recover(path)
+    if not path.exists() and _HUB_ID.fullmatch(str(source)):
+        path = _from_hub(str(source))
+    if not path.is_dir():
+        state = "is a file, not a model directory" if path.is_file() else "no such model directory"
+        raise FileNotFoundError(f"{source}: {state}")
+    if not (path / "config.json").is_file():
+        inner = path / "model"
+        hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
+        raise FileNotFoundError(f"{path}: not a model directory, it has no config.json{hint}")
+    return path
+
+
+def read_config(source: str | Path) -> GPTConfig:
+    """The shape of a model directory's network; no weights are read.
+
+    Args:
+        source: as for ``locate``.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: config.json asks for what our network does not do; the line names file, field and value.
+    """
+    return config_from(read_fields(locate(source)))
+
+
+def read_fields(directory: Path) -> Fields:
+    """The fields of a model directory's config.json.
+
+    Raises:
+        ValueError: it is no JSON mapping.
+    """
+    path = directory / "config.json"
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: holds {type(values).__name__}, not a mapping")
+    return Fields(values, path)
+
+
+def _from_hub(name: str) -> Path:
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(f"{name}: no such directory, and not to be had from the Hub: {reason}") from None

@@ -1,0 +1,179 @@
+"""A reward model as a reward: of token ids for training loops, of texts for everybody else.
+
+Legend: B rows, T tokens.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from align.io.adapter_directory import HEAD, Base, base_of, load_adapter, read_lora
+from align.io.directory import is_scalar, load_scalar
+from align.io.families import family_in
+from align.io.location import locate, read_fields
+from align.io.manifest import is_adapter, read_manifest
+from align.model.gpt import ScalarGPT
+from align.rewards.base import check_counts, checked_scores
+from align.tokenizer import Tokenizer
+from align.tokenizer.prompts import Prompt
+
+_BATCH_TOKENS = 16_384
+"""Places for tokens, padding included, of one forward: enough to fill a GPU, little memory without a backward"""
+
+
+class RewardModel:
+    """A ScalarGPT with its tokenizer, scores shifted and scaled as its manifest says.
+
+    The network is in eval mode and its parameters are frozen. It is no module: a stage that scores on its own device
+    makes ``network`` a submodule.
+
+    Args:
+        name: what errors call it.
+        network: scores the last real token of a row.
+        tokenizer: its own.
+        mean: of the raw scores over the SFT policy's samples; subtracted.
+        std: of the same; what is left is divided by it.
+    """
+
+    def __init__(
+        self, name: str, network: ScalarGPT, tokenizer: Tokenizer, *, mean: float = 0.0, std: float = 1.0
+    ) -> None:
+        """Keep and freeze the network.
+
+        Raises:
+            ValueError: mean or std can't normalise anything.
+        """
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise ValueError(
+                f"{name}: reward_mean is {mean} and reward_std {std}; they must be finite, the latter above 0"
+            )
+        self.name, self.tokenizer, self.mean, self.std = name, tokenizer, mean, std
+        self.network = network.requires_grad_(False).eval()
+
+    @classmethod
+    def load(cls, source: str | Path, *, dtype: torch.dtype = torch.float32, onto: Base | None = None) -> "RewardModel":
+        """Read a reward-model directory.
+
+        Args:
+            source: what the Reward stage wrote, or transformers (then scores stay as they are), see ``locate``; or a
+                reward model's adapter.
+            dtype: of the weights; scores are float32.
+            onto: weights in memory on which an adapter stands if they are its base, of whatever type they are.
+
+        Raises:
+            FileNotFoundError: there is no such directory, or its weights or its tokenizer are missing.
+            ValueError: it is a language model, or nothing that ``load_scalar`` reads.
+        """
+        if is_adapter(source):
+            return cls._of_adapter(Path(source).expanduser(), dtype=dtype, onto=onto)
+        directory = locate(source)
+        fields = read_fields(directory)
+        if not is_scalar(fields):
+            raise ValueError(
+                f"{directory}: a language model ({family_in(fields).architecture}), not a reward model; "
+                "the Reward stage makes one of it"
+            )
+        return cls._of(str(source), load_scalar(directory, dtype=dtype), directory)
+
+    @classmethod
+    def _of_adapter(cls, directory: Path, *, dtype: torch.dtype, onto: Base | None) -> "RewardModel":
+        if HEAD not in read_lora(directory)[1]:
+            raise ValueError(
+                f"{directory}: a language model's adapter, not a reward model's; the Reward stage makes one, with lora"
+            )
+        return cls._of(str(directory), load_adapter(directory, ScalarGPT, dtype=dtype, onto=onto), directory)
+
+    @classmethod
+    def _of(cls, name: str, network: ScalarGPT, directory: Path) -> "RewardModel":
+        """With the tokenizer of ``directory`` and the mean and standard deviation of its manifest."""
+        manifest = read_manifest(directory) if (directory / "align.json").is_file() else {}
+        tokens = directory if (directory / "tokenizer.json").is_file() else base_of(directory)
+        mean, std = float(manifest.get("reward_mean", 0.0)), float(manifest.get("reward_std", 1.0))
+        return cls(name, network, Tokenizer.load(tokens), mean=mean, std=std)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Refuse a policy whose ids mean other text than the reward model's.
+
+        Args:
+            tokenizer: the policy's.
+
+        Raises:
+            ValueError: the fingerprints differ.
+        """
+        ours, theirs = self.tokenizer.fingerprint, tokenizer.fingerprint
+        if ours != theirs:
+            raise ValueError(
+                f"reward {self.name!r} reads the ids of tokenizer {ours[:12]}, the policy writes those of "
+                f"{theirs[:12]}: train the reward model from the same SFT model as the policy"
+            )
+
+    @torch.no_grad()
+    def score_ids(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Normalised scores of rows, in batches of rows of similar length.
+
+        Args:
+            ids: ``[B, T]`` int64, prompt and response, right-padded, on any device.
+            lengths: ``[B]`` int64, tokens of each row; rows of 0 are not scored.
+
+        Returns:
+            ``[B]`` float32 on the device of ``ids``; 0, the mean of the SFT policy, for rows of 0 tokens.
+
+        Raises:
+            ValueError: a row is longer than the network's context.
+        """
+        device = self.network.score.weight.device
+        counts, order = lengths.cpu().sort(descending=True)
+        rows = int((counts > 0).sum())
+        scores = torch.zeros(len(ids), dtype=torch.float32, device=ids.device)
+        start = 0
+        while start < rows:
+            width = int(counts[start])
+            stop = min(rows, start + max(1, _BATCH_TOKENS // width))
+            chosen = order[start:stop].to(ids.device)
+            batch, count = ids[chosen, :width].to(device), counts[start:stop].to(device)
+            # The trainer's autocast would round the hidden states.
+            with torch.autocast(device.type, enabled=False):
+                raw = self.network.last_scores(batch, count)
+            scores[chosen] = ((raw - self.mean) / self.std).to(scores)
+            start = stop
+        return scores
+
+    def encode(self, prompt: Prompt, response: str) -> list[int]:
+        """The ids of a prompt and its answer, as preference data renders them.
+
+        Too long a row is cut: the prompt from its start, but for what begins a text; then the response from its end.
+
+        Args:
+            prompt: a text is what the user says.
+            response: a whole answer: the end of its turn is added.
+
+        Raises:
+            ValueError: the tokenizer has no chat template, or it ends no turn.
+        """
+        tokenizer, context = self.tokenizer, self.network.config.context
+        messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        end = tokenizer.end_of_turn_id
+        if end is None:
+            raise ValueError(f"reward {self.name!r}: its tokenizer has no chat template that ends an assistant's turn")
+        asked = tokenizer.render_chat(cast("Sequence[Mapping[str, str]]", messages), add_generation_prompt=True).ids
+        answered = [*tokenizer.encode(response), end]
+        if len(asked) + len(answered) <= context:
+            return asked + answered
+        opening = asked[:1] if asked[0] == tokenizer.bos_id else []
+        room = max(1, context - len(opening) - len(answered))  # the last token opens the assistant's turn
+        return [*opening, *asked[len(opening) :][-room:], *answered][:context]
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """Normalised scores of texts; see ``Reward``."""
+        check_counts(self.name, prompts, responses)
+        if not responses:
+            return []
+        rows = [self.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
+        for line, row in zip(ids, rows, strict=True):
+            line[: len(row)] = torch.tensor(row)
+        return checked_scores(self.name, self.score_ids(ids, lengths).tolist(), responses)

@@ -1,0 +1,282 @@
+"""Learn a byte-level BPE from text.
+
+The algorithm, by the same numbers as in the code:
+
+1. Cut the texts into words and count them. From here on only distinct words are looked at.
+2. Write each word as a string with one character per symbol, the character's code point being the symbol's id. Python's
+   string methods then find, split and replace pairs in C.
+3. Count all pairs of adjacent symbols, and note for each pair the words that hold it.
+4. Put the pairs on a heap, by count. An entry whose count has since changed is put back when it comes up.
+5. Take the commonest pair; of equals, the one with the lower first id, then the lower second id. It becomes a new
+   token, or the existing token of the same bytes.
+6. Replace the pair in the words that hold it, and adjust the counts of the pairs that touched it. No word that does
+   not hold the pair is looked at.
+7. Repeat from 5 until the vocabulary is full or no pair is left.
+
+Ids and merges equal those of Hugging Face's `BpeTrainer` with the byte alphabet, its tie-breaking included.
+"""
+
+import random
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from contextlib import nullcontext
+from functools import partial
+from heapq import heapify, heappop, heappush, heapreplace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from align.tokenizer.alphabet import BYTE_ORDER
+from align.tokenizer.process_pool import chunked, ordered_map
+from align.tokenizer.splitting import Split, resolve_pattern, split_words
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from align.tokenizer.tokenizer import Tokenizer
+
+MAX_VOCAB_SIZE = 1_000_000
+"""Ids are code points of strings while training, and those end at 1,114,111"""
+
+_LONGEST_WORD = (
+    4096  # characters; longer runs without a border are counted in pieces, or each merge would scan them all
+)
+
+_PIECE = 1 << 16  # characters; the unit of sampling
+
+_TO_IDS = bytes(BYTE_ORDER.index(byte) for byte in range(256))
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    pattern: Literal["gpt2", "gpt4"] | str = "gpt4",
+    sample_bytes: int | None = None,
+    processes: int = 1,
+    progress: bool = False,
+) -> "Tokenizer":
+    """Learn a byte-level BPE tokenizer.
+
+    Args:
+        texts: documents; read once, not kept.
+        vocab_size: number of ids, the 256 bytes and our special tokens included.
+        pattern: how text is cut into words: ``gpt2``, ``gpt4``, or a regular expression.
+        sample_bytes: learn from a random sample of about this many UTF-8 bytes; None: from everything.
+        processes: processes that count words.
+        progress: show progress bars on stderr.
+
+    Raises:
+        ValueError: an impossible setting, or no text.
+    """
+    from align.tokenizer.tokenizer import Tokenizer, own_special_tokens
+
+    specials = own_special_tokens(0)
+    smallest = 256 + len(specials)
+    if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
+        raise ValueError(
+            f"vocab_size is {vocab_size}; it must be from {smallest} (256 bytes and {len(specials)} special tokens) "
+            f"to {MAX_VOCAB_SIZE}"
+        )
+    if sample_bytes is not None and sample_bytes < 1:
+        raise ValueError(f"sample_bytes is {sample_bytes}; it must be at least 1")
+    if processes < 1:
+        raise ValueError(f"processes is {processes}; it must be at least 1")
+    splits = (Split(resolve_pattern(pattern)),)
+    if sample_bytes is not None:
+        texts = sample_texts(texts, sample_bytes)
+    with _progress_bars() if progress else nullcontext() as bars:
+        counts = count_words(texts, splits, processes=processes, bars=bars)
+        if not counts:
+            raise ValueError("no text to learn a tokenizer from: every text was empty")
+        tokens, merges = learn_merges(counts, vocab_size - len(specials), bars=bars)
+    if len(tokens) + len(specials) < vocab_size:
+        warnings.warn(
+            f"the text holds too few distinct pairs for vocab_size {vocab_size}: "
+            f"the tokenizer has {len(tokens) + len(specials)} tokens",
+            stacklevel=2,
+        )
+    return Tokenizer.from_merges(tokens, merges, splits=splits)
+
+
+def sample_texts(texts: Iterable[str], sample_bytes: int) -> list[str]:
+    """A random sample of pieces of the texts, about ``sample_bytes`` UTF-8 bytes, in memory of that size.
+
+    Every piece of up to 64 K characters draws a number; those with the lowest are kept. The draw is the same each time.
+    """
+    draw = random.Random(0).random
+    kept: list[tuple[float, int, str]] = []
+    held = 0
+    for text in texts:
+        for start in range(0, len(text), _PIECE):
+            piece = text[start : start + _PIECE]
+            size = len(piece.encode(errors="surrogatepass"))
+            heappush(kept, (-draw(), size, piece))
+            held += size
+            while held - kept[0][1] >= sample_bytes:
+                held -= heappop(kept)[1]
+    return [piece for _, _, piece in kept]
+
+
+def count_words(
+    texts: Iterable[str], splits: tuple[Split, ...], *, processes: int = 1, bars: "Progress | None" = None
+) -> Counter[str]:
+    """Step 1: how often each word occurs."""
+    total: Counter[str] = Counter()
+    bar = bars.add_task("counting words, MB", total=None) if bars else None
+    for counts, read in ordered_map(partial(_count_chunk, splits=splits), chunked(texts), processes):
+        if total:
+            for word, count in counts.items():
+                total[word] += count
+        else:
+            total = counts
+        if bars and bar is not None:
+            bars.advance(bar, read / 1e6)
+    return total
+
+
+def _count_chunk(texts: list[str], splits: tuple[Split, ...]) -> tuple[Counter[str], int]:
+    """Word counts of some texts, and how many characters were read."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(split_words(text, splits))
+    for word in [word for word in counts if len(word) > _LONGEST_WORD]:
+        times = counts.pop(word)
+        for start in range(0, len(word), _LONGEST_WORD):
+            counts[word[start : start + _LONGEST_WORD]] += times
+    return counts, sum(map(len, texts))
+
+
+def learn_merges(
+    counts: Counter[str], size: int, *, bars: "Progress | None" = None
+) -> tuple[list[bytes], dict[tuple[int, int], int]]:
+    """Steps 2 to 7: the tokens by id, and the id that each merged pair becomes, in the order of merging.
+
+    Args:
+        counts: words and how often they occur.
+        size: tokens wanted, the 256 bytes included.
+        bars: where to show progress.
+
+    Raises:
+        ValueError: a word holds a lone surrogate, which has no UTF-8 form.
+    """
+    # 2. Words as strings of ids; words of one symbol hold no pair.
+    try:
+        raw = {word.encode().translate(_TO_IDS): count for word, count in counts.items()}
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the word {error.object!r} holds a lone surrogate, which has no UTF-8 form") from None
+    raw.pop(b"", None)
+    words = [word.decode("latin-1") for word in raw]
+    frequency = list(raw.values())
+    tokens = [bytes([byte]) for byte in BYTE_ORDER]
+    ids = {token: i for i, token in enumerate(tokens)}
+    merges: dict[tuple[int, int], int] = {}
+    pair_counts, where = _count_pairs(raw)  # 3
+    del raw
+    heap = [(-count, pair) for pair, count in pair_counts.items()]  # 4
+    heapify(heap)
+    bar = bars.add_task("merging pairs", total=size, completed=len(tokens)) if bars else None
+    while heap and len(tokens) < size:
+        negative, pair = heap[0]
+        count = pair_counts[pair]
+        if count != -negative:
+            heapreplace(heap, (-count, pair))
+            continue
+        if count < 1:
+            break
+        heappop(heap)  # 5
+        left, right = map(ord, pair)
+        token = tokens[left] + tokens[right]
+        new = ids.setdefault(token, len(tokens))
+        if new == len(tokens):
+            tokens.append(token)
+        merges.pop((left, right), None)  # a pair merged once more takes its last place, as in Hugging Face's trainer
+        merges[left, right] = new
+        for changed in _replace_pair(pair, chr(new), words, frequency, pair_counts=pair_counts, where=where):  # 6
+            if pair_counts[changed] > 0:
+                heappush(heap, (-pair_counts[changed], changed))
+        if bars and bar is not None and len(tokens) % 64 == 0:
+            bars.update(bar, completed=len(tokens))
+    if bars and bar is not None:
+        bars.update(bar, completed=len(tokens))
+    return tokens, merges
+
+
+def _count_pairs(raw: dict[bytes, int]) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Step 3: how often each pair occurs, and the numbers of the words that hold it."""
+    flat = np.frombuffer(b"".join(raw), dtype=np.uint8)
+    lengths = np.fromiter(map(len, raw), dtype=np.int64, count=len(raw))
+    frequency = np.fromiter(raw.values(), dtype=np.int64, count=len(raw))
+    word_of = np.repeat(np.arange(len(raw), dtype=np.int32), lengths)
+    inside = np.flatnonzero(word_of[1:] == word_of[:-1])
+    keys = flat[inside].astype(np.uint16) * 256 + flat[inside + 1]
+    holders = word_of[inside]
+    # Sums in float64 are exact up to 2^53 words.
+    sums = np.bincount(keys, weights=frequency[holders], minlength=1).astype(np.int64)
+    order = np.argsort(keys, kind="stable")
+    present, starts = np.unique(keys[order], return_index=True)
+    groups = np.split(holders[order], starts[1:])[: len(present)]  # no pair at all gives one empty group
+    names = [chr(key >> 8) + chr(key & 255) for key in present.tolist()]
+    # A word that holds a pair twice is named twice; the second visit finds the pair gone.
+    where = {name: group.tolist() for name, group in zip(names, groups, strict=True)}
+    return dict(zip(names, sums[present].tolist(), strict=True)), where
+
+
+def _replace_pair(
+    pair: str,
+    new: str,
+    words: list[str],
+    frequency: list[int],
+    *,
+    pair_counts: dict[str, int],
+    where: dict[str, list[int]],
+) -> list[str]:
+    """Step 6: merge a pair everywhere and return the pairs that came into being.
+
+    The merged pair's own count stays as it is, as in Hugging Face's trainer. It matters when a token of the same bytes
+    brings the pair back.
+    """
+    before: defaultdict[str, list[int]] = defaultdict(list)  # symbol before a merged pair: words, one entry per place
+    behind: defaultdict[str, list[int]] = defaultdict(list)
+    between: list[int] = []  # words, one entry per two merged pairs side by side
+    for number in where.pop(pair, ()):
+        head, found, tail = words[number].partition(pair)
+        if not found:
+            continue
+        if head:
+            before[head[-1]].append(number)
+        while pair in tail:
+            middle, _, tail = tail.partition(pair)
+            if middle:
+                behind[middle[0]].append(number)
+                before[middle[-1]].append(number)
+            else:
+                between.append(number)
+            head += new + middle
+        if tail:
+            behind[tail[0]].append(number)
+        words[number] = head + new + tail
+    changes = [(symbol + pair[0], symbol + new, numbers) for symbol, numbers in before.items()]
+    changes += [(pair[1] + symbol, new + symbol, numbers) for symbol, numbers in behind.items()]
+    if between:
+        changes.append((pair[1] + pair[0], new + new, between))
+    times = frequency.__getitem__
+    for old, made, numbers in changes:
+        count = sum(map(times, numbers))
+        pair_counts[old] -= count
+        pair_counts[made] = pair_counts.get(made, 0) + count
+        if made in where:
+            where[made] += numbers
+        else:
+            where[made] = numbers
+    return [made for _, made, _ in changes]
+
+
+def _progress_bars() -> "Progress":
+    """Progress bars on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)

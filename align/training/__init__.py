@@ -1,0 +1,1 @@
+"""How weights are trained: optimizers, precision, sharding, memory, checkpoints, preemption."""

@@ -1,0 +1,233 @@
+"""How weights move: AdamW with decay on matrices only, and learning-rate schedules per optimizer step.
+
+AdamW whose running means have 8 bits.
+"""
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from align.training.sharding import by_mesh
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019).
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
+    lr: float = 3e-4
+    """Peak learning rate, per optimizer step"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running means of the gradient and of its square"""
+    eps: float = 1e-8
+    """Added to the root of the squared-gradient mean"""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; vectors (norms, biases) never decay"""
+    state_bits: Literal[32, 8] = 32
+    """Bits of each running mean: 8 takes a quarter of the memory, by blocks of 256 with a scale each (Dettmers et al.
+    2022, arXiv:2110.02861), and needs torchao"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        if not self.lr > 0:
+            raise ValueError(f"optimizer.lr is {self.lr}: it must be above 0")
+        if self.weight_decay < 0:
+            raise ValueError(f"optimizer.weight_decay is {self.weight_decay}: it must be at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas are {self.betas}: each must be at least 0 and below 1")
+        if self.state_bits not in (8, 32):
+            raise ValueError(f"optimizer.state_bits is {self.state_bits}: it must be 8 or 32")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate over optimizer steps, as a factor of the peak.
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
+    kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """What follows the warm-up; wsd: constant, then a linear fall over the last decay_share (warm-up-stable-decay)"""
+    warmup_steps: int = 0
+    """Optimizer steps of linear warm-up from 0 to the peak"""
+    final_factor: float = 0.1
+    """Factor of the peak at the last step (not used by constant)"""
+    decay_share: float = 0.2
+    """wsd only: share of all steps that the fall takes"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        if self.warmup_steps < 0:
+            raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}: it must be at least 0")
+        if not 0 <= self.final_factor <= 1:
+            raise ValueError(f"schedule.final_factor is {self.final_factor}: it must lie in [0, 1]")
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"schedule.decay_share is {self.decay_share}: it must lie in (0, 1]")
+
+    def factor(self, step: int, total: int) -> float:
+        """Factor of the peak learning rate at an optimizer step.
+
+        Args:
+            step: optimizer steps already done, from 0.
+            total: optimizer steps of the run.
+
+        Returns:
+            float: in (0, 1] during warm-up (the first step already moves), in [final_factor, 1] after it.
+        """
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.kind == "constant":
+            return 1.0
+        start = self.warmup_steps
+        if self.kind == "wsd":
+            start = max(start, round(total * (1 - self.decay_share)))
+        progress = min(1.0, max(0, step - start) / max(1, total - 1 - start))
+        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
+        return self.final_factor + (1 - self.final_factor) * fall
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's, for groups that hold cut tensors beside uncut ones.
+
+    A kernel updates tensors of one device mesh together. Groups of their own for them would do, but then a checkpoint
+    of one strategy would have other groups than that of another.
+    """
+
+    def step(self, closure: Any = None) -> Any:
+        """Update what every group holds, mesh by mesh."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = self.param_groups
+        self.param_groups = [{**group, "params": part} for group in groups for part in by_mesh(group["params"])]
+        try:
+            super().step()
+        finally:
+            self.param_groups = groups
+        return loss
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW with decay only on matrices (two or more axes).
+
+    Args:
+        parameters: the parameters to train; frozen ones are left out.
+        config: its settings.
+
+    Returns:
+        torch.optim.Optimizer: torch's, fused where every parameter's device has the fused kernel; torchao's with a
+        state of 8 bits.
+
+    Raises:
+        ModuleNotFoundError: the state is to have 8 bits and there is no torchao.
+    """
+    trained = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    if config.state_bits == 8:
+        pass
+
+        return eight_bit_adamw(groups, config)
+    fused = all(p.device.type in {"cpu", "cuda"} for p in trained)
+    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    # A fused step can unscale fp16 gradients itself, so Lightning refuses to clip them before it, in bf16 too.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, total_steps: int) -> LambdaLR:
+    """The schedule as a torch scheduler, to be stepped once per optimizer step.
+
+    Args:
+        optimizer: whose learning rates it multiplies.
+        config: its settings.
+        total_steps: optimizer steps of the run.
+
+    Returns:
+        LambdaLR: multiplies each group's learning rate by ``config.factor(step, total_steps)``.
+
+    Raises:
+        ValueError: the warm-up is as long as the run.
+    """
+    if config.warmup_steps and config.warmup_steps >= total_steps:
+        raise ValueError(
+            f"schedule.warmup_steps is {config.warmup_steps} but the run has {total_steps} optimizer steps: "
+            "the peak learning rate would never be reached"
+        )
+    return LambdaLR(optimizer, lambda step: config.factor(step, total_steps))
+
+
+def eight_bit_adamw(groups: list[dict[str, Any]], config: "OptimizerConfig") -> torch.optim.Optimizer:
+    """Torchao's AdamW with both running means in blocks of 256 codes of 8 bits and one float32 scale.
+
+    Matrices of fewer than 4096 numbers, and those that 256 does not divide, keep a state of 32 bits. A step is torch's
+    AdamW on the dequantised means, but for the order of its operations. Its ``state_dict`` has plain tensors, codes and
+    scales, so that who reads a checkpoint needs no torchao.
+
+    Args:
+        groups: of parameters.
+        config: learning rate, betas, eps.
+
+    Raises:
+        ModuleNotFoundError: there is no torchao.
+    """
+    torchao = _torchao()
+    quantised = import_module("torchao.optim.subclass_8bit").OptimState8bit
+
+    class AdamW(torchao.AdamW8bit):  # type: ignore[name-defined]
+        def step(self, closure: Any = None) -> Any:
+            # torchao compiles for every shape of matrix, which on a CPU is a minute of C++ for what saves nothing.
+            on_cpu = all(p.device.type == "cpu" for group in self.param_groups for p in group["params"])
+            with torch.compiler.set_stance("force_eager" if on_cpu else "default"):
+                return super().step(closure)
+
+        def state_dict(self) -> dict[str, Any]:
+            stored = super().state_dict()
+            states = stored["state"].items()
+            stored["state"] = {number: {name: plain(value) for name, value in of.items()} for number, of in states}
+            return stored
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            states = state_dict["state"].items()
+            found = {number: {name: packed(value) for name, value in of.items()} for number, of in states}
+            super().load_state_dict({**state_dict, "state": found})
+
+    def plain(value: Any) -> Any:
+        if not isinstance(value, quantised):
+            return value
+        return {"codes": value.codes, "scale": value.scale, "signed": value.signed}
+
+    def packed(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        like = quantised.zeros(value["codes"].shape, value["signed"])
+        return quantised(value["codes"], value["scale"], like.qmap, value["signed"])
+
+    optimizer: torch.optim.Optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    return optimizer
+
+
+def _torchao() -> Any:
+    # torchao warns of GPU kernels, and torch of torchao, on every import.
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        return import_module("torchao.optim")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'optimizer.state_bits is 8, which needs torchao: pip install "lightning-align[export]", or set it to 32'
+        ) from error
