@@ -9,21 +9,25 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ChatData": "align.data",
+    "DPO": "align.algorithms",
     "GPT": "align.model",
     "GPTConfig": "align.model",
-    "SamplingConfig": "align.model",
-    "generate": "align.model",
-    "load_network": "align.model",
-    "load_reward": "align.rewards",
-    "Tokenizer": "align.tokenizer",
-    "ChatData": "align.data",
-    "PreferenceData": "align.data",
-    "PromptData": "align.data",
-    "TextData": "align.data",
+    "LoraConfig": "align.adapters.lora",
     "PPO": "align.algorithms",
+    "PreferenceData": "align.data",
     "Pretrain": "align.algorithms",
+    "PromptData": "align.data",
     "Reward": "align.algorithms",
     "SFT": "align.algorithms",
+    "SamplingConfig": "align.generation.sampling_config",
+    "ScalarGPT": "align.model",
+    "TextData": "align.data",
+    "Tokenizer": "align.tokenizer",
+    "generate": "align.generation.generate",
+    "load_network": "align.io.directory",
+    "load_reward": "align.rewards",
+    "save_network": "align.io.directory",
 }
 
 __all__ = sorted(_HOMES)

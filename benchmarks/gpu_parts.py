@@ -1,6 +1,6 @@
 """What benchmarks/gpu.py trains on: shapes, random rows as the data rooms would give them, and its clocks.
 
-Needs torch, Lightning and what align.model, align.algorithms and align.tokenizer import: neither datasets nor jsonargparse.
+Needs torch, Lightning and what align.model, align.algorithms and align.tokenizer import: no datasets, no jsonargparse.
 """
 
 import tempfile

@@ -334,8 +334,9 @@ def main() -> int:
     p.add_argument("--out", type=Path, help="write every drill to this JSON file")
     p.add_argument("--keep", type=Path, help="work here and leave everything")
     args = p.parse_args()
-    import align.stages  # noqa: F401
     import torch
+
+    import align.algorithms  # noqa: F401
 
     torch.set_num_threads(1)
     begun = time.monotonic()

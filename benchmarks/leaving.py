@@ -81,8 +81,9 @@ def main() -> int:
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--ranks", type=int, default=1)
     args = p.parse_args()
-    import align.stages  # noqa: F401
     import torch
+
+    import align.algorithms  # noqa: F401
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:

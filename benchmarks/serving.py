@@ -1,4 +1,4 @@
-"""Concurrent streaming requests to `align serve`, a quarter of them cancelled half-way, beside `align.generation.generate.generate`.
+"""Concurrent streaming requests to `align serve`, a quarter of them cancelled half-way, beside `align.generate`.
 
     python benchmarks/serving.py runs/seed1/sft --prompts runs/seed1/data/prompts_test.jsonl --rounds 5
 

@@ -46,3 +46,42 @@ class _UnexpectedSkips:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.found and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def exact_norms(monkeypatch):
+    """Float64 norms in float64: by default they are computed in float32, as transformers computes them."""
+    from align.model.layers import RMSNorm
+
+    monkeypatch.setattr(RMSNorm, "exact", True)
+
+
+@pytest.fixture
+def network_of(exact_norms):
+    """Build a float64 network in evaluation mode whose every parameter matters, so that equal means equal."""
+    import torch
+
+    from align.model import GPT, GPTConfig
+
+    def build(**settings):
+        sizes = {"vocab_size": 61, "layers": 2, "heads": 4, "width": 32, "ff_width": 24, "context": 48}
+        network = GPT(GPTConfig(**sizes | {"init_std": 0.3, "embedding_std": 0.5} | settings)).double().eval()
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if parameter.dim() == 1:  # norms and biases away from 1 and 0
+                    parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) / 4)
+        return network
+
+    return build
+
+
+@pytest.fixture
+def tokens():
+    """Draw token ids of the given shape below 61."""
+    import torch
+
+    def draw(*shape, seed=0):
+        return torch.randint(0, 61, shape, generator=torch.Generator().manual_seed(seed))
+
+    return draw

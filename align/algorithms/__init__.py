@@ -7,16 +7,10 @@ from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig
 from align.algorithms.pretrain import Pretrain
 from align.algorithms.reward_modeling import Reward
 from align.algorithms.sft import SFT
-from align.training.optimization import OptimizerConfig, ScheduleConfig
-from align.training.qlora import FourBit
-from align.training.strategy import ModelParallel
 
 __all__ = [
     "DPO",
-    "FourBit",
     "KLConfig",
-    "ModelParallel",
-    "OptimizerConfig",
     "PPO",
     "Pretrain",
     "Probe",
@@ -24,7 +18,6 @@ __all__ = [
     "Reward",
     "RolloutConfig",
     "SFT",
-    "ScheduleConfig",
     "ScoringConfig",
     "UpdateConfig",
     "ValueConfig",

@@ -6,11 +6,8 @@ from align.callbacks.loggers import RunLog
 from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
-from align.training.checkpointing import Checkpoints
-from align.training.weight_average import WeightAverage
 
 __all__ = [
-    "Checkpoints",
     "Cost",
     "Health",
     "HealthConfig",
@@ -18,5 +15,4 @@ __all__ = [
     "RunLog",
     "TextSamples",
     "Throughput",
-    "WeightAverage",
 ]

@@ -83,11 +83,15 @@ class ModelDirectory(pl.Callback):
             for average in _averages(trainer):
                 stack.enter_context(average.applied(pl_module))
             with replacing_directory(target) as directory:
-                ids = {"bos_id": None, "eos_ids": (), "pad_id": None}
                 if tokenizer is not None:
                     tokenizer.save(directory)
-                    ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
-                save_network(network, directory, **ids)
+                save_network(
+                    network,
+                    directory,
+                    bos_id=tokenizer.bos_id if tokenizer is not None else None,
+                    eos_ids=tokenizer.stop_ids if tokenizer is not None else (),
+                    pad_id=tokenizer.pad_id if tokenizer is not None else None,
+                )
                 # What the manifest measures is measured of what is written.
                 write_manifest(directory, self._manifest(trainer, pl_module) | extras())
                 (directory / "README.md").write_text(model_card(read_manifest(directory), network))

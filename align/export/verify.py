@@ -20,8 +20,8 @@ from align.generation.generate import generate
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer
+from align.tokenizer.prompts import Prompt
 
-Prompt = str | list[dict[str, str]]
 Judge = Callable[[Sequence[Any], Sequence[str]], list[float]]
 """(prompts, responses) -> one score each; higher is better"""
 
@@ -148,7 +148,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(turn) for turn in prompt]
 
 
 def _check_tokens(source: Source, reading: Reading, prompts: Sequence[Prompt]) -> None:

@@ -15,9 +15,10 @@ from align.export.safetensors_dir import check_hf, check_range, write_hf, writte
 from align.export.settings import CALIBRATED, ExportSettings
 from align.export.source import Source
 from align.export.tolerance import TOLERANCES, Tolerance, check, precision
-from align.export.verify import Judge, Prompt, Reading, Verification, verify
+from align.export.verify import Judge, Reading, Verification, verify
 from align.io.atomic import replacing_directory
 from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
+from align.tokenizer.prompts import Prompt
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,25 @@
-"""The GPT: its shape, network, sampling, and the directory it is kept in.
+"""The GPT: configuration, layers, network.
 
-The public names are imported on first use, so that the shape of a network can be read without torch.
+Public names are imported on first use, so that a configuration can be read without torch.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.model.config import GPTConfig, RopeScaling
+    from align.model.gpt import GPT, ScalarGPT
+    from align.model.kv_cache import KVCache
 
 _HOMES = {
     "GPT": "gpt",
     "GPTConfig": "config",
-    "KVCache": "cache",
-    "LoraConfig": "lora",
+    "KVCache": "kv_cache",
     "RopeScaling": "config",
-    "Samples": "generation",
-    "SamplingConfig": "sampling_config",
-    "SharedRows": "shared_prefix",
-    "ScalarGPT": "scalar",
-    "adapters": "lora",
-    "add_adapter": "lora",
-    "generate": "generation",
-    "is_adapter": "manifest",
-    "load_adapter": "adapter_directory",
-    "load_network": "directory",
-    "load_scalar": "scalar",
-    "locate": "location",
-    "read_config": "location",
-    "read_manifest": "manifest",
-    "merge": "lora",
-    "replacing_directory": "replacing",
-    "running_versions": "manifest",
-    "save_adapter": "adapter_directory",
-    "save_network": "directory",
-    "share_answers": "shared_prefix",
-    "share_base": "lora",
-    "share_prefixes": "shared_prefix",
-    "stage_of": "manifest",
-    "unmerge": "lora",
-    "using_adapter": "lora",
-    "weights_fingerprint": "manifest",
-    "write_manifest": "manifest",
+    "ScalarGPT": "gpt",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = ["GPT", "GPTConfig", "KVCache", "RopeScaling", "ScalarGPT"]
 
 
 def __getattr__(name: str) -> Any:

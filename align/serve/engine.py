@@ -7,8 +7,8 @@ One thread does all the computing. Each round:
 3. Hand out the text it completes; rows that are over, cancelled or broken leave.
 4. Read the tokens of the others and go on with 1.
 
-An answer depends on its prompt, settings and seed only, not on the company (see ``align.generation.open_decoder``), and is
-the one that ``align.generation.generate.generate`` gives for this seed, up to the rounding of logits.
+An answer depends on its prompt, settings and seed only, not on the company (see ``align.generation.open_decoder``), and
+is the one that ``align.generation.generate.generate`` gives for this seed, up to the rounding of logits.
 """
 
 import threading

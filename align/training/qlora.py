@@ -98,12 +98,13 @@ def four_bit_plugin(precision: object, *, adapters: bool, sharded: bool) -> Four
         return None
     if not adapters:
         raise ValueError(
-            "trainer.plugins has align.training.FourBit, but weights of 4 bits can't learn: set model.init_args.lora, as "
-            "recipes/hardware/qlora.yaml does"
+            "trainer.plugins has align.training.FourBit, but weights of 4 bits can't learn: set model.init_args.lora, "
+            "as recipes/hardware/qlora.yaml does"
         )
     if sharded:
         raise ValueError(
-            "trainer.plugins has align.training.FourBit and trainer.strategy shards weights, which 4 bits can't follow: "
+            "trainer.plugins has align.training.FourBit and trainer.strategy shards weights, which 4-bit weights "
+            "do not support: "
             "use ddp, or leave FourBit out"
         )
     return precision

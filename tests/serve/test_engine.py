@@ -35,7 +35,7 @@ def requests(count):
 
 
 def test_an_answer_is_the_same_alone_among_others_and_from_generate(network, tokenizer, engine, ask):
-    """30 requests of four settings share 8 rows; the same seeds alone, and through align.generation.generate.generate."""
+    """30 requests of four settings share 8 rows; the same seeds alone, and through align.generate."""
     asked = requests(30)
     together = [ask(engine, **request) for request in asked]
     for heard in together:

@@ -15,7 +15,7 @@ from align.io.directory import load_network
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 from align.training.weight_average import WeightAverage
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "stages"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "algorithms"))
 from test_language_model import CONFIG, Batches, fit, make_batch
 
 
