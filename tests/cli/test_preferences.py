@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from align.callbacks import samples
 from align.cli import main
 from align.data.pair_data import PreferenceData
 from align.data.text_data import ChatData
+from align.generation import responses
 from align.io.manifest import weights_fingerprint
 from align.sandbox import gold_reward
 
@@ -102,7 +102,7 @@ def test_skip_and_limit_take_a_part_with_the_same_answers(run: Path, tmp_path: P
 
 def break_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException) -> list[int]:
     """Let sampling raise at a call; the rows of every call."""
-    real, calls = samples.sample_continuations, []
+    real, calls = responses.sample_responses, []
 
     def sample(network, tokenizer, ids, *args, **kwargs):
         calls.append(len(ids))
@@ -110,7 +110,7 @@ def break_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException) -
             raise error
         return real(network, tokenizer, ids, *args, **kwargs)
 
-    monkeypatch.setattr(samples, "sample_continuations", sample)
+    monkeypatch.setattr(responses, "sample_responses", sample)
     return calls
 
 
