@@ -19,7 +19,7 @@ class Recipe(NamedTuple):
 
     Attributes:
         name: file name.
-        path: where it lies.
+        path: of the file.
         summary: first sentence of its header comment.
     """
 
@@ -33,7 +33,7 @@ class RecipeFolder(NamedTuple):
 
     Attributes:
         name: folder name, as ``align run`` and ``align recipes copy`` take it.
-        path: where it lies.
+        path: of the folder.
         summary: first sentence of its pipeline.yaml; what to do with the files where it has none.
         recipes: its YAML files, pipeline.yaml left out.
     """
