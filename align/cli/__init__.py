@@ -23,6 +23,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "run": Verb("align.cli.pipeline:main", "run a recipe folder's pipeline, skipping what is up to date"),
+    "recipes": Verb("align.cli.recipes:main", "list the shipped recipe folders; copy one to edit it"),
     "fit": Verb("align.cli.lightning:main", "train one stage from a recipe"),
     "validate": Verb("align.cli.lightning:main", "run a recipe's validation"),
     "test": Verb("align.cli.lightning:main", "run a recipe's test"),
@@ -43,7 +44,7 @@ _EPILOG = """
 `align VERB --help` lists a verb's settings with units and defaults.
 --debug anywhere shows the traceback of a failure. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
-First steps:   align run recipes/tiny
+First steps:   align run tiny
                align generate runs/tiny/sft/model --prompt "Tell me a happy tale of a fox named Nora ..."
 """
 

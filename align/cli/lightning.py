@@ -33,6 +33,7 @@ from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
 from align.cli.run_lock import run_lock
+from align.cli.shipped_recipes import find_configs
 from align.training.checkpoint_files import absence, damage, find_whole, global_step
 from align.training.checkpointing import FOLDER, Checkpoints
 from align.training.preemption import Preempted, forget, requeue
@@ -182,6 +183,9 @@ def main(verb: str, args: list[str]) -> int:
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
+    args, notes = find_configs(args)
+    for note in notes if _rank() == 0 else []:
+        print(note, file=sys.stderr, flush=True)
     cli = make_cli(args)
     run = Path(cli.config.trainer.default_root_dir)
     if verb == "fit":

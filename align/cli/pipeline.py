@@ -15,6 +15,7 @@ from align.cli.errors import UsageError, nearest
 from align.cli.parsing import make_parser, parse
 from align.cli.recipe_folder import Pipeline, Stage, read_pipeline
 from align.cli.run_lock import run_lock
+from align.cli.shipped_recipes import find_recipe
 from align.cli.stage_record import StageRecord, content_hash
 
 _STAGE = "ALIGN_STAGE"
@@ -39,7 +40,10 @@ def main(args: list[str]) -> int:
 
         return align(json.loads(os.environ[_STAGE]))
     options = parse(_parser(), args)
-    pipeline = read_pipeline(Path(options.folder), out=options.out, seed=options.seed, assignments=options.set or [])
+    folder, note = find_recipe(Path(options.folder))
+    if note:
+        print(note, file=sys.stderr, flush=True)
+    pipeline = read_pipeline(folder, out=options.out, seed=options.seed, assignments=options.set or [])
     chosen = _choose(pipeline, options.only, getattr(options, "from"))
     must = options.force or getattr(options, "from") is not None
     _asked_to_leave(forget=True)
@@ -66,7 +70,8 @@ def _parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument(
         "folder",
-        help="recipe folder, such as recipes/tiny, or another pipeline in one, such as recipes/tiny/sweep.yaml",
+        help="recipe folder, such as recipes/tiny, or another pipeline in one, such as recipes/tiny/sweep.yaml; a path "
+        "that does not exist here is looked up among the shipped recipes (`align recipes`)",
     )
     parser.add_argument("--out", help="where the runs go (default: runs/NAME-OF-THE-FOLDER)")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="run these stages and no others")

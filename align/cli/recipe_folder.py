@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from align.cli.errors import UsageError, nearest
+from align.cli.shipped_recipes import shipped_root
 from align.cli.stage_record import content_hash
 
 _STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional", "foreach"}
@@ -52,7 +53,8 @@ class Stage:
         """SHA-256 over the command, the recipe's text and the contents of what it reads."""
         facts = {
             "command": self.command,
-            "arguments": self.arguments,
+            # The recipe counts by its text: a copy of it in another folder leaves a finished run up to date.
+            "arguments": [argument for argument in self.arguments if argument != f"--config={self.recipe}"],
             "recipe": None if self.recipe is None else content_hash(self.recipe),
             "reads": [content_hash(path) for path in self.reads],
         }
@@ -87,8 +89,8 @@ def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list
     file = folder if folder.suffix == ".yaml" else folder / "pipeline.yaml"
     folder = file.parent
     if not file.is_file():
-        found = [path.parent.name for path in folder.parent.glob("*/pipeline.yaml")]
-        raise UsageError(f"{file} does not exist{nearest(folder.name, found)}")
+        found = {path.parent.name for root in (folder.parent, shipped_root()) for path in root.glob("*/pipeline.yaml")}
+        raise UsageError(f"{file} does not exist{nearest(folder.name, sorted(found))}")
     try:
         content = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
