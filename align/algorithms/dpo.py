@@ -9,7 +9,7 @@ from torchmetrics import Metric
 
 from align.adapters.lora import LoraConfig, adapters
 from align.algorithms.module import Stage
-from align.algorithms.policy_evaluation import Probe, ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.reference_logprobs import network_fingerprint, pair_logprobs, reference_table
 from align.algorithms.starting_points import load_start, reference_view, refuse_dropout, start_fingerprint
 from align.batches import PairBatch
@@ -79,7 +79,7 @@ class DPO(Stage):
         reference_logprobs: Literal["precomputed", "on_the_fly"] = "precomputed",
         shared_prefix: bool = True,
         other_reference: bool = False,
-        probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
+        probe: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
@@ -104,7 +104,7 @@ class DPO(Stage):
         self.loss_name, self.compares = loss, needs_reference(loss)
         self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix and not compile
         self.other_reference, self.probe_config = other_reference, probe
-        self.val_pairs, self.test_pairs, self.probe = PairMeans(), PairMeans(), Probe(probe)
+        self.val_pairs, self.test_pairs, self.probe = PairMeans(), PairMeans(), PolicyEvaluation(probe)
         self._tables: dict[str, torch.Tensor] = {}
 
     def build(self) -> None:

@@ -27,7 +27,7 @@ _CHUNK = 256
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class PolicyEvaluationConfig:
     """Samples of the policy's own, drawn at each validation.
 
     Raises:
@@ -48,16 +48,16 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         """Reject impossible settings."""
         if self.prompts < 0:
-            raise ValueError(f"probe.prompts is {self.prompts}: it must be at least 0")
+            raise ValueError(f"policy_evaluation.prompts is {self.prompts}: it must be at least 0")
         if not self.temperature > 0:
-            raise ValueError(f"probe.temperature is {self.temperature}: it must be above 0")
+            raise ValueError(f"policy_evaluation.temperature is {self.temperature}: it must be above 0")
         if self.max_new_tokens < 1:
-            raise ValueError(f"probe.max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+            raise ValueError(f"policy_evaluation.max_new_tokens is {self.max_new_tokens}: it must be at least 1")
         if self.seed < 0:
-            raise ValueError(f"probe.seed is {self.seed}: it must be at least 0")
+            raise ValueError(f"policy_evaluation.seed is {self.seed}: it must be at least 0")
 
 
-class Probe(Metric):
+class PolicyEvaluation(Metric):
     """Sums over sampled responses since the last reset, added over ranks.
 
     Give it every validation batch: it answers the first ``config.prompts`` different prompts and ignores the rest.
@@ -72,7 +72,7 @@ class Probe(Metric):
     compared: torch.Tensor
     hashes: Any
 
-    def __init__(self, config: ProbeConfig) -> None:
+    def __init__(self, config: PolicyEvaluationConfig) -> None:
         """Start from nothing.
 
         Raises:

@@ -15,7 +15,7 @@ from align.adapters.lora import LoraConfig, adapters, add_adapter
 from align.algorithms.collecting import Collector, Settings, ValueHead, ValueModel, token_values
 from align.algorithms.estimation import check_first_minibatch
 from align.algorithms.module import Stage
-from align.algorithms.policy_evaluation import Probe, ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.ppo_networks import make_reference, make_value
 from align.algorithms.ppo_settings import Algorithm, KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.algorithms.rollout import Prompt, check_reward
@@ -64,7 +64,7 @@ class PPO(Stage):
         kl: what holds the policy near the reference.
         update: how it learns from an iteration.
         value: the value model.
-        probe: samples of the policy's own at validation.
+        policy_evaluation: samples of the policy's own at validation.
         lora: train adapters of these settings on policy and value model, over one base, which is the reference too;
             None: train the weights.
         optimizer: AdamW.
@@ -95,7 +95,7 @@ class PPO(Stage):
         kl: KLConfig = KLConfig(),  # noqa: B008 (frozen)
         update: UpdateConfig = UpdateConfig(),  # noqa: B008 (frozen)
         value: ValueConfig = ValueConfig(),  # noqa: B008 (frozen)
-        probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
+        policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(kind="constant"),  # noqa: B008 (frozen)
@@ -120,7 +120,7 @@ class PPO(Stage):
         self.settings = Settings(algorithm, rollout, scoring, kl, update)
         self.value_config, self.reward_name, self.gold_name = value, reward, gold
         self._sources = (init_from, reference, network)
-        self.probe = Probe(probe)
+        self.policy_evaluation = PolicyEvaluation(policy_evaluation)
         self._collector: Collector | None = None
         self._loader: ExperienceLoader | None = None
         self._moved: list[torch.Tensor] = []
@@ -401,12 +401,12 @@ class PPO(Stage):
         """Let the policy answer held-out prompts."""
         rows = zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)
         prompts = [ids[:length] for ids, length in rows]
-        self.probe.update(self.network, self.reference, prompts, batch.prompts, self._tokenizer)
+        self.policy_evaluation.update(self.network, self.reference, prompts, batch.prompts, self._tokenizer)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``policy/*``."""
-        values = self.probe.compute()
-        self.probe.reset()
+        values = self.policy_evaluation.compute()
+        self.policy_evaluation.reset()
         self.log_dict({f"policy/{name}": value for name, value in values.items()}, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

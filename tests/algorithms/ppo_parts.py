@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import RolloutConfig, UpdateConfig, ValueConfig
 from align.batches import PromptBatch
@@ -87,7 +87,7 @@ def ppo(**settings):
         "reward": "ppo_parts:share",
         "optimizer": OptimizerConfig(lr=1e-3, weight_decay=0.0),
         "value": ValueConfig(),
-        "probe": ProbeConfig(prompts=0),
+        "policy_evaluation": PolicyEvaluationConfig(prompts=0),
     } | settings
     return PPO(rollout=RolloutConfig(**rollout), update=UpdateConfig(**update), **settings)
 
