@@ -29,7 +29,7 @@ import torch
 from align.algorithms import collecting
 from align.algorithms.dpo import DPO
 from align.algorithms.memory_estimate import out_of_memory
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import RolloutConfig, ScoringConfig, UpdateConfig
 from align.algorithms.pretrain import Pretrain
@@ -109,8 +109,8 @@ def dpo(compile: bool, *, toy: bool) -> Row:
     pairs, warmup, timed, more = (2, 2, 2, 1) if toy else (16, 8, 16, 4)
     memory = MemoryConfig(frozen_dtype="bfloat16" if torch.cuda.is_available() else "float32")
     stage = DPO(
-        network=parts.fresh(GPT, config), reference_logprobs="on_the_fly", probe=ProbeConfig(prompts=0),
-        compile=compile, memory=memory, **_LEARNING,
+        network=parts.fresh(GPT, config), reference_logprobs="on_the_fly",
+        policy_evaluation=PolicyEvaluationConfig(prompts=0), compile=compile, memory=memory, **_LEARNING,
     )  # fmt: skip
     phases = parts.Phases()
     stage._reference_logprobs = phases.timed("reference", stage._reference_logprobs)
@@ -139,7 +139,7 @@ def ppo(compile: bool, *, toy: bool) -> Row:
         rollout=RolloutConfig(episodes, max_new_tokens=new),
         scoring=ScoringConfig(missing_eos_penalty=0.0),
         update=UpdateConfig(epochs=2, minibatches=2, target_kl=None),
-        probe=ProbeConfig(prompts=0),
+        policy_evaluation=PolicyEvaluationConfig(prompts=0),
         compile=compile,
         **_LEARNING,
     )

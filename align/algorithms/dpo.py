@@ -43,7 +43,7 @@ class DPO(Stage):
         shared_prefix: compute each prompt once for both answers; the same numbers to rounding, sooner. Without effect
             under compile, which wants rows of few shapes.
         other_reference: allow a reference that is not the policy's start; without it that is an error.
-        probe: samples of the policy's own, at each validation.
+        policy_evaluation: samples of the policy's own, at each validation.
         lora: train adapters of these settings, the weights stay frozen; None: train the weights.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
@@ -79,7 +79,7 @@ class DPO(Stage):
         reference_logprobs: Literal["precomputed", "on_the_fly"] = "precomputed",
         shared_prefix: bool = True,
         other_reference: bool = False,
-        probe: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
+        policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
@@ -103,8 +103,12 @@ class DPO(Stage):
         self.init_from, self.reference_source, self._given = init_from, reference, network
         self.loss_name, self.compares = loss, needs_reference(loss)
         self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix and not compile
-        self.other_reference, self.probe_config = other_reference, probe
-        self.val_pairs, self.test_pairs, self.probe = PairMeans(), PairMeans(), PolicyEvaluation(probe)
+        self.other_reference, self.policy_evaluation_config = other_reference, policy_evaluation
+        self.val_pairs, self.test_pairs, self.policy_evaluation = (
+            PairMeans(),
+            PairMeans(),
+            PolicyEvaluation(policy_evaluation),
+        )
         self._tables: dict[str, torch.Tensor] = {}
 
     def build(self) -> None:
@@ -118,7 +122,7 @@ class DPO(Stage):
             self.reference = reference_view(self.network)
             return
         # A network made in Python can't be read again once training has moved it.
-        if not only_cached or self.probe_config.prompts or not has_source:
+        if not only_cached or self.policy_evaluation_config.prompts or not has_source:
             self.reference = self._make_reference(start=self.network)
 
     def on_fit_start(self) -> None:
@@ -154,15 +158,15 @@ class DPO(Stage):
         pairs, result = self._outcome("validation", batch)
         self.val_pairs.update(pair_values(pairs, result), batch.numbers >= 0)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if self.probe_config.prompts and tokenizer is not None and not self.trainer.sanity_checking:
-            self.probe.update(self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer)
+        if self.policy_evaluation_config.prompts and tokenizer is not None and not self.trainer.sanity_checking:
+            self.policy_evaluation.update(self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*`` and ``policy/*``."""
         self._log_means("val", self.val_pairs)
-        if self.probe.update_called:
-            self.log_dict({f"policy/{name}": value for name, value in self.probe.compute().items()})
-            self.probe.reset()
+        if self.policy_evaluation.update_called:
+            self.log_dict({f"policy/{name}": value for name, value in self.policy_evaluation.compute().items()})
+            self.policy_evaluation.reset()
 
     def on_test_start(self) -> None:
         """Have the reference log-probs of the test pairs."""

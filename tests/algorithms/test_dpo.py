@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dpo_pairs import CONFIG, Log, World, fit, policy, several_pairs
 
 from align.algorithms.dpo import DPO, prompt_ids
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.reference_logprobs import pair_logprobs
 from align.batches import PairBatch
 from align.model.gpt import GPT
@@ -31,7 +31,10 @@ def test_it_learns_which_answer_is_better(world):
     """The first loss is ln 2 at margin 0; then chosen answers gain on rejected ones, on held-out prompts too."""
     log = Log()
     trainer = fit(
-        world.stage(probe=ProbeConfig(prompts=4, max_new_tokens=8)), world.data(), max_epochs=12, callbacks=[log]
+        world.stage(policy_evaluation=PolicyEvaluationConfig(prompts=4, max_new_tokens=8)),
+        world.data(),
+        max_epochs=12,
+        callbacks=[log],
     )
     first, last = log.steps[0], log.steps[-1]
     assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -173,8 +176,8 @@ def test_test_split(world):
     assert {f"test/{name}" for name in NAMES} <= set(trainer.callback_metrics)
 
 
-def test_the_probe_asks_validation_prompts_and_a_judge_scores(world):
-    stage = world.stage(probe=ProbeConfig(prompts=3, max_new_tokens=5, judge="test_dpo:longer"))
+def test_policy_evaluation_samples_validation_prompts_and_a_judge_scores(world):
+    stage = world.stage(policy_evaluation=PolicyEvaluationConfig(prompts=3, max_new_tokens=5, judge="test_dpo:longer"))
     trainer = fit(stage, world.data())
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("policy/")}
     assert set(metrics) == {"policy/kl", "policy/length", "policy/eos_rate", "policy/distinct", "policy/reward"}
@@ -237,7 +240,7 @@ def test_sixteen_bit_products_pass_the_check_of_the_start(world):
 
 def test_every_metric_is_in_the_glossary(world):
     docs = Path(__file__).parents[2] / "docs"
-    judged = world.stage(probe=ProbeConfig(prompts=2, max_new_tokens=2, judge="test_dpo:longer"))
+    judged = world.stage(policy_evaluation=PolicyEvaluationConfig(prompts=2, max_new_tokens=2, judge="test_dpo:longer"))
     trainer = fit(judged, world.data(), max_steps=1)
     glossary, page = (docs / "metrics.md").read_text(), (docs / "dpo.md").read_text()
     for name in trainer.callback_metrics:
@@ -247,8 +250,8 @@ def test_every_metric_is_in_the_glossary(world):
 
 def test_every_setting_is_on_the_page():
     page = (Path(__file__).parents[2] / "docs" / "dpo.md").read_text()
-    others = ("network", "probe", "optimizer", "schedule")
+    others = ("network", "policy_evaluation", "optimizer", "schedule")
     names = [name for name in inspect.signature(DPO).parameters if name not in others]
-    names += [f"probe.{field.name}" for field in dataclasses.fields(ProbeConfig)]
+    names += [f"policy_evaluation.{field.name}" for field in dataclasses.fields(PolicyEvaluationConfig)]
     assert [name for name in names if f"| `{name}`" not in page] == []
     assert [name for name in PREFERENCE_LOSSES if f"| `{name}`" not in page] == []
