@@ -188,7 +188,7 @@ def _prompts(setting: Setting, vocab_size: int) -> Any:
 
         def train_dataloader(self) -> Any:
             stage: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-            return stage.experience_loader(torch.utils.data.DataLoader([batch], batch_size=None))  # type: ignore
+            return stage.rollout_loader(torch.utils.data.DataLoader([batch], batch_size=None))  # type: ignore
 
     return Prompts()
 

@@ -16,7 +16,7 @@ class FixedKL:
         self.value = value
 
     def update(self, kl: float, n: int) -> None:
-        """Nothing to learn from a KL."""
+        """Keep the coefficient."""
 
     def state_dict(self) -> dict[str, float]:
         """The coefficient."""
@@ -71,7 +71,7 @@ class AdaptiveKL:
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from the coefficient of ``state_dict``."""
+        """Restore the coefficient of ``state_dict``."""
         self.value = state["value"]
 
 

@@ -8,6 +8,7 @@ import torch
 from ppo_parts import Logged, fit, policy, ppo
 
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.objectives import GAE, GRPO, RLOO
 from align.training.optimization import OptimizerConfig
 
 BANDIT = {
@@ -20,14 +21,14 @@ BANDIT = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {"algorithm": "ppo"},
-        {"algorithm": "ppo", "value": ValueConfig(shared_trunk=True)},
-        {"algorithm": "grpo", "rollout": {"episodes": 32, "group_size": 4}},
-        {"algorithm": "rloo", "rollout": {"episodes": 32, "group_size": 4}},
+        {},
+        {"value": ValueConfig(shared_trunk=True)},
+        {"estimator": GRPO(), "rollout": {"episodes": 32, "group_size": 4}},
+        {"estimator": RLOO(), "rollout": {"episodes": 32, "group_size": 4}},
     ],
     ids=["ppo", "shared", "grpo", "rloo"],
 )
-def test_each_algorithm_learns_to_say_the_wanted_token(settings):
+def test_each_estimator_learns_to_say_the_wanted_token(settings):
     """A random policy says it once in 12 tokens; the reward is its share, so the best is 1."""
     logged = Logged()
     fit(
@@ -59,7 +60,7 @@ def test_weights_move_and_the_reference_does_not():
         assert not torch.equal(weight, stage.network.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"algorithm": "grpo", "rollout": {"group_size": 2}}], ids=["ppo", "grpo"])
+@pytest.mark.parametrize("settings", [{}, {"estimator": GRPO(), "rollout": {"group_size": 2}}], ids=["ppo", "grpo"])
 def test_every_metric_and_setting_is_documented(settings):
     docs = Path(__file__).parents[2] / "docs"
     glossary, page = (docs / "metrics.md").read_text(), (docs / "ppo.md").read_text()
@@ -69,6 +70,6 @@ def test_every_metric_and_setting_is_documented(settings):
     for name in [*names, "rollout/logprob_gap"]:
         assert f"`{name}`" in glossary, name
         assert f"`{name}`" in page, name
-    for group in (RolloutConfig, ScoringConfig, KLConfig, UpdateConfig, ValueConfig):
+    for group in (RolloutConfig, ScoringConfig, KLConfig, UpdateConfig, ValueConfig, GAE, GRPO):
         for field in fields(group):
             assert f"`{field.name}`" in page, field.name

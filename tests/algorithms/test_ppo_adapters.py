@@ -16,6 +16,7 @@ from align.algorithms.reward_modeling import Reward
 from align.callbacks.model_directory import ModelDirectory
 from align.io.directory import load_network, load_scalar, save_network
 from align.model.gpt import GPT, ScalarGPT
+from align.objectives import GRPO, RLOO
 from align.rewards.functions import load_reward
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
@@ -85,9 +86,9 @@ def test_the_values_gradient_never_reaches_the_policy():
     assert all(tensor.grad is None for tensor in base_parameters(stage.network).values())
 
 
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-def test_without_a_value_model(algorithm):
-    stage = ppo(lora=LORA, algorithm=algorithm, rollout={"group_size": 2})
+@pytest.mark.parametrize("estimator", [GRPO(), RLOO()], ids=["grpo", "rloo"])
+def test_without_a_value_model(estimator):
+    stage = ppo(lora=LORA, estimator=estimator, rollout={"group_size": 2})
     fit(stage, max_epochs=1)
     assert stage.value is None
     assert any(bool(t.any()) for name, t in adapter_parameters(stage.network).items() if "lora_B" in name)
@@ -193,7 +194,7 @@ def test_beside_a_whole_reward_model_the_value_stands_on_its_weights(rewarded, m
     told = []
     monkeypatch.setattr("align.algorithms.ppo.rank_zero_info", told.append)
     stage = on(rewarded, "whole/model")
-    assert any("has weights of its own in memory: an adapter over the policy's base" in line for line in told)
+    assert any("has its own copy of the weights in memory; an adapter over the policy's base" in line for line in told)
     value, reward = base_parameters(stage.value), base_parameters(stage.reward_network)
     assert all(value[name] is reward[name] for name in reward if name != "score.weight")
     assert value["score.weight"] is not reward["score.weight"]

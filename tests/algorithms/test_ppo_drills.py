@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import CONFIG, Logged, PromptModule, Tokens, fit, policy, ppo
 
-import align.algorithms.collecting as collecting
+import align.algorithms.ppo as ppo_module
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.io.directory import save_network
 from align.model.gpt import ScalarGPT
+from align.objectives import GRPO, K1, K3, RLOO
 from align.rewards.reward_model import RewardModel
 from align.training.optimization import OptimizerConfig
 
@@ -82,8 +83,8 @@ def test_a_batch_of_one():
 def test_a_group_size_that_does_not_divide():
     with pytest.raises(ValueError, match="group_size 3 does not divide rollout.episodes 8: 2 responses would be left"):
         RolloutConfig(episodes=8, group_size=3)
-    with pytest.raises(ValueError, match="grpo compares responses to one prompt, and rollout.group_size is 1"):
-        ppo(algorithm="grpo")
+    with pytest.raises(ValueError, match="rollout.group_size is 1: GRPO needs at least 2"):
+        ppo(estimator=GRPO())
 
 
 def test_a_full_context_leaves_no_room():
@@ -105,8 +106,8 @@ def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
         fingerprint = "another"
 
     model = RewardModel("rm", ScalarGPT(CONFIG), Other())
-    monkeypatch.setattr("align.rewards.functions.load_reward", lambda name, **_: model)
-    monkeypatch.setattr("align.io.directory.load_scalar", lambda name: ScalarGPT(CONFIG))
+    monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.algorithms.ppo_networks.load_scalar", lambda name: ScalarGPT(CONFIG))
     with pytest.raises(ValueError, match="reads the ids of tokenizer another, the policy writes those of tokens"):
         fit(ppo(reward="rm"))
 
@@ -115,8 +116,8 @@ def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatc
     """The value of the last state is the reward of the whole response plus the mean over the deviation."""
     network = ScalarGPT(CONFIG)
     model = RewardModel("rm", network, Tokens(), mean=0.3, std=2.0)
-    monkeypatch.setattr("align.rewards.functions.load_reward", lambda name, **_: model)
-    monkeypatch.setattr("align.io.directory.load_scalar", lambda name: copy.deepcopy(network))
+    monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.algorithms.ppo_networks.load_scalar", lambda name: copy.deepcopy(network))
     logged = Logged()
     stage = ppo(reward="rm", gold="ppo_parts:share")
     fit(stage, max_epochs=1, callbacks=[logged])
@@ -132,31 +133,30 @@ def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatc
 
 def test_a_policy_that_is_not_the_one_that_sampled_is_refused(monkeypatch):
     """Old log-probs shifted by 0.1 nats: the first ratio is 0.9."""
-    plain = collecting.Collector.collect
+    plain = PPO.roll_out
 
     def shifted(self, *args):
-        collected = plain(self, *args)
-        experience = collected.experience
-        return collected._replace(experience=experience._replace(logprobs=experience.logprobs - 0.1))
+        rollout, metrics = plain(self, *args)
+        return rollout._replace(logprobs=rollout.logprobs - 0.1), metrics
 
-    monkeypatch.setattr(collecting.Collector, "collect", shifted)
+    monkeypatch.setattr(PPO, "roll_out", shifted)
     with pytest.raises(RuntimeError, match="first minibatch of iteration 0 has KL"):
         fit(ppo())
 
 
 def test_the_trainers_log_probs_replace_the_samplers_beyond_the_tolerance(monkeypatch):
     """A sampler that is off by 0.5 nats: told with the number, and the first ratio is 1 all the same."""
-    plain = collecting.sample_rollout
+    plain = ppo_module.sample_rollout
 
     def off(*args, **kwargs):
         rollout = plain(*args, **kwargs)
         return rollout._replace(logprobs=rollout.logprobs - 0.5 * rollout.mask)
 
-    monkeypatch.setattr(collecting, "sample_rollout", off)
+    monkeypatch.setattr(ppo_module, "sample_rollout", off)
     logged = Logged()
     stage = ppo()
     fit(stage, callbacks=[logged])
-    assert stage.collector.recompute is True
+    assert stage.recompute_logprobs is True
     assert [row["rollout/logprob_gap"] for row in logged.rows] == pytest.approx([0.5, 0.5], abs=1e-4)
 
 
@@ -223,9 +223,13 @@ def test_bfloat16_products_pass_the_first_minibatch():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: KLConfig(kl_in="loss", kl_estimator="k1").estimator("ppo"), "k1 cannot be used as a loss"),
-        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).control(), "initial is 0"),
-        (lambda: ppo(kl=KLConfig(kl_in="reward", kl_estimator="k3")), "k3 cannot be used in the reward"),
+        (lambda: KLConfig(kl_in="loss", estimator=K1()).estimators("reward"), "K1 with the KL in the loss"),
+        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).controller(), "initial is 0"),
+        (lambda: ppo(kl=KLConfig(estimator=K3())), "K3 with the KL in the reward"),
+        (
+            lambda: ppo(estimator=RLOO(), rollout={"group_size": 2}, value=ValueConfig()),
+            "value is set, but RLOO uses no value model",
+        ),
         (lambda: UpdateConfig(clip_range=1.0), r"update.clip_range is 1.0: it must be in \(0, 1\)"),
         (lambda: ValueConfig(shared_trunk=True, init_from="x"), "value.init_from and value.shared_trunk are both set"),
         (lambda: PPO(), "PPO needs init_from"),
@@ -236,6 +240,6 @@ def test_impossible_settings(make, message: str):
         make()
 
 
-def test_an_iteration_is_not_cut_by_the_trainer():
-    with pytest.raises(ValueError, match="trainer.limit_train_batches is 2: it would cut an iteration short"):
+def test_the_trainer_may_not_truncate_an_iteration():
+    with pytest.raises(ValueError, match="trainer.limit_train_batches is 2: it would truncate an iteration"):
         fit(ppo(), limit_train_batches=2)

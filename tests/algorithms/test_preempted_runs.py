@@ -87,7 +87,7 @@ def last(folder: Path) -> Path:
 def end_of(folder: Path):
     """The state that the run left, but for what no next step reads, and its log."""
     stored = torch.load(last(folder), weights_only=True)
-    kept = [stored[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "collector", "global_step")]
+    kept = [stored[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rollout", "global_step")]
     loader = stored["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     with (folder / "metrics.csv").open(newline="") as file:
         return [*kept, stored["callbacks"]["WeightAverage"], loader], list(csv.DictReader(file))
