@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -269,6 +270,9 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
     """
     _hush()
+    # Unlike `python -m`, the installed command does not look for modules where it is run.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         return (_ParseOnly if parse_only else AlignCLI)(
