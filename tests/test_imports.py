@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "callbacks": {"tokenizer", "model", "adapters", "generation", "io", "rewards", "training"},
     "compare": {"tokenizer", "objectives", "model", "generation", "io", "rewards"},
     "export": {"tokenizer", "model", "adapters", "io", "generation"},
+    "pipeline": {"io", "training"},
     "serve": {"tokenizer", "model", "generation", "io"},
 }
 EVERYBODY_MAY = {"batches"}

@@ -12,10 +12,11 @@ import jsonargparse
 
 from align.cli.chat_model import load_chat_model
 from align.cli.device import add_device_argument
-from align.cli.errors import nearest, one_line
+from align.cli.errors import one_line
 from align.cli.model_path import named_models
 from align.cli.parsing import make_parser, parse
 from align.cli.sampling import add_sampling_arguments, sampling_config
+from align.pipeline.errors import nearest
 
 if TYPE_CHECKING:
     from align.serve.conversation import Conversation, Reply

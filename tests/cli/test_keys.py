@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from align.cli.errors import nearest, one_line
+from align.cli.errors import one_line
 from align.cli.keys import explain
+from align.pipeline.errors import nearest
 
 _ECHO = """Parser key "model":
   Does not validate against any of the Union subtypes

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from align.cli import main
 from align.cli.lightning import AlignCLI
-from align.cli.run_lock import run_lock
+from align.pipeline.run_lock import run_lock
 from align.training import preemption
 from align.training.checkpoint_files import global_step
 
@@ -202,7 +202,7 @@ def test_impossible_settings(fit, capsys, words, message):
 
 def test_two_in_one_folder(folder, fit, capsys):
     """A process of its own holds the lock; killed, it holds it no more."""
-    code = f"import time; from pathlib import Path; from align.cli.run_lock import run_lock\nwith run_lock(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"  # noqa: E501
+    code = f"import time; from pathlib import Path; from align.pipeline.run_lock import run_lock\nwith run_lock(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"  # noqa: E501
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.cli.recipe_folder import read_pipeline
+from align.pipeline.stages import read_pipeline
 
 PIPELINE = """
 variables: {{count: 3, size: null}}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from align.cli import main
-from align.cli.shipped_recipes import find_configs, find_recipe, shipped_root
+from align.pipeline.recipes import find_configs, find_recipe, shipped_root
 
 ROOT = Path(__file__).resolve().parents[2]
 YAMLS = {path.relative_to(ROOT / "recipes").as_posix() for path in (ROOT / "recipes").rglob("*.yaml")}
@@ -108,7 +108,7 @@ def test_a_shipped_pipeline_runs_into_the_working_folder(elsewhere: Path, capsys
 
 def test_a_copied_pipeline_stays_up_to_date(elsewhere: Path):
     """The shipped folder and its copy give a stage one fingerprint; another text of the recipe gives another."""
-    from align.cli.recipe_folder import read_pipeline
+    from align.pipeline.stages import read_pipeline
 
     assert main(["recipes", "copy", "tiny", "recipes/tiny"]) == 0
     for path in ("data", "tokenizer", "cache"):
