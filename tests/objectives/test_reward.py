@@ -74,9 +74,9 @@ def test_hopeless_pairs_have_finite_loss_and_full_gradient():
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"label_smoothing": 0.5}, "label_smoothing is 0.5; it must lie in"),
-        ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
-        ({"centering": -1.0}, "centering is -1.0; it must not be negative"),
+        ({"label_smoothing": 0.5}, r"label_smoothing.*0\.5.*\[0, 0\.5\)"),
+        ({"label_smoothing": -0.1}, r"label_smoothing.*-0\.1"),
+        ({"centering": -1.0}, r"centering.*-1\.0"),
     ],
 )
 def test_impossible_settings_are_refused(settings_: dict[str, float], message: str):
@@ -85,5 +85,5 @@ def test_impossible_settings_are_refused(settings_: dict[str, float], message: s
 
 
 def test_shapes_that_would_broadcast_are_refused():
-    with pytest.raises(ValueError, match="must have one shape"):
+    with pytest.raises(ValueError, match=r"chosen.*\(2,\).*rejected.*\(2, 1\)"):
         bradley_terry_loss(torch.zeros(2), torch.zeros(2, 1))
