@@ -105,7 +105,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
         fingerprint = "another"
 
     model = RewardModel("rm", ScalarGPT(CONFIG), Other())
-    monkeypatch.setattr("align.rewards.functions.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
     monkeypatch.setattr("align.io.directory.load_scalar", lambda name: ScalarGPT(CONFIG))
     with pytest.raises(ValueError, match="'rm'.*another.*tokens"):
         fit(ppo(reward="rm"))
@@ -115,7 +115,7 @@ def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatc
     """The value of the last state is the reward of the whole response plus the mean over the deviation."""
     network = ScalarGPT(CONFIG)
     model = RewardModel("rm", network, Tokens(), mean=0.3, std=2.0)
-    monkeypatch.setattr("align.rewards.functions.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
     monkeypatch.setattr("align.io.directory.load_scalar", lambda name: copy.deepcopy(network))
     logged = Logged()
     stage = ppo(reward="rm", gold="ppo_parts:share")
