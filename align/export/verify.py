@@ -9,7 +9,7 @@ Legend: N tokens of a response, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, cast
 
@@ -21,7 +21,7 @@ from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer
 
-Prompt = str | list[dict[str, str]]
+Prompt = str | Sequence[Mapping[str, str]]
 Judge = Callable[[Sequence[Any], Sequence[str]], list[float]]
 """(prompts, responses) -> one score each; higher is better"""
 
@@ -148,7 +148,7 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
 def _check_tokens(source: Source, reading: Reading, prompts: Sequence[Prompt]) -> None:
