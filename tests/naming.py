@@ -40,6 +40,8 @@ def error_line(capsys: pytest.CaptureFixture[str], *tokens: object, alone: bool 
 
 
 def _whole(token: str) -> str:
-    before = r"(?<!\w)(?<!\d\.)" if re.match(r"[-\w]", token) else ""
-    after = r"(?!\w)(?!\.\d)" if re.search(r"\w$", token) else ""
+    before = r"(?<!\w)" if re.match(r"[-\w]", token) else ""
+    before += r"(?<!\d\.)" if re.match(r"\d", token) else ""
+    after = r"(?!\w)" if re.search(r"\w$", token) else ""
+    after += r"(?!\.\d)" if re.search(r"\d$", token) else ""
     return before + re.escape(token) + after
