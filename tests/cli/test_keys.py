@@ -37,7 +37,8 @@ def test_nested_problems_become_one_line(problem: str, named: list[str]):
 
 
 def test_wrong_class_names_the_nearest():
-    message = _ECHO.format(owner="align.algorithms.Pretran", problem="module 'align.algorithms' has no attribute 'Pretran'")
+    problem = "module 'align.algorithms' has no attribute 'Pretran'"
+    message = _ECHO.format(owner="align.algorithms.Pretran", problem=problem)
     assert names(explain(message), "model.class_path", "align.algorithms", "Pretran", "Pretrain")
 
 
