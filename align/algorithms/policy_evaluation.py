@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torchmetrics import Metric
 
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
@@ -18,6 +17,7 @@ from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.objectives import distribution_kl
 from align.rewards.functions import load_reward
+from align.training.float64 import WideMetric, wide
 from align.training.sharding import gathered
 
 _ROWS = 64
@@ -58,7 +58,7 @@ class PolicyEvaluationConfig:
             raise ValueError(f"policy_evaluation.seed is {self.seed}: it must be at least 0")
 
 
-class PolicyEvaluation(Metric):
+class PolicyEvaluation(WideMetric):
     """Sums over sampled responses since the last reset, added over ranks.
 
     Update it with every validation batch: it samples responses to the first ``config.prompts`` distinct prompts.
@@ -166,7 +166,7 @@ class PolicyEvaluation(Metric):
         self.hashes.append(torch.tensor([_hash(response) for response in responses], device=self.responses.device))
         if reference is not None:
             rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-            self.kl += sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum().double()
+            self.kl += wide(sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum())
             self.compared += len(rows)
         if self._judge is not None:
             if (network := getattr(self._judge, "network", None)) is not None:

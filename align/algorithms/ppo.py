@@ -45,6 +45,7 @@ from align.objectives import (
 )
 from align.rewards.functions import load_reward
 from align.rewards.reward_model import RewardModel
+from align.training.float64 import wide
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
 from align.training.preemption import breaking_off
@@ -327,7 +328,9 @@ class PPO(Stage):
         if gap is not None:
             metrics["rollout/logprob_gap"] = gap
         if self.value is not None:
-            explained = explained_variance(values.double(), returns.double(), responses.mask, total=self._total)
+            critic, targets = wide(values), wide(returns)
+            mask = responses.mask.to(critic.device)
+            explained = explained_variance(critic, targets, mask, total=self._total)
             metrics["rollout/explained_variance"] = float(explained)
         if iteration == 0:
             self._check_start(metrics["rollout/kl"], responses)
@@ -394,7 +397,7 @@ class PPO(Stage):
     def _count_work(self, responses: Responses) -> None:
         """Add to ``work``: responses, tokens sampled, and tokens that each frozen network reads, over all ranks."""
         here = [len(responses.lengths), int(responses.mask.sum()), sum(responses.lengths)]
-        totals = self._total(torch.tensor(here, dtype=torch.float64, device=responses.ids.device)).tolist()
+        totals = self._total(torch.tensor(here, device=responses.ids.device)).tolist()
         self.work = {name: done + int(new) for (name, done), new in zip(self.work.items(), totals, strict=True)}
 
     def _check_start(self, kl: float, responses: Responses) -> None:

@@ -16,6 +16,7 @@ from align.model.gpt import GPT
 from align.objectives import Total
 from align.rewards.base import Reward
 from align.rewards.reward_model import RewardModel
+from align.training.float64 import wide
 from align.training.sharding import gathered
 
 
@@ -161,10 +162,10 @@ class RewardStatistics:
 
     def update(self, rewards: torch.Tensor, total: Total) -> None:
         """Add the rewards ``[B]`` of an iteration, of all ranks."""
-        wide = rewards.double()
-        count, added = total(torch.stack([torch.ones_like(wide).sum(), wide.sum()])).tolist()
+        values = wide(rewards)
+        count, added = total(torch.stack([torch.ones_like(values).sum(), values.sum()])).tolist()
         mean = added / count
-        squares = float(total((wide - mean).square().sum()))
+        squares = float(total((values - mean).square().sum()))
         whole, step = self.count + count, mean - self.mean
         self.squares += squares + step**2 * self.count * count / whole
         self.mean += step * count / whole
@@ -299,5 +300,6 @@ def rollout_metrics(
 
 def mean(values: torch.Tensor, total: Total) -> float:
     """Mean of ``values`` over all ranks."""
-    added, count = total(torch.stack([values.double().sum(), torch.ones_like(values).double().sum()]))
+    values = wide(values)
+    added, count = total(torch.stack([values.sum(), torch.ones_like(values).sum()]))
     return float(added / count)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from align.cli.errors import UsageError, one_line
+from align.pipeline.errors import RecipeError
 
 
 class Verb(NamedTuple):
@@ -22,7 +23,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "run": Verb("align.cli.pipeline:main", "run a recipe folder's pipeline, skipping what is up to date"),
+    "run": Verb("align.cli.run:main", "run a recipe folder's pipeline, skipping what is up to date"),
     "recipes": Verb("align.cli.recipes:main", "list the shipped recipe folders; copy one to edit it"),
     "fit": Verb("align.cli.lightning:main", "train one stage from a recipe"),
     "validate": Verb("align.cli.lightning:main", "run a recipe's validation"),
@@ -90,12 +91,12 @@ def _guarded(name: str, rest: list[str], *, debug: bool) -> int:
                 traceback.print_exc()
             message = f"{type(error).__name__}: {error}"
         print(f"align {name}: error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if isinstance(error, UsageError | RecipeError) else 1
 
 
 def _verb(name: str) -> Callable[[list[str]], int | None]:
     if name not in VERBS:
-        from align.cli.errors import nearest
+        from align.pipeline.errors import nearest
 
         raise UsageError(f"no verb {name!r}{nearest(name, VERBS)}; `align --help` lists them")
     module, function = VERBS[name].home.split(":")

@@ -33,8 +33,8 @@ from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
-from align.cli.run_lock import run_lock
-from align.cli.shipped_recipes import find_configs
+from align.pipeline.recipes import find_configs
+from align.pipeline.run_lock import run_lock
 from align.training.checkpoint_files import absence, damage, find_whole, global_step
 from align.training.checkpointing import FOLDER, Checkpoints
 from align.training.preemption import Preempted, forget, requeue

@@ -45,9 +45,9 @@ def _raise(responses):
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        (_raise, r"reward 'drill_reward:score' raised KeyError"),
-        (lambda r: [float("nan")] * len(r), r"reward 'drill_reward:score' gave nan for response 0 of 8"),
-        (lambda r: [1.0], r"reward 'drill_reward:score' gave 1 scores for 8 responses"),
+        (_raise, "'drill_reward:score'.*KeyError"),
+        (lambda r: [float("nan")] * len(r), r"'drill_reward:score'.*nan.*\b0\b.*\b8\b"),
+        (lambda r: [1.0], r"'drill_reward:score'.*\b1\b.*\b8\b"),
     ],
     ids=["raises", "nan", "count"],
 )
@@ -81,23 +81,23 @@ def test_a_batch_of_one():
 
 
 def test_a_group_size_that_does_not_divide():
-    with pytest.raises(ValueError, match="group_size 3 does not divide rollout.episodes 8: 2 responses would be left"):
+    with pytest.raises(ValueError, match=r"rollout\.group_size\D*3\b.*rollout\.episodes\D*8\b"):
         RolloutConfig(episodes=8, group_size=3)
-    with pytest.raises(ValueError, match="rollout.group_size is 1: GRPO needs at least 2"):
+    with pytest.raises(ValueError, match=r"rollout\.group_size\D*1\b.*GRPO\D*2\b"):
         ppo(estimator=GRPO())
 
 
 def test_a_full_context_leaves_no_room():
-    with pytest.raises(ValueError, match="has 24 tokens; it must have at least 1 and at most 23, to leave room"):
+    with pytest.raises(ValueError, match=r"\b24\b.*\b23\b"):
         fit(ppo(rollout={"episodes": 2}, update={"minibatches": 1}), data=PromptModule(lengths=(3, 24)))
 
 
 def test_a_reference_of_its_own_is_loud_and_one_of_another_vocabulary_refused(tmp_path):
     save_network(policy(seed=5), tmp_path / "other", bos_id=None, eos_ids=(1,), pad_id=0)
-    with pytest.warns(UserWarning, match=r"the reference is not what the policy starts from: their KL is .* nats"):
+    with pytest.warns(UserWarning, match=r"reference.*KL.*-?\d"):
         fit(ppo(reference=str(tmp_path / "other")), max_epochs=1)
     save_network(policy(config=replace(CONFIG, vocab_size=13)), tmp_path / "wide", bos_id=None, eos_ids=(1,), pad_id=0)
-    with pytest.raises(ValueError, match="has 13 ids, the policy 12: they must share a tokenizer"):
+    with pytest.raises(ValueError, match=r"/wide\b.*\b13\b.*\b12\b"):
         fit(ppo(reference=str(tmp_path / "wide")))
 
 
@@ -108,7 +108,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
     model = RewardModel("rm", ScalarGPT(CONFIG), Other())
     monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
     monkeypatch.setattr("align.algorithms.ppo_networks.load_scalar", lambda name: ScalarGPT(CONFIG))
-    with pytest.raises(ValueError, match="reads the ids of tokenizer another, the policy writes those of tokens"):
+    with pytest.raises(ValueError, match="'rm'.*another.*tokens"):
         fit(ppo(reward="rm"))
 
 
@@ -140,7 +140,7 @@ def test_a_policy_that_is_not_the_one_that_sampled_is_refused(monkeypatch):
         return rollout._replace(logprobs=rollout.logprobs - 0.1), metrics
 
     monkeypatch.setattr(PPO, "roll_out", shifted)
-    with pytest.raises(RuntimeError, match="first minibatch of iteration 0 has KL"):
+    with pytest.raises(RuntimeError, match=r"iteration 0\b.*KL"):
         fit(ppo())
 
 
@@ -223,16 +223,16 @@ def test_bfloat16_products_pass_the_first_minibatch():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: KLConfig(kl_in="loss", estimator=K1()).estimators("reward"), "K1 with the KL in the loss"),
-        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).controller(), "initial is 0"),
-        (lambda: ppo(kl=KLConfig(estimator=K3())), "K3 with the KL in the reward"),
+        (lambda: KLConfig(kl_in="loss", estimator=K1()).estimators("reward"), "kl.estimator.*K1.*loss"),
+        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).controller(), r"initial\D*0"),
+        (lambda: ppo(kl=KLConfig(estimator=K3())), "kl.estimator.*K3.*reward"),
         (
             lambda: ppo(estimator=RLOO(), rollout={"group_size": 2}, value=ValueConfig()),
-            "value is set, but RLOO uses no value model",
+            "value.*RLOO",
         ),
-        (lambda: UpdateConfig(clip_range=1.0), r"update.clip_range is 1.0: it must be in \(0, 1\)"),
-        (lambda: ValueConfig(shared_trunk=True, init_from="x"), "value.init_from and value.shared_trunk are both set"),
-        (lambda: PPO(), "PPO needs init_from"),
+        (lambda: UpdateConfig(clip_range=1.0), r"update\.clip_range.*1\.0.*\(0, 1\)"),
+        (lambda: ValueConfig(shared_trunk=True, init_from="x"), r"value\.init_from.*value\.shared_trunk"),
+        (lambda: PPO(), "PPO.*init_from"),
     ],
 )
 def test_impossible_settings(make, message: str):
@@ -241,5 +241,5 @@ def test_impossible_settings(make, message: str):
 
 
 def test_the_trainer_may_not_truncate_an_iteration():
-    with pytest.raises(ValueError, match="trainer.limit_train_batches is 2: it would truncate an iteration"):
+    with pytest.raises(ValueError, match=r"trainer\.limit_train_batches\D*2\b.*update\.epochs"):
         fit(ppo(), limit_train_batches=2)

@@ -79,13 +79,13 @@ def test_gae_leaves_its_arguments_alone_and_has_no_gradient():
 
 def test_gae_refuses_what_it_cannot_mean():
     ones = torch.ones(1, 3)
-    with pytest.raises(ValueError, match="the mask has holes"):
+    with pytest.raises(ValueError, match="mask"):
         gae(ones, ones, torch.tensor([[True, False, True]]))
-    with pytest.raises(ValueError, match="estimator.lam is 1.5"):
+    with pytest.raises(ValueError, match=r"estimator\.lam.*1\.5"):
         GAE(lam=1.5)
-    with pytest.raises(ValueError, match="estimator.gamma is -1"):
+    with pytest.raises(ValueError, match=r"estimator\.gamma.*-1"):
         GAE(gamma=-1)
-    with pytest.raises(ValueError, match="must be alike"):
+    with pytest.raises(ValueError, match=r"rewards.*\(1, 3\).*values.*\(1, 3\).*mask.*\(1, 2\)"):
         gae(ones, ones, ones.bool()[:, :2])
 
 
@@ -165,10 +165,10 @@ def test_equal_rewards_give_exactly_0(reward: float, size: int):
 
 @pytest.mark.parametrize("estimator", GROUPED, ids=str)
 def test_a_group_of_one_is_refused(estimator):
-    with pytest.raises(ValueError, match="group_size is 1: .* needs at least 2 responses to each prompt"):
+    with pytest.raises(ValueError, match=r"group_size\D*1\b.*\b2\b"):
         estimator.estimate(ScoredResponses(torch.ones(4), *torch.zeros(2, 4, 1), torch.ones(4, 1, dtype=torch.bool)))
 
 
 def test_an_eps_of_0_is_refused():
-    with pytest.raises(ValueError, match="estimator.eps is 0: it must be above 0"):
+    with pytest.raises(ValueError, match=r"estimator\.eps.*\b0\b"):
         GRPO(eps=0)

@@ -79,9 +79,9 @@ def test_right_uses_pass(estimator, use):
 @pytest.mark.parametrize(
     ("estimator", "use", "message"),
     [
-        (K1(), "loss", "K1 with the KL in the loss: its expected gradient is 0; use K2 or K3"),
-        (K2(), "reward", "K2 with the KL in the reward.*use K1"),
-        (K3(), "reward", "K3 with the KL in the reward.*use K1"),
+        (K1(), "loss", "K1.*loss.*K2.*K3"),
+        (K2(), "reward", "K2.*reward.*K1"),
+        (K3(), "reward", "K3.*reward.*K1"),
     ],
     ids=str,
 )
@@ -144,9 +144,9 @@ def test_fixed_controller_never_moves():
 
 @pytest.mark.parametrize("setting", ["target", "horizon", "initial"])
 def test_impossible_settings_are_refused(setting: str):
-    with pytest.raises(ValueError, match=f"{setting} is 0; it must be above 0"):
+    with pytest.raises(ValueError, match=rf"{setting}\D*0"):
         AdaptiveKL(**{"target": 6, "horizon": 10, "initial": 0.1} | {setting: 0})
-    with pytest.raises(ValueError, match="-1; it must not be negative"):
+    with pytest.raises(ValueError, match="-1"):
         FixedKL(-1)
-    with pytest.raises(ValueError, match="measured KL is nan; the coefficient stays 0.1"):
+    with pytest.raises(ValueError, match=r"KL.*nan.*0\.1"):
         AdaptiveKL(6, 10, 0.1).update(math.nan, 1)

@@ -77,11 +77,11 @@ def test_equal_values_and_a_single_value_whiten_to_zero():
 
 
 def test_a_mask_that_counts_nothing_or_is_not_one_is_an_error():
-    with pytest.raises(ValueError, match="empty mask"):
+    with pytest.raises(ValueError, match=r"mask.*\(2, 2\)"):
         masked_whiten(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="bool mask"):
+    with pytest.raises(ValueError, match=r"mask.*float32.*\(2, 2\).*bool"):
         masked_whiten(torch.ones(2, 2), torch.ones(2, 2))
-    with pytest.raises(ValueError, match="bool mask"):
+    with pytest.raises(ValueError, match=r"mask.*\(2, 3\).*\(2, 2\)"):
         masked_whiten(torch.ones(2, 2), torch.ones(2, 3, dtype=torch.bool))
 
 
