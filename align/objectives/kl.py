@@ -1,7 +1,7 @@
 """Estimators of KL(policy || reference), and where the gradient of each is right.
 
 With d = log policy - log reference of a sampled token (Schulman 2020, "Approximating KL divergence"):
-k1 = d, unbiased, of high variance; k2 = d^2 / 2, biased; k3 = exp(-d) - 1 + d, unbiased; k2 and k3 are never negative.
+K1 = d, unbiased, of high variance; K2 = d^2 / 2, biased; K3 = exp(-d) - 1 + d, unbiased; K2 and K3 are never negative.
 
 A good estimate of the KL need not have a good gradient (Tang and Munos 2025, arXiv:2506.09477; Shah et al. 2025,
 arXiv:2512.21852). In expectation over a token that the policy itself sampled:
@@ -9,10 +9,10 @@ arXiv:2512.21852). In expectation over a token that the policy itself sampled:
 =========  ==============================================  =================================================
 estimator  in the reward: E[k grad log policy]             as a loss: E[grad k]
 =========  ==============================================  =================================================
-k1         the KL's gradient: right                        0: nothing but noise
-k2         punishes what the policy says too rarely as     the KL's gradient: right
-           much as what it says too often
-k3         the KL's gradient minus that of the opposite    gradient of the opposite KL: biased, but agrees
+K1         the KL's gradient: right                        0: nothing but noise
+K2         penalises tokens that are too rare as much as   the KL's gradient: right
+           those that are too frequent
+K3         the KL's gradient minus that of the opposite    gradient of the opposite KL: biased, but agrees
            KL(reference || policy): the two cancel near    near the reference, and is what GRPO does
            the reference                                   (Shao et al. 2024, equation 4)
 =========  ==============================================  =================================================
@@ -35,7 +35,7 @@ class KLEstimator(ABC):
     """Base of the estimators of a sampled token's KL.
 
     Attributes:
-        wrong_in: uses in which its gradient is wrong, each with the reason and the cure.
+        wrong_in: uses in which its gradient is wrong, each with the reason and what to use instead.
     """
 
     wrong_in: ClassVar[Mapping[KLUse, str]] = {}
@@ -93,7 +93,7 @@ DEFAULT_KL_ESTIMATORS: Mapping[KLUse, KLEstimator] = {"reward": K1(), "loss": K3
 
 
 def check_kl_use(estimator: KLEstimator, use: KLUse) -> None:
-    """Refuse an estimator where its gradient is wrong; see the table at the head of the module.
+    """Refuse an estimator where its gradient is wrong; see the table at the top of the module.
 
     Raises:
         ValueError: in one line, why, and which estimator to use.

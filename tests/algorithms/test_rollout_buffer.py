@@ -14,7 +14,7 @@ from align.algorithms.ppo_settings import KLConfig, ScoringConfig
 from align.algorithms.rollout import sample_seeds
 from align.algorithms.rollout_buffer import BatchPlan, PromptStream, Rollout, join_ranks
 from align.model import response_states as module
-from align.model.response_states import cut_rows, response_states, response_tokens
+from align.model.response_states import chunk_rows, response_states, response_tokens
 from align.objectives import GAE
 
 
@@ -77,7 +77,7 @@ def test_an_iterations_numbers_recomputed_from_its_rollout():
     ("group_size", "line_tokens"), [(1, None), (3, None), (3, 30), (3, 1000)], ids=["rows", "groups", "lines", "line"]
 )
 def test_response_states_are_the_plain_forwards(group_size: int, line_tokens: int | None, monkeypatch):
-    """Cut by length, behind a prompt that is read once, or (off the CPU) in lines of one group or of all."""
+    """Chunked by length, after a prompt that is read once, or (off the CPU) in lines of one group or of all."""
     network = policy()
     torch.manual_seed(0)
     prompts = [[3, 4], [5, 6, 7, 8]] if group_size > 1 else [[n + 2] * (n + 1) for n in range(6)]
@@ -111,9 +111,9 @@ def test_response_states_are_the_plain_forwards(group_size: int, line_tokens: in
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 60), st.integers(1, 100))
-def test_rows_are_cut_in_order_and_once(widths: list[int], call: int, most: int):
+def test_rows_are_chunked_in_order_and_once(widths: list[int], call: int, most: int):
     widths = sorted(widths, reverse=True)
-    chunks = cut_rows(widths, call_tokens=call, most_tokens=most)
+    chunks = chunk_rows(widths, call_tokens=call, most_tokens=most)
     assert [row for chunk in chunks for row in range(chunk.start, chunk.stop)] == list(range(len(widths)))
     for chunk in chunks:
         rows = chunk.stop - chunk.start
@@ -121,8 +121,8 @@ def test_rows_are_cut_in_order_and_once(widths: list[int], call: int, most: int)
 
 
 def test_free_calls_leave_no_padding_and_dear_ones_one_chunk():
-    assert len(cut_rows([9, 9, 5, 5, 2], call_tokens=0, most_tokens=999)) >= 3
-    assert cut_rows([9, 9, 5, 5, 2], call_tokens=99, most_tokens=999) == [slice(0, 5)]
+    assert len(chunk_rows([9, 9, 5, 5, 2], call_tokens=0, most_tokens=999)) >= 3
+    assert chunk_rows([9, 9, 5, 5, 2], call_tokens=99, most_tokens=999) == [slice(0, 5)]
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(0, 5))
