@@ -66,7 +66,7 @@ class PPO(Stage):
         6. the controller moves the KL coefficient for the next iteration;
         7. fill the rollout buffer;
         8. for each micro-batch of each pass, update: clipped policy loss, KL where it is in the loss, clipped value
-           loss; their sum is divided by the tokens of the whole optimizer step;
+           loss; their sum is divided by the tokens of the whole optimizer step, or by the most there could be;
         9. end the iteration early once the policy has moved too far from the one that sampled.
 
     Args:
@@ -74,7 +74,7 @@ class PPO(Stage):
             directory, to continue training that adapter.
         reward: directory of a reward model or of a reward model's adapter, module:function of (prompts, responses) ->
             scores, or sandbox.
-        estimator: advantage estimator: GAE, GRPO, RLOO, or the class path of your own.
+        estimator: advantage estimator: GAE, GRPO, DrGRPO, RLOO, or the class path of your own.
         reference: model directory to measure the KL to, instead of init_from.
         gold: a second reward that is only logged (rollout/gold), to see over-optimisation of the first.
         rollout: sampling.
@@ -462,7 +462,8 @@ class PPO(Stage):
             self.log("train/ratio_max", self.reduce(largest, "max"))
         self._log_rollout()
         self.refuse_nonfinite(mean)
-        return self.weighted(loss, tokens)
+        longest = len(batch.lengths) * self.rollout_config.max_new_tokens
+        return self.weighted(loss, torch.full_like(tokens, longest) if self.estimator.length_unbiased else tokens)
 
     def _policy_loss(
         self, batch: RolloutBatch, states: torch.Tensor, mask: torch.Tensor

@@ -8,6 +8,7 @@ from align.objectives.advantages import (
     GRPO,
     RLOO,
     AdvantageEstimator,
+    DrGRPO,
     Estimate,
     GroupEstimator,
     ScoredResponses,
@@ -41,6 +42,7 @@ from align.objectives.reward import bradley_terry_loss
 __all__ = [
     "AdaptiveKL",
     "AdvantageEstimator",
+    "DrGRPO",
     "DEFAULT_KL_ESTIMATORS",
     "Estimate",
     "FixedKL",

@@ -63,11 +63,13 @@ class AdvantageEstimator(ABC):
         needs_value: train a value model and pass its values.
         min_group_size: the fewest responses to each prompt.
         default_kl_in: where the KL penalty goes unless the recipe says otherwise.
+        length_unbiased: divide the loss by the longest that the responses could be, not by their tokens.
     """
 
     needs_value: ClassVar[bool] = False
     min_group_size: ClassVar[int] = 1
     default_kl_in: ClassVar[KLUse] = "reward"
+    length_unbiased: ClassVar[bool] = False
 
     @abstractmethod
     def estimate(self, responses: ScoredResponses, *, total: Total = one_process) -> Estimate:
@@ -172,6 +174,22 @@ class RLOO(GroupEstimator):
         """Advantages ``[G, K]``; they sum to 0 in each group."""
         size = rewards.shape[1]
         return centre(rewards) * (size / (size - 1))
+
+
+@dataclass(frozen=True)
+class DrGRPO(GroupEstimator):
+    """Reward minus the group's mean, with a loss that weighs no token by its response's length (Liu et al. 2025).
+
+    Neither GRPO's scaling by the standard deviation nor a division by response lengths: the loss is the sum over tokens
+    over a constant, responses times their greatest length.
+    """
+
+    default_kl_in = "loss"
+    length_unbiased = True
+
+    def compare(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Advantages ``[G, K]``; they sum to 0 in each group."""
+        return centre(rewards)
 
 
 def centre(rewards: torch.Tensor) -> torch.Tensor:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from ppo_parts import Logged, fit, policy, ppo
 
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
-from align.objectives import GAE, GRPO, RLOO
+from align.objectives import GAE, GRPO, RLOO, DrGRPO
 from align.training.optimization import OptimizerConfig
 
 BANDIT = {
@@ -24,9 +25,10 @@ BANDIT = {
         {},
         {"value": ValueConfig(shared_trunk=True)},
         {"estimator": GRPO(), "rollout": {"episodes": 32, "group_size": 4}},
+        {"estimator": DrGRPO(), "rollout": {"episodes": 32, "group_size": 4}},
         {"estimator": RLOO(), "rollout": {"episodes": 32, "group_size": 4}},
     ],
-    ids=["ppo", "shared", "grpo", "rloo"],
+    ids=["ppo", "shared", "grpo", "dr-grpo", "rloo"],
 )
 def test_each_estimator_learns_to_say_the_wanted_token(settings):
     """A random policy says it once in 12 tokens; the reward is its share, so the best is 1."""
@@ -73,3 +75,27 @@ def test_every_metric_and_setting_is_documented(settings):
     for group in (RolloutConfig, ScoringConfig, KLConfig, UpdateConfig, ValueConfig, GAE, GRPO):
         for field in fields(group):
             assert f"`{field.name}`" in page, field.name
+
+
+class Gradients(Callback):
+    """The policy's gradient of the first optimizer step, and how many tokens it saw."""
+
+    def on_train_batch_end(self, trainer, stage, *_):
+        if trainer.global_step == 1:
+            self.first = {name: p.grad.clone() for name, p in stage.network.named_parameters()}
+            self.tokens = int(stage._loader.rollout.mask.sum())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_dr_grpos_loss_is_divided_by_the_most_tokens_there_could_be(accumulate: int):
+    """8 responses of at most 6 tokens: gradients are those of the mean over tokens, times tokens / 48."""
+    found = []
+    for estimator in (GRPO(scale_by_std=False), DrGRPO()):
+        watch = Gradients()
+        stage = ppo(estimator=estimator, rollout={"group_size": 2}, update={"epochs": 1, "minibatches": 1})
+        fit(stage, max_steps=1, accumulate_grad_batches=accumulate, callbacks=[watch], gradient_clip_val=None)
+        found.append(watch)
+    mean, constant = found
+    assert mean.tokens < 48
+    for name, gradient in mean.first.items():
+        torch.testing.assert_close(constant.first[name], gradient * mean.tokens / 48)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from align.objectives import GAE, GRPO, RLOO, ScoredResponses, gae, masked_whiten
+from align.objectives import GAE, GRPO, RLOO, DrGRPO, ScoredResponses, gae, masked_whiten
 
 
 def test_gae_by_hand():
@@ -105,7 +105,8 @@ def test_group_advantages_by_hand():
     rewards = torch.tensor([[1.0, 2.0, 6.0]])
     assert RLOO().compare(rewards)[0].tolist() == pytest.approx([-3, -1.5, 4.5])
     assert GRPO(eps=1e-12).compare(rewards)[0].tolist() == pytest.approx([-2 / 7**0.5, -1 / 7**0.5, 3 / 7**0.5])
-    assert GRPO(scale_by_std=False).compare(rewards)[0].tolist() == pytest.approx([-2, -1, 3])
+    for estimator in (GRPO(scale_by_std=False), DrGRPO()):
+        assert estimator.compare(rewards)[0].tolist() == pytest.approx([-2, -1, 3])
 
 
 @pytest.mark.parametrize("estimator", [GRPO(), RLOO()], ids=["grpo", "rloo"])
@@ -151,7 +152,7 @@ def test_group_advantages_match_their_definitions_and_order_changes_nothing(seed
         torch.testing.assert_close(compare(rewards).sum(1), torch.zeros(3, dtype=torch.float64))
 
 
-GROUPED = [GRPO(), GRPO(scale_by_std=False), RLOO()]
+GROUPED = [GRPO(), GRPO(scale_by_std=False), DrGRPO(), RLOO()]
 
 
 @given(reward=st.floats(-(2.0**100), 2.0**100, width=32), size=st.integers(2, 17))
