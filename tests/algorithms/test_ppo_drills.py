@@ -15,7 +15,7 @@ from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.io.directory import save_network
 from align.model.gpt import ScalarGPT
-from align.objectives import GRPO, K1, K3, RLOO
+from align.objectives import GRPO, K1, K3, RLOO, DrGRPO
 from align.rewards.reward_model import RewardModel
 from align.training.optimization import OptimizerConfig
 
@@ -78,6 +78,17 @@ def test_every_response_without_an_end_is_penalised_and_counted():
 def test_a_batch_of_one():
     trainer = fit(ppo(rollout={"episodes": 1}, update={"epochs": 1, "minibatches": 1}))
     assert trainer.global_step == 2
+
+
+@pytest.mark.parametrize("estimator", [GRPO(), DrGRPO(), RLOO()], ids=["grpo", "dr-grpo", "rloo"])
+def test_a_constant_reward_moves_no_weight(monkeypatch, estimator):
+    """Eight rewards of 0.7, whose float32 mean is not 0.7: the advantages are 0, and so is every gradient."""
+    name = reward_that(monkeypatch, lambda prompts, responses: [0.7] * len(responses))
+    settings = {"kl": KLConfig(kl_coef=0.0), "scoring": ScoringConfig(missing_eos_penalty=0.0)}
+    stage = ppo(reward=name, estimator=estimator, rollout={"episodes": 8, "group_size": 8}, **settings)
+    fit(stage, max_epochs=1)
+    for weight, start in zip(stage.network.parameters(), policy().parameters(), strict=True):
+        assert torch.equal(weight, start)
 
 
 def test_a_group_size_that_does_not_divide():
