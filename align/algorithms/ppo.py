@@ -291,7 +291,7 @@ class PPO(Stage):
             tuple: the rollout to train on, None where its KL is above ``kl.stop_kl``; and what to log, over all ranks.
 
         Raises:
-            ValueError: the reward failed.
+            ValueError: the reward failed, or the estimator returned what an update cannot learn from.
         """
         group_size = self.rollout_config.group_size
         # 1. Sample.
@@ -322,7 +322,9 @@ class PPO(Stage):
         if self._kl_in_reward is not None:
             penalties = kl_coef * self._kl_in_reward.estimate(logprobs, reference_logprobs)
         scored = ScoredResponses(scores.scores, penalties, values, responses.mask, group_size)
-        advantages, returns = self.estimator.estimate(scored, total=self._total)
+        estimate = self.estimator.estimate(scored, total=self._total)
+        estimate.check(responses.mask, type(self.estimator).__name__)
+        advantages, returns = estimate
         metrics = rollout_metrics(responses, scores, kl, logprobs, group_size=group_size, total=self._total)
         metrics["rollout/kl_coef"] = kl_coef
         if gap is not None:

@@ -55,6 +55,26 @@ class Estimate(NamedTuple):
     advantages: torch.Tensor
     returns: torch.Tensor
 
+    def check(self, mask: torch.Tensor, name: str) -> None:
+        """Refuse what an update cannot learn from.
+
+        Args:
+            mask: ``[B, N]`` bool, True on the tokens of the response.
+            name: of the estimator.
+
+        Raises:
+            ValueError: a tensor has another shape than the mask, or a number on a response that is not finite.
+        """
+        for field, tensor in self._asdict().items():
+            if tensor.shape != mask.shape:
+                raise ValueError(
+                    f"estimator {name} returned {field} {tuple(tensor.shape)}: it must be {tuple(mask.shape)}, one for "
+                    "each token"
+                )
+            if not bool(tensor[mask].isfinite().all()):
+                bad = tensor[mask][~tensor[mask].isfinite()][0].item()
+                raise ValueError(f"estimator {name} returned {field} with {bad}: all must be finite")
+
 
 class AdvantageEstimator(ABC):
     """Base of all advantage estimators.

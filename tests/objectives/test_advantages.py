@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from align.objectives import GAE, GRPO, RLOO, DrGRPO, ScoredResponses, gae, masked_whiten
+from align.objectives import GAE, GRPO, RLOO, DrGRPO, Estimate, ScoredResponses, gae, masked_whiten
 
 
 def test_gae_by_hand():
@@ -173,3 +173,14 @@ def test_a_group_of_one_is_refused(estimator):
 def test_an_eps_of_0_is_refused():
     with pytest.raises(ValueError, match=r"estimator\.eps.*\b0\b"):
         GRPO(eps=0)
+
+
+def test_an_estimate_of_another_shape_or_with_a_nan_on_a_response_is_refused():
+    """A NaN where the mask is False is never read."""
+    mask, zeros = torch.tensor([[True, True, False]]), torch.zeros(1, 3)
+    padding = torch.tensor([[0.0, 0.0, math.nan]])
+    Estimate(padding, zeros).check(mask, "Mine")
+    with pytest.raises(ValueError, match=r"Mine.*advantages.*\(1, 2\).*\(1, 3\)"):
+        Estimate(zeros[:, :2], zeros).check(mask, "Mine")
+    with pytest.raises(ValueError, match=r"Mine.*returns.*nan"):
+        Estimate(zeros, padding.flip(1)).check(mask, "Mine")
