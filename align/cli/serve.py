@@ -10,7 +10,7 @@ import jsonargparse
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory, model_name
 from align.cli.parsing import make_parser, parse
-from align.cli.serving import GGUF, ServeSettings, choose_engine, free_address
+from align.cli.serving import GGUF, Server, ServeSettings, choose_engine, free_address
 
 
 def main(args: list[str]) -> int:
@@ -56,7 +56,7 @@ def _serve(source: str, settings: ServeSettings) -> None:
     address = free_address(settings.host, settings.port)
     model = _model(source)
     name = settings.name or (model.stem if model.suffix == GGUF else model_name(model))
-    server = choose_engine(model, settings).start(model, name, address, settings)
+    server = Server(choose_engine(model, settings), model, name, address, settings)
     try:
         _announce(f"{address.url}/v1", name, settings)
         server.wait()

@@ -1,19 +1,17 @@
-"""The servers that `align serve` starts: llama.cpp's in this process, or vLLM's in one of its own."""
+"""The servers that `align serve` starts: llama.cpp's or vLLM's, each in a process of its own."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Literal
-from urllib.error import URLError
+from typing import ClassVar, Literal
 from urllib.request import urlopen
 
 from align.export.missing import need
@@ -21,6 +19,7 @@ from align.export.settings import GgufQuantization
 
 GGUF = ".gguf"
 _LONGEST = 4096  # tokens of a request unless --context says more: every slot has its memory from the start
+_SECONDS_TO_START = 900  # vLLM compiles
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
@@ -46,14 +45,12 @@ class ServeSettings:
     """requests decoded at once, the others wait; each takes the memory of ``context`` tokens"""
     threads: int | None = None
     """CPU threads (default: OMP_NUM_THREADS, or one for each CPU that this process may use)"""
-    max_new_tokens: int | None = None
-    """longest response, tokens, whatever a request asks for (default: what the context has room for)"""
     cache_dir: Path = Path("~/.cache/align/gguf")
     """llama: folder of converted models"""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers and an empty key."""
-        for name in ("context", "slots", "threads", "max_new_tokens"):
+        for name in ("context", "slots", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; it must be at least 1")
@@ -109,32 +106,20 @@ def free_address(host: str, port: int) -> Address:
         raise OSError(f"cannot listen on {host} port {port}: {error.strerror or error}") from None
 
 
-class Server(ABC):
-    """A server that is up."""
-
-    @abstractmethod
-    def wait(self) -> None:
-        """Until it ends by itself.
-
-        Raises:
-            ChildProcessError: it failed.
-        """
-
-    @abstractmethod
-    def stop(self) -> None:
-        """End it; harmless where it has ended."""
-
-
 class Engine(ABC):
-    """What computes responses and speaks HTTP."""
+    """What computes responses and speaks HTTP: a program, and how it is told the settings."""
+
+    name: ClassVar[str]
+    key_variable: ClassVar[str]
+    """Environment variable of the key: every user of a machine can read command lines"""
 
     @abstractmethod
     def suits(self, model: Path) -> bool:
         """Whether `auto` may pick it."""
 
     @abstractmethod
-    def start(self, model: Path, name: str, address: Address, settings: ServeSettings) -> Server:
-        """Start a server and return once it answers.
+    def command(self, model: Path, name: str, address: Address, settings: ServeSettings) -> list[str]:
+        """The command line of its server.
 
         Args:
             model: a model directory of a language model, or a GGUF file.
@@ -144,48 +129,148 @@ class Engine(ABC):
 
         Raises:
             ModuleNotFoundError: the engine is not installed.
-            ValueError: the engine cannot serve the model, or not with these settings.
-            ChildProcessError: it failed to start.
+            ValueError: it cannot serve the model, or not with these settings.
         """
 
 
 class LlamaCpp(Engine):
-    """llama.cpp's server, through xllamacpp, in this process."""
+    """llama.cpp's server, for GGUF files and what can be converted to them."""
+
+    name = "llama.cpp"
+    key_variable = "LLAMA_API_KEY"
 
     def suits(self, model: Path) -> bool:
         """See ``Engine``: always."""
         return True
 
-    def start(self, model: Path, name: str, address: Address, settings: ServeSettings) -> "LlamaServer":
-        """See ``Engine``."""
-        llama = need("xllamacpp", "align serve", extra="serve")
-        need("gguf", "align serve", extra="serve")
-        return LlamaServer(llama, self._params(llama, model, name, address, settings))
-
-    def _params(self, llama: Any, model: Path, name: str, address: Address, settings: ServeSettings) -> Any:
-        file = model if model.suffix == GGUF else self._converted(model, settings)
+    def command(self, model: Path, name: str, address: Address, settings: ServeSettings) -> list[str]:
+        """See ``Engine``; converts a directory that is not in the cache."""
+        for module in ("gguf", "xllamacpp"):
+            need(module, "align serve", extra="serve")
         if model.suffix == GGUF and settings.quantize != "none":
             raise ValueError(f"--quantize is {settings.quantize}, but {model} is already converted; leave it out")
-        params = llama.CommonParams()
-        params.model.path = str(file)
-        params.model_alias = {name}
-        params.hostnames, params.port = [address.host], address.port
-        params.api_keys = [settings.key] if settings.key else []
-        # One context for each slot; llama.cpp counts them together.
-        params.n_parallel = settings.slots
-        params.n_ctx = settings.slots * context_of(gguf_context(file), settings)
-        params.n_predict = settings.max_new_tokens or -1
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings.num_threads
-        # A request that names no setting samples from the model's own distribution, as with OpenAI's API and vLLM.
-        params.sampling.temp, params.sampling.top_k = 1.0, 0
-        params.sampling.top_p, params.sampling.min_p = 1.0, 0.0
-        params.use_jinja, params.verbosity = True, -1
-        return params
+        file = model if model.suffix == GGUF else self._converted(model, settings)
+        words = {
+            "file": str(file),
+            "name": name,
+            "host": address.host,
+            "port": address.port,
+            "slots": settings.slots,
+            "context": context_of(gguf_context(file), settings),
+            "threads": settings.num_threads,
+        }
+        return [sys.executable, "-m", "align.cli.llama_server", json.dumps(words)]
 
     def _converted(self, directory: Path, settings: ServeSettings) -> Path:
         from align.export.gguf_cache import cached_gguf
 
         return cached_gguf(directory, settings.cache_dir.expanduser(), quantize=settings.quantize)
+
+
+class VLLM(Engine):
+    """vLLM's OpenAI server, for model directories."""
+
+    name = "vLLM"
+    key_variable = "VLLM_API_KEY"
+
+    def suits(self, model: Path) -> bool:
+        """See ``Engine``: a directory, where vLLM is installed and torch sees a GPU."""
+        if model.suffix == GGUF or find_spec("vllm") is None:
+            return False
+        import torch
+
+        return torch.cuda.is_available()
+
+    def command(self, model: Path, name: str, address: Address, settings: ServeSettings) -> list[str]:
+        """See ``Engine``."""
+        from align.io.location import read_config
+
+        if find_spec("vllm") is None:
+            raise ModuleNotFoundError("--engine vllm needs vLLM, which is not installed: pip install vllm")
+        if model.suffix == GGUF or settings.quantize != "none":
+            found = model if model.suffix == GGUF else f"--quantize {settings.quantize}"
+            raise ValueError(f"{found}: a GGUF format, which --engine llama serves and vllm does not")
+        flags = {
+            "model": model,
+            "served-model-name": name,
+            "host": address.host,
+            "port": address.port,
+            "max-model-len": context_of(read_config(model).context, settings),
+            "max-num-seqs": settings.slots,
+            # Requests that name no setting sample from the model's own distribution.
+            "generation-config": "vllm",
+        }
+        words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
+
+
+ENGINES: dict[str, Engine] = {"vllm": VLLM(), "llama": LlamaCpp()}
+"""By their names in settings, first choice first"""
+
+
+def choose_engine(model: Path, settings: ServeSettings) -> Engine:
+    """The engine that the settings name; for `auto` the first that suits the model."""
+    if settings.engine in ENGINES:
+        return ENGINES[settings.engine]
+    return next(engine for engine in ENGINES.values() if engine.suits(model))
+
+
+class Server:
+    """An engine's server in a process of its own, whose log goes to stderr."""
+
+    def __init__(self, engine: Engine, model: Path, name: str, address: Address, settings: ServeSettings) -> None:
+        """Start it, and return once it answers.
+
+        Args:
+            engine: whose server.
+            model: see ``Engine.command``, as the others.
+            name: in requests.
+            address: free.
+            settings: all others.
+
+        Raises:
+            ChildProcessError: it failed to start.
+        """
+        self._engine = engine
+        command = engine.command(model, name, address, settings)
+        own = {"OMP_NUM_THREADS": str(settings.num_threads)} | (
+            {engine.key_variable: settings.key} if settings.key else {}
+        )
+        # Nothing is written to its input, whose end tells it that this process is gone.
+        self._process = subprocess.Popen(command, env=os.environ | own, stdin=subprocess.PIPE, stdout=sys.stderr)
+        try:
+            self._wait_until_healthy(f"{address.url}/health")
+        except BaseException:
+            self.stop()
+            raise
+
+    def wait(self) -> None:
+        """Until it ends by itself.
+
+        Raises:
+            ChildProcessError: always; a server ends only when it is told to or fails.
+        """
+        code = self._process.wait()
+        raise ChildProcessError(f"{self._engine.name} ended with exit code {code}; its log above says why")
+
+    def stop(self) -> None:
+        """End it; it may finish for half a minute. Harmless where it has ended."""
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _wait_until_healthy(self, url: str) -> None:
+        end = time.monotonic() + _SECONDS_TO_START
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                self.wait()
+            with suppress(OSError), urlopen(url, timeout=5):  # noqa: S310
+                return
+            time.sleep(0.1)
+        raise ChildProcessError(f"{self._engine.name} did not answer within {_SECONDS_TO_START} s")
 
 
 def gguf_context(file: Path) -> int:
@@ -200,109 +285,6 @@ def gguf_context(file: Path) -> int:
         return int(fields[f"{fields['general.architecture'].contents()}.context_length"].contents())
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError(f"{file}: not a GGUF file of a language model ({error})") from None
-
-
-class LlamaServer(Server):
-    """See ``LlamaCpp``."""
-
-    def __init__(self, llama: Any, params: Any) -> None:
-        """Start it; the object that llama.cpp's binding returns is the server."""
-        try:
-            self._server = llama.Server(params)
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{params.model.path}: llama.cpp cannot serve this file ({error})") from None
-
-    def wait(self) -> None:
-        """See ``Server``: it ends with this process."""
-        threading.Event().wait()
-
-    def stop(self) -> None:
-        """See ``Server``."""
-        self._server = None
-
-
-class VLLM(Engine):
-    """vLLM's OpenAI server, in a process of its own."""
-
-    seconds_to_start: ClassVar[int] = 900
-
-    def suits(self, model: Path) -> bool:
-        """See ``Engine``: a directory, where vLLM is installed and torch sees a GPU."""
-        if model.suffix == GGUF or find_spec("vllm") is None:
-            return False
-        import torch
-
-        return torch.cuda.is_available()
-
-    def start(self, model: Path, name: str, address: Address, settings: ServeSettings) -> "VLLMServer":
-        """See ``Engine``."""
-        if find_spec("vllm") is None:
-            raise ModuleNotFoundError("--engine vllm needs vLLM, which is not installed: pip install vllm")
-        if model.suffix == GGUF or settings.quantize != "none":
-            found = model if model.suffix == GGUF else f"--quantize {settings.quantize}"
-            raise ValueError(f"{found}: a GGUF format, which --engine llama serves and vllm does not")
-        return VLLMServer(self.command(model, name, address, settings), self._environment(settings), address)
-
-    def command(self, model: Path, name: str, address: Address, settings: ServeSettings) -> list[str]:
-        """The command line of the server; the key is not in it, because every user of a machine can read those."""
-        from align.io.location import read_config
-
-        flags = {
-            "model": model,
-            "served-model-name": name,
-            "host": address.host,
-            "port": address.port,
-            "max-model-len": context_of(read_config(model).context, settings),
-            "max-num-seqs": settings.slots,
-            # Requests that name no setting sample from the model's own distribution.
-            "generation-config": "vllm",
-        }
-        if settings.max_new_tokens:
-            flags["override-generation-config"] = json.dumps({"max_new_tokens": settings.max_new_tokens})
-        words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words]
-
-    def _environment(self, settings: ServeSettings) -> dict[str, str]:
-        own = {"OMP_NUM_THREADS": str(settings.num_threads)}
-        return os.environ | own | ({"VLLM_API_KEY": settings.key} if settings.key else {})
-
-
-class VLLMServer(Server):
-    """See ``VLLM``. What it logs goes to stderr."""
-
-    def __init__(self, command: list[str], environment: dict[str, str], address: Address) -> None:
-        """Start it and wait until it is healthy."""
-        self._process = subprocess.Popen(command, env=environment, stdout=sys.stderr)
-        try:
-            self._wait_until_healthy(f"{address.url}/health")
-        except BaseException:
-            self.stop()
-            raise
-
-    def _wait_until_healthy(self, url: str) -> None:
-        end = time.monotonic() + VLLM.seconds_to_start
-        while time.monotonic() < end:
-            if self._process.poll() is not None:
-                self.wait()
-                raise ChildProcessError("vLLM ended while it started; its log above says why")
-            with suppress(URLError, OSError), urlopen(url, timeout=5):  # noqa: S310
-                return
-            time.sleep(0.2)
-        raise ChildProcessError(f"vLLM did not answer within {VLLM.seconds_to_start} s; its log above says why")
-
-    def wait(self) -> None:
-        """See ``Server``."""
-        if code := self._process.wait():
-            raise ChildProcessError(f"vLLM ended with exit code {code}; its log above says why")
-
-    def stop(self) -> None:
-        """See ``Server``: it may finish for half a minute."""
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
 
 
 def context_of(own: int, settings: ServeSettings) -> int:
@@ -320,14 +302,3 @@ def context_of(own: int, settings: ServeSettings) -> int:
     if settings.context > own:
         raise ValueError(f"--context is {settings.context}, but the model's is {own}; lower it")
     return settings.context
-
-
-ENGINES: dict[str, Engine] = {"vllm": VLLM(), "llama": LlamaCpp()}
-"""By their names in settings, first choice first"""
-
-
-def choose_engine(model: Path, settings: ServeSettings) -> Engine:
-    """The engine that the settings name; for `auto` the first that suits the model."""
-    if settings.engine in ENGINES:
-        return ENGINES[settings.engine]
-    return next(engine for engine in ENGINES.values() if engine.suits(model))
