@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _random_model(folder: Path, tokenizer_folder: Path) -> Path:
-    """A Llama-shaped network of about 12 M parameters, whose responses end at the limit."""
+    """A Llama-shaped network of about 12 M parameters."""
     from align.io.directory import save_network
     from align.model import GPT, GPTConfig
     from align.tokenizer import Tokenizer

@@ -236,8 +236,10 @@ class Server:
         own = {"OMP_NUM_THREADS": str(settings.num_threads)} | (
             {engine.key_variable: settings.key} if settings.key else {}
         )
-        # Nothing is written to its input, whose end tells it that this process is gone.
-        self._process = subprocess.Popen(command, env=os.environ | own, stdin=subprocess.PIPE, stdout=sys.stderr)
+        # Nothing is written to its input, whose end tells it that this process is gone. Ctrl-C is ours to pass on.
+        self._process = subprocess.Popen(
+            command, env=os.environ | own, stdin=subprocess.PIPE, stdout=sys.stderr, start_new_session=True
+        )
         try:
             self._wait_until_healthy(f"{address.url}/health")
         except BaseException:
