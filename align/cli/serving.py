@@ -73,7 +73,10 @@ class ServeSettings:
     def num_threads(self) -> int:
         """CPU threads."""
         named = os.environ.get("OMP_NUM_THREADS", "")
-        return self.threads or (int(named) if named.isdecimal() and int(named) else len(os.sched_getaffinity(0)))
+        if self.threads or (named.isdecimal() and int(named)):
+            return self.threads or int(named)
+        # Not every system tells which CPUs a process may use.
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
