@@ -10,13 +10,18 @@ import torch
 import torch.nn.functional as F
 from dpo_pairs import CONFIG, Log, World, fit, policy, several_pairs
 
-from align.algorithms.dpo import DPO, prompt_ids
+from align.algorithms.dpo import DPO, pair_logprobs, prompt_ids
 from align.algorithms.policy_evaluation import ProbeConfig
-from align.algorithms.reference_logprobs import pair_logprobs
 from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.layers import RMSNorm
-from align.objectives import PREFERENCE_LOSSES
+from align.objectives import PairLogprobs, PreferenceLoss, preference
+
+LOSSES = [
+    each
+    for each in vars(preference).values()
+    if isinstance(each, type) and issubclass(each, PreferenceLoss) and each is not PreferenceLoss
+]
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +145,23 @@ def test_batch_of_one(world):
     assert all(math.isfinite(value) for step in log.steps for value in step.values())
 
 
-@pytest.mark.parametrize("loss", sorted(PREFERENCE_LOSSES))
+@pytest.mark.parametrize("loss", [each() for each in LOSSES], ids=str)
 def test_every_loss_trains(world, loss):
     """From its value at margin 0 (checked by the stage) downwards on the same pairs; only some build a reference."""
     log = Log()
-    smoothing = {"label_smoothing": 0.1} if loss in ("cdpo", "robust") else {}
-    stage = world.stage(loss=loss, sft_coef=0.0 if loss == "orpo" else 0.1, **smoothing)
+    stage = world.stage(loss=loss, sft_coef=0.1)
     fit(stage, world.data(batch_size=12), max_epochs=15, callbacks=[log])
     assert log.steps[-1]["train/loss"] < log.steps[0]["train/loss"]
     assert log.steps[-1]["train/logprob_chosen"] > log.steps[-1]["train/logprob_rejected"]
     assert stage.reference is None
-    assert bool(stage._tables) == (loss not in ("simpo", "orpo"))
+    assert bool(stage._tables) == loss.needs_reference
+
+
+def test_sft_term_is_added_per_token(world):
+    """0.7 nats per nat per token of the chosen response, on top of DPO's ln 2."""
+    stage = world.stage(sft_coef=0.7)
+    pairs = PairLogprobs(*(torch.tensor([x]) for x in (-6.0, -4.0, -6.0, -4.0)), torch.tensor([3]), torch.tensor([2]))
+    assert stage._pair_losses(pairs).loss.item() == pytest.approx(math.log(2) + 0.7 * 2)
 
 
 def test_validation_is_weighted_by_pairs(world):
@@ -251,4 +262,6 @@ def test_every_setting_is_on_the_page():
     names = [name for name in inspect.signature(DPO).parameters if name not in others]
     names += [f"probe.{field.name}" for field in dataclasses.fields(ProbeConfig)]
     assert [name for name in names if f"| `{name}`" not in page] == []
-    assert [name for name in PREFERENCE_LOSSES if f"| `{name}`" not in page] == []
+    assert [loss.__name__ for loss in LOSSES if f"| `{loss.__name__}`" not in page] == []
+    settings = {field.name for loss in LOSSES for field in dataclasses.fields(loss)}
+    assert [name for name in settings if f"| `loss.{name}`" not in page] == []
