@@ -19,7 +19,7 @@ from align.algorithms.module import Stage
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.model.layers import Recompute
-from align.objectives.chunks import chunk_positions
+from align.objectives.chunks import chunk_size
 from align.training.sharding import local
 
 _BLOCK_8BIT, _LEAST_8BIT = 256, 4096
@@ -165,7 +165,7 @@ def _matrix_bytes(config: GPTConfig) -> tuple[int, int]:
 def logits_bytes(network: GPT, positions: int, device: torch.device) -> int:
     """Logits and softmax of one chunk, and a trained output matrix's gradient twice: made going forward, and scaled."""
     weight = network.output_weight
-    chunk = min(positions, chunk_positions(device))
+    chunk = min(positions, chunk_size(device))
     return 2 * 4 * chunk * weight.shape[0] + 2 * weight.nbytes * weight.requires_grad
 
 
