@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torchmetrics import Metric
 
 from align.adapters.lora import LoraConfig, adapters
 from align.algorithms.module import Stage
@@ -22,6 +21,7 @@ from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.packing import share_answers
 from align.objectives import PairLogprobs, PairLosses, PreferenceLoss, preference, sequence_logprobs, token_logprobs
+from align.training.float64 import WideMetric, wide
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
@@ -248,8 +248,8 @@ class DPO(Stage):
                 chosen, rejected = self._logprobs(self.reference, batch).chunk(2)
             return chosen, rejected
         values = self._tables[split][batch.numbers.clamp(min=0).cpu()]
-        wide = torch.promote_types(self.network.output_weight.dtype, torch.float32)
-        chosen, rejected = values.to(batch.ids.device, wide).unbind(1)
+        dtype = torch.promote_types(self.network.output_weight.dtype, torch.float32)
+        chosen, rejected = values.to(batch.ids.device, dtype).unbind(1)
         return chosen, rejected
 
     def _logprobs(self, network: GPT, batch: PairBatch) -> torch.Tensor:
@@ -298,7 +298,7 @@ class DPO(Stage):
         return f"{self.trainer.precision}" if frozen == "float32" else f"{self.trainer.precision}, {frozen} weights"
 
 
-class PairMeans(Metric):
+class PairMeans(WideMetric):
     """Means over all pairs since the last reset, on all ranks."""
 
     full_state_update = False
@@ -318,7 +318,8 @@ class PairMeans(Metric):
             values: ``[7, B]`` from ``pair_values``.
             real: ``[B]`` bool, False on padding.
         """
-        self.sums += values.double().where(real, 0).sum(1)
+        real = real.to(self.device)
+        self.sums += wide(values).where(real, 0).sum(1)
         self.pairs += real.sum()
 
     def compute(self) -> dict[str, torch.Tensor]:

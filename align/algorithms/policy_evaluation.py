@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torchmetrics import Metric
 
-from align.generation.generate import generate
+from align.generation.responses import sample_responses
+from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.rewards.functions import load_reward
+from align.training.float64 import WideMetric, wide
 from align.training.sharding import gathered
 
 _ROWS = 64
@@ -56,7 +57,7 @@ class ProbeConfig:
             raise ValueError(f"probe.seed is {self.seed}: it must be at least 0")
 
 
-class Probe(Metric):
+class Probe(WideMetric):
     """Sums over sampled responses since the last reset, added over ranks.
 
     Give it every validation batch: it answers the first ``config.prompts`` different prompts and ignores the rest.
@@ -149,29 +150,27 @@ class Probe(Metric):
         self, policy: GPT, reference: GPT | None, prompts: list[Sequence[int]], texts: list[str], tokenizer: Any
     ) -> None:
         config = self.config
-        samples = generate(
+        sampled = sample_responses(
             policy,
+            tokenizer,
             prompts,
             SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens),
-            stop_ids=tokenizer.stop_ids,
-            # A stream of its own for each prompt, whichever rank answers it.
-            seeds=[(config.seed + _hash(prompt)) % 2**63 for prompt in prompts],
-            pad_id=tokenizer.pad_id or 0,
+            # Seeded by the prompt itself, so that it doesn't matter which rank samples it.
+            seeds=[response_seed(config.seed, *prompt) for prompt in prompts],
         )
-        lengths = samples.mask.sum(1).tolist()
-        responses = [row[:length] for row, length in zip(samples.ids.tolist(), lengths, strict=True)]
+        responses, lengths = sampled.ids, [len(ids) for ids in sampled.ids]
         self.responses += len(responses)
         self.tokens += sum(lengths)
-        self.ended += samples.finished.sum().to(self.ended.device)
+        self.ended += sum(sampled.finished)
         self.hashes.append(torch.tensor([_hash(response) for response in responses], device=self.responses.device))
         if reference is not None:
             rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-            self.kl += sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum().double()
+            self.kl += wide(sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum())
             self.compared += len(rows)
         if self._judge is not None:
             if (network := getattr(self._judge, "network", None)) is not None:
                 network.to(policy.output_weight.device)
-            self.reward += float(sum(self._judge(texts, [tokenizer.decode(response) for response in responses])))
+            self.reward += float(sum(self._judge(texts, sampled.texts)))
 
 
 @torch.no_grad()

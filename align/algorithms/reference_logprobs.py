@@ -22,6 +22,7 @@ from rich.progress import track
 from align.batches import PairBatch
 from align.generation.generate import evaluating
 from align.model.gpt import GPT
+from align.training.float64 import wide
 from align.training.preemption import leave_validation
 
 _VERSION = 1
@@ -124,14 +125,14 @@ def _computed(
     """Each rank computes the pairs of its loader; then they are gathered."""
     device = trainer.strategy.root_device
     network = network.to(device)
-    values = torch.zeros(pairs, 3, dtype=torch.float64, device=device)  # chosen, rejected, times seen
+    values = wide(torch.zeros(pairs, 3, device=device))  # chosen, rejected, times seen
     with evaluating(network), trainer.precision_plugin.forward_context():
         for batch in _with_bar(trainer, loader, f"reference log-probs, {split}"):
             leave_validation(trainer)
             batch = trainer.strategy.batch_to_device(batch, device)
             real = batch.numbers >= 0
-            found = torch.stack([*logprobs(network, batch).double().chunk(2), real.double()], 1)
-            values[batch.numbers[real]] += found[real]
+            found = torch.stack([*wide(logprobs(network, batch)).chunk(2), wide(real)], 1)
+            values[batch.numbers[real].to(values.device)] += found[real.to(found.device)]
     stage: Any = trainer.lightning_module
     values = stage.reduce(values, "sum")
     if not bool((values[:, 2] == 1).all()):

@@ -7,18 +7,19 @@ From responses to scores: the reward, its normalisation, its clipping, and the p
 Legend: B responses, T tokens of the longest row.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from align.algorithms.ppo_settings import RolloutConfig, ScoringConfig
-from align.generation.generate import generate
+from align.generation.responses import sample_responses
+from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.rewards.base import Reward
 from align.rewards.reward_model import RewardModel
+from align.training.float64 import wide
 
 
 class Prompt(NamedTuple):
@@ -84,18 +85,16 @@ def sample_rollout(
         Rollout: ``len(prompts) * group_size`` responses, on the policy's device.
     """
     asked = [prompt for prompt in prompts for _ in range(config.group_size)]
-    samples = generate(
+    sampled = sample_responses(
         policy,
+        tokenizer,
         [prompt.ids for prompt in asked],
         SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens),
-        stop_ids=tokenizer.stop_ids,
         seeds=sample_seeds(seed, iteration, [prompt.number for prompt in asked]),
-        pad_id=tokenizer.pad_id or 0,
         on_step=on_step,
     )
-    counts = samples.mask.sum(1).tolist()
-    answers = [row[:count] for row, count in zip(samples.ids.tolist(), counts, strict=True)]
-    rows = [[*prompt.ids, *answer] for prompt, answer in zip(asked, answers, strict=True)]
+    samples = sampled.samples
+    rows = [[*prompt.ids, *response] for prompt, response in zip(asked, sampled.ids, strict=True)]
     lengths = [len(row) for row in rows]
     pad = tokenizer.pad_id or 0
     ids = torch.tensor([[*row, *[pad] * (max(lengths) - len(row))] for row in rows], device=samples.ids.device)
@@ -107,14 +106,14 @@ def sample_rollout(
         logprobs=samples.logprobs,
         finished=samples.finished,
         prompts=[prompt.text for prompt in asked],
-        responses=[tokenizer.decode(answer) for answer in answers],
+        responses=sampled.texts,
     )
 
 
 def sample_seeds(seed: int, iteration: int, numbers: Sequence[int]) -> list[int]:
     """A seed for each sample: a function of the run's seed, the iteration, the prompt and the sample's number.
 
-    So a response does not depend on its batch, nor on what was sampled before it.
+    So a response's random numbers do not depend on its batch, nor on what was sampled before it.
 
     Args:
         seed: of the run.
@@ -126,8 +125,7 @@ def sample_seeds(seed: int, iteration: int, numbers: Sequence[int]) -> list[int]
     for number in numbers:
         sample = seen.get(number, 0)
         seen[number] = sample + 1
-        digest = hashlib.sha256(f"{seed}:{iteration}:{number}:{sample}".encode()).digest()
-        seeds.append(int.from_bytes(digest[:8], "little") >> 1)
+        seeds.append(response_seed(seed, iteration, number, sample))
     return seeds
 
 
@@ -162,10 +160,10 @@ class RewardStatistics:
 
     def update(self, rewards: torch.Tensor, total: Total) -> None:
         """Add the rewards ``[B]`` of an iteration, of all ranks."""
-        wide = rewards.double()
-        count, added = total(torch.stack([torch.ones_like(wide).sum(), wide.sum()])).tolist()
+        values = wide(rewards)
+        count, added = total(torch.stack([torch.ones_like(values).sum(), values.sum()])).tolist()
         mean = added / count
-        squares = float(total((wide - mean).square().sum()))
+        squares = float(total((values - mean).square().sum()))
         whole, step = self.count + count, mean - self.mean
         self.squares += squares + step**2 * self.count * count / whole
         self.mean += step * count / whole

@@ -8,8 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from align.generation.responses import Responses, sample_responses
+from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
-from align.generation.texts import TextSample, sample_texts
+from align.tokenizer.prompts import encode_prompt
 from align.training.sharding import gathered, is_sharded
 from align.training.trainer_state import validating_in_fit
 
@@ -47,16 +49,18 @@ class TextSamples(pl.Callback):
         if not trainer.is_global_zero and not is_sharded(network):
             return
         with gathered(network) as network:
-            texts = sample_texts(network, tokenizer, self.prompts, self.sampling, seed=self.seed, chat=self.chat)
+            ids = [encode_prompt(tokenizer, prompt, chat=self.chat) for prompt in self.prompts]
+            seeds = [response_seed(self.seed, number) for number in range(len(ids))]
+            sampled = sample_responses(network, tokenizer, ids, self.sampling, seeds=seeds)
         if trainer.is_global_zero:
-            self._write(trainer, texts)
+            self._write(trainer, sampled)
 
-    def _write(self, trainer: pl.Trainer, texts: list[TextSample]) -> None:
+    def _write(self, trainer: pl.Trainer, sampled: Responses) -> None:
         step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                for i, (prompt, sample) in enumerate(zip(self.prompts, texts, strict=True)):
-                    logger.experiment.add_text(f"samples/{i}", f"{prompt}\n\n---\n\n{sample.text}", step)
+                for i, (prompt, text) in enumerate(zip(self.prompts, sampled.texts, strict=True)):
+                    logger.experiment.add_text(f"samples/{i}", f"{prompt}\n\n---\n\n{text}", step)
         path = Path(trainer.default_root_dir) / "samples.jsonl"
         earlier = (
             [line for line in path.read_text().splitlines() if json.loads(line)["step"] < step]
@@ -64,7 +68,7 @@ class TextSamples(pl.Callback):
             else []
         )
         fresh = [
-            json.dumps({"step": step, "prompt": prompt, **sample._asdict(), "sampling": asdict(self.sampling)})
-            for prompt, sample in zip(self.prompts, texts, strict=True)
+            json.dumps({"step": step, "prompt": prompt, **record, "sampling": asdict(self.sampling)})
+            for prompt, record in zip(self.prompts, sampled.records(), strict=True)
         ]
         path.write_text("\n".join(earlier + fresh) + "\n")

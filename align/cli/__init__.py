@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from align.cli.errors import UsageError, one_line
+from align.pipeline.errors import RecipeError
 
 
 class Verb(NamedTuple):
@@ -22,7 +23,8 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "run": Verb("align.cli.pipeline:main", "run a recipe folder's pipeline, skipping what is up to date"),
+    "run": Verb("align.cli.run:main", "run a recipe folder's pipeline, skipping what is up to date"),
+    "recipes": Verb("align.cli.recipes:main", "list the shipped recipe folders; copy one to edit it"),
     "fit": Verb("align.cli.lightning:main", "train one stage from a recipe"),
     "validate": Verb("align.cli.lightning:main", "run a recipe's validation"),
     "test": Verb("align.cli.lightning:main", "run a recipe's test"),
@@ -43,7 +45,7 @@ _EPILOG = """
 `align VERB --help` lists a verb's settings with units and defaults.
 --debug anywhere shows the traceback of a failure. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
-First steps:   align run recipes/tiny
+First steps:   align run tiny
                align generate runs/tiny/sft/model --prompt "Tell me a happy tale of a fox named Nora ..."
 """
 
@@ -89,12 +91,12 @@ def _guarded(name: str, rest: list[str], *, debug: bool) -> int:
                 traceback.print_exc()
             message = f"{type(error).__name__}: {error}"
         print(f"align {name}: error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if isinstance(error, UsageError | RecipeError) else 1
 
 
 def _verb(name: str) -> Callable[[list[str]], int | None]:
     if name not in VERBS:
-        from align.cli.errors import nearest
+        from align.pipeline.errors import nearest
 
         raise UsageError(f"no verb {name!r}{nearest(name, VERBS)}; `align --help` lists them")
     module, function = VERBS[name].home.split(":")

@@ -58,7 +58,12 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--limit", type=int, help="read only this many prompts of --prompts (default: all)")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--n", type=int, default=1, help="samples per prompt")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first sample; the others count up from it")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="hashed with the numbers of prompt and sample",
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="sequences sampled at once")
     add_sampling_arguments(parser)
     add_device_argument(parser)
@@ -81,21 +86,25 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
     """Samples, one batch at a time."""
-    from align.generation.texts import sample_texts
+    from align.generation.responses import sample_responses
+    from align.generation.sampling import response_seed
     from align.rewards.functions import load_reward
 
     judge = load_reward(options.judge, device=options.device) if options.judge else None
     sampling = sampling_config(options)
     prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts, limit=options.limit)
     network, tokenizer, chat = _load(options)
-    rows = [prompt for prompt in prompts for _ in range(options.n)]
+    rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.n)]
     for start in range(0, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
-        texts = sample_texts(network, tokenizer, batch, sampling, seed=options.seed + start, chat=chat)
-        rewards = judge(batch, [text.text for text in texts]) if judge else None
+        asked = [prompts[number] for number, _ in batch]
+        ids = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in asked]
+        seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
+        sampled = sample_responses(network, tokenizer, ids, sampling, seeds=seeds)
+        rewards = [{"reward": reward} for reward in judge(asked, sampled.texts)] if judge else [{}] * len(batch)
         yield [
-            {"prompt": as_text(prompt), **text._asdict()} | ({"reward": rewards[i]} if rewards is not None else {})
-            for i, (prompt, text) in enumerate(zip(batch, texts, strict=True))
+            {"prompt": as_text(prompt), **record, **reward}
+            for prompt, record, reward in zip(asked, sampled.records(), rewards, strict=True)
         ]
 
 
@@ -121,23 +130,21 @@ def _streamed(options: jsonargparse.Namespace, terminal: bool) -> bool:
 
 def _stream(options: jsonargparse.Namespace) -> dict[str, Any]:
     """One sample, printed as it comes."""
-    from align.generation.generate import generate
+    from align.generation.responses import sample_responses
+    from align.generation.sampling import response_seed
 
     network, tokenizer, chat = _load(options)
     ids = encode_prompt(tokenizer, options.prompt, chat=chat)
-    decoder, tokens = tokenizer.stream_decoder(), []
+    decoder = tokenizer.stream_decoder()
 
     def show(row: int, token: int) -> None:
-        tokens.append(token)
         print(decoder.push(token), end="", flush=True)
 
     print(f"> {options.prompt}", end="" if options.raw else "\n", flush=True)
-    samples = generate(
-        network, [ids], sampling_config(options), stop_ids=tokenizer.stop_ids, seeds=[options.seed], on_token=show
-    )
-    finished = bool(samples.finished[0])
-    print(decoder.flush() + ("" if finished else " ...") + "\n")
-    return {"prompt": options.prompt, "text": tokenizer.decode(tokens), "tokens": len(tokens), "finished": finished}
+    seeds = [response_seed(options.seed, 0, 0)]
+    sampled = sample_responses(network, tokenizer, [ids], sampling_config(options), seeds=seeds, on_token=show)
+    print(decoder.flush() + ("" if sampled.finished[0] else " ...") + "\n")
+    return {"prompt": options.prompt, **sampled.records()[0]}
 
 
 def _with_progress(batches: Iterable[Sequence[dict[str, Any]]], stream: Any) -> Iterator[dict[str, Any]]:

@@ -32,7 +32,8 @@ from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
-from align.cli.run_lock import run_lock
+from align.pipeline.recipes import find_configs
+from align.pipeline.run_lock import run_lock
 from align.rewards.functions import search_working_directory
 from align.training.checkpoint_files import absence, damage, find_whole, global_step
 from align.training.checkpointing import FOLDER, Checkpoints
@@ -183,6 +184,9 @@ def main(verb: str, args: list[str]) -> int:
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
+    args, notes = find_configs(args)
+    for note in notes if _rank() == 0 else []:
+        print(note, file=sys.stderr, flush=True)
     cli = make_cli(args)
     run = Path(cli.config.trainer.default_root_dir)
     if verb == "fit":

@@ -178,7 +178,8 @@ def _answers(
     first: int,
 ) -> list[list[Answer]]:
     """Scored answers to each prompt, none where a prompt leaves no room for one."""
-    from align.generation.texts import sample_continuations
+    from align.generation.responses import sample_responses
+    from align.generation.sampling import response_seed
 
     ids = [encode_prompt(tokenizer, prompt, chat=True) for prompt in prompts]
     rows = [
@@ -190,17 +191,12 @@ def _answers(
     found: list[list[Answer]] = [[] for _ in prompts]
     if not rows:
         return found
-    seeds = [_seed(options.seed, first + number, answer) for number, answer in rows]
-    texts = sample_continuations(network, tokenizer, [ids[number] for number, _ in rows], sampling, seed=seeds)
-    scores = judge([prompts[number] for number, _ in rows], [text.text for text in texts])
-    for (number, _), text, score in zip(rows, texts, scores, strict=True):
-        found[number].append(Answer(*text, score))
+    seeds = [response_seed(options.seed, first + number, sample) for number, sample in rows]
+    sampled = sample_responses(network, tokenizer, [ids[number] for number, _ in rows], sampling, seeds=seeds)
+    scores = judge([prompts[number] for number, _ in rows], sampled.texts)
+    for (number, _), record, score in zip(rows, sampled.records(), scores, strict=True):
+        found[number].append(Answer(**record, score=score))
     return found
-
-
-def _seed(seed: int, prompt: int, answer: int) -> int:
-    """Seed of an answer, of (seed, prompt's number, answer's number) alone: runs of other seeds share none."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{prompt}/{answer}".encode()).digest()[:8], "little") >> 1
 
 
 def _write(

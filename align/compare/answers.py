@@ -3,7 +3,6 @@
 Legend: P prompts, N answers to a prompt, B rows of a batch, T tokens.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import NamedTuple
 import torch
 
 from align.compare.entrants import Point
-from align.generation.generate import generate
+from align.generation.responses import sample_responses
+from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.io.log import Log, key_of
 from align.io.manifest import stage_of
@@ -142,18 +142,14 @@ class _Pair:
                     "room for an answer; leave it out"
                 )
         rows = [ids for ids in asked for _ in range(n)]
-        seeds = [_seed(self.config.seed, first + row // n, row % n) for row in range(len(rows))]
-        drawn = generate(
+        sampled = sample_responses(
             self.network,
+            tokenizer,
             rows,
             SamplingConfig(temperature=self.config.temperature, max_new_tokens=self.config.max_new_tokens),
-            stop_ids=tokenizer.stop_ids,
-            seeds=seeds,
-            pad_id=tokenizer.pad_id or 0,
+            seeds=[response_seed(self.config.seed, first + row // n, row % n) for row in range(len(rows))],
         )
-        answered = [ids[:count] for ids, count in zip(drawn.ids.tolist(), drawn.mask.sum(1).tolist(), strict=True)]
-        texts = [tokenizer.decode(ids) for ids in answered]
-        finished = drawn.finished.tolist()
+        answered, texts, finished = sampled.ids, sampled.texts, sampled.finished
         ratios = self._log_ratios(rows, answered, prompts, texts, finished)
         answers = [
             Answer(text, len(ids), end, round(ratio, 5))
@@ -213,7 +209,3 @@ def logprobs(
     ids, mask = ids.to(weight.device), mask.to(weight.device)
     hidden = network.hidden(ids[:, :-1])
     return sequence_logprobs(hidden, weight, ids, mask, temperature=temperature).cpu().double()
-
-
-def _seed(seed: int, prompt: int, answer: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"compare/{seed}/{prompt}/{answer}".encode()).digest()[:8], "little") >> 1

@@ -16,7 +16,8 @@ from typing import Any, Protocol, cast
 import torch
 
 from align.export.source import Source
-from align.generation.generate import generate
+from align.generation.responses import sample_responses
+from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer
@@ -224,10 +225,10 @@ def judged(judge: Judge, prompts: Sequence[Prompt], ours: list[str], theirs: lis
 def answers(
     network: GPT, tokenizer: Tokenizer, ids: list[list[int]], max_new_tokens: int, *, temperature: float
 ) -> list[list[int]]:
-    """One response to each row of ``ids``, seed i for row i."""
+    """One response to each row of ``ids``."""
     sampling = SamplingConfig(temperature=temperature, max_new_tokens=max_new_tokens)
-    samples = generate(network, ids, sampling, stop_ids=tokenizer.stop_ids, seeds=0, pad_id=tokenizer.pad_id or 0)
-    return [row[:count] for row, count in zip(samples.ids.tolist(), samples.mask.sum(1).tolist(), strict=True)]
+    seeds = [response_seed(0, row) for row in range(len(ids))]
+    return sample_responses(network, tokenizer, ids, sampling, seeds=seeds).ids
 
 
 @torch.no_grad()

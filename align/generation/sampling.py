@@ -172,5 +172,20 @@ def row_seeds(seeds: int | Sequence[int], rows: int) -> list[int]:
         if len(seeds) != rows:
             raise ValueError(f"{len(seeds)} seeds were given for {rows} prompts; give one each, or a single number")
         return list(seeds)
-    digests = (hashlib.sha256(f"{seeds}:{row}".encode()).digest() for row in range(rows))
-    return [int.from_bytes(digest[:8], "little") >> 1 for digest in digests]
+    return [response_seed(seeds, row) for row in range(rows)]
+
+
+def response_seed(seed: int, *indices: int) -> int:
+    """The seed of one response: the first 63 bits of a SHA-256 over the run's seed and the response's indices.
+
+    Nearby seeds and indices share no random numbers, and a response depends neither on its batch nor on earlier ones.
+
+    Args:
+        seed: of the run or command.
+        indices: what identifies the response within it, such as (prompt, sample) or (iteration, prompt, sample).
+
+    Returns:
+        int: in [0, 2^63).
+    """
+    digest = hashlib.sha256(":".join(map(str, (seed, *indices))).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -17,8 +17,8 @@ def bradley_terry_loss(
 ) -> torch.Tensor:
     """Cross-entropy of "chosen is better", of probability sigmoid(chosen - rejected - margin) (Bradley and Terry 1952).
 
-    This depends on differences of scores only; ``centering * (chosen + rejected)^2`` fixes their mean (Eisenstein et al.
-    2023).
+    This depends on differences of scores only; ``centering * (chosen + rejected)^2`` fixes their mean (Eisenstein et
+    al. 2023).
 
     Args:
         chosen: ``[B]`` scores.

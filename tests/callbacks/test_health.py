@@ -3,11 +3,13 @@
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from naming import naming
 from torch.utils.data import DataLoader
 
 from align.algorithms.sft import SFT
@@ -79,8 +81,8 @@ def test_an_ill_run_is_named(check: str, series: Series):
     assert names(series) == {check}
     finding = findings(series)[0][1]
     assert finding.metric in series
+    assert finding.message
     assert "\n" not in finding.message
-    assert finding.message.count(": ") >= 2, "what, where and the cure"
 
 
 @pytest.mark.parametrize("series", WELL)
@@ -91,8 +93,7 @@ def test_a_well_run_is_left_in_peace(series: Series):
 def test_the_number_and_the_threshold_stand_in_the_line():
     ((step, finding),) = findings({"rollout/kl": [1.0, 20.1]})
     assert (step, finding.value, finding.threshold) == (10, 20.1, 20.0)
-    assert "20.1 nats" in finding.message
-    assert "kl_budget 20" in finding.message
+    assert re.search(naming("rollout/kl", 20.1, "kl_budget", 20), finding.message)
 
 
 def test_noise_is_not_hacking():
@@ -129,7 +130,7 @@ def test_a_resumed_watch_finds_the_same(check: str, series: Series, cut: int):
     [("kl_budget", 0), ("kl_growth", 1), ("entropy_share", 2), ("hacking_window", 2), ("hacking_trend", 1.0)],
 )
 def test_impossible_settings_are_named(name: str, value: float):
-    with pytest.raises(ValueError, match=f"health.settings.{name} is {value}: it must be"):
+    with pytest.raises(ValueError, match=naming(f"health.settings.{name}", value)):
         HealthConfig(**{name: value})
 
 
@@ -202,27 +203,29 @@ def told(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("poison", "at", "last", "message"),
+    ("poison", "at", "last", "metric", "value", "step"),
     [
-        ("gradient", 5, 5, "gradient norm is not finite at optimizer step 5: no weight was moved"),
-        ("weight", 4, 4, "state_dict.network.model.embed_tokens.weight is not finite at optimizer step 5"),
-        ("metric", 5, 5, "train/logprob_gap is inf at optimizer step 6"),
+        ("gradient", 5, 5, "gradient norm", "nan", 5),
+        ("weight", 4, 4, "state_dict.network.model.embed_tokens.weight", "nan", 5),
+        ("metric", 5, 5, "train/logprob_gap", "inf", 6),
     ],
 )
-def test_nothing_that_is_not_finite_is_ever_saved(tmp_path: Path, poison: str, at: int, last: int, message: str):
+def test_nothing_that_is_not_finite_is_ever_saved(
+    tmp_path: Path, poison: str, at: int, last: int, metric: str, value: str, step: int
+):
     """Poisoned in the middle with a checkpoint after every step: the newest one is of the last finite step."""
     earlier = tmp_path / "model"
     fit(tmp_path, Toy(), steps=2)
     before = {path.name: path.read_bytes() for path in earlier.iterdir()}
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(FloatingPointError, match=naming(metric, step)) as caught:
         fit(tmp_path, Toy(poison, at))
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == last
     assert all(bool(tensor.isfinite().all()) for tensor in checkpoint["state_dict"].values())
     assert {path.name: path.read_bytes() for path in earlier.iterdir()} == before
     (line,) = told(tmp_path)
-    assert line["check"] == "nonfinite"
-    assert line["message"].startswith(message)
+    assert (line["check"], line["metric"], line["value"], line["step"]) == ("nonfinite", metric, value, step)
+    assert line["message"] == str(caught.value)
     fit(tmp_path, Toy(), ckpt_path=tmp_path / "checkpoints/last.ckpt")
     assert all(bool(p.isfinite().all()) for p in load_network(earlier).parameters())
 
@@ -232,7 +235,7 @@ def test_a_nan_that_first_shows_after_the_last_step_does_not_reach_the_model_dir
         def on_train_epoch_end(self) -> None:
             self.network.output_weight.data[0, 0] = math.nan
 
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match=naming("network.model.embed_tokens.weight")):
         fit(tmp_path, Late())
     assert bool(load_network(tmp_path / "model").output_weight.isfinite().all())
 
@@ -250,10 +253,9 @@ def test_findings_are_written_and_a_resumed_run_goes_on(tmp_path: Path, caplog: 
 
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         fit(tmp_path, Runaway(), steps=4, every=3)
-    assert [record.message for record in caplog.records if "health:" in record.message] == [
-        "health: step 4: " + told(tmp_path)[0]["message"]
-    ]
     (line,) = told(tmp_path)
+    (record,) = (record for record in caplog.records if line["message"] in record.message)
+    assert re.search(naming(4), record.message.replace(line["message"], ""))
     assert (line["step"], line["check"], line["value"], line["threshold"]) == (4, "kl_runaway", 30.0, 20.0)
     health = Health()
     fit(tmp_path, Runaway(), steps=8, health=health, ckpt_path=tmp_path / "checkpoints/last.ckpt")

@@ -55,7 +55,7 @@ def test_each_model_is_asked_in_its_own_way(models, tokenizer, tmp_path, monkeyp
         said["asked"], said["ids"] = rows, [samples.ids[i, samples.mask[i]].tolist() for i in range(len(rows))]
         return samples
 
-    monkeypatch.setattr("align.generation.generate.generate", spy)
+    monkeypatch.setattr("align.generation.responses.generate", spy)
     answerer = Answerer(PROMPTS, AnswerConfig(n=1, max_new_tokens=4), tmp_path / "cache")
     found = answerer.answer(points[policy], points[baseline], lambda done: None)
     asked = {

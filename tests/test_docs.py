@@ -1,0 +1,90 @@
+"""Every page is in the site's navigation, and every relative link and anchor leads somewhere; mkdocs isn't needed."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(ROOT.glob("docs/**/*.md"))
+LINKING = [
+    *PAGES,
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")),
+    *sorted(ROOT.glob("data_cards/*.md")),
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+SNIPPET = re.compile(r'^ *--8<-- "([^":]+)', re.MULTILINE)
+FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2", re.MULTILINE | re.DOTALL)
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads past the Python objects of mkdocs.yml."""
+
+
+_Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+SITE = yaml.load((ROOT / "mkdocs.yml").read_text(), _Loader)
+EXCLUDED = [line for line in (SITE.get("exclude_docs") or "").split("\n") if line.strip() and line[0] not in " #"]
+
+
+def _leaves(nav: Any) -> Iterator[str]:
+    for item in nav.values() if isinstance(nav, dict) else nav:
+        yield from [item] if isinstance(item, str) else _leaves(item)
+
+
+def _slug(heading: str) -> str:
+    """The anchor that GitHub and the site give a heading."""
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+    return re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+
+
+def _anchors(page: Path) -> set[str]:
+    text = FENCE.sub("", page.read_text())
+    return {_slug(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize(
+    ("heading", "slug"),
+    [
+        ("What a step does", "what-a-step-does"),
+        ("Shape: `GPTConfig`", "shape-gptconfig"),
+        ("Instructions (recipes/instructions)", "instructions-recipesinstructions"),
+        ("PPO, GRPO & RLOO", "ppo-grpo--rloo"),
+    ],
+)
+def test_slugs_are_those_of_github(heading: str, slug: str):
+    assert _slug(heading) == slug
+
+
+def test_the_navigation_has_every_page_once():
+    named = list(_leaves(SITE["nav"]))
+    assert len(named) == len({*named})
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in PAGES}
+    assert pages - {*named} == {*EXCLUDED}
+    assert [name for name in {*named} - pages if not (ROOT / name).is_file()] == []
+
+
+def test_the_overview_links_to_every_page():
+    """docs/index.md is the list of pages for readers of the repository; docs/extend/ has its own."""
+    linked = {(ROOT / "docs" / link).resolve() for link in LINK.findall((ROOT / "docs/index.md").read_text())}
+    expected = {page for page in PAGES if page.parent == ROOT / "docs" and page.name != "index.md"}
+    assert expected <= linked
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_relative_links_and_anchors_resolve(page: Path):
+    for link in LINK.findall(FENCE.sub("", page.read_text())):
+        if re.match(r"\w+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_pages_are_left_out_only_while_an_example_is_missing(page: Path):
+    missing = [name for name in SNIPPET.findall(page.read_text()) if not (ROOT / name).is_file()]
+    assert (page.relative_to(ROOT / "docs").as_posix() in EXCLUDED) == bool(missing), missing
