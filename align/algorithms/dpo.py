@@ -16,7 +16,13 @@ from align.adapters.lora import LoraConfig, adapters
 from align.algorithms.module import Stage
 from align.algorithms.policy_evaluation import Probe, ProbeConfig
 from align.algorithms.reference_logprobs import network_fingerprint, reference_table
-from align.algorithms.starting_points import load_start, reference_view, refuse_dropout, start_fingerprint
+from align.algorithms.starting_points import (
+    initial_network,
+    load_start,
+    reference_view,
+    refuse_dropout,
+    start_fingerprint,
+)
 from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.packing import share_answers
@@ -94,8 +100,7 @@ class DPO(Stage):
         network: GPT | None = None,
     ) -> None:
         """Store the settings; networks are built in ``build``."""
-        if (init_from is None) == (network is None):
-            raise ValueError("DPO needs init_from: a model directory, a Hugging Face directory or a Hub id")
+        load_policy = initial_network("DPO", init_from, network, GPT, lora)
         if not 0 <= sft_coef < float("inf"):
             raise ValueError(f"sft_coef is {sft_coef}; it must be at least 0")
         if reference_logprobs not in ("precomputed", "on_the_fly"):
@@ -104,7 +109,7 @@ class DPO(Stage):
         super().__init__(
             optimizer=optimizer, schedule=schedule, parent=init_from, lora=lora, memory=memory, compile=compile
         )
-        self.init_from, self.reference_source, self._given = init_from, reference, network
+        self.init_from, self.reference_source, self._load_policy = init_from, reference, load_policy
         self.loss, self.sft_coef = loss, sft_coef
         self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix and not compile
         self.other_reference, self.probe_config = other_reference, probe
@@ -113,8 +118,7 @@ class DPO(Stage):
 
     def build(self) -> None:
         """Set the policy, and the reference if more than its cached log-probs is needed."""
-        given = self._given
-        self.network = without_dropout(given if given is not None else load_start(str(self.init_from), GPT, self.lora))
+        self.network = without_dropout(self._load_policy())
         only_cached = self.precomputed or not self.loss.needs_reference
         has_source = self.init_from is not None or self.reference_source is not None
         self.reference = None
