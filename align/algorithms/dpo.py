@@ -58,8 +58,8 @@ class DPO(Stage):
         reference: the same for the reference; None: the initial policy. With adapters the reference is then the base
             model, which takes no further memory, or, where init_from is an adapter directory, the base model with a
             frozen copy of that adapter.
-        loss: DPO, CDPO, RobustDPO, IPO, Hinge, LengthNormalisedDPO, SimPO, ORPO, or the class path of your own
-            PreferenceLoss. Its settings are its init_args.
+        loss: class name of a loss in ``align/objectives/preference.py`` (docs/dpo.md compares them), or class path of
+            your own; its settings are its init_args.
         sft_coef: weight of the chosen response's negative log-likelihood per token, which is added to the loss.
         reference_logprobs: precomputed: once, before training, cached on disk; on_the_fly: in every step.
         shared_prefix: compute each prompt once for both responses, without padding; faster, and equal up to
@@ -122,7 +122,8 @@ class DPO(Stage):
         only_cached = self.precomputed or not self.loss.needs_reference
         has_source = self.init_from is not None or self.reference_source is not None
         self.reference = None
-        if self._adapted and self.reference_source is None:
+        adapted = self.lora is not None or bool(adapters(self.network))
+        if adapted and self.reference_source is None:
             self.reference = reference_view(self.network)
             return
         # A network built in Python cannot be loaded again once training has changed it.
@@ -158,8 +159,8 @@ class DPO(Stage):
 
     def _pair_logprobs(self, split: str, batch: PairBatch) -> PairLogprobs:
         """Steps 1 and 2."""
-        # The reference comes first: the policy's activations are not in memory yet, and the policy's forward pass
-        # keeps a GPU busy while the CPU looks the next values up.
+        # The reference comes first: the policy's activations are not in memory yet, and a look-up, which waits for a
+        # GPU to finish, does not wait for the policy.
         reference_chosen, reference_rejected = self._reference_logprobs(split, batch)  # 1
         chosen, rejected = self._logprobs(self.network, batch).chunk(2)  # 2
         chosen_tokens, rejected_tokens = batch.mask[:, 1:].sum(1).chunk(2)
@@ -284,11 +285,6 @@ class DPO(Stage):
             )
         self._freeze(without_dropout(reference))
         return reference
-
-    @property
-    def _adapted(self) -> bool:
-        """Whether adapters are trained instead of the weights."""
-        return self.lora is not None or bool(adapters(self.network))
 
     def _reference_fingerprint(self) -> str:
         source = self.reference_source or self.init_from

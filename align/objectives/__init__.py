@@ -1,4 +1,4 @@
-"""Losses and estimators as pure functions on tensors: no config, no ``self``, no logging, no Lightning.
+"""Losses and estimators: pure functions, or frozen dataclasses with one pure method; no logging, no Lightning.
 
 The KL controllers are the exception: a number that moves, and nothing else.
 """
