@@ -86,7 +86,8 @@ def _unknown_class(key: str, owner: str | None, reason: str) -> str | None:
     found = re.search(r"Expected a dot import path string: (\w+)", reason)
     if found is None or owner is None:
         return None
-    annotation = _parameters(_load(owner)).get(key.rpartition(".")[2])
+    *groups, name = key.rpartition("init_args.")[2].split(".")
+    annotation = _within(_parameters(_load(owner)), groups).get(name)
     kinds = [kind for kind in (annotation, *typing.get_args(annotation)) if isinstance(kind, type)]
     names = sorted(kind.__name__ for base in kinds for kind in _subclasses(base) if not inspect.isabstract(kind))
     if not names:
@@ -121,9 +122,14 @@ def _names(owner: str | None, group: str) -> list[str]:
         return list(_parameters(Trainer))
     else:
         return [] if group else list(_TOP_KEYS)
-    for part in group.split(".") if group else []:
-        parameters = _parameters(_dataclass_of(parameters.get(part)))
-    return list(parameters)
+    return list(_within(parameters, group.split(".") if group else []))
+
+
+def _within(parameters: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]:
+    """The parameters of the dataclass that nested names lead to."""
+    for group in groups:
+        parameters = _parameters(_dataclass_of(parameters.get(group)))
+    return parameters
 
 
 def _parameters(owner: Any) -> dict[str, Any]:
