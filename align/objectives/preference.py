@@ -252,6 +252,26 @@ class ORPO(PreferenceLoss):
         return PairLosses(loss, self.beta * chosen, self.beta * rejected)
 
 
+@dataclass(frozen=True)
+class APOZero(PreferenceLoss):
+    """Anchored preference optimization, for chosen responses better than the policy's own.
+
+    D'Oosterlinck et al. 2024, equation 7. Unlike DPO it raises the chosen response's likelihood itself.
+    """
+
+    beta: float = 0.1
+    """> 0, reward per nat of log-ratio; a larger beta keeps the policy closer to the reference."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """1 - sigmoid(reward chosen) + sigmoid(reward rejected), with reward = beta * log-ratio."""
+        chosen, rejected = _scaled(self.beta, pairs.log_ratios())
+        return PairLosses(1 - chosen.sigmoid() + rejected.sigmoid(), chosen, rejected)
+
+
 def _scaled(beta: float, values: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     chosen, rejected = values
     return beta * chosen, beta * rejected

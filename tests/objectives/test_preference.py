@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from align.objectives import PairLogprobs, PreferenceLoss, preference
-from align.objectives.preference import CDPO, DPO, IPO, ORPO, Hinge, LengthNormalisedDPO, RobustDPO, SimPO
+from align.objectives.preference import CDPO, DPO, IPO, ORPO, APOZero, Hinge, LengthNormalisedDPO, RobustDPO, SimPO
 
 LOSSES = [
     each()
@@ -54,6 +54,12 @@ def test_ipo_by_hand():
     assert IPO(beta=0.1)(pairs).loss.item() == pytest.approx(9)
 
 
+def test_apo_zero_by_hand():
+    """Log-ratios ln 3 and -ln 4 at beta 1, of sigmoid 3/4 and 1/5: 1 - 3/4 + 1/5."""
+    pairs = _pair(math.log(3) - 5, -math.log(4) - 7, reference=(-5, -7))
+    assert APOZero(beta=1)(pairs).loss.item() == pytest.approx(0.45)
+
+
 def test_simpo_by_hand():
     """Mean log-probs -1 and -2, beta 2, gamma 2: margin 2 - 2 = 0: ln 2. With gamma 1/2 margin 3/2."""
     pairs = _pair(-3, -4, (3, 2))
@@ -83,12 +89,12 @@ def test_rewards_are_beta_times_what_is_compared(loss: PreferenceLoss):
 
 @losses
 def test_at_the_reference(loss: PreferenceLoss):
-    """At the start the margin is 0: ln 2 if logistic, (1 / (2 * 0.1))^2 = 25 for IPO, 1 for the hinge."""
+    """At the start the rewards are 0: ln 2 if logistic, (1 / (2 * 0.1))^2 = 25 for IPO, 1 for Hinge and APOZero."""
     if not loss.needs_reference:
         return
     pairs = _random()
     got = loss(pairs._replace(reference_chosen=pairs.chosen, reference_rejected=pairs.rejected))
-    value = {IPO: 25.0, Hinge: 1.0}.get(type(loss), math.log(2))
+    value = {IPO: 25.0, Hinge: 1.0, APOZero: 1.0}.get(type(loss), math.log(2))
     assert got.loss.tolist() == pytest.approx([value] * 5)
     assert (got.reward_chosen - got.reward_rejected).tolist() == [0.0] * 5
 
@@ -182,6 +188,7 @@ def _trl_dpo(loss_type: str, pairs: PairLogprobs, i: int, beta: float, label_smo
         (Hinge(beta=0.3), "hinge"),
         (IPO(beta=0.3), "ipo"),
         (LengthNormalisedDPO(beta=0.3), "sigmoid_norm"),
+        (APOZero(beta=0.3), "apo_zero"),
     ],
     ids=str,
 )
