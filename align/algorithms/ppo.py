@@ -29,7 +29,7 @@ from align.algorithms.rollout import (
     score_rollout,
 )
 from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, join_ranks
-from align.algorithms.starting_points import base_in_memory, load_start, refuse_dropout
+from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states, response_tokens
@@ -123,11 +123,10 @@ class PPO(Stage):
     ) -> None:
         """Keep the settings."""
         refuse_dropout(lora, "PPO")
+        load_policy = initial_network("PPO", init_from, network, GPT, lora)
         super().__init__(
             optimizer=optimizer, schedule=schedule, parent=init_from, lora=lora, memory=memory, compile=compile
         )
-        if (init_from is None) == (network is None):
-            raise ValueError("PPO needs init_from: a model directory, a Hugging Face directory or a Hub id")
         name = type(estimator).__name__
         if rollout.group_size < estimator.min_group_size:
             raise ValueError(
@@ -142,7 +141,7 @@ class PPO(Stage):
         kl_estimators = kl.estimators(estimator.default_kl_in)
         self._kl_in_reward, self._kl_in_loss = kl_estimators.get("reward"), kl_estimators.get("loss")
         self.reward_name, self.gold_name = reward, gold
-        self._sources = (init_from, reference, network)
+        self._load_policy, self.reference_source = load_policy, reference
         self.policy_evaluation = PolicyEvaluation(policy_evaluation)
         self._loader: RolloutLoader | None = None
         self._moved: list[torch.Tensor] = []
@@ -155,11 +154,10 @@ class PPO(Stage):
 
     def build(self) -> None:
         """Set the policy, its value model, and the frozen reference and reward."""
-        init_from, reference, given = self._sources
-        self.network = given if given is not None else load_start(str(init_from), GPT, self.lora)
+        self.network = self._load_policy()
         adapted = self.lora is not None or bool(adapters(self.network))
         onto = base_in_memory(self.network, self.parent) if adapted else None
-        self.reference = make_reference(self.network, reference, adapted=adapted)
+        self.reference = make_reference(self.network, self.reference_source, adapted=adapted)
         self.reward = load_reward(self.reward_name, onto=onto)
         self.gold = load_reward(self.gold_name, onto=onto) if self.gold_name else None
         self.reward_network = self.reward.network if isinstance(self.reward, RewardModel) else None

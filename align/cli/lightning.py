@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -35,6 +34,7 @@ from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
+from align.rewards.functions import search_working_directory
 from align.training.checkpoint_files import absence, damage, find_whole, global_step
 from align.training.checkpointing import FOLDER, Checkpoints
 from align.training.preemption import Preempted, forget, requeue
@@ -270,9 +270,7 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
     """
     _hush()
-    # Unlike `python -m`, the installed command does not look for modules where it is run.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
+    search_working_directory()  # for the class paths of a recipe
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         return (_ParseOnly if parse_only else AlignCLI)(

@@ -1,4 +1,4 @@
-"""Losses and estimators: pure functions on tensors, or frozen dataclasses with one pure method.
+"""Losses and estimators: pure functions, or frozen dataclasses with one pure method; no logging, no Lightning.
 
 The KL controllers are the exception: each holds one number, the coefficient.
 """
@@ -29,14 +29,7 @@ from align.objectives.kl_control import AdaptiveKL, FixedKL
 from align.objectives.logprobs import response_logprobs, sequence_logprobs, token_logprobs, token_logprobs_and_entropy
 from align.objectives.masked import Total, explained_variance, masked_whiten, one_process
 from align.objectives.policy import PolicyLoss, ppo_policy_loss, ppo_value_loss
-from align.objectives.preference import (
-    PREFERENCE_LOSSES,
-    PairLogprobs,
-    PreferenceLoss,
-    check_preference_settings,
-    needs_reference,
-    preference_loss,
-)
+from align.objectives.preference import PairLogprobs, PairLosses, PreferenceLoss
 from align.objectives.reward import bradley_terry_loss
 
 __all__ = [
@@ -55,8 +48,8 @@ __all__ = [
     "KLEstimator",
     "KLUse",
     "NextTokenLoss",
-    "PREFERENCE_LOSSES",
     "PairLogprobs",
+    "PairLosses",
     "PolicyLoss",
     "PreferenceLoss",
     "RLOO",
@@ -64,18 +57,15 @@ __all__ = [
     "Total",
     "bradley_terry_loss",
     "check_kl_use",
-    "check_preference_settings",
     "distribution_kl",
     "explained_variance",
     "gae",
     "linear_cross_entropy",
     "masked_whiten",
-    "needs_reference",
     "next_token_loss",
     "one_process",
     "ppo_policy_loss",
     "ppo_value_loss",
-    "preference_loss",
     "response_logprobs",
     "row_nll",
     "sequence_logprobs",
