@@ -1,5 +1,6 @@
 """The ``align`` command: find the verb, import what it needs, turn a user's mistake into one line."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         int: 0 done, 1 failed, 2 wrong usage.
     """
     args = list(sys.argv[1:] if argv is None else argv)
+    # Unlike `python -m`, the installed command does not look for a user's modules in the working directory.
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     if not args or args[0] in {"-h", "--help"}:

@@ -33,7 +33,7 @@ def test_nan_in_sft(run: Path, recipes: Path, tmp_path: Path, capsys: pytest.Cap
     command += [f"--trainer.default_root_dir={folder}", "--trainer.val_check_interval=6"]
     assert main(command) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("align fit: error: gradient norm is not finite at optimizer step 4: no weight was moved")
+    assert last.startswith("align fit: error: gradient norm is not finite at optimizer step 4: no weight was changed")
     checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
     assert all(bool(tensor.isfinite().all()) for tensor in checkpoint["state_dict"].values())
@@ -42,13 +42,18 @@ def test_nan_in_sft(run: Path, recipes: Path, tmp_path: Path, capsys: pytest.Cap
     assert (line["step"], line["check"], line["value"]) == (4, "nonfinite", "nan")
 
 
-def test_thresholds_are_settings_of_every_recipe(run: Path, recipes: Path, capsys: pytest.CaptureFixture[str]):
-    assert yaml.safe_load((run / "sft/config.yaml").read_text())["health"]["settings"]["kl_budget"] == 20.0
+def test_checks_are_settings_of_every_recipe(run: Path, recipes: Path, capsys: pytest.CaptureFixture[str]):
+    checks = yaml.safe_load((run / "sft/config.yaml").read_text())["health"]["checks"]
+    assert {check["class_path"]: check["init_args"] for check in checks}["align.callbacks.health_checks.KLRunaway"] == {
+        "budget": 20.0,
+        "growth": 4.0,
+        "window": 5,
+    }
     command = ["fit", "--config", str(recipes / "sft.yaml"), "--run", str(run)]
-    assert main([*command, "--health.settings.kl_budget", "-1"]) == 2
-    assert "health.settings.kl_budget is -1.0: it must be above 0" in capsys.readouterr().err
-    assert main([*command, "--health.settings.kl_buget", "3"]) == 2
-    assert "health.settings.kl_buget: no such key" in capsys.readouterr().err
+    assert main([*command, "--health.checks+={class_path: KLRunaway, init_args: {budget: -1}}"]) == 2
+    assert "KLRunaway.budget is -1.0: " in capsys.readouterr().err
+    assert main([*command, "--health.checks+={class_path: KLRunaway, init_args: {buget: 3}}"]) == 2
+    assert "buget" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -62,5 +67,5 @@ def test_every_fresh_value_is_read_once(run: Path, stage: str, readings: dict[st
     """PPO: 1 iteration and 1 validation. DPO, 6 steps: every second step is logged, every third validated."""
     checkpoint = torch.load(run / stage / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == {"ppo": 2, "dpo": 6}[stage]
-    state = checkpoint["callbacks"]["Health"]["recent"]
+    state = checkpoint["callbacks"]["Health"]["history"]
     assert {name: len(state[name]) for name in readings} == readings
