@@ -183,8 +183,8 @@ class BlindCritic(HealthCheck):
         if len(values) < self.patience or max(values) >= 0:
             return None
         message = (
-            f"blind critic: {metric} is {values[-1]:.3g}, below 0 in {self.patience} consecutive rollouts, so the value "
-            "model predicts worse than a constant: warm it up longer, raise its learning rate, or use rloo or grpo"
+            f"blind critic: {metric} is {values[-1]:.3g}, below 0 in {self.patience} consecutive rollouts, so the "
+            "value model predicts worse than a constant: warm it up longer, raise its learning rate, or use grpo"
         )
         return Finding(values[-1], 0.0, message)
 

@@ -1,6 +1,5 @@
 """The interface of a reward, and the checks on scores that a user's code returns."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -113,9 +112,10 @@ def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> list[flo
         raise ValueError(f"reward {name!r} gave {len(values)} scores for {len(responses)} responses")
     for index, value in enumerate(values):
         where = f"response {index} of {len(responses)} ({shown(responses[index])})"
-        if not isinstance(value, Real):
+        is_number = isinstance(value, Real)  # float() would also parse strings
+        if not is_number:
             raise _no_scores(name, scores, responses, f"{shown(value)} for {where} is a {type(value).__name__}")
-        if not abs(value) <= LARGEST_SCORE:
+        if not -LARGEST_SCORE <= value <= LARGEST_SCORE:
             raise ValueError(
                 f"reward {name!r} gave {shown(value)} for {where}; it must be a finite number, at most "
                 f"{LARGEST_SCORE:g} either way"
@@ -135,7 +135,7 @@ def check_counts(name: str, prompts: Sequence[Prompt], responses: Sequence[str])
 
 def shown(value: Any) -> str:
     """The start of a value, in one line."""
-    if isinstance(value, int) and abs(value) > LARGEST_SCORE:
+    if isinstance(value, int) and value.bit_length() > 64:
         # Python refuses to write integers of more than 4,300 digits.
         return f"an integer of {value.bit_length()} bits"
     text = " ".join(repr(value).split())

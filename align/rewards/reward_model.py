@@ -82,7 +82,8 @@ class RewardModel(Reward):
     def _of_adapter(cls, directory: Path, *, dtype: torch.dtype, onto: Base | None) -> "RewardModel":
         if HEAD not in read_lora(directory)[1]:
             raise ValueError(
-                f"{directory}: a language model's adapter, not a reward model's; train one with the reward stage and lora"
+                f"{directory}: a language model's adapter, not a reward model's; train one with the reward stage, with "
+                "lora"
             )
         return cls._of(str(directory), load_adapter(directory, ScalarGPT, dtype=dtype, onto=onto), directory)
 

@@ -90,7 +90,7 @@ def test_what_a_module_has_may_be_no_reward(module):
 
 
 @pytest.mark.parametrize(
-    "name", ["sandbx", "nowhere:f", "no_where.Polite", "statistics:nothing", "no/such/directory/at/all"]
+    "name", ["sandbx", "nowhere:f", "no_where.P", "statistics:nothing", "no/such/directory/at/all"]
 )
 def test_a_reward_that_does_not_exist_is_named(name: str):
     with pytest.raises(ValueError, match=f"no reward '{name}'") as error:
