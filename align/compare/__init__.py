@@ -1,13 +1,15 @@
-"""Models that answer the same prompts: samples, judges, paired statistics, the reward-KL frontier, a report."""
+"""Comparison of models on the same prompts: responses, judges, paired statistics, the frontier, a report."""
 
 from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "AnswerConfig": "answers",
-    "Entrant": "entrants",
+    "Candidate": "candidates",
     "Judge": "judges",
-    "Run": "entrants",
+    "Metric": "metrics",
+    "Response": "responses",
+    "ResponseConfig": "responses",
+    "Run": "candidates",
     "Task": "comparison",
     "compare": "comparison",
     "to_markdown": "markdown",
@@ -18,7 +20,7 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home the first time it is asked for."""
+    """Import a public name when it is first used."""
     if name not in _HOMES:
         raise AttributeError(f"module 'align.compare' has no attribute {name!r}")
     return getattr(import_module(f"align.compare.{_HOMES[name]}"), name)

@@ -152,10 +152,10 @@ def tracks_chart(
 
 
 def lengths_chart(lengths: Sequence[tuple[str, Sequence[int]]], *, ident: str, title: str, description: str) -> Markup:
-    """How long each model's answers are: one row of bars a model on one axis, the median marked.
+    """How long each model's responses are: one row of bars a model on one axis, the median marked.
 
     Args:
-        lengths: name and tokens of every answer, of each model.
+        lengths: name and tokens of every response, of each model.
         ident: begins the ids of its texts.
         title: of the chart.
         description: what is to be seen, for those who do not see it.
@@ -187,7 +187,7 @@ def lengths_chart(lengths: Sequence[tuple[str, Sequence[int]]], *, ident: str, t
             tag("text", f"median {median}", x=WIDTH - _RIGHT, y=base - room - 5, text_anchor="end", class_="tick"),
         ]
     parts += [tag("text", text, x=x(v), y=bottom + 16, text_anchor="middle", class_="tick") for v, text in x.ticks()]
-    parts.append(tag("text", "length of an answer, tokens", x=WIDTH / 2, y=bottom + 34, text_anchor="middle"))
+    parts.append(tag("text", "length of a response, tokens", x=WIDTH / 2, y=bottom + 34, text_anchor="middle"))
     return _figure(parts, ident=ident, title=title, description=description, height=bottom + _BOTTOM)
 
 

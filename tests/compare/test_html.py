@@ -5,7 +5,6 @@ import fnmatch
 import hashlib
 import json
 import re
-import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from html import unescape
@@ -85,33 +84,61 @@ def test_a_chart_says_in_words_what_it_shows(make_report: Make):
 
 
 def test_verdicts_in_plain_words(make_report: Make):
-    """Gold: ppo wins 60% against sft and 30% (20% to 40%) against dpo, so that dpo wins 1 - 0.3 = 70% (1 - 0.4 = 60% to
-    1 - 0.2 = 80%). Reward: ppo wins 30% against sft, the opposite of what gold says.
+    """Gold: ppo wins 60% against sft, where the means show nothing; and 30% (20% to 40%) against dpo, so that dpo wins
+    1 - 0.3 = 70% (1 - 0.4 = 60% to 1 - 0.2 = 80%), although its mean is lower by 0.2 (0.1 to 0.3). By reward sft wins
+    70% against ppo.
     """
     report, rows = make_report()
     for pair in report["pairs"]:
         if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "sft", "gold"):
             pair |= {"win_rate": 0.6, "ci95": [0.55, 0.65], "better": "ppo"}
-            pair["length_controlled"] = {"mean": 0.51, "ci95": [0.45, 0.57]}
+            pair |= {"length_controlled": {"mean": 0.51, "ci95": [0.45, 0.57]}, "better_length_controlled": None}
+            pair |= {"difference": {"mean": 0.01, "ci95": [-0.04, 0.06]}, "better_difference": None}
         if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "sft", "reward"):
             pair |= {"win_rate": 0.3, "ci95": [0.2, 0.4], "better": "sft"}
         if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "dpo", "gold"):
-            pair |= {"win_rate": 0.3, "ci95": [0.2, 0.4], "better": "dpo"}
+            pair |= {"win_rate": 0.3, "ci95": [0.2, 0.4], "better": "dpo", "better_length_controlled": "dpo"}
+            pair |= {"difference": {"mean": 0.2, "ci95": [0.1, 0.3]}, "better_difference": "ppo"}
         if (pair["a"], pair["b"], pair["judge"]) == ("dpo", "sft", "gold"):
-            pair |= {"win_rate": 0.52, "ci95": [0.48, 0.56], "better": None}
+            pair |= {"win_rate": 0.52, "ci95": [0.48, 0.56], "better": None, "better_length_controlled": None}
+            pair |= {"difference": {"mean": 0.3, "ci95": [0.1, 0.5]}, "better_difference": "dpo"}
     text = _text(write_html(report, rows))
-    assert "ppo is better than sft: 60.0% of paired answers (55.0% to 65.0%)" in text
-    assert "at equal length no difference is shown (51.0%)" in text
-    assert "reward disagrees: it finds sft better (70.0%)" in text
-    assert "dpo is better than ppo: 70.0% of paired answers (60.0% to 80.0%)" in text
-    assert "No difference shown between dpo and sft: 52.0% of paired answers (48.0% to 56.0%)" in text
+    minus = wording.MINUS
+    assert "ppo wins more often than sft: 60.0% of response pairs (55.0% to 65.0%)" in text
+    assert f"mean gold: no difference shown (+0.010, {minus}0.040 to +0.060 for ppo)" in text
+    assert "at equal length: no difference shown (51.0% for ppo)" in text
+    assert "reward disagrees: sft wins more often (70.0%)" in text
+    assert "dpo wins more often than ppo: 70.0% of response pairs (60.0% to 80.0%)" in text
+    assert f"the measures disagree: mean gold: ppo is higher ({minus}0.20, {minus}0.30 to {minus}0.10 for dpo)" in text
+    assert "No difference shown between dpo and sft: 52.0% of response pairs (48.0% to 56.0%)" in text
+    assert "mean gold: dpo is higher (+0.30, +0.10 to +0.50 for dpo)" in text
+
+
+@pytest.mark.parametrize(
+    ("wins", "mean", "text"),
+    [
+        ("a", "a", "a wins more often and has the higher mean gold"),
+        ("a", None, "a wins more often; mean gold: no difference shown"),
+        (None, "b", "win-rate: no difference shown; b has the higher mean gold"),
+        ("a", "b", "the measures disagree: a wins more often, b has the higher mean gold"),
+        (None, None, "no difference shown"),
+    ],
+)
+def test_a_verdict_names_its_measure(wins: str | None, mean: str | None, text: str):
+    pair = {"judge": "gold", "better": wins, "better_difference": mean, "better_length_controlled": wins}
+    pair |= {"verdict": f"{wins} wins more often" if wins else "no difference shown"}
+    assert wording.pair_verdict(pair | {"difference": {}, "length_controlled": {}}) == text
+    alone = pair | {"difference": None, "length_controlled": None}
+    assert wording.pair_verdict(alone) == pair["verdict"]
+    shorter = pair | {"difference": {}, "length_controlled": {}, "better_length_controlled": "b"}
+    assert wording.pair_verdict(shorter) == f"{text}; at equal length: b wins more often"
 
 
 def test_too_few_prompts_name_no_winner(make_report: Make):
     text = _text(write_html(*make_report(("a", "b"), prompts=12)))
     assert "No difference shown between b and a" in text
-    assert "12 prompts are too few to call a model better: it takes 20" in text
-    assert "is better than" not in text
+    assert "12 prompts are too few for a verdict: it takes 20" in text
+    assert "wins more often than" not in text
 
 
 def test_a_share_never_leaves_0_to_100_percent(make_report: Make):
@@ -119,7 +146,7 @@ def test_a_share_never_leaves_0_to_100_percent(make_report: Make):
     report["pairs"][0] |= {"win_rate": 0.9, "ci95": [0.7, 1.1], "better": "b"}
     report["pairs"][0]["length_controlled"] = {"mean": 0.9, "ci95": [0.75, 1.2]}
     text = _text(write_html(report, rows))
-    assert "b is better than a: 90.0% of paired answers (70.0% to 100.0%)" in text
+    assert "b wins more often than a: 90.0% of response pairs (70.0% to 100.0%)" in text
     assert "10.0% 0.0% to 30.0%" in text
     assert "75.0% to 100.0%" in text
     assert "110.0%" not in text
@@ -129,7 +156,7 @@ def test_foreign_text_stays_text(make_report: Make):
     evil = "</script><script>window.broken = 1</script><img src=x onerror=alert(1)><!--"
     report, rows = make_report(("sft", evil), judges=("gold",))
     rows[0]["prompt"] = evil
-    rows[0]["answers"]["sft"][0]["text"] = evil
+    rows[0]["responses"]["sft"][0]["text"] = evil
     report["settings"].append({"setting": evil, "values": {"sft": evil}})
     page = write_html(report, rows)
     assert evil not in page
@@ -151,16 +178,20 @@ def test_the_policy_names_the_one_script(make_report: Make):
 def test_without_scripts_the_best_the_worst_and_the_most_different_are_there(make_report: Make):
     report, rows = make_report(("sft", "dpo"), judges=("gold",))
     for row in rows:
-        for answers in row["answers"].values():
-            for answer in answers:
-                answer["rewards"]["gold"] = 0.5
-    rows[3]["answers"]["dpo"][1] |= {"text": "the best of all", "rewards": {"gold": 0.9}}
-    rows[4]["answers"]["dpo"][0] |= {"text": "the worst of all", "rewards": {"gold": -0.5}}
+        for responses in row["responses"].values():
+            for response in responses:
+                response["rewards"]["gold"] = 0.5
+    rows[3]["responses"]["dpo"][1] |= {"text": "the best of all", "rewards": {"gold": 0.9}}
+    rows[4]["responses"]["dpo"][0] |= {"text": "the worst of all", "rewards": {"gold": -0.5}}
     groups = picks.picks(report, rows)
-    assert [group["title"] for group in groups] == ["Best answers", "Worst answers", "Most different from the baseline"]
+    assert [group["title"] for group in groups] == [
+        "Best responses",
+        "Worst responses",
+        "Most different from the baseline",
+    ]
     best, worst, different = ([card for card in group["cards"] if "dpo" in card["titles"][-1]][-1] for group in groups)
-    assert (best["number"], best["k"], best["answers"][1]["text"]) == (4, 1, "the best of all")
-    assert (worst["number"], worst["k"], worst["answers"][1]["text"]) == (5, 0, "the worst of all")
+    assert (best["number"], best["k"], best["responses"][1]["text"]) == (4, 1, "the best of all")
+    assert (worst["number"], worst["k"], worst["responses"][1]["text"]) == (5, 0, "the worst of all")
     assert different["titles"] == ["dpo against sft: gold \N{MINUS SIGN}1.00"]
     assert "the best of all" in _text(write_html(report, rows))
 
@@ -171,23 +202,23 @@ def test_a_large_comparison_carries_evenly_spread_rows_and_says_so(make_report: 
     monkeypatch.setattr(picks, "EMBEDDED_ROWS", 10)
     page = write_html(report, rows)
     assert [row[0] for row in _data(page)["rows"]] == list(range(1, 31, 3))
-    assert "10 of 30 are in this page, evenly spread; samples.jsonl has all." in _text(page)
+    assert "10 of 30 are in this page, evenly spaced; samples.jsonl has all." in _text(page)
     monkeypatch.setattr(picks, "EMBEDDED_LETTERS", 1)
     assert len(_data(write_html(report, rows))["rows"]) == 1
 
 
-def test_odd_answers(make_report: Make):
+def test_odd_responses(make_report: Make):
     report, rows = make_report(("sft", "dpo"), judges=("gold",))
-    first = rows[0]["answers"]["dpo"]
+    first = rows[0]["responses"]["dpo"]
     first[0] |= {"text": " \n", "rewards": {"gold": 99.0}}
-    rows[1]["answers"]["dpo"][0] |= {"text": "łódź \U0001f98a مرحبا " + "long " * 5_000, "rewards": {"gold": -99.0}}
+    rows[1]["responses"]["dpo"][0] |= {"text": "łódź \U0001f98a مرحبا " + "long " * 5_000, "rewards": {"gold": -99.0}}
     page = write_html(report, rows)
-    assert "(empty answer)" in _text(page)
+    assert "(empty response)" in _text(page)
     assert "łódź \U0001f98a مرحبا" in page
-    assert 'aria-label="long answer of dpo"' in page
-    report["models"]["dpo"]["diversity"]["self_bleu"] = None
+    assert 'aria-label="long response of dpo"' in page
+    report["models"]["dpo"]["metrics"]["SelfBLEU"] = None
     write_html(report, rows)
-    assert "No answers were given" in _text(write_html(report, []))
+    assert "This report has no responses." in _text(write_html(report, []))
 
 
 def test_without_a_frontier_the_models_own_numbers_are_drawn(make_report: Make):
@@ -258,8 +289,8 @@ def test_models_differ_in_shape_and_colour():
 
 
 def test_the_page_goes_into_the_package():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = project["tool"]["setuptools"]["package-data"]["align.compare"]
+    (found,) = re.findall(r'"align\.compare": (\[.*?\])', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    patterns = json.loads(found)
     files = [path.name for path in (ROOT / "align" / "compare").iterdir() if path.is_file() and path.suffix != ".py"]
     assert len(files) >= 3
     assert all(any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in files)

@@ -78,8 +78,11 @@ def pages(make_report: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folder: Path = tmp_path_factory.mktemp("pages")
     report, rows = make_report(n=3)
     rows[5]["prompt"] = EVIL
-    rows[6]["answers"]["ppo"][2] |= {"text": EVIL.replace("zebra", "quagga"), "rewards": {"gold": 9.0, "reward": -9.0}}
-    rows[7]["answers"]["dpo"][0] |= {"text": "", "rewards": {"gold": -9.0, "reward": 0.0}}
+    rows[6]["responses"]["ppo"][2] |= {
+        "text": EVIL.replace("zebra", "quagga"),
+        "rewards": {"gold": 9.0, "reward": -9.0},
+    }
+    rows[7]["responses"]["dpo"][0] |= {"text": "", "rewards": {"gold": -9.0, "reward": 0.0}}
     (folder / "small.html").write_text(write_html(report, rows), encoding="utf-8")
     names = ("sft", *(f"a model with a long name {i}" for i in range(6)), "unbroken" * 6)
     (folder / "large.html").write_text(write_html(*make_report(names, prompts=25)), encoding="utf-8")
@@ -151,7 +154,7 @@ def test_the_search_narrows_and_marks(page: Any):
     _wait(page, "1 of 30 match")
     assert _count(page) == 1
     assert page.find_element("css selector", "#cards mark").text == "quagga"
-    assert page.find_element("css selector", "#cards .where").text == "prompt 7, answer 3"
+    assert page.find_element("css selector", "#cards .where").text == "prompt 7, response 3"
     page.find_element("id", "query").send_keys(" and nothing else")
     _wait(page, "0 of 30 match")
     assert _count(page) == 0
@@ -159,7 +162,7 @@ def test_the_search_narrows_and_marks(page: Any):
 
 
 def test_best_worst_and_most_different(page: Any):
-    """ppo's third answer to prompt 7 has gold 9 and reward -9, dpo's first to prompt 8 gold -9; others are nearer 0."""
+    """ppo's third response to prompt 7 has gold 9 and reward -9, dpo's first to prompt 8 gold -9, others nearly 0."""
 
     def first() -> str:
         return page.find_element("css selector", "#cards .where").text
@@ -167,17 +170,17 @@ def test_best_worst_and_most_different(page: Any):
     assert not _shown(page, "#measure")
     _choose(page, "order", "highest first")
     _choose(page, "first", "ppo")
-    assert first() == "prompt 7, answer 3"
+    assert first() == "prompt 7, response 3"
     assert not _shown(page, "#second")
     _choose(page, "order", "lowest first")
     _choose(page, "first", "dpo")
-    assert first() == "prompt 8, answer 1"
-    assert "(empty answer)" in page.find_element("css selector", "#cards .card").text
+    assert first() == "prompt 8, response 1"
+    assert "(empty response)" in page.find_element("css selector", "#cards .card").text
     _choose(page, "order", "most different first")
     _choose(page, "first", "ppo")
     _choose(page, "second", "sft")
     _choose(page, "measure", "reward")
-    assert first() == "prompt 7, answer 3"
+    assert first() == "prompt 7, response 3"
     _choose(page, "measure", "length, tokens")
     assert _count(page) == 20
 
