@@ -67,7 +67,7 @@ def test_each_says_what_it_is_and_how_to_run_it(path: Path):
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
 def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
-    from align.cli.recipe_folder import read_pipeline
+    from align.pipeline.stages import read_pipeline
 
     variables = yaml.safe_load(path.read_text()).get("variables") or {}
     assignments = [f"{name}=given" for name in variables]
@@ -82,7 +82,7 @@ def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.parent.name)
 def test_a_sweep_goes_on_from_its_folders_pipeline(path: Path):
-    from align.cli.recipe_folder import read_pipeline
+    from align.pipeline.stages import read_pipeline
 
     before = read_pipeline(path.parent, out="out", seed=0, assignments=[]).stages
     written = [stage.writes for stage in before]
@@ -100,7 +100,7 @@ def test_comparisons_are_command_lines_that_compare_reads():
     """Every model they name is one that a stage writes."""
     from align.cli.compare import _parser
     from align.cli.parsing import parse
-    from align.cli.recipe_folder import read_pipeline
+    from align.pipeline.stages import read_pipeline
 
     stages = [
         stage
@@ -122,7 +122,7 @@ def test_comparisons_are_command_lines_that_compare_reads():
 def test_sampling_stages_are_command_lines_that_generate_reads(path: Path):
     from align.cli.generate import _parser
     from align.cli.parsing import parse
-    from align.cli.recipe_folder import read_pipeline
+    from align.pipeline.stages import read_pipeline
 
     variables = yaml.safe_load(path.read_text()).get("variables") or {}
     assignments = [f"{name}=given" for name, default in variables.items() if default is None]
@@ -137,7 +137,7 @@ def test_preference_stages_are_command_lines_that_preferences_reads():
     """The labels are as noisy as the sandbox's own, and the answers are sampled as the final samples are."""
     from align.cli.parsing import parse
     from align.cli.preferences import _parser
-    from align.cli.recipe_folder import read_pipeline
+    from align.pipeline.stages import read_pipeline
     from align.sandbox import SandboxConfig
 
     stages = read_pipeline(ROOT / "recipes/tiny", out="out", seed=0, assignments=[]).stages
@@ -150,7 +150,7 @@ def test_preference_stages_are_command_lines_that_preferences_reads():
 
 def test_instructions_run_without_preferences():
     """Who gives instructions and a model alone gets SFT and samples, and nothing that runs then reads pairs."""
-    from align.cli.recipe_folder import read_pipeline
+    from align.pipeline.stages import read_pipeline
 
     folder = ROOT / "recipes/instructions"
     stages = read_pipeline(folder, out="out", seed=0, assignments=["data=given", "model=given"]).stages

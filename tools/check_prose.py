@@ -32,7 +32,7 @@ CLEAN = (
     "docs/glossary.md",
     "docs/index.md",
     "align/cli/recipes.py",
-    "align/cli/shipped_recipes.py",
+    "align/pipeline",
     "recipes/shakespeare",
     "tools",
 )

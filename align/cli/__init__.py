@@ -1,6 +1,5 @@
 """The ``align`` command: find the verb, import what it needs, turn a user's mistake into one line."""
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -8,6 +7,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from align.cli.errors import UsageError, one_line
+from align.pipeline.errors import RecipeError
 
 
 class Verb(NamedTuple):
@@ -23,7 +23,7 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "run": Verb("align.cli.pipeline:main", "run a recipe folder's pipeline, skipping what is up to date"),
+    "run": Verb("align.cli.run:main", "run a recipe folder's pipeline, skipping what is up to date"),
     "recipes": Verb("align.cli.recipes:main", "list the shipped recipe folders; copy one to edit it"),
     "fit": Verb("align.cli.lightning:main", "train one stage from a recipe"),
     "validate": Verb("align.cli.lightning:main", "run a recipe's validation"),
@@ -60,9 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         int: 0 done, 1 failed, 2 wrong usage.
     """
     args = list(sys.argv[1:] if argv is None else argv)
-    # Unlike `python -m`, the installed command does not look for a user's modules in the working directory.
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
     if not args or args[0] in {"-h", "--help"}:
@@ -94,12 +91,12 @@ def _guarded(name: str, rest: list[str], *, debug: bool) -> int:
                 traceback.print_exc()
             message = f"{type(error).__name__}: {error}"
         print(f"align {name}: error: {message}", file=sys.stderr)
-        return 2 if isinstance(error, UsageError) else 1
+        return 2 if isinstance(error, UsageError | RecipeError) else 1
 
 
 def _verb(name: str) -> Callable[[list[str]], int | None]:
     if name not in VERBS:
-        from align.cli.errors import nearest
+        from align.pipeline.errors import nearest
 
         raise UsageError(f"no verb {name!r}{nearest(name, VERBS)}; `align --help` lists them")
     module, function = VERBS[name].home.split(":")

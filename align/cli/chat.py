@@ -4,7 +4,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,11 @@ import jsonargparse
 
 from align.cli.chat_model import load_chat_model
 from align.cli.device import add_device_argument
-from align.cli.errors import nearest, one_line
+from align.cli.errors import one_line
 from align.cli.model_path import named_models
 from align.cli.parsing import make_parser, parse
 from align.cli.sampling import add_sampling_arguments, sampling_config
+from align.pipeline.errors import nearest
 
 if TYPE_CHECKING:
     from align.serve.conversation import Conversation, Reply
@@ -92,8 +93,8 @@ class _Chat:
 
     def run(self) -> None:
         if self.typed:
-            import readline  # noqa: F401  (input() then edits lines and remembers them)
-
+            with suppress(ImportError):  # Windows has none
+                import readline  # noqa: F401  (input() then edits lines and remembers them)
             self._say(f"{', '.join(c.name for c in self.conversations)}. /help lists the commands, Ctrl-D leaves.")
         while (line := self._read()) is not None:
             name, _, rest = line.partition(" ")

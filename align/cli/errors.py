@@ -1,30 +1,14 @@
 """One line for a user's mistake: what, where, and what would be right."""
 
 import argparse
-import difflib
-from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """The command line or a recipe is wrong; exit code 2."""
+    """The command line is wrong, or the recipe it names; the command exits with code 2."""
 
 
 class OutOfMemory(RuntimeError):
     """A device's memory is full; the message has a line for each thing to change."""
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """A hint with the valid word most like a wrong one.
-
-    Args:
-        word: what was given.
-        valid: what would be right.
-
-    Returns:
-        str: ``; did you mean 'x'?``, or nothing if none is alike.
-    """
-    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def one_line(error: BaseException) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
-from align.cli.errors import nearest
+from align.pipeline.errors import nearest
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 _OTHER_KINDS = ("Not a valid subclass of", "Subclass types expect", "a class path (str)", "a dict with", "Import path")

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 
 import jsonargparse
 
-from align.cli.errors import UsageError, nearest
+from align.cli.errors import UsageError
 from align.cli.keys import explain
+from align.pipeline.errors import nearest
 
 
 def make_parser(verb: str, description: str) -> jsonargparse.ArgumentParser:

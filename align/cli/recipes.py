@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 from align.cli.parsing import make_parser, parse
-from align.cli.shipped_recipes import RecipeFolder, copy_folder, shipped_folders
+from align.pipeline.recipes import RecipeFolder, copy_folder, shipped_folders
 
 
 def main(args: list[str]) -> int:

@@ -1,7 +1,7 @@
 """Comparison of models on the same prompts: responses, judges, paired statistics, the frontier, a report."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "Candidate": "candidates",
@@ -18,9 +18,21 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
+if TYPE_CHECKING:
+    from align.compare.candidates import Candidate as Candidate
+    from align.compare.candidates import Run as Run
+    from align.compare.comparison import Task as Task
+    from align.compare.comparison import compare as compare
+    from align.compare.html import write_html as write_html
+    from align.compare.judges import Judge as Judge
+    from align.compare.markdown import to_markdown as to_markdown
+    from align.compare.metrics import Metric as Metric
+    from align.compare.responses import Response as Response
+    from align.compare.responses import ResponseConfig as ResponseConfig
+else:
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'align.compare' has no attribute {name!r}")
-    return getattr(import_module(f"align.compare.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """Import a public name when it is first used."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'align.compare' has no attribute {name!r}")
+        return getattr(import_module(f"align.compare.{_HOMES[name]}"), name)

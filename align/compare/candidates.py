@@ -147,8 +147,8 @@ def costs(candidate: Candidate) -> dict[str, Any] | None:
     """The cost of a candidate's stage, the mean over its runs.
 
     Returns:
-        dict: the fields of ``COSTS``, and ``reward_model``: the same of the reward model that the stage trained on, or
-        None; None altogether if a run's manifest has no cost.
+        dict: the fields of ``COSTS``, None for one that was not measured, and ``reward_model``: the same of the reward
+        model that the stage trained with, or None; None altogether if a run's manifest has no cost.
     """
     own = _mean_cost([run.manifest for run in candidate.runs])
     if own is None:
@@ -160,7 +160,13 @@ def _mean_cost(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     found = [manifest.get("cost") for manifest in manifests]
     if not all(isinstance(cost, Mapping) for cost in found):
         return None
-    return {name: sum(cost[name] for cost in found if cost) / len(found) for name in COSTS}
+    return {name: _mean([cost[name] for cost in found if cost]) for name in COSTS}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of them was not measured."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if len(measured) == len(values) else None
 
 
 def _reward_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:

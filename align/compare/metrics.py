@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from align.compare.responses import Response
+from align.rewards.functions import search_working_directory
 from align.tokenizer.prompts import Prompt
 
 
@@ -178,6 +179,7 @@ def load_metric(path: str) -> Metric:
     Raises:
         ValueError: there is no such module or class, or it is not a metric.
     """
+    search_working_directory()
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         found = getattr(import_module(module), name)

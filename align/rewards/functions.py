@@ -1,6 +1,8 @@
 """Rewards by name: the sandbox's gold reward, classes, Python functions, reward-model directories."""
 
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,6 +39,12 @@ SHORT_NAMES: dict[str, type[Reward]] = {"sandbox": SandboxGold}
 """Rewards that need no class path"""
 
 
+def search_working_directory() -> None:
+    """Make modules in the working directory importable: the installed command, unlike ``python -m``, ignores them."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def load_reward(
     reward: str | Path | Reward, *, onto: "Base | None" = None, device: "torch.device | str | None" = None
 ) -> Reward:
@@ -62,6 +70,7 @@ def load_reward(
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]()
     if (found := _IMPORTABLE.fullmatch(name)) and not Path(name).exists():
+        search_working_directory()
         return _imported(name, found["module"], found["name"] or found["kind"])
     if not Path(name).exists() and "/" not in name:
         known = ", ".join(map(repr, SHORT_NAMES))

@@ -165,11 +165,11 @@ def test_merge_and_unmerge():
         merge(network)
         assert (weight - before).abs().max() > 0.1
         torch.testing.assert_close(logits(network), ours, atol=3e-5, rtol=0)
-        with pytest.raises(ValueError, match="merged already"):
+        with pytest.raises(ValueError, match="merge"):
             merge(network)
         unmerge(network)
         torch.testing.assert_close(weight, before, atol=1e-6, rtol=0)
-        with pytest.raises(ValueError, match="no adapter is merged"):
+        with pytest.raises(ValueError, match="merge"):
             unmerge(network)
 
 
@@ -186,9 +186,9 @@ def test_several_adapters_in_one_network():
         assert torch.equal(logits(network), plain), "a fresh one changes nothing"
     assert torch.equal(logits(network), second)
     assert not torch.allclose(first, second)
-    with pytest.raises(ValueError, match="no adapter named 'third'; it has default, second"):
+    with pytest.raises(ValueError, match="'third'.*default.*second"):
         use_adapter(network, "third")
-    with pytest.raises(ValueError, match="named 'default' already"):
+    with pytest.raises(ValueError, match="'default'"):
         add_adapter(network, SMALL)
 
 
@@ -255,12 +255,12 @@ def test_sampling_packs_the_merged_weights():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "lora.rank is 0: it must be at least 1"),
-        ({"alpha": 0.0}, "lora.alpha is 0.0: it must be above 0"),
-        ({"dropout": 1.0}, r"lora.dropout is 1.0: it must be in \[0, 1\)"),
-        ({"targets": ()}, r"lora.targets is \(\): it must be null"),
-        ({"targets": ("q_proj", "c_attn")}, "lora.targets has 'c_attn': each must be one of q_proj, k_proj"),
-        ({"base_dtype": "int4"}, "lora.base_dtype is 'int4': it must be float32 or bfloat16"),
+        ({"rank": 0}, r"lora\.rank\D*0\b"),
+        ({"alpha": 0.0}, r"lora\.alpha.*0\.0"),
+        ({"dropout": 1.0}, r"lora\.dropout.*1\.0.*\[0, 1\)"),
+        ({"targets": ()}, r"lora\.targets.*\(\)"),
+        ({"targets": ("q_proj", "c_attn")}, r"lora\.targets.*'c_attn'.*q_proj.*k_proj"),
+        ({"base_dtype": "int4"}, r"lora\.base_dtype.*'int4'.*float32.*bfloat16"),
     ],
 )
 def test_impossible_settings(settings, message):
@@ -269,7 +269,7 @@ def test_impossible_settings(settings, message):
 
 
 def test_a_target_that_the_network_lacks():
-    message = "lora.targets has 'gate_proj', which this network lacks; it has q_proj, k_proj, v_proj, o_proj, up_proj"
+    message = r"lora\.targets.*'gate_proj'.*q_proj.*k_proj.*v_proj.*o_proj.*up_proj"
     with pytest.raises(ValueError, match=message):
         add_adapter(make(feed_forward="gelu"), LoraConfig(targets=("gate_proj",)))
 
@@ -290,9 +290,7 @@ def test_frozen_matrices_cost_no_gradient_of_their_own():
 
 def test_fused_matrices_are_refused_by_name(tmp_path):
     network = adapted(**GPT2)
-    with pytest.raises(
-        ValueError, match="GPT2LMHeadModel hold queries, keys and values in one matrix, .*c_attn.weight"
-    ):
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel.*c_attn\.weight"):
         save_adapter(network, tmp_path / "adapter")
     torch.testing.assert_close(
         logits(load_network(write(network, tmp_path / "m")).eval()), logits(network), atol=3e-5, rtol=0
@@ -306,17 +304,17 @@ def changed(path, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"peft_type": "IA3"}, "adapter_config.json: peft_type is 'IA3'; supported: 'LORA'"),
-        ({"rank_pattern": {"q_proj": 2}}, "adapter_config.json: rank_pattern is {'q_proj': 2}; to train on"),
-        ({"bias": "all"}, "adapter_config.json: bias is 'all'; only a head of one score may learn"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]; only a head"),
-        ({"r": 0}, "adapter_config.json: r, lora_alpha or lora_dropout can't be: lora.rank is 0"),
-        ({"r": 8}, r"q_proj.lora_A.weight is \[4, 32\]; over .*base it is \[8, 32\]: another base\?"),
-        ({"use_dora": True}, "lora_magnitude_vector is missing, which .*base calls for"),
-        ({"base_model_name_or_path": None}, "base_model_name_or_path is ''; it must name the base"),
+        ({"peft_type": "IA3"}, r"adapter_config\.json.*peft_type.*'IA3'.*'LORA'"),
+        ({"rank_pattern": {"q_proj": 2}}, r"adapter_config\.json.*rank_pattern.*\{'q_proj': 2\}"),
+        ({"bias": "all"}, r"adapter_config\.json.*bias.*'all'"),
+        ({"modules_to_save": ["lm_head"]}, r"adapter_config\.json.*modules_to_save.*\['lm_head'\]"),
+        ({"r": 0}, r"adapter_config\.json.*lora\.rank\D*0\b"),
+        ({"r": 8}, r"q_proj\.lora_A\.weight.*\[4, 32\].*/base\b.*\[8, 32\]"),
+        ({"use_dora": True}, r"lora_magnitude_vector.*/base\b"),
+        ({"base_model_name_or_path": None}, r"adapter_config\.json.*base_model_name_or_path"),
         (
             {"base_model_name_or_path": "/no/such/place"},
-            "adapter_config.json: base_model_name_or_path: .*no such model",
+            r"adapter_config\.json.*base_model_name_or_path.*/no/such/place",
         ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -331,28 +329,27 @@ def test_damaged_and_missing_weights(stored):
     base, directory, _ = stored
     path = directory / ADAPTER_WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="adapter_model.safetensors: truncated"):
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors.*lora_B\.weight"):
         load_adapter(directory, GPT)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="adapter_model.safetensors: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors"):
         load_adapter(directory, GPT)
-    with pytest.raises(FileNotFoundError, match="no adapter directory, it has no adapter_config.json"):
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json"):
         load_adapter(base, GPT)
 
 
 def test_another_base_is_named(stored, tmp_path):
     base, directory, _ = stored
     wide = write(make(width=64), tmp_path / "wide")
-    with pytest.raises(
-        ValueError, match=r"q_proj.lora_A.weight is \[4, 32\]; over .*wide it is \[4, 64\]: another base\?"
-    ):
+    with pytest.raises(ValueError, match=r"q_proj\.lora_A\.weight.*\[4, 32\].*/wide\b.*\[4, 64\]"):
         load_adapter(directory, GPT, base=wide)
     write_manifest(
         directory, {"stage": "sft", "parent": {"directory": str(base), "weights": weights_fingerprint(base)}}
     )
     load_adapter(directory, GPT)
     other = write(shaken(make(), 9), tmp_path / "other")
-    with pytest.raises(ValueError, match="the adapter belongs to base weights .*, but .*other holds"):
+    found, needed = (weights_fingerprint(weights)[:12] for weights in (other, base))
+    with pytest.raises(ValueError, match=f"{needed}.*/other.*{found}"):
         load_adapter(directory, GPT, base=other)
 
 

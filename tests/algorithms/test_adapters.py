@@ -74,13 +74,13 @@ def test_the_first_line_tells_what_learns(world, caplog, monkeypatch):
     fit(stage, world.data(), max_steps=1)
     whole = load_network(world.start).num_parameters()
     thin = sum(tensor.numel() for tensor in adapter_parameters(stage.network).values())
-    assert any(f"network: {whole:,} parameters" in line and f"frozen: {thin:,} more" in line for line in told)
+    assert any(f"{whole:,}" in line and f"{thin:,}" in line for line in told)
 
 
 def test_pretraining_goes_on_with_adapters_and_a_fresh_network_gets_none(tmp_path):
     from test_language_model import CONFIG
 
-    with pytest.raises(ValueError, match="lora learns beside trained weights, and gpt makes fresh ones: set init_from"):
+    with pytest.raises(ValueError, match="lora.*gpt.*init_from"):
         Pretrain(CONFIG, lora=LORA)
     save_network(GPT(CONFIG), tmp_path / "base", bos_id=None, eos_ids=[1], pad_id=0)
     stage = Pretrain(init_from=str(tmp_path / "base"), lora=LORA, **FAST)
@@ -102,7 +102,7 @@ def test_a_reward_model_trains_adapter_and_head(tmp_path):
 
 
 def test_dpo_needs_no_second_network(world):
-    """The reference is the base itself: the first loss is ln 2 to the last bit that float32 has for it."""
+    """The reference is the base itself: the first loss is ln 2 to float32's rounding."""
     log = Log()
     stage = world.stage(lora=LORA, reference_logprobs="on_the_fly", shared_prefix=False)
     fit(stage, world.data(), callbacks=[log])
@@ -180,12 +180,12 @@ def test_a_checkpoint_opens_on_its_base(world):
     assert not adapters(opened)
     # The base was trained again since: nobody may mix the two.
     shutil.rmtree(world.start)
-    with pytest.raises(FileNotFoundError, match=r"step=3.ckpt: holds an adapter, and its base is gone: .*start"):
+    with pytest.raises(FileNotFoundError, match=r"step=3\.ckpt.*/start\b"):
         load_checkpoint(file, root / "model")
     world.save(policy(7), "start")
-    with pytest.raises(ValueError, match="step=3.ckpt: holds an adapter over base weights .*trained again since"):
+    with pytest.raises(ValueError, match=rf"step=3\.ckpt.*/start\b.*{weights_fingerprint(world.start)[:12]}"):
         load_checkpoint(file, root / "model")
-    with pytest.raises(ValueError, match="the checkpoint's adapter stands on base weights .*trained again since"):
+    with pytest.raises(ValueError, match=rf"/start\b.*{weights_fingerprint(world.start)[:12]}"):
         fit(world.stage(lora=LORA), world.data(), ckpt_path=str(file), max_steps=4)
 
 
@@ -193,9 +193,9 @@ def test_a_checkpoint_of_another_kind_of_training_is_refused(world):
     save = saving(world.folder)
     fit(world.stage(lora=LORA), world.data(), callbacks=[save], enable_checkpointing=True, max_steps=1)
     file = str(world.folder / "checkpoints/step=1.ckpt")
-    with pytest.raises(ValueError, match="the checkpoint holds an adapter, but the recipe has no lora"):
+    with pytest.raises(ValueError, match="adapter.*lora"):
         fit(world.stage(), world.data(), ckpt_path=file, max_steps=2)
-    with pytest.raises(ValueError, match="the checkpoint's adapter has rank 2, .*, the recipe's rank 4, alpha 8"):
+    with pytest.raises(ValueError, match=r"rank\D*2\b.*rank\D*4\b.*alpha\D*8\b"):
         fit(world.stage(lora=LoraConfig(rank=4, alpha=8.0)), world.data(), ckpt_path=file, max_steps=2)
 
 
@@ -215,12 +215,12 @@ def test_the_run_folder_has_the_merged_model_and_the_adapter(world):
     assert manifest["step"] == 3
     source = open_source(str(root / "adapter"))
     assert source.tokenizer.fingerprint == manifest["tokenizer"]
-    assert "# dpo, 7.87k parameters" in (root / "model/README.md").read_text(), "the base's, not the adapter's too"
+    assert "7.87k" in (root / "model/README.md").read_text(), "the base's, not the adapter's too"
 
 
 def test_an_adapter_that_is_not_the_recipes_is_refused(world):
     directory = trained_adapter(world)
-    with pytest.raises(ValueError, match=r"lora asks for rank 4.*, but the adapter that init_from .* has rank 2"):
+    with pytest.raises(ValueError, match=r"lora.*rank\D*4\b.*init_from.*rank\D*2\b"):
         fit(world.stage(init_from=str(directory), lora=LoraConfig(rank=4)), world.data(), max_steps=1)
     same = world.stage(init_from=str(directory), lora=LORA)
     fit(same, world.data(), max_steps=1)
@@ -239,7 +239,7 @@ def test_the_manifest_of_a_run_on_an_adapter_names_it(world):
 
 
 def test_dropout_in_an_adapter_is_for_stages_that_sample_nothing(world):
-    with pytest.raises(ValueError, match="lora.dropout is 0.1: DPO compares log-probs, which needs 0"):
+    with pytest.raises(ValueError, match=r"lora\.dropout.*0\.1.*DPO"):
         world.stage(lora=LoraConfig(dropout=0.1))
 
 
@@ -247,7 +247,7 @@ def test_a_reward_models_adapter_is_no_policy(world, tmp_path):
     stage = Reward(world.start, lora=LORA, normalise_on=0, **FAST)
     data = world.data()
     fit(stage, data, callbacks=[ModelDirectory(which="last")], default_root_dir=tmp_path / "reward", max_steps=1)
-    with pytest.raises(ValueError, match="a reward model's adapter, which gives a score and no text"):
+    with pytest.raises(ValueError, match="reward/adapter"):
         fit(DPO(str(tmp_path / "reward/adapter"), probe=ProbeConfig(prompts=0)), data, max_steps=1)
     again = Reward(str(tmp_path / "reward/adapter"), normalise_on=0, **FAST)
     again.configure_model()

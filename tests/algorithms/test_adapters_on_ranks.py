@@ -234,9 +234,7 @@ def test_networks_on_one_base_are_cut_apart_and_compute_the_same(devices: tuple[
             plain = policy_and_value(lora)
             cut = policy_and_value(lora)
             if lora.dora and devices == (1, 2):
-                with pytest.raises(
-                    ValueError, match="lora.dora is true and tensor_parallel_size is 2, .*set lora.dora"
-                ):
+                with pytest.raises(ValueError, match=r"lora\.dora.*tensor_parallel_size\D*2\b"):
                     shard(cut[0], mesh)
                 continue
             for network in cut:

@@ -25,43 +25,41 @@ def world(tmp_path):
 
 def test_chosen_equals_rejected(world):
     Path(world.train).write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n")
-    with pytest.raises(ValueError, match=r"train.jsonl.*'chosen' and 'rejected' are equal"):
+    with pytest.raises(ValueError, match=r"train\.jsonl.*\b1\b.*'chosen'.*'rejected'"):
         fit(world.stage(), world.data())
 
 
 def test_a_reference_that_is_not_the_start_is_refused(world):
     other = world.save(policy(2), "other")
-    with pytest.raises(
-        ValueError, match=r"at step 0 the loss is .* but 0.6931 where .*per token.*other.*other_reference"
-    ):
+    with pytest.raises(ValueError, match=r"step 0\b.*0\.6931.*/other\b.*other_reference"):
         fit(world.stage(reference=other), world.data())
 
 
 def test_a_reference_that_is_not_the_start_may_be_allowed_and_is_told(world):
     log = Log()
     other = world.save(policy(2), "other")
-    with pytest.warns(UserWarning, match=r"at step 0 the loss is .*other_reference allows it"):
+    with pytest.warns(UserWarning, match=r"step 0\b.*0\.6931.*/other\b.*other_reference"):
         fit(world.stage(reference=other, other_reference=True), world.data(), callbacks=[log])
     assert abs(log.steps[0]["train/margin"]) > 0.01
 
 
 def test_a_reference_of_another_vocabulary_is_refused(world):
     small = world.save(GPT(GPTConfig(**CONFIG.to_dict() | {"vocab_size": 264})), "small")
-    with pytest.raises(ValueError, match="has vocab_size 264 and context 40, the policy 263 and 40"):
+    with pytest.raises(ValueError, match=r"vocab_size.*\b264\b.*\b263\b"):
         fit(world.stage(reference=small, reference_logprobs="on_the_fly"), world.data())
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "sigmod"}, "unknown preference loss 'sigmod'; there are sigmoid"),
-        ({"beta": 0}, "beta is 0"),
-        ({"label_smoothing": 0.1}, "label_smoothing is 0.1, but 'sigmoid' has none"),
-        ({"gamma": 1.0}, "gamma is 1.0, but only 'simpo'"),
-        ({"sft_coef": -1}, "sft_coef is -1"),
-        ({"reference_logprobs": "never"}, "reference_logprobs is 'never'"),
-        ({"init_from": None}, "DPO needs init_from"),
-        ({"network": GPT(CONFIG)}, "DPO needs init_from"),
+        ({"loss": "sigmod"}, "'sigmod'.*sigmoid"),
+        ({"beta": 0}, r"beta\D*0\b"),
+        ({"label_smoothing": 0.1}, r"label_smoothing.*0\.1.*'sigmoid'"),
+        ({"gamma": 1.0}, r"gamma.*1\.0.*'simpo'"),
+        ({"sft_coef": -1}, "sft_coef.*-1"),
+        ({"reference_logprobs": "never"}, "reference_logprobs.*'never'"),
+        ({"init_from": None}, "DPO.*init_from"),
+        ({"network": GPT(CONFIG)}, "DPO.*init_from"),
     ],
 )
 def test_impossible_settings_are_named(settings, message):
@@ -74,7 +72,7 @@ def test_precomputing_needs_data_that_know_what_they_are(world):
         def train_dataloader(self):
             return torch.utils.data.DataLoader([1], batch_size=None)
 
-    with pytest.raises(ValueError, match=r"needs align.data.PreferenceData, not Plain.*on_the_fly"):
+    with pytest.raises(ValueError, match=r"reference_logprobs.*PreferenceData.*Plain.*on_the_fly"):
         fit(world.stage(), Plain())
 
 
@@ -177,7 +175,7 @@ def test_a_damaged_cache_is_told_and_made_again(world, how):
     (path,) = (world.folder / "cache").glob("reference-*")
     good = read_cache(path, 12)
     damage(path, how)
-    with pytest.warns(UserWarning, match="damaged .*computed again"):
+    with pytest.warns(UserWarning, match=path.name):
         fit(world.stage(), world.data(), max_steps=1, limit_val_batches=0)
     np.testing.assert_array_equal(read_cache(path, 12), good)
 

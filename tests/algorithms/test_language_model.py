@@ -151,7 +151,7 @@ def test_nan_stops_with_the_step_and_the_learning_rate():
     stage = pretrain()
     stage.configure_model()
     stage.network.output_weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"loss is nan at optimizer step 0 \(learning rate 0.1\)"):
+    with pytest.raises(FloatingPointError, match=r"loss.*nan.*step\D*0\b.*0\.1\b"):
         fit(stage, Batches([make_batch(1, 5, 0)]))
 
 
@@ -161,9 +161,9 @@ def test_nan_stops_with_the_step_and_the_learning_rate():
         (
             "tokenizer",
             type("T", (), {"vocab_size": 12})(),
-            "the tokenizer has 12 ids but the network's vocab_size is 11",
+            r"\b12\b.*vocab_size\D*11\b",
         ),
-        ("context", 9, "data.context is 9 tokens but the network's context is 8"),
+        ("context", 9, r"data\.context\D*9\b.*\b8\b"),
     ],
 )
 def test_data_the_network_cannot_read_is_refused(attribute: str, value, message: str):
@@ -174,11 +174,11 @@ def test_data_the_network_cannot_read_is_refused(attribute: str, value, message:
 
 
 def test_exactly_one_source_of_weights():
-    with pytest.raises(ValueError, match="exactly one of gpt"):
+    with pytest.raises(ValueError, match="Pretrain.*gpt.*init_from"):
         Pretrain()
-    with pytest.raises(ValueError, match="exactly one of gpt"):
+    with pytest.raises(ValueError, match="Pretrain.*gpt.*init_from"):
         Pretrain(CONFIG, "somewhere")
-    with pytest.raises(ValueError, match="SFT needs init_from"):
+    with pytest.raises(ValueError, match="SFT.*init_from"):
         SFT()
     assert SFT(network=GPT(CONFIG)).parent is None
 

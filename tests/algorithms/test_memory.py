@@ -141,12 +141,12 @@ def test_reference_log_probs_in_bfloat16_are_cached_apart(world, tmp_path):
 @pytest.mark.parametrize(
     ("precision", "reason"),
     [
-        ("bf16-true", "bfloat16 weights have 8 bits.*low_precision_weights"),
-        ("16-true", "float16 rounds gradients.*bf16-mixed"),
+        ("bf16-true", r"memory\.low_precision_weights"),
+        ("16-true", "bf16-mixed"),
     ],
 )
 def test_precisions_that_lose_what_is_learned_are_refused(precision, reason):
-    with pytest.raises(ValueError, match=f"trainer.precision is {precision}: {reason}"):
+    with pytest.raises(ValueError, match=rf"trainer\.precision.*\b{precision}.*{reason}"):
         fit(pretrain(), Batches([make_batch(1, 5, 0)]), precision=precision)
 
 
@@ -154,7 +154,7 @@ def test_float16_needs_a_scaler_that_the_losses_are_before():
     """Checked apart from a Trainer: Lightning makes no 16-mixed one on a CPU."""
     from align.training.memory import check_precision
 
-    with pytest.raises(ValueError, match="trainer.precision is 16-mixed: losses make their gradients"):
+    with pytest.raises(ValueError, match=r"trainer\.precision.*\b16-mixed.*bf16-mixed"):
         check_precision("16-mixed", MemoryConfig(low_precision_weights=True))
 
 
@@ -173,9 +173,9 @@ def test_bfloat16_weights_lose_small_updates():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"activation_checkpointing": "all"}, "memory.activation_checkpointing is 'all'"),
-        ({"frozen_dtype": "int8"}, "memory.frozen_dtype is 'int8'"),
-        ({"compile_widths": (0,)}, r"memory.compile_widths are \[0\]"),
+        ({"activation_checkpointing": "all"}, r"memory\.activation_checkpointing.*'all'"),
+        ({"frozen_dtype": "int8"}, r"memory\.frozen_dtype.*'int8'"),
+        ({"compile_widths": (0,)}, r"memory\.compile_widths.*\[0\]"),
     ],
 )
 def test_impossible_settings(settings, message):
@@ -225,7 +225,7 @@ def test_eight_bit_state_resumes_to_the_bit(tmp_path):
 
 def test_eight_bits_without_torchao(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(ModuleNotFoundError, match=r"optimizer.state_bits is 8, which needs torchao: pip install"):
+    with pytest.raises(ModuleNotFoundError, match=r"optimizer\.state_bits\D*8\b.*torchao"):
         build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], OptimizerConfig(state_bits=8))
 
 
@@ -236,7 +236,7 @@ def test_default_widths():
     assert training.default_widths(300) == (64, 128, 256, 300)
     assert training.default_widths(64) == (64,)
     assert training.default_widths(40) == (40,)
-    with pytest.raises(ValueError, match=r"widths to compile for are \[9\]: each must be between 1 and the context, 8"):
+    with pytest.raises(ValueError, match=r"widths.*\[9\].*\b8\b"):
         training.compile_blocks(GPT(CONFIG), [9])
 
 
@@ -309,11 +309,11 @@ def test_an_adapters_dropout_is_drawn_again_as_it_was(what):
     [
         (
             {"state_bits": 8, "compile": False, "devices": (2, 1)},
-            "optimizer.state_bits is 8 and trainer.strategy shards",
+            r"optimizer\.state_bits\D*8\b.*trainer\.strategy",
         ),
         (
             {"state_bits": 32, "compile": True, "devices": (1, 2)},
-            "compile is on and memory.activation_checkpointing block",
+            r"compile.*memory\.activation_checkpointing.*block",
         ),
     ],
 )

@@ -52,12 +52,12 @@ def test_factor_rises_then_never_rises_again(kind: str, warmup: int, total: int,
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: OptimizerConfig(lr=0), "optimizer.lr is 0"),
-        (lambda: OptimizerConfig(weight_decay=-1), "optimizer.weight_decay is -1"),
-        (lambda: OptimizerConfig(betas=(0.9, 1.0)), "optimizer.betas are"),
-        (lambda: ScheduleConfig(warmup_steps=-1), "schedule.warmup_steps is -1"),
-        (lambda: ScheduleConfig(final_factor=2), "schedule.final_factor is 2"),
-        (lambda: ScheduleConfig(decay_share=0), "schedule.decay_share is 0"),
+        (lambda: OptimizerConfig(lr=0), r"optimizer\.lr\D*0\b"),
+        (lambda: OptimizerConfig(weight_decay=-1), r"optimizer\.weight_decay.*-1"),
+        (lambda: OptimizerConfig(betas=(0.9, 1.0)), r"optimizer\.betas.*\(0\.9, 1\.0\)"),
+        (lambda: ScheduleConfig(warmup_steps=-1), r"schedule\.warmup_steps.*-1"),
+        (lambda: ScheduleConfig(final_factor=2), r"schedule\.final_factor\D*2\b"),
+        (lambda: ScheduleConfig(decay_share=0), r"schedule\.decay_share\D*0\b"),
     ],
 )
 def test_impossible_settings_are_named(build, message: str):
@@ -87,5 +87,5 @@ def test_one_adamw_step_by_hand():
 
 def test_a_warmup_as_long_as_the_run_is_refused():
     optimizer = build_optimizer([nn.Parameter(torch.ones(1, 1))], OptimizerConfig())
-    with pytest.raises(ValueError, match="schedule.warmup_steps is 5 but the run has 5"):
+    with pytest.raises(ValueError, match=r"schedule\.warmup_steps\D*5\b.*\b5\b"):
         build_schedule(optimizer, ScheduleConfig(warmup_steps=5), 5)

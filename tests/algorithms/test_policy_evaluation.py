@@ -146,10 +146,10 @@ def test_nothing_sampled_gives_nothing():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompts": -1}, "probe.prompts is -1"),
-        ({"temperature": 0}, "probe.temperature is 0"),
-        ({"max_new_tokens": 0}, "probe.max_new_tokens is 0"),
-        ({"seed": -1}, "probe.seed is -1"),
+        ({"prompts": -1}, "prompts.*-1"),
+        ({"temperature": 0}, r"temperature\D*0\b"),
+        ({"max_new_tokens": 0}, r"max_new_tokens\D*0\b"),
+        ({"seed": -1}, "seed.*-1"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict, message: str):
@@ -158,5 +158,5 @@ def test_impossible_settings_are_named(settings: dict, message: str):
 
 
 def test_an_unknown_judge_is_refused_before_training():
-    with pytest.raises(ValueError, match="no reward 'nobody'"):
+    with pytest.raises(ValueError, match="'nobody'"):
         Probe(ProbeConfig(judge="nobody"))

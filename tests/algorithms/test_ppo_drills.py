@@ -44,9 +44,9 @@ def _raise(responses):
 @pytest.mark.parametrize(
     ("then", "message"),
     [
-        (_raise, r"reward 'drill_reward:score' raised KeyError"),
-        (lambda r: [float("nan")] * len(r), r"reward 'drill_reward:score' gave nan for response 0 of 8"),
-        (lambda r: [1.0], r"reward 'drill_reward:score' gave 1 scores for 8 responses"),
+        (_raise, "'drill_reward:score'.*KeyError"),
+        (lambda r: [float("nan")] * len(r), r"'drill_reward:score'.*nan.*\b0\b.*\b8\b"),
+        (lambda r: [1.0], r"'drill_reward:score'.*\b1\b.*\b8\b"),
     ],
     ids=["raises", "nan", "count"],
 )
@@ -80,23 +80,23 @@ def test_a_batch_of_one():
 
 
 def test_a_group_size_that_does_not_divide():
-    with pytest.raises(ValueError, match="group_size 3 does not divide rollout.episodes 8: 2 responses would be left"):
+    with pytest.raises(ValueError, match=r"rollout\.group_size\D*3\b.*rollout\.episodes\D*8\b"):
         RolloutConfig(episodes=8, group_size=3)
-    with pytest.raises(ValueError, match="grpo compares responses to one prompt, and rollout.group_size is 1"):
+    with pytest.raises(ValueError, match=r"grpo.*rollout\.group_size\D*1\b"):
         ppo(algorithm="grpo")
 
 
 def test_a_full_context_leaves_no_room():
-    with pytest.raises(ValueError, match="has 24 tokens; it must have at least 1 and at most 23, to leave room"):
+    with pytest.raises(ValueError, match=r"\b24\b.*\b23\b"):
         fit(ppo(rollout={"episodes": 2}, update={"minibatches": 1}), data=PromptModule(lengths=(3, 24)))
 
 
 def test_a_reference_of_its_own_is_loud_and_one_of_another_vocabulary_refused(tmp_path):
     save_network(policy(seed=5), tmp_path / "other", bos_id=None, eos_ids=(1,), pad_id=0)
-    with pytest.warns(UserWarning, match=r"the reference is not what the policy starts from: their KL is .* nats"):
+    with pytest.warns(UserWarning, match=r"reference.*KL.*-?\d"):
         fit(ppo(reference=str(tmp_path / "other")), max_epochs=1)
     save_network(policy(config=replace(CONFIG, vocab_size=13)), tmp_path / "wide", bos_id=None, eos_ids=(1,), pad_id=0)
-    with pytest.raises(ValueError, match="has 13 ids, the policy 12: they must share a tokenizer"):
+    with pytest.raises(ValueError, match=r"/wide\b.*\b13\b.*\b12\b"):
         fit(ppo(reference=str(tmp_path / "wide")))
 
 
@@ -105,9 +105,9 @@ def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
         fingerprint = "another"
 
     model = RewardModel("rm", ScalarGPT(CONFIG), Other())
-    monkeypatch.setattr("align.rewards.functions.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
     monkeypatch.setattr("align.io.directory.load_scalar", lambda name: ScalarGPT(CONFIG))
-    with pytest.raises(ValueError, match="reads the ids of tokenizer another, the policy writes those of tokens"):
+    with pytest.raises(ValueError, match="'rm'.*another.*tokens"):
         fit(ppo(reward="rm"))
 
 
@@ -115,7 +115,7 @@ def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatc
     """The value of the last state is the reward of the whole response plus the mean over the deviation."""
     network = ScalarGPT(CONFIG)
     model = RewardModel("rm", network, Tokens(), mean=0.3, std=2.0)
-    monkeypatch.setattr("align.rewards.functions.load_reward", lambda name, **_: model)
+    monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
     monkeypatch.setattr("align.io.directory.load_scalar", lambda name: copy.deepcopy(network))
     logged = Logged()
     stage = ppo(reward="rm", gold="ppo_parts:share")
@@ -140,7 +140,7 @@ def test_a_policy_that_is_not_the_one_that_sampled_is_refused(monkeypatch):
         return collected._replace(experience=experience._replace(logprobs=experience.logprobs - 0.1))
 
     monkeypatch.setattr(collecting.Collector, "collect", shifted)
-    with pytest.raises(RuntimeError, match="first minibatch of iteration 0 has KL"):
+    with pytest.raises(RuntimeError, match=r"iteration 0\b.*KL"):
         fit(ppo())
 
 
@@ -223,12 +223,12 @@ def test_bfloat16_products_pass_the_first_minibatch():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: KLConfig(kl_in="loss", kl_estimator="k1").estimator("ppo"), "k1 cannot be used as a loss"),
-        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).control(), "initial is 0"),
-        (lambda: ppo(kl=KLConfig(kl_in="reward", kl_estimator="k3")), "k3 cannot be used in the reward"),
-        (lambda: UpdateConfig(clip_range=1.0), r"update.clip_range is 1.0: it must be in \(0, 1\)"),
-        (lambda: ValueConfig(shared_trunk=True, init_from="x"), "value.init_from and value.shared_trunk are both set"),
-        (lambda: PPO(), "PPO needs init_from"),
+        (lambda: KLConfig(kl_in="loss", kl_estimator="k1").estimator("ppo"), "k1.*loss"),
+        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).control(), r"initial\D*0"),
+        (lambda: ppo(kl=KLConfig(kl_in="reward", kl_estimator="k3")), "k3.*reward"),
+        (lambda: UpdateConfig(clip_range=1.0), r"update\.clip_range.*1\.0.*\(0, 1\)"),
+        (lambda: ValueConfig(shared_trunk=True, init_from="x"), r"value\.init_from.*value\.shared_trunk"),
+        (lambda: PPO(), "PPO.*init_from"),
     ],
 )
 def test_impossible_settings(make, message: str):
@@ -237,5 +237,5 @@ def test_impossible_settings(make, message: str):
 
 
 def test_an_iteration_is_not_cut_by_the_trainer():
-    with pytest.raises(ValueError, match="trainer.limit_train_batches is 2: it would cut an iteration short"):
+    with pytest.raises(ValueError, match=r"trainer\.limit_train_batches\D*2\b.*update\.epochs"):
         fit(ppo(), limit_train_batches=2)

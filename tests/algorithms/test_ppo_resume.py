@@ -99,5 +99,5 @@ def test_checkpoints_hold_no_frozen_network_and_load_without_unpickling(tmp_path
 
 def test_other_settings_in_mid_iteration_are_refused(tmp_path: Path):
     fit(everything(), max_epochs=1, callbacks=[saving(tmp_path)], enable_checkpointing=True)
-    with pytest.raises(ValueError, match="middle of an iteration with epochs 2, now it is 3"):
+    with pytest.raises(ValueError, match=r"epochs\D*2\b.*\b3\b"):
         fit(everything(update={"epochs": 3}), max_epochs=1, ckpt_path=str(tmp_path / "epoch=0-step=2.ckpt"))

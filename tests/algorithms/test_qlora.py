@@ -68,7 +68,7 @@ def test_dpo_learns_over_4_bits_and_writes_what_it_trained(world, lora):
     fit(resumed, world.data(), ckpt_path=file, max_steps=3, plugins=[FourBit(dtype="float32")])
     found = adapter_parameters(resumed.network)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    with pytest.raises(ValueError, match="over weights kept as nf4-dq, the recipe's are kept as they are: go on"):
+    with pytest.raises(ValueError, match=r"nf4-dq.*trainer\.plugins"):
         fit(world.stage(lora=lora), world.data(), ckpt_path=file, max_steps=3)
 
 
@@ -126,28 +126,28 @@ def test_products_are_bfloat16_and_everything_else_is_not(world):
     fit(stage, world.data(), max_steps=1, plugins=[FourBit()])
     assert products == {torch.bfloat16}
     assert seen == {"layers": 14, "new": torch.float32, "loss": torch.float32}
-    assert stage.trainer.precision == "bf16-mixed, nf4-dq below adapters"
+    assert all(part in stage.trainer.precision for part in ("bf16-mixed", "nf4-dq"))
     assert {p.dtype for p in stage.trained()} == {torch.float32}
 
 
 def test_what_can_not_go_together_is_refused(world):
-    with pytest.raises(ValueError, match=r"FourBit, but weights of 4 bits can't learn: set model.init_args.lora, as"):
+    with pytest.raises(ValueError, match=r"trainer\.plugins.*FourBit.*model\.init_args\.lora"):
         fit(world.stage(), world.data(), plugins=[FourBit(dtype="float32")])
-    with pytest.raises(ValueError, match="BitsandbytesPrecision, which would quantize adapters and heads as well: use"):
+    with pytest.raises(ValueError, match=r"trainer\.plugins.*BitsandbytesPrecision.*FourBit"):
         four_bit_plugin(BitsandbytesPrecision("nf4"), adapters=True, sharded=False)
-    with pytest.raises(ValueError, match="mode is 'int8': it must be one of nf4, nf4-dq, fp4, fp4-dq"):
+    with pytest.raises(ValueError, match="mode.*'int8'.*nf4.*nf4-dq.*fp4.*fp4-dq"):
         FourBit("int8")
-    with pytest.raises(ValueError, match="dtype is 'float16': it must be bfloat16, or float32"):
+    with pytest.raises(ValueError, match="dtype.*'float16'.*bfloat16.*float32"):
         FourBit(dtype="float16")
     built = world.stage(lora=LORA)
     built.configure_model()
-    with pytest.raises(ValueError, match="FourBit, but configure_model ran before the Trainer did"):
+    with pytest.raises(ValueError, match=r"trainer\.plugins.*FourBit.*configure_model"):
         fit(built, world.data(), plugins=[FourBit(dtype="float32")])
 
 
 def test_a_strategy_that_shards_is_refused(world):
     def work():
-        with pytest.raises(ValueError, match="FourBit and trainer.strategy shards weights, which 4 bits can't follow"):
+        with pytest.raises(ValueError, match=r"FourBit.*trainer\.strategy"):
             fit(world.stage(lora=LORA), world.data(), plugins=[FourBit()], strategy=ModelParallel(), devices=2)
 
     on_two_ranks(work, world.folder / "log")
@@ -158,9 +158,7 @@ def test_without_bitsandbytes_one_line_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(plugin, "_BITSANDBYTES_AVAILABLE", False)
     plugin._import_bitsandbytes.cache_clear()
-    with pytest.raises(
-        ValueError, match=r'bitsandbytes, which is not installed: pip install "lightning-align\[qlora\]"'
-    ):
+    with pytest.raises(ValueError, match=r"bitsandbytes.*lightning-align\[qlora\]"):
         FourBit()
     monkeypatch.undo()
     plugin._import_bitsandbytes.cache_clear()

@@ -74,7 +74,7 @@ def test_names_are_given_and_taken_back():
     ]
     assert found["state"]["b.bias"] is state["state"][3]
     assert number_optimizer_state(found, optimizer, called) == state
-    with pytest.raises(ValueError, match="the checkpoint's optimizer moves 4 tensors, this run's 2: it is of another"):
+    with pytest.raises(ValueError, match=r"optimizer.*\b4\b.*\b2\b"):
         name_optimizer_state(state, torch.optim.AdamW(module["a"].parameters()), called)
 
 
@@ -83,5 +83,5 @@ def test_another_networks_state_is_refused():
     optimizer = optimizer_of(module)
     steps(module, optimizer, 1)
     stored = named(optimizer.state_dict(), {0: "a.weight", 1: "a.bias", 2: "c.weight", 3: "b.bias"})
-    with pytest.raises(ValueError, match=r"the checkpoint's optimizer has no b.weight: it is of another network"):
+    with pytest.raises(ValueError, match=r"optimizer.*\bb\.weight\b"):
         number_optimizer_state(stored, optimizer, {p: name for name, p in module.named_parameters()})

@@ -340,19 +340,19 @@ def test_nan_stops_with_the_step_and_the_learning_rate():
     stage = reward()
     stage.configure_model()
     stage.network.score.weight.data.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"loss is nan at optimizer step 0 \(learning rate 0.01\)"):
+    with pytest.raises(FloatingPointError, match=r"loss.*nan.*step\D*0\b.*0\.01\b"):
         fit(stage, Pairs([make_batch([(3, 2)])]))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"margin": -1.0}, "margin is -1.0: it must be at least 0"),
-        ({"label_smoothing": 0.5}, "label_smoothing is 0.5: it must be in"),
-        ({"centering": -0.1}, "centering is -0.1: it must be at least 0"),
-        ({"normalise_on": 1}, "normalise_on is 1: it must be 0 or at least 2"),
-        ({"gold": "sandbx"}, "no reward 'sandbx'"),
-        ({"init_from": "somewhere"}, "Reward needs init_from"),
+        ({"margin": -1.0}, r"margin.*-1\.0"),
+        ({"label_smoothing": 0.5}, r"label_smoothing.*0\.5.*\[0, 0\.5\)"),
+        ({"centering": -0.1}, r"centering.*-0\.1"),
+        ({"normalise_on": 1}, r"normalise_on\D*1\b.*\b2\b"),
+        ({"gold": "sandbx"}, "'sandbx'"),
+        ({"init_from": "somewhere"}, "Reward.*init_from"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):
@@ -363,11 +363,11 @@ def test_impossible_settings_are_refused(settings, message):
 def test_data_that_lacks_something_is_refused():
     data = Pairs([make_batch([(3, 2)])])
     data.tokenizer = None
-    with pytest.raises(ValueError, match="gold is set but the data has no tokenizer"):
+    with pytest.raises(ValueError, match="gold.*tokenizer"):
         fit(reward(gold="sandbox"), data)
     plain = pl.LightningDataModule()
     plain.train_dataloader = data.train_dataloader
-    with pytest.raises(ValueError, match="normalise_on needs the pair_loader"):
+    with pytest.raises(ValueError, match="normalise_on.*pair_loader"):
         fit(reward(), plain)
 
 
@@ -435,7 +435,7 @@ def test_from_a_language_model_to_a_reward(tmp_path):
     again = Reward(str(directory), optimizer=OptimizerConfig(lr=1e-12))
     again.configure_model()
     assert torch.equal(again.network.score.weight, load_scalar(directory).score.weight), "a reward model goes on"
-    with pytest.raises(ValueError, match="a language model .*, not a reward model"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM"):
         load_reward(str(start))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from naming import naming
 from torch.utils.data import DataLoader
 
 from align.algorithms.sft import SFT
@@ -271,27 +272,29 @@ def told(run: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("poison", "at", "last", "message"),
+    ("poison", "at", "last", "metric", "value", "step"),
     [
-        ("gradient", 5, 5, "gradient norm is not finite at optimizer step 5: no weight was changed"),
-        ("weight", 4, 4, "state_dict.network.model.embed_tokens.weight is not finite at optimizer step 5"),
-        ("metric", 5, 5, "train/logprob_gap is inf at optimizer step 6"),
+        ("gradient", 5, 5, "gradient norm", "nan", 5),
+        ("weight", 4, 4, "state_dict.network.model.embed_tokens.weight", "nan", 5),
+        ("metric", 5, 5, "train/logprob_gap", "inf", 6),
     ],
 )
-def test_nothing_that_is_not_finite_is_ever_saved(tmp_path: Path, poison: str, at: int, last: int, message: str):
+def test_nothing_that_is_not_finite_is_ever_saved(
+    tmp_path: Path, poison: str, at: int, last: int, metric: str, value: str, step: int
+):
     """Poisoned in the middle with a checkpoint after every step: the newest one is of the last finite step."""
     earlier = tmp_path / "model"
     fit(tmp_path, Toy(), steps=2)
     before = {path.name: path.read_bytes() for path in earlier.iterdir()}
-    with pytest.raises(FloatingPointError, match=message):
+    with pytest.raises(FloatingPointError, match=naming(metric, step)) as caught:
         fit(tmp_path, Toy(poison, at))
     checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == last
     assert all(bool(tensor.isfinite().all()) for tensor in checkpoint["state_dict"].values())
     assert {path.name: path.read_bytes() for path in earlier.iterdir()} == before
     (line,) = told(tmp_path)
-    assert line["check"] == "nonfinite"
-    assert line["message"].startswith(message)
+    assert (line["check"], line["metric"], line["value"], line["step"]) == ("nonfinite", metric, value, step)
+    assert line["message"] == str(caught.value)
     fit(tmp_path, Toy(), ckpt_path=tmp_path / "checkpoints/last.ckpt")
     assert all(bool(p.isfinite().all()) for p in load_network(earlier).parameters())
 
@@ -301,7 +304,7 @@ def test_a_nan_that_first_shows_after_the_last_step_does_not_reach_the_model_dir
         def on_train_epoch_end(self) -> None:
             self.network.output_weight.data[0, 0] = math.nan
 
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match=naming("network.model.embed_tokens.weight")):
         fit(tmp_path, Late())
     assert bool(load_network(tmp_path / "model").output_weight.isfinite().all())
 

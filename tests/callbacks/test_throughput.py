@@ -3,6 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from naming import naming
 
 from align.batches import TokenBatch
 from align.callbacks.throughput import Throughput, peak_flops
@@ -40,5 +41,5 @@ def test_a_cpu_has_a_peak_and_an_unknown_device_none():
 
 
 def test_a_reading_needs_a_batch():
-    with pytest.raises(ValueError, match="throughput.every is 0"):
+    with pytest.raises(ValueError, match=naming("throughput.every", 0)):
         Throughput(every=0)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from naming import error_line
 
 from align.cli import main
 from align.cli.lightning import make_cli
@@ -56,10 +57,9 @@ def test_a_run_is_resumed_and_its_adapter_exported(
     assert (tmp_path / "exported/model.safetensors").is_file()
     capsys.readouterr()
     assert main([*resumed[:-1], "--ckpt_path=last", "--model.init_args.lora.rank=3"]) == 1
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the checkpoint's adapter has rank 2" in told
+    error_line(capsys, "rank", 2)
     assert main([*resumed[:-1], "--model.init_args.lora.rank=0"]) == 2
-    assert "lora.rank is 0: it must be at least 1" in capsys.readouterr().err
+    error_line(capsys, "lora.rank", 0)
 
 
 def test_four_bits_come_by_overlay_and_lightnings_own_plugin_is_refused(
@@ -70,18 +70,13 @@ def test_four_bits_come_by_overlay_and_lightnings_own_plugin_is_refused(
     command = ["fit", "--config", str(recipes / "dpo.yaml"), "--run", str(run)]
     command.append(f"--trainer.default_root_dir={tmp_path}")
     assert main([*command, "--config", QLORA, "--trainer.accelerator", "cpu"]) == 1
-    assert "a matrix has rows of 32 numbers: in 4 bits on a CPU they must be" in capsys.readouterr().err
+    error_line(capsys, 32, "CPU")
     own = tmp_path / "own.yaml"
     plugin = "lightning.pytorch.plugins.BitsandbytesPrecision"
     own.write_text(f"trainer:\n  plugins:\n  - class_path: {plugin}\n    init_args: {{mode: nf4}}\n")
     assert main([*command, "--config", str(own)]) == 2
-    error = capsys.readouterr().err
-    assert "which would quantize adapters and heads as well: use align.training.FourBit, as recipes/hardware/" in error
+    error_line(capsys, "trainer.plugins", "BitsandbytesPrecision", "align.training.FourBit")
     own.write_text(own.read_text().replace(plugin, "align.training.FourBit").replace("nf4", "int4"))
     assert main([*command, "--config", str(own)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(
-        "align fit: error: trainer.plugins.init_args.mode: Expected a typing.Literal['nf4', 'nf4-dq'"
-    )
-    assert "Got value: int4" in error
+    error = error_line(capsys, "trainer.plugins.init_args.mode", "nf4", "nf4-dq", "int4", alone=True)
     assert "subclass" not in error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from naming import error_line, names
 
 from align.cli import main
 from align.compare.candidates import Run
@@ -66,9 +67,7 @@ def test_the_report_has_what_the_schema_says(out: Path, run: Path) -> None:
     assert report["models"]["ppo"]["cost"]["reward_model"]["labels"] == 24
     assert report["models"]["dpo"]["cost"]["reward_model"] is None
     assert any(setting["setting"] == "model.class_path" for setting in report["settings"])
-    text = (out / "report.md").read_text()
-    assert "ppo against dpo" in text
-    assert "no difference shown" in text
+    assert names((out / "report.md").read_text(), "ppo", "dpo", "no difference shown")
 
 
 def test_numbers_are_those_of_the_samples(out: Path) -> None:
@@ -167,10 +166,7 @@ def test_a_judge_that_fails_midway_loses_nothing(
     models = [f"sft={run / 'sft'}", f"base={run / 'pretrain'}"]
     extra = ["--judge", "moody=moody_judge:judge", "--frontier_n", "0"]
     assert compare(run, tmp_path / "out", *models, extra=extra) == 1
-    error = capsys.readouterr().err
-    assert "moody_judge:judge" in error
-    assert "out of credit" in error
-    assert error.count("\n") == 1
+    error_line(capsys, "moody_judge:judge", "out of credit", alone=True)
     assert not (tmp_path / "out/report.json").exists()
     (tmp_path / "broken").unlink()
     assert (tmp_path / "seen").read_text() == "x" * 4
@@ -189,22 +185,22 @@ def test_a_killed_comparison_goes_on_with_the_same_responses(run: Path, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("models", "extra", "code", "said"),
+    ("models", "extra", "code", "named"),
     [
-        (["sft={run}/sft"], [], 2, "at least two"),
-        (["sft={run}/sft", "={run}/dpo"], [], 2, "the name before = is empty; give NAME=PATH"),
-        (["a={run}/sft", "a={run}/dpo"], [], 2, "are both named 'a'; give NAME=PATH"),
-        (["{run}/sft", "dpo="], [], 2, "dpo=: the path behind = is empty; give NAME=PATH"),
-        (["sft={run}/sft", "dpo={run}"], [], 1, "holds no model"),
-        (["sft={run}/sft", "dpo={run}/data"], [], 1, "holds no model"),
-        (["sft={run}/sft", "dpo={run}/reward"], [], 1, "reward model"),
-        (["a={run}/sft,{run}/sft", "b={run}/dpo,{run}/dpo,{run}/dpo"], [], 2, "give 1 or 3"),
-        (["a={run}/sft", "b={run}/dpo"], ["--judge", "nobody"], 1, "no reward 'nobody'"),
-        (["a={run}/sft", "b={run}/dpo"], ["--judge", "http://127.0.0.1:9/v1"], 1, "http://HOST/v1#MODEL"),
-        (["a={run}/sft", "b={run}/dpo"], ["--temperature", "0"], 2, "above 0"),
-        (["a={run}/sft", "b={run}/dpo"], ["--n", "0"], 2, "n is 0"),
-        (["a={run}/sft", "b={run}/dpo"], ["--prompts", "{empty}"], 2, "holds no prompts"),
-        (["a={run}/sft", "b={run}/dpo"], ["--prompts", "{run}/nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["sft={run}/sft"], [], 2, []),
+        (["sft={run}/sft", "={run}/dpo"], [], 2, ["={run}/dpo", "NAME=PATH"]),
+        (["a={run}/sft", "a={run}/dpo"], [], 2, ["{run}/sft", "{run}/dpo", "NAME=PATH"]),
+        (["{run}/sft", "dpo="], [], 2, ["dpo=", "NAME=PATH"]),
+        (["sft={run}/sft", "dpo={run}"], [], 1, ["{run}/config.json", "{run}/model/config.json"]),
+        (["sft={run}/sft", "dpo={run}/data"], [], 1, ["{run}/data/config.json", "{run}/data/model/config.json"]),
+        (["sft={run}/sft", "dpo={run}/reward"], [], 1, ["{run}/reward/model", "LlamaForSequenceClassification"]),
+        (["a={run}/sft,{run}/sft", "b={run}/dpo,{run}/dpo,{run}/dpo"], [], 2, ["a", 1, 3]),
+        (["a={run}/sft", "b={run}/dpo"], ["--judge", "nobody"], 1, ["nobody"]),
+        (["a={run}/sft", "b={run}/dpo"], ["--judge", "http://127.0.0.1:9/v1"], 1, ["http://HOST/v1#MODEL"]),
+        (["a={run}/sft", "b={run}/dpo"], ["--temperature", "0"], 2, ["temperature", 0]),
+        (["a={run}/sft", "b={run}/dpo"], ["--n", "0"], 2, ["n", 0]),
+        (["a={run}/sft", "b={run}/dpo"], ["--prompts", "{empty}"], 2, ["{empty}"]),
+        (["a={run}/sft", "b={run}/dpo"], ["--prompts", "{run}/nowhere.jsonl"], 1, ["{run}/nowhere.jsonl"]),
     ],
 )
 def test_mistakes_in_one_line(
@@ -214,15 +210,13 @@ def test_mistakes_in_one_line(
     models: list[str],
     extra: list[str],
     code: int,
-    said: str,
+    named: list[str | int],
 ) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     words = [word.format(run=run, empty=empty) for word in [*models, *extra]]
     assert compare(run, tmp_path / "out", *words[: len(models)], extra=words[len(models) :]) == code
-    error = capsys.readouterr().err
-    assert said in error
-    assert error.count("\n") == 1, error
+    error_line(capsys, *(str(token).format(run=run, empty=empty) for token in named), alone=True)
 
 
 def test_a_checkpoint_cut_in_half_is_named(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +224,4 @@ def test_a_checkpoint_cut_in_half_is_named(run: Path, tmp_path: Path, capsys: py
     (whole,) = (tmp_path / "dpo/checkpoints").glob("*step=4.ckpt")
     whole.write_bytes(whole.read_bytes()[:5000])
     assert compare(run, tmp_path / "out", f"sft={run / 'sft'}", f"dpo={tmp_path / 'dpo'}") == 1
-    error = capsys.readouterr().err
-    assert str(whole) in error
-    assert "no whole checkpoint (5000 bytes" in error
-    assert error.count("\n") == 1
+    error_line(capsys, whole, 5000, alone=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from another_device import AWAY, register
+from naming import error_line, naming
 
 from align.cli import main
 from align.cli.chat_model import load_chat_model
@@ -140,8 +141,8 @@ def _spy(patch):
     patch.setattr(responses, "logprobs", measuring)
     patch.setattr(RewardModel, "score_ids", scoring)
     # Parameters of the stand-in for a device are of a type of its own, which seem to compute something else.
-    patch.setattr("align.generation.packed_blocks.can_pack", lambda network: True)
-    patch.setattr("align.generation.packed_blocks.can_pack", lambda network: True)
+    patch.setattr("align.generation.generate.can_pack", lambda network: True)
+    patch.setattr("align.generation.open_decoder.can_pack", lambda network: True)
     return used
 
 
@@ -232,16 +233,13 @@ def test_a_device_that_is_not_there(models, tmp_path, capsys, monkeypatch, verb)
     }
     judge = ["--judge", "sandbox"] if verb in ("compare", "preferences") else []
     assert main([verb, str(models / "sft"), *own.get(verb, []), *judge, "--device", "cuda:99"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"align {verb}: error: --device is 'cuda:99', which torch cannot use here (")
-    assert "; give auto" in error
-    assert len(error.strip().splitlines()) == 1
+    error_line(capsys, f"align {verb}", "--device", "cuda:99", "auto", alone=True)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["", "0", "gpu", "cuda:-1", "meta", "hpu"])
 def test_what_is_no_device(name):
-    with pytest.raises(UsageError, match=f"--device is '{name}', .*; give auto.* or cpu"):
+    with pytest.raises(UsageError, match=naming("--device", repr(name), "auto", "cpu")):
         network_device(name)
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from naming import error_line
 
 from align.cli import main
 from align.io.directory import save_network
@@ -40,22 +41,14 @@ def test_a_reward_model_reads_the_whole_chat(models, capsys):
     assert [sample["reward"] for sample in samples] == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("judge", "message"),
-    [
-        ("policy", "a language model (LlamaForCausalLM), not a reward model"),
-        ("nothing", "no reward '"),
-    ],
-)
-def test_what_is_no_judge(models, capsys, judge, message):
+@pytest.mark.parametrize(("judge", "named"), [("policy", ["LlamaForCausalLM"]), ("nothing", [])])
+def test_what_is_no_judge(models, capsys, judge, named):
     folder, _ = models
     assert main(["generate", str(folder / "policy"), "--prompt", "a", "--judge", str(folder / judge)]) != 0
-    error = capsys.readouterr().err
-    assert message in error
-    assert len(error.strip().splitlines()) == 1
+    error_line(capsys, folder / judge, *named, alone=True)
 
 
 def test_a_reward_model_writes_no_text(models, capsys):
     folder, _ = models
     assert main(["generate", str(folder / "reward"), "--prompt", "a"]) != 0
-    assert "a reward model (LlamaForSequenceClassification), which gives a score and no text" in capsys.readouterr().err
+    error_line(capsys, folder / "reward", "LlamaForSequenceClassification")

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from naming import names
 
-from align.cli.errors import nearest, one_line
+from align.cli.errors import one_line
 from align.cli.keys import explain
+from align.pipeline.errors import nearest
 
 _ECHO = """Parser key "model":
   Does not validate against any of the Union subtypes
@@ -18,51 +20,44 @@ _ECHO = """Parser key "model":
 
 
 @pytest.mark.parametrize(
-    ("problem", "line"),
+    ("problem", "named"),
     [
-        ("Option 'z_los' is not accepted", "model.init_args.z_los: no such key; did you mean 'z_loss'?"),
-        (
-            "Group 'gpt' does not accept option 'layrs'",
-            "model.init_args.gpt.layrs: no such key; did you mean 'layers'?",
-        ),
+        ("Option 'z_los' is not accepted", ["model.init_args.z_los", "z_loss"]),
+        ("Group 'gpt' does not accept option 'layrs'", ["model.init_args.gpt.layrs", "layers"]),
         (
             "Parser key \"gpt.layers\":\n          Expected a <class 'int'>. Got value: abc",
-            "model.init_args.gpt.layers: Expected a <class 'int'>. Got value: abc",
+            ["model.init_args.gpt.layers", "int", "abc"],
         ),
     ],
 )
-def test_nested_problems_become_one_line(problem: str, line: str):
-    assert explain(_ECHO.format(owner="align.algorithms.Pretrain", problem=problem)) == line
+def test_nested_problems_become_one_line(problem: str, named: list[str]):
+    line = explain(_ECHO.format(owner="align.algorithms.Pretrain", problem=problem))
+    assert names(line, *named)
+    assert "\n" not in line
 
 
 def test_wrong_class_names_the_nearest():
-    message = _ECHO.format(
-        owner="align.algorithms.Pretran", problem="module 'align.algorithms' has no attribute 'Pretran'"
-    )
-    assert explain(message).startswith("model.class_path: module 'align.algorithms' has no attribute 'Pretran'")
-    assert explain(message).endswith("did you mean 'Pretrain'?")
+    problem = "module 'align.algorithms' has no attribute 'Pretran'"
+    message = _ECHO.format(owner="align.algorithms.Pretran", problem=problem)
+    assert names(explain(message), "model.class_path", "align.algorithms", "Pretran", "Pretrain")
 
 
 @pytest.mark.parametrize(
-    ("message", "line"),
+    ("message", "named"),
     [
-        (
-            "Group 'trainer' does not accept option 'max_step'",
-            "trainer.max_step: no such key; did you mean 'max_steps'?",
-        ),
-        (
-            "unrecognized arguments: --trainer.max_stepss 3",
-            "trainer.max_stepss: no such key; did you mean 'max_steps'?",
-        ),
-        ("Option 'checkpont.a' is not accepted", "checkpont: no such key; did you mean 'checkpoint'?"),
+        ("Group 'trainer' does not accept option 'max_step'", ["trainer.max_step", "max_steps"]),
+        ("unrecognized arguments: --trainer.max_stepss 3", ["trainer.max_stepss", "max_steps"]),
+        ("Option 'checkpont.a' is not accepted", ["checkpont", "checkpoint"]),
         (
             "Parser key \"trainer.max_steps\":\n  Expected a <class 'int'>. Got value: many",
-            "trainer.max_steps: Expected a <class 'int'>. Got value: many",
+            ["trainer.max_steps", "int", "many"],
         ),
     ],
 )
-def test_flat_problems(message: str, line: str):
-    assert explain(message) == line
+def test_flat_problems(message: str, named: list[str]):
+    line = explain(message)
+    assert names(line, *named)
+    assert "\n" not in line
 
 
 def test_nearest_says_nothing_when_nothing_is_alike():
@@ -86,8 +81,11 @@ def test_a_bug_is_not_shortened():
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
             "DefaultCPUAllocator: can't allocate memory: you tried",
         ),
-        (MemoryError(), "this machine's"),
+        (MemoryError(), "memory"),
     ],
 )
 def test_out_of_memory_is_one_line_that_says_what_takes_less(error: BaseException, first: str):
-    assert one_line(error) == f"out of memory ({first}): smaller batches or shorter texts take less of it"
+    line = one_line(error)
+    assert line is not None
+    assert names(line, first)
+    assert "\n" not in line

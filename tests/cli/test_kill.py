@@ -56,7 +56,7 @@ def finish(folder: Path, out: Path) -> dict[str, dict]:
     process = start(folder, out)
     stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr[-2000:]
-    assert "computed otherwise" not in stderr, stderr[-2000:]
+    assert "threads" not in stderr, stderr[-2000:]
     return {line["name"]: line for line in map(json.loads, stdout.splitlines())}
 
 
@@ -81,7 +81,7 @@ def last_step(out: Path) -> int:
 def test_killed_and_resumed_ends_in_the_same_bits(folder: Path, tmp_path: Path):
     """Killed twice: at about step 20 (between checkpoints at 14 and 21) and about step 40."""
     whole = finish(folder, tmp_path / "whole")
-    assert whole["pretrain"]["why"] == "never run"
+    assert "resum" not in whole["pretrain"]["why"]
     out = tmp_path / "killed"
     for moment in (19, 39):
         process = start(folder, out)
@@ -97,7 +97,7 @@ def test_killed_and_resumed_ends_in_the_same_bits(folder: Path, tmp_path: Path):
         "up-to-date",
         "done",
     ]
-    assert resumed["pretrain"]["why"] == "half done: resuming"
+    assert "resum" in resumed["pretrain"]["why"]
     one, other = (tmp_path / run / "pretrain/model" for run in ("whole", "killed"))
     for name in ("tokenizer.json", "config.json"):
         assert (one / name).read_text() == (other / name).read_text(), name

@@ -15,10 +15,11 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
+from naming import error_line, names
 
 from align.cli import main
 from align.cli.lightning import AlignCLI
-from align.cli.run_lock import run_lock
+from align.pipeline.run_lock import run_lock
 from align.training import preemption
 from align.training.checkpoint_files import global_step
 
@@ -68,7 +69,7 @@ def test_sigterm_writes_a_checkpoint_and_the_next_try_ends_in_the_same_bits(run,
     uninterrupted = steps(folder)
     assert fit(terminate(step=3), "--checkpoint.every_n_train_steps=100") == 0
     last = folder / "checkpoints/last.ckpt"
-    assert f"preempted at step 4: wrote {last}; the same command with --ckpt_path last" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, 4, last, "--ckpt_path last")
     assert json.loads((folder / "preempted.json").read_text()) == {"step": 4, "checkpoint": str(last)}
     assert global_step(last) == 4
     assert fit("--ckpt_path=last") == 0
@@ -113,7 +114,7 @@ def test_usr1_in_a_slurm_job_queues_it_again(folder, fit, tmp_path, monkeypatch,
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     assert fit(terminate(step=1, name="SIGUSR1")) == 0
-    assert "SLURM queued job 4711 again" in capsys.readouterr().err
+    assert names(capsys.readouterr().err, "SLURM", 4711)
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 
 
@@ -137,7 +138,7 @@ def test_a_pipeline_stops_behind_a_stage_that_was_asked_to_leave(recipes, tmp_pa
     assert main(command) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["status"] for line in lines] == ["up-to-date", "up-to-date", "done"]
-    assert lines[-1]["why"] == "half done: resuming"
+    assert "resum" in lines[-1]["why"]
 
 
 def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(run, folder, fit, capsys):
@@ -146,15 +147,14 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(run, folder, fit,
     last.write_bytes(last.read_bytes()[:-1000])
     assert fit("--ckpt_path=last") == 0
     (warning,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
-    assert f"{last} is damaged: it is cut short or overwritten" in warning
-    assert warning.endswith("going on from last-1.ckpt, the one before")
+    assert names(warning, last, "last-1.ckpt")
     assert weights(folder) == weights(run / "sft")
     assert fit(f"--ckpt_path={folder}/checkpoints/none.ckpt") == 1
-    assert "none.ckpt: there is no such file" in capsys.readouterr().err
+    error_line(capsys, f"{folder}/checkpoints/none.ckpt")
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(b"")
     assert fit("--ckpt_path=last") == 1
-    assert "is whole: " in capsys.readouterr().err.splitlines()[-1]
+    error_line(capsys, folder / "checkpoints", last, "last-1.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -187,27 +187,27 @@ def test_the_best_and_every_third_stay(folder, fit):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        (["--checkpoint.keep_last=0"], "checkpoint.keep_last is 0: it must be at least 1"),
-        (["--checkpoint.every_minutes=0"], "checkpoint.every_minutes is 0.0: it must be above 0"),
-        (["--checkpoint.keep_every_hours=-1"], "checkpoint.keep_every_hours is -1.0: it must be above 0"),
-        (["--checkpoint.save_top_k=2"], "checkpoint.save_top_k is 2 and checkpoint.monitor None"),
+        (["--checkpoint.keep_last=0"], ["checkpoint.keep_last", 0]),
+        (["--checkpoint.every_minutes=0"], ["checkpoint.every_minutes", "0.0"]),
+        (["--checkpoint.keep_every_hours=-1"], ["checkpoint.keep_every_hours", "-1.0"]),
+        (["--checkpoint.save_top_k=2"], ["checkpoint.save_top_k", 2, "checkpoint.monitor", None]),
     ],
 )
-def test_impossible_settings(fit, capsys, words, message):
+def test_impossible_settings(fit, capsys, words, named):
     assert fit(*words) == 2
-    assert message in capsys.readouterr().err
+    error_line(capsys, *named)
 
 
 def test_two_in_one_folder(folder, fit, capsys):
     """A process of its own holds the lock; killed, it holds it no more."""
-    code = f"import time; from pathlib import Path; from align.cli.run_lock import run_lock\nwith run_lock(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"  # noqa: E501
+    code = f"import time; from pathlib import Path; from align.pipeline.run_lock import run_lock\nwith run_lock(Path({str(folder)!r})):\n    print('held', flush=True); time.sleep(600)"  # noqa: E501
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     assert fit() == 1
-    assert f"{folder} is in use by process {holder.pid} on " in capsys.readouterr().err.splitlines()[-1]
+    error_line(capsys, folder, holder.pid)
     holder.kill()
     holder.wait()
     with run_lock(folder):
@@ -217,7 +217,7 @@ def test_two_in_one_folder(folder, fit, capsys):
 def test_a_second_signal_ends_the_process_at_once():
     """The first is noted, one right behind it is the same wish, one after the patience kills."""
     code = (
-        "import os, signal, time; from align import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
+        "import os, signal, time; from align.training import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
         "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(0.3); assert p.asked(); print('still here', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
@@ -225,4 +225,4 @@ def test_a_second_signal_ends_the_process_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout == "still here\n"
     assert done.returncode == -signal.SIGTERM
-    assert done.stderr.count("SIGTERM: leaving soon") == 1
+    assert done.stderr.count("SIGTERM") == 1

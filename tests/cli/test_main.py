@@ -3,6 +3,7 @@ import sys
 import time
 
 import pytest
+from naming import error_line
 
 from align import __version__
 from align.cli import main
@@ -22,7 +23,7 @@ def test_version(capsys: pytest.CaptureFixture[str]):
 
 def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]):
     assert main(["fti"]) == 2
-    assert "no verb 'fti'; did you mean 'fit'?" in capsys.readouterr().err
+    error_line(capsys, "fti", "fit")
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path):
@@ -34,4 +35,4 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path)
 
 def test_both_spellings_of_a_setting(capsys: pytest.CaptureFixture[str]):
     assert main(["sandbox", "--slp-rate", "1"]) == 2
-    assert "no setting --slp_rate; did you mean 'slip_rate'?" in capsys.readouterr().err
+    error_line(capsys, "--slp_rate", "slip_rate")

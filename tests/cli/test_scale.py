@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from naming import error_line, naming
 from safetensors.torch import load_file
 
 from align.cli import main
@@ -93,7 +94,7 @@ def test_the_sizes_of_a_mesh_come_from_the_devices():
 
     strategy = ModelParallel(tensor_parallel_size=4)
     strategy.parallel_devices = [torch.device("cpu")] * 6
-    with pytest.raises(ValueError, match=r"tensor_parallel_size is 4: it must divide the number of devices \(6\)"):
+    with pytest.raises(ValueError, match=naming("tensor_parallel_size", 4, 6)):
         strategy.setup_environment()
 
 
@@ -106,23 +107,19 @@ def test_accumulation_under_deepspeed_is_refused():
     strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # the package is not there
     check_accumulation(strategy, 1)
     check_accumulation(DDPStrategy(), 4)
-    with pytest.raises(
-        ValueError, match="accumulate_grad_batches is 4: DeepSpeed .* set it to 1, or train with .*fsdp2"
-    ):
+    with pytest.raises(ValueError, match=naming("accumulate_grad_batches", 4, "DeepSpeed", 1, "fsdp2.yaml")):
         check_accumulation(strategy, 4)
 
 
 @pytest.mark.parametrize(
-    ("overlay", "end"),
-    [("deepspeed", "Install it by running `pip install -U deepspeed`."), ("multinode_slurm", "gpu backend found!")],
+    ("overlay", "needed"),
+    [("deepspeed", "pip install -U deepspeed"), ("multinode_slurm", "gpu")],
 )
 def test_an_overlay_without_what_it_needs_says_so(
-    run: Path, overlay: str, end: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path, overlay: str, needed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     recipes = [ROOT / "recipes/tiny/sft.yaml", ROOT / f"recipes/hardware/{overlay}.yaml"]
     assert main(["fit", *(f"--config={recipe}" for recipe in recipes), f"--run={run}"]) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("align fit: error: ")
-    assert error[-1].endswith(end)
+    error_line(capsys, "align fit", needed)

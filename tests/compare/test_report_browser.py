@@ -108,20 +108,33 @@ def _count(page: Any) -> int:
     return page.execute_script("return document.querySelectorAll('#cards .card').length")
 
 
-def _status(page: Any) -> str:
-    return page.execute_script("return document.getElementById('count').textContent")
+def _numbers(page: Any, selector: str) -> list[int]:
+    """The numbers in the text of the first element that a selector finds."""
+    return page.execute_script(
+        "return (document.querySelector(arguments[0]).textContent.match(/\\d+/g) || []).map(Number)", selector
+    )
 
 
-def _wait(page: Any, begins: str) -> None:
+def _wait(page: Any, *counts: int) -> None:
+    """Until the status begins with these counts."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    WebDriverWait(page, 30).until(lambda _: _status(page).startswith(begins), f"the count is {_status(page)!r}")
+    def reached(_: Any) -> bool:
+        return _numbers(page, "#count")[: len(counts)] == [*counts]
+
+    WebDriverWait(page, 30).until(reached, f"the counts are {_numbers(page, '#count')}")
 
 
 def _choose(page: Any, name: str, text: str) -> None:
     from selenium.webdriver.support.ui import Select
 
     Select(page.find_element("id", name)).select_by_visible_text(text)
+
+
+def _choose_value(page: Any, name: str, value: str) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    Select(page.find_element("id", name)).select_by_value(value)
 
 
 def _shown(page: Any, selector: str) -> bool:
@@ -139,7 +152,7 @@ def test_nothing_is_fetched_and_nothing_goes_wrong(browser: Any, pages: dict[str
 
 def test_hostile_text_is_inert(page: Any):
     page.find_element("id", "query").send_keys("a rare")
-    _wait(page, "2 of 30 match")
+    _wait(page, 2, 30)
     for more in page.find_elements("css selector", "#cards summary"):
         more.click()
     assert page.execute_script("return window.broken") is None
@@ -149,14 +162,14 @@ def test_hostile_text_is_inert(page: Any):
 
 
 def test_the_search_narrows_and_marks(page: Any):
-    assert _status(page) == "30 in all; 20 shown"
+    assert _numbers(page, "#count") == [30, 20]
     page.find_element("id", "query").send_keys("QUAGGA")
-    _wait(page, "1 of 30 match")
+    _wait(page, 1, 30)
     assert _count(page) == 1
     assert page.find_element("css selector", "#cards mark").text == "quagga"
-    assert page.find_element("css selector", "#cards .where").text == "prompt 7, response 3"
+    assert _numbers(page, "#cards .where") == [7, 3]
     page.find_element("id", "query").send_keys(" and nothing else")
-    _wait(page, "0 of 30 match")
+    _wait(page, 0, 30)
     assert _count(page) == 0
     assert not _shown(page, "#more")
 
@@ -164,24 +177,24 @@ def test_the_search_narrows_and_marks(page: Any):
 def test_best_worst_and_most_different(page: Any):
     """ppo's third response to prompt 7 has gold 9 and reward -9, dpo's first to prompt 8 gold -9, others nearly 0."""
 
-    def first() -> str:
-        return page.find_element("css selector", "#cards .where").text
+    def first() -> list[int]:
+        return _numbers(page, "#cards .where")
 
     assert not _shown(page, "#measure")
-    _choose(page, "order", "highest first")
+    _choose_value(page, "order", "best")
     _choose(page, "first", "ppo")
-    assert first() == "prompt 7, response 3"
+    assert first() == [7, 3]
     assert not _shown(page, "#second")
-    _choose(page, "order", "lowest first")
+    _choose_value(page, "order", "worst")
     _choose(page, "first", "dpo")
-    assert first() == "prompt 8, response 1"
-    assert "(empty response)" in page.find_element("css selector", "#cards .card").text
-    _choose(page, "order", "most different first")
+    assert first() == [8, 1]
+    assert page.find_elements("css selector", "#cards .card:first-child .text.empty")
+    _choose_value(page, "order", "different")
     _choose(page, "first", "ppo")
     _choose(page, "second", "sft")
     _choose(page, "measure", "reward")
-    assert first() == "prompt 7, response 3"
-    _choose(page, "measure", "length, tokens")
+    assert first() == [7, 3]
+    _choose_value(page, "measure", "2")  # the length, after two judges
     assert _count(page) == 20
 
 
@@ -200,7 +213,7 @@ def test_a_keyboard_is_enough(page: Any):
     order = ("query", "order", "measure", "first", "more")
     assert tuple(name for name in reached if name in order) == order
     assert page.execute_script("return document.querySelectorAll('details[open]').length") > 1
-    _wait(page, "30 of 30 match")
+    _wait(page, 30, 30)
     before = _count(page)
     page.switch_to.active_element.send_keys(Keys.SPACE)
     assert _count(page) > before

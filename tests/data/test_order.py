@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naming import naming
 
 from align.data.sampler import BatchLoader, BatchOrder, ResumableLoader
 
@@ -128,7 +129,7 @@ def test_fixed_order_starts_over():
 def test_a_place_counted_otherwise_is_refused():
     """Twice the batch size: position 3 would be other rows."""
     state = ResumableLoader(Echo(), BatchOrder(20, 4, seed=7)).state_dict()
-    with pytest.raises(ValueError, match="batch_size x ranks = 4, now it is 8"):
+    with pytest.raises(ValueError, match=naming("batch_size", "ranks", 4, 8)):
         ResumableLoader(Echo(), BatchOrder(20, 8, seed=7)).load_state_dict(state)
 
 
@@ -159,11 +160,9 @@ def test_another_number_of_ranks_goes_on_at_the_right_rows(before, after, widths
 
 def test_a_product_that_does_not_fit_is_told_with_the_cure():
     place = ResumableLoader(Echo(), BatchOrder(rows=64, batch_size=8, seed=3)).state_dict()
-    with pytest.raises(
-        ValueError, match=r"batch_size x ranks = 8, now it is 16: on 2 rank.s. set data.batch_size to 4"
-    ):
+    with pytest.raises(ValueError, match=naming("ranks", 8, 16, 2, "data.batch_size", 4)):
         ResumableLoader(Echo(), BatchOrder(rows=64, batch_size=8, seed=3, ranks=2)).load_state_dict(place)
-    with pytest.raises(ValueError, match="take a number of ranks that divides 8"):
+    with pytest.raises(ValueError, match=naming("batch_size", "ranks", 8, 24, 3)):
         ResumableLoader(Echo(), BatchOrder(rows=64, batch_size=8, seed=3, ranks=3)).load_state_dict(place)
 
 

@@ -1,6 +1,7 @@
 """Records of pairs and prompts: every spelling of one pair, and each mistake in one line."""
 
 import pytest
+from naming import names, naming
 
 from align.data.formats import Pair, detect_pair_format, detect_prompt_format, read_pair, read_prompt
 from align.data.pair_data import PreferenceData, PromptData
@@ -74,78 +75,78 @@ def pair(**fields):
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
+    ("record", "named"),
     [
-        (pair(rejected="b"), "fields 'chosen' and 'rejected' are equal, so nothing is preferred"),
-        (pair(rejected=[ANSWER]), "fields 'chosen' and 'rejected' are equal"),
-        (pair(chosen=""), "field 'chosen' is an answer with nothing in it"),
-        (pair(rejected=" \n"), "field 'rejected' is an answer with nothing in it"),
-        (pair(chosen="b\ud800"), "field 'chosen' holds a lone surrogate at character 1"),
-        (pair(prompt="\ud800"), "field 'prompt' holds a lone surrogate at character 0"),
-        (pair(rejected=[WORSE | {"content": "\udfff"}]), r"field 'rejected\[0\].content' holds a lone surrogate"),
-        (pair(chosen=3), "field 'chosen' must be text or a list of messages, found int"),
-        (pair(chosen=[WORSE | {"role": "tool"}]), r"'chosen\[0\].role' is the unknown role 'tool'; known: system"),
-        (pair(prompt=[{"role": "human", "content": "a"}]), r"'prompt\[0\].role' is the unknown role 'human'"),
-        (pair(prompt=[USER, ANSWER]), "the prompt ends with a turn of the assistant; it must end with one of the user"),
-        (pair(prompt=[SYSTEM]), "the prompt ends with a turn of the system"),
-        (pair(prompt=[]), "the prompt has no message"),
-        (pair(prompt=" "), "the last turn of the prompt has nothing in it"),
-        (pair(chosen=[]), "'chosen' must be one turn of the assistant, .*; found turns of: none"),
-        (pair(rejected=[USER, ANSWER, USER]), "'rejected' must be one turn of the assistant, .* of: assistant, user"),
-        (pair(chosen=[WORSE, USER, ANSWER]), "found turns of: assistant, user, assistant"),
-        (pair(prompt="x", chosen=[USER, ANSWER]), "'chosen' must be one turn .* the prompt's own messages; found"),
-        ({"chosen": [USER, ANSWER], "rejected": [USER | {"content": "x"}, WORSE]}, "differ from message 1 on"),
-        ({"chosen": [USER, ANSWER], "rejected": [USER, WORSE, USER, ANSWER]}, "differ from message 2 on"),
-        ({"chosen": [USER, ANSWER], "rejected": [USER]}, "'rejected' does not end with a turn of the assistant"),
-        ({"chosen": [ANSWER], "rejected": [WORSE]}, "the prompt has no message"),
-        ({"chosen": HH.format("a", "b"), "rejected": HH.format("x", "c")}, "differ from message 1 on"),
-        ({"chosen": HH.format("a", "b"), "rejected": HH.format("a", "")}, "'rejected' is an answer with nothing in it"),
-        ({"chosen": HH.format("a", "b"), "rejected": "\n\nHuman: a"}, "'rejected' does not end with a turn of the ass"),
-        ({"chosen": "b", "rejected": "c"}, "the fields 'chosen', 'rejected' fit no preference format"),
-        ({"instruction": "a"} | pair(), "fit more than one format: set format to preference or alpaca"),
-        ({"prompt": "a", "choosen": "b", "rejected": "c"}, "fit no preference format"),
+        (pair(rejected="b"), ["chosen", "rejected"]),
+        (pair(rejected=[ANSWER]), ["chosen", "rejected"]),
+        (pair(chosen=""), ["chosen"]),
+        (pair(rejected=" \n"), ["rejected"]),
+        (pair(chosen="b\ud800"), ["chosen", "surrogate", 1]),
+        (pair(prompt="\ud800"), ["prompt", "surrogate", 0]),
+        (pair(rejected=[WORSE | {"content": "\udfff"}]), ["rejected[0].content", "surrogate"]),
+        (pair(chosen=3), ["chosen", "int"]),
+        (pair(chosen=[WORSE | {"role": "tool"}]), ["chosen[0].role", "tool", "system"]),
+        (pair(prompt=[{"role": "human", "content": "a"}]), ["prompt[0].role", "human"]),
+        (pair(prompt=[USER, ANSWER]), ["prompt", "assistant", "user"]),
+        (pair(prompt=[SYSTEM]), ["prompt", "system"]),
+        (pair(prompt=[]), ["prompt"]),
+        (pair(prompt=" "), ["prompt"]),
+        (pair(chosen=[]), ["chosen", "assistant"]),
+        (pair(rejected=[USER, ANSWER, USER]), ["rejected", "assistant, user"]),
+        (pair(chosen=[WORSE, USER, ANSWER]), ["chosen", "assistant, user, assistant"]),
+        (pair(prompt="x", chosen=[USER, ANSWER]), ["chosen", "prompt", "user, assistant"]),
+        ({"chosen": [USER, ANSWER], "rejected": [USER | {"content": "x"}, WORSE]}, ["chosen", "rejected", 1]),
+        ({"chosen": [USER, ANSWER], "rejected": [USER, WORSE, USER, ANSWER]}, ["chosen", "rejected", 2]),
+        ({"chosen": [USER, ANSWER], "rejected": [USER]}, ["rejected", "assistant"]),
+        ({"chosen": [ANSWER], "rejected": [WORSE]}, ["prompt"]),
+        ({"chosen": HH.format("a", "b"), "rejected": HH.format("x", "c")}, ["chosen", "rejected", 1]),
+        ({"chosen": HH.format("a", "b"), "rejected": HH.format("a", "")}, ["rejected"]),
+        ({"chosen": HH.format("a", "b"), "rejected": "\n\nHuman: a"}, ["rejected", "assistant"]),
+        ({"chosen": "b", "rejected": "c"}, ["chosen", "rejected", "preference"]),
+        ({"instruction": "a"} | pair(), ["format", "preference", "alpaca"]),
+        ({"prompt": "a", "choosen": "b", "rejected": "c"}, ["choosen", "preference"]),
     ],
-)  # fmt: skip
-def test_bad_pairs(load, record, message):
-    """File, line, field and reason."""
-    with pytest.raises(ValueError, match=r"records.jsonl: line 1: .*" + message):
+)
+def test_bad_pairs(load, record, named):
+    """File, line, field and value."""
+    with pytest.raises(ValueError, match=naming("records.jsonl", 1, *named)):
         load(PreferenceData, [record])
 
 
 @pytest.mark.parametrize(
-    ("format", "record", "message"),
+    ("format", "record", "named"),
     [
-        ("preference", {"choosen": "b", "rejected": "c", "prompt": "a"}, "'chosen' is missing, did you mean 'choosen'"),
-        ("preference", {"chosen": "b", "rejected": "c"}, "field 'prompt' is missing"),
-        ("preference", {"chosen": [USER, ANSWER], "rejected": "c"}, "field 'prompt' is missing"),
-        ("hh", {"chosen": "b", "rejected": "c"}, "field 'chosen' must begin with 'Human:', found 'b'"),
-        ("hh", {"chosen": [USER], "rejected": "c"}, "field 'chosen' must be text, found list"),
-        ("alpaca", {"instruction": "a", "chosen": "b"}, "field 'rejected' is missing"),
+        ("preference", {"choosen": "b", "rejected": "c", "prompt": "a"}, ["chosen", "choosen"]),
+        ("preference", {"chosen": "b", "rejected": "c"}, ["prompt"]),
+        ("preference", {"chosen": [USER, ANSWER], "rejected": "c"}, ["prompt"]),
+        ("hh", {"chosen": "b", "rejected": "c"}, ["chosen", "Human:", "b"]),
+        ("hh", {"chosen": [USER], "rejected": "c"}, ["chosen", "list"]),
+        ("alpaca", {"instruction": "a", "chosen": "b"}, ["rejected"]),
     ],
 )
-def test_bad_pairs_of_a_named_format(load, format, record, message):
+def test_bad_pairs_of_a_named_format(load, format, record, named):
     """A named format is not told from the fields."""
-    with pytest.raises(ValueError, match=r"records.jsonl: line 1: .*" + message):
+    with pytest.raises(ValueError, match=naming("records.jsonl", 1, *named)):
         load(PreferenceData, [record], format=format)
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
+    ("record", "named"),
     [
-        ({"prompt": ""}, "the last turn of the prompt has nothing in it"),
-        ({"prompt": [USER, ANSWER]}, "the prompt ends with a turn of the assistant"),
-        ({"messages": [USER, ANSWER, ANSWER]}, "the prompt ends with a turn of the assistant"),
-        ({"messages": "hello"}, "field 'messages' must be a list of messages, found str"),
-        ({"prompt": "a\udc00"}, "field 'prompt' holds a lone surrogate at character 1"),
-        ({"prompt": "a", "messages": [USER]}, "fit more than one format: set format to prompt or messages"),
-        ({"text": "a"}, r"fit no prompt format \(prompt: prompt; messages: messages; alpaca: instruction\)"),
+        ({"prompt": ""}, ["prompt"]),
+        ({"prompt": [USER, ANSWER]}, ["prompt", "assistant"]),
+        ({"messages": [USER, ANSWER, ANSWER]}, ["prompt", "assistant"]),
+        ({"messages": "hello"}, ["messages", "str"]),
+        ({"prompt": "ab\udc00"}, ["prompt", "surrogate", 2]),
+        ({"prompt": "a", "messages": [USER]}, ["format", "prompt", "messages"]),
+        ({"text": "a"}, ["text", "prompt", "messages", "alpaca", "instruction"]),
         # bos user, the letters, end assistant: 4 tokens and the letters'.
-        ({"prompt": "a" * 12}, "the prompt has 16 tokens: a context of 16 leaves no room to answer"),
+        ({"prompt": "a" * 13}, ["prompt", 17, "context", 16]),
     ],
 )
-def test_bad_prompts(load, record, message):
-    """File, line, field and reason."""
-    with pytest.raises(ValueError, match=r"records.jsonl: line 1: .*" + message):
+def test_bad_prompts(load, record, named):
+    """File, line, field and value."""
+    with pytest.raises(ValueError, match=naming("records.jsonl", 1, *named)):
         load(PromptData, [record], context=16)
 
 
@@ -153,10 +154,10 @@ def test_room_to_answer(load):
     """15 of 16 tokens leave room for one; max_prompt_tokens draws the line earlier."""
     longest = {"prompt": "a" * 11}
     assert load(PromptData, [longest], context=16).describe()["train"]["longest_prompt"] == 15
-    with pytest.raises(ValueError, match=r"line 1: the prompt has 15 tokens, more than max_prompt_tokens \(14\)"):
+    with pytest.raises(ValueError, match=naming(1, "prompt", 15, "max_prompt_tokens", 14)):
         load(PromptData, [longest], context=16, max_prompt_tokens=14)
     for wrong in (0, 16):
-        with pytest.raises(ValueError, match=f"max_prompt_tokens is {wrong}; it must be at least 1 and less than cont"):
+        with pytest.raises(ValueError, match=naming("max_prompt_tokens", wrong, "context")):
             load(PromptData, [longest], context=16, max_prompt_tokens=wrong)
 
 
@@ -165,7 +166,7 @@ def test_skip_counts(load):
     data = load(PreferenceData, [pair(rejected="b"), pair(), pair(chosen="")], on_bad_record="skip")
     assert data.describe()["train"]["pairs"] == 1
     (line,) = data._datasets["train"].corpus.meta["report"]
-    assert line.startswith("left out 2 bad record(s); the first: ")
+    assert names(line, 2, "records.jsonl", 1)
     prompts = [{"prompt": "a" * n} for n in (20, 5, 21)]
     assert load(PromptData, prompts, context=16, on_bad_record="skip").describe()["train"]["tokens"] == 9
 
@@ -173,9 +174,9 @@ def test_skip_counts(load):
 def test_impossible_settings(load):
     """Checked as for all data."""
     for kind in (PreferenceData, PromptData):
-        with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
+        with pytest.raises(ValueError, match=naming("batch_size", 0)):
             load(kind, [pair()], batch_size=0)
-        with pytest.raises(ValueError, match="context is 1; it must be at least 2"):
+        with pytest.raises(ValueError, match=naming("context", 1, 2)):
             load(kind, [pair()], context=1)
-        with pytest.raises(ValueError, match=r"validation: the data fill 0 row\(s\); at least 1 is needed"):
+        with pytest.raises(ValueError, match=naming("validation", 0, 1)):
             load(kind, [pair()], val_fraction=0.5)

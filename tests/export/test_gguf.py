@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from export_models import GPT2
+from naming import naming
 
 from align.export.gguf_file import FILE, check_gguf, write_gguf
 from align.export.settings import ExportSettings
@@ -89,16 +90,14 @@ def test_the_ends_keep_eight_bits_where_the_rest_has_four(make, tmp_path):
 
 
 def test_rows_that_no_block_divides_are_named(make, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"blk.0.ffn_down.weight has rows of 48 weights, and q8_0 needs a multiple of 32"
-    ):
+    with pytest.raises(ValueError, match=naming("blk.0.ffn_down.weight", 48, "q8_0", 32)):
         written(make(ff_width=48), tmp_path / "out", quantize="q8_0")
 
 
 def test_reward_models_and_strange_networks_are_refused(make, tmp_path):
-    with pytest.raises(ValueError, match="a reward model, for whose head llama.cpp has no place"):
+    with pytest.raises(ValueError, match=naming("llama.cpp", "--format hf")):
         written(make(scalar=True), tmp_path / "out")
-    with pytest.raises(ValueError, match="no architecture that computes it: .*norm_placement is 'post'"):
+    with pytest.raises(ValueError, match=naming("norm_placement", "post")):
         written(make("post", norm_placement="post"), tmp_path / "out")
-    with pytest.raises(ValueError, match="rope_scaling is set, which llama.cpp reads in llama alone, not in qwen3"):
+    with pytest.raises(ValueError, match=naming("rope_scaling", "llama.cpp", "llama", "qwen3")):
         written(make("scaled", qk_norm=True, rope_scaling=SCALING), tmp_path / "out")

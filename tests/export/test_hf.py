@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from export_models import GPT2
+from naming import naming
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TorchAoConfig
 
 from align.export.settings import ExportSettings
@@ -56,20 +57,18 @@ def test_a_type_too_small_and_a_damaged_source_are_refused(make, tmp_path):
     weight = source.network.model.layers[1].mlp.up_proj.weight
     with torch.no_grad():
         weight[0, 0] = 1e5
-    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.weight holds 1e\+05, and float16 ends at 6.55e\+04"):
+    with pytest.raises(ValueError, match=naming("layers.1.mlp.up_proj.weight", "1e+05", "float16", "6.55e+04")):
         export(source, tmp_path / "out", ExportSettings(dtype="float16"))
     with torch.no_grad():
         weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="up_proj.weight holds nan: the source is damaged"):
+    with pytest.raises(ValueError, match=naming("up_proj.weight", "nan")):
         export(source, tmp_path / "out", ExportSettings())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_network_without_a_twin_is_refused(make, tmp_path):
     source = open_source(str(make(norm_placement="post")))
-    with pytest.raises(
-        ValueError, match="transformers has no architecture that computes it: .*norm_placement is 'post'"
-    ):
+    with pytest.raises(ValueError, match=naming("transformers", "norm_placement", "post")):
         export(source, tmp_path / "out", ExportSettings())
 
 
@@ -98,12 +97,12 @@ def test_int8_leaves_the_source_and_the_score_alone(make, tmp_path):
 
 
 def test_int8_of_gpt2_is_refused(make, tmp_path):
-    with pytest.raises(ValueError, match="keeps its matrices in Conv1D layers, which torchao leaves alone"):
+    with pytest.raises(ValueError, match=naming("Conv1D", "torchao")):
         export(open_source(str(make(**GPT2))), tmp_path / "out", ExportSettings(quantize="int8"))
 
 
 def test_int8_does_not_shard(make, tmp_path):
-    with pytest.raises(ValueError, match="int8 weights go to one file"):
+    with pytest.raises(ValueError, match=naming("int8", "max_shard_size", "1,000")):
         export(open_source(str(make())), tmp_path / "out", ExportSettings(quantize="int8", max_shard_bytes=1000))
 
 

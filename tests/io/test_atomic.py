@@ -85,10 +85,12 @@ def test_an_error_leaves_the_old_one(model, error):
 
 
 def test_a_full_disk_leaves_the_old_one_and_says_so(model):
-    with pytest.raises(OSError, match="no room to write") as caught, replacing_directory(model) as fresh:
+    with (
+        pytest.raises(OSError, match=f"{model}.*No space left") as caught,
+        replacing_directory(model) as fresh,
+    ):
         write_half(fresh, OSError(errno.ENOSPC, "No space left on device", "model.safetensors"))
     assert caught.value.errno == errno.ENOSPC
-    assert str(caught.value).endswith("model: No space left on device; the old directory is untouched")
     assert contents(model) == whole("old")
     assert os.listdir(model.parent) == ["model"]
 
@@ -98,7 +100,7 @@ def test_a_disk_that_fills_up_at_the_flush(model, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="the old directory is untouched"), replacing_directory(model) as fresh:
+    with pytest.raises(OSError, match=str(model)), replacing_directory(model) as fresh:
         fill(fresh, "new")
     assert contents(model) == whole("old")
     assert os.listdir(model.parent) == ["model"]
@@ -123,9 +125,9 @@ def test_a_swap_that_fails_halfway_puts_the_old_one_back(model, monkeypatch):
 
 def test_refuses_what_is_no_model(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ValueError, match="is a file"), replacing_directory(tmp_path / "file"):
+    with pytest.raises(ValueError, match=str(tmp_path / "file")), replacing_directory(tmp_path / "file"):
         pass
-    with pytest.raises(ValueError, match="not replacing what is no model"), replacing_directory(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json.*align\.json.*tokenizer\.json"), replacing_directory(tmp_path):
         pass
     assert contents(tmp_path) == {"file": "x"}
 
@@ -175,7 +177,7 @@ def test_looking_for_a_model_leaves_one_in_the_making_alone(tmp_path):
     target = tmp_path / "model"
     with replacing_directory(target) as fresh:
         fill(fresh, "new")
-        with pytest.raises(FileNotFoundError, match="no such model directory"):
+        with pytest.raises(FileNotFoundError, match=str(target)):
             locate(target)
     assert contents(target) == whole("new")
 
@@ -228,3 +230,21 @@ def test_a_kill_at_any_step_leaves_one_of_them_whole(model, way):
     assert ("half" in seen) == (way == "renames")
     assert seen.count("old") >= 10
     assert seen.count("new") >= 4
+
+
+def test_on_windows(model, monkeypatch):
+    """It flushes nothing that is open for reading, exchanges no names, and takes signal 0 for Ctrl-C."""
+
+    def refuse(*_):
+        raise PermissionError("Windows")
+
+    other = model.with_name(".model.4711.new")
+    other.mkdir()
+    for name in ("fsync", "kill"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(replacing, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with replacing_directory(model) as fresh:
+        fill(fresh, "new")
+    assert contents(model) == whole("new")
+    assert other.exists(), "nobody knows whether its process still writes"

@@ -176,43 +176,43 @@ def test_sharding(tmp_path):
 
 
 def test_weights_are_not_overwritten_in_place(model):
-    with pytest.raises(FileExistsError, match="write into what replacing_directory yields"):
+    with pytest.raises(FileExistsError, match=r"model\.safetensors.*replacing_directory"):
         save(network_of(SMALL), model)
 
 
 def test_missing_tensor(model):
     edit_weights(model, lambda tensors: tensors.pop(DOWN))
-    with pytest.raises(ValueError, match=f"the weights lack {DOWN}, which config.json calls for"):
+    with pytest.raises(ValueError, match=DOWN):
         load_network(model)
 
 
 def test_unexpected_tensor(model):
     edit_weights(model, lambda tensors: tensors.update({"model.extra": torch.ones(2)}))
-    with pytest.raises(ValueError, match=r"model.safetensors: model.extra is no part of the network"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*model\.extra"):
         load_network(model)
 
 
 def test_wrong_shape(model):
     edit_weights(model, lambda tensors: tensors.update({DOWN: torch.ones(8, 11)}))
-    with pytest.raises(ValueError, match=rf"model.safetensors: {DOWN} is \[8, 11\]; config.json says \[8, 12\]"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*{DOWN}.*\[8, 11\].*\[8, 12\]"):
         load_network(model)
 
 
 def test_wrong_type(model):
     edit_weights(model, lambda tensors: tensors.update({DOWN: torch.ones(8, 12, dtype=torch.int8)}))
-    with pytest.raises(ValueError, match=f"model.safetensors: {DOWN} is I8; supported: F64, F32, F16, BF16"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*{DOWN}.*\bI8\b.*\bF64\b.*\bF32\b.*\bF16\b.*\bBF16\b"):
         load_network(model)
 
 
 def test_missing_weights(model):
     (model / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="no weights: neither model.safetensors nor model.safetensors.index"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors\b.*model\.safetensors\.index\.json"):
         load_network(model)
 
 
 def test_pickled_weights_are_refused(model):
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model.bin: pickled weights are not read.*save_pretrained"):
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin.*save_pretrained"):
         load_network(model)
 
 
@@ -222,23 +222,22 @@ def test_truncated_weights_name_the_tensor(model):
     last = list(network_of(SMALL).state_dict())[-1]
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-3])
-    message = rf"truncated: its header says {size} bytes, the file holds {size - 3} \(the first tensor cut is {last}\)"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"model\.safetensors.*\b{size}\b.*\b{size - 3}\b.*{last}"):
         load_network(model)
-    with pytest.raises(ValueError, match="truncated"):
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
         weights_fingerprint(model)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a safetensors file"),
-        (b"\x80\x02}q\x00.", "not a safetensors file"),
+        (b"", r"model\.safetensors"),
+        (b"\x80\x02}q\x00.", r"model\.safetensors"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
-        ((1000).to_bytes(8, "little") + b"{", "truncated: its header takes 1008 bytes, the file holds 9"),
-        ((4).to_bytes(8, "little") + b"nope", "not a safetensors file: JSONDecodeError in its header"),
-        ((8).to_bytes(8, "little") + b'{"a": 1}', "not a safetensors file: TypeError in its header"),
-        ((2).to_bytes(8, "little") + b"{}" + b"more", "damaged: its header says 10 bytes, the file holds 14"),
+        ((1000).to_bytes(8, "little") + b"{", r"\b1008\b.*\b9\b"),
+        ((4).to_bytes(8, "little") + b"nope", "JSONDecodeError"),
+        ((8).to_bytes(8, "little") + b'{"a": 1}', "TypeError"),
+        ((2).to_bytes(8, "little") + b"{}" + b"more", r"\b10\b.*\b14\b"),
     ],
 )
 def test_damaged_weights(model, content, message):
@@ -253,7 +252,7 @@ def test_offsets_that_do_not_fit(model):
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     header = json.dumps({"a": entry, "b": entry}).encode()
     (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(ValueError, match="damaged header: offsets of b do not fit"):
+    with pytest.raises(ValueError, match=r"model\.safetensors.*offsets.*\bb\b"):
         load_network(model)
 
 
@@ -261,7 +260,7 @@ def test_index_naming_a_missing_shard(tmp_path):
     save(network_of(SMALL), tmp_path, max_shard_bytes=1000)
     lost = sorted(tmp_path.glob("*.safetensors"))[1]
     lost.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"index.json: names {lost.name}, which is not in"):
+    with pytest.raises(FileNotFoundError, match=rf"index\.json.*{lost.name}"):
         load_network(tmp_path)
 
 
@@ -273,10 +272,10 @@ def test_index_naming_a_missing_tensor(tmp_path):
     tensors = load_file(tmp_path / file)
     del tensors[DOWN]
     save_file(tensors, tmp_path / file)
-    with pytest.raises(ValueError, match=f"index.json: {DOWN} is not in {file}"):
+    with pytest.raises(ValueError, match=rf"index\.json.*{DOWN}.*{file}"):
         load_network(tmp_path)
     index.write_text("{}")
-    with pytest.raises(ValueError, match="index.json: not an index of weights"):
+    with pytest.raises(ValueError, match=r"index\.json.*weight_map"):
         load_network(tmp_path)
 
 
@@ -284,7 +283,7 @@ def test_tied_head_that_is_stored_too(model):
     edit_weights(model, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
     assert same(load_network(model), network_of(SMALL))
     edit_weights(model, lambda t: t["lm_head.weight"].add_(1))
-    with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight, but config.json ties"):
+    with pytest.raises(ValueError, match=r"lm_head\.weight.*embed_tokens\.weight.*tie_word_embeddings"):
         load_network(model)
 
 
@@ -306,23 +305,23 @@ def test_gpt2_without_prefix(tmp_path):
 
 def test_config_that_disagrees_with_the_weights(model):
     edit_config(model, intermediate_size=13)
-    with pytest.raises(ValueError, match=r"gate_proj.weight is \[12, 8\]; config.json says \[13, 8\]"):
+    with pytest.raises(ValueError, match=r"gate_proj\.weight.*\[12, 8\].*\[13, 8\]"):
         load_network(model)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"model_type": '])
 def test_unreadable_config(model, content):
     (model / "config.json").write_text(content)
-    with pytest.raises(ValueError, match="config.json: "):
+    with pytest.raises(ValueError, match=r"config\.json"):
         load_network(model)
 
 
 def test_sources_that_are_no_directory(model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere: no such model directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         load_network(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="is a file, not a model directory"):
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         load_network(model / "model.safetensors")
-    with pytest.raises(FileNotFoundError, match=f"it has no config.json; did you mean {model}"):
+    with pytest.raises(FileNotFoundError, match=rf"config\.json.*{model}"):
         load_network(tmp_path)
     assert locate(str(model)) == model
 
@@ -350,9 +349,9 @@ def test_hub_that_does_not_answer(monkeypatch, error):
         raise error("offline\nmore")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(FileNotFoundError, match=r"\A.*some-org/none.*offline.*\Z") as caught:
         load_network("some-org/none")
-    assert str(caught.value) == "some-org/none: no such directory, and not to be had from the Hub: offline"
+    assert "more" not in str(caught.value)
 
 
 def test_full_disk_while_writing_weights(model):
@@ -362,7 +361,7 @@ def test_full_disk_while_writing_weights(model):
     bigger = network_of(replace(SMALL, width=64))
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="the old directory is untouched"), replacing_directory(model) as fresh:
+        with pytest.raises(OSError, match=str(model)), replacing_directory(model) as fresh:
             save(bigger, fresh)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -379,7 +378,7 @@ def test_no_space_left_on_device(model):
         plan = [PlannedTensor("a", (100_000,), torch.float32)]
         write_tensors(directory / "model.safetensors", plan, lambda name: torch.zeros(100_000))
 
-    with pytest.raises(OSError, match="No space left") as error, replacing_directory(model) as fresh:
+    with pytest.raises(OSError, match=str(model)) as error, replacing_directory(model) as fresh:
         write(fresh)
     assert error.value.errno == errno.ENOSPC
     assert same(load_network(model), network_of(SMALL))

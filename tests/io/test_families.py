@@ -47,23 +47,23 @@ def test_twin(settings, architecture):
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
+    ("settings", "parts"),
     [
-        ({"norm_placement": "post"}, "LlamaForCausalLM, but norm_placement is 'post' (needs 'pre')"),
-        ({"positions": "sinusoidal"}, "LlamaForCausalLM, but positions is 'sinusoidal' (needs 'rope')"),
-        ({"bias": True}, "LlamaForCausalLM, but qkv_bias is False and bias is True (needs both or neither)"),
-        ({"qk_norm": True, "qkv_bias": True}, "but qk_norm is True (needs False)"),
-        (GPT2 | {"qk_norm": True}, "GPT2LMHeadModel, but qk_norm is True (needs False)"),
-        (GPT2 | {"kv_heads": 2}, "GPT2LMHeadModel, but kv_heads is 2 (needs as many as heads, 6)"),
-        (GPT2 | {"head_width": 8}, "GPT2LMHeadModel, but head_width is 8 (needs width / heads, 384 / 6)"),
-        (GPT2 | {"bias": False}, "GPT2LMHeadModel, but bias is False (needs True)"),
-        ({"width": 100, "head_width": 16}, "LlamaForCausalLM, but width is 100 (needs a multiple of heads, 6)"),
+        ({"norm_placement": "post"}, ("LlamaForCausalLM", "norm_placement", "'post'", "'pre'")),
+        ({"positions": "sinusoidal"}, ("LlamaForCausalLM", "positions", "'sinusoidal'", "'rope'")),
+        ({"bias": True}, ("LlamaForCausalLM", "qkv_bias", "False", " bias", "True")),
+        ({"qk_norm": True, "qkv_bias": True}, ("qk_norm", "True", "False")),
+        (GPT2 | {"qk_norm": True}, ("GPT2LMHeadModel", "qk_norm", "True", "False")),
+        (GPT2 | {"kv_heads": 2}, ("GPT2LMHeadModel", "kv_heads", "2", " heads", "6")),
+        (GPT2 | {"head_width": 8}, ("GPT2LMHeadModel", "head_width", "8", "384", "6")),
+        (GPT2 | {"bias": False}, ("GPT2LMHeadModel", " bias", "False", "True")),
+        ({"width": 100, "head_width": 16}, ("LlamaForCausalLM", " width", "100", " heads", "6")),
     ],
 )
-def test_no_twin(settings, reason):
+def test_no_twin(settings, parts):
     config = GPTConfig(**settings)
     assert family_of(config).architecture == "AlignGPT"
-    assert reason in why_no_twin(config)
+    assert all(part in why_no_twin(config) for part in parts)
 
 
 def test_older_spelling_of_rope(tmp_path):
@@ -100,41 +100,48 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (LLAMA_FILE, {"model_type": "mistral"}, "model_type is 'mistral'; supported: llama, qwen2, qwen3, gpt2"),
-        (LLAMA_FILE, {"model_type": "gemma"}, "model_type is 'gemma'"),
-        (LLAMA_FILE, {"model_type": "qwen3_moe"}, "model_type is 'qwen3_moe'"),
-        (LLAMA_FILE, {"model_type": None}, "model_type is missing"),
-        (LLAMA_FILE, {"architectures": ["LlamaForTokenClassification"]}, "supported: LlamaForCausalLM"),
-        (LLAMA_FILE, {"quantization_config": {"quant_method": "gptq"}}, "supported: unquantized weights"),
-        (LLAMA_FILE, {"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: 'silu'"),
-        (LLAMA_FILE, {"hidden_size": None}, "hidden_size is missing"),
-        (LLAMA_FILE, {"hidden_size": "32"}, "width is '32'; it must be a whole number >= 1"),
-        (LLAMA_FILE, {"num_key_value_heads": 3}, "kv_heads is 3; it must be a divisor of heads (4)"),
-        (LLAMA_FILE, {"rms_norm_eps": "small"}, "config.json: "),
-        (LLAMA_FILE, {"attention_bias": True}, "attention_bias is True; supported: the same as mlp_bias, False"),
-        (LLAMA_FILE, {"mlp_bias": True}, "attention_bias is False; supported: the same as mlp_bias, True"),
-        (LLAMA_FILE, {"rope_scaling": YARN}, "rope_scaling.rope_type is 'yarn'; supported: 'default' or 'llama3'"),
-        (LLAMA_FILE, {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.rope_type is 'linear'"),
-        (LLAMA_FILE, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.high_freq_factor is miss"),
-        (LLAMA_FILE, {"rope_parameters": {"full_attention": {}}}, "rope_parameters.full_attention is {}"),
-        (LLAMA_FILE, {"rope_parameters": "llama3"}, "rope_parameters is 'llama3'; supported: a mapping or null"),
-        (LLAMA_FILE, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; supported: 1.0"),
-        (QWEN2_FILE, {"use_sliding_window": True}, "use_sliding_window is True; supported: False"),
-        (QWEN2_FILE, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is 'sliding_attention'"),
-        (QWEN3_FILE, {"attention_bias": True}, "attention_bias is True; supported: False"),
-        (GPT2_FILE, {"activation_function": "gelu"}, "activation_function is 'gelu'; supported: 'gelu_new'"),
-        (GPT2_FILE, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        (GPT2_FILE, {"add_cross_attention": True}, "add_cross_attention is True; supported: False"),
-        ({"model_type": "align_gpt", "gpt": {"widht": 32}}, {}, "unknown setting 'widht'; did you mean 'width'?"),
-        ({"model_type": "align_gpt", "gpt": [1]}, {}, "gpt is [1]; supported: a mapping or null"),
+        (LLAMA_FILE, {"model_type": "mistral"}, "model_type.*'mistral'.*llama.*qwen2.*qwen3.*gpt2"),
+        (LLAMA_FILE, {"model_type": "gemma"}, "model_type.*'gemma'"),
+        (LLAMA_FILE, {"model_type": "qwen3_moe"}, "model_type.*'qwen3_moe'"),
+        (LLAMA_FILE, {"model_type": None}, "model_type"),
+        (
+            LLAMA_FILE,
+            {"architectures": ["LlamaForTokenClassification"]},
+            "LlamaForTokenClassification.*LlamaForCausalLM",
+        ),
+        (LLAMA_FILE, {"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*gptq"),
+        (LLAMA_FILE, {"hidden_act": "gelu"}, "hidden_act.*'gelu'.*'silu'"),
+        (LLAMA_FILE, {"hidden_size": None}, "hidden_size"),
+        (LLAMA_FILE, {"hidden_size": "32"}, "width.*'32'"),
+        (LLAMA_FILE, {"num_key_value_heads": 3}, r"kv_heads\D*3\b.*\bheads\D*4\b"),
+        (LLAMA_FILE, {"rms_norm_eps": "small"}, ""),
+        (LLAMA_FILE, {"attention_bias": True}, "attention_bias.*True.*mlp_bias.*False"),
+        (LLAMA_FILE, {"mlp_bias": True}, "attention_bias.*False.*mlp_bias.*True"),
+        (LLAMA_FILE, {"rope_scaling": YARN}, r"rope_scaling\.rope_type.*'yarn'.*'default'.*'llama3'"),
+        (LLAMA_FILE, {"rope_parameters": {"rope_type": "linear"}}, r"rope_parameters\.rope_type.*'linear'"),
+        (LLAMA_FILE, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"rope_scaling\.high_freq_factor"),
+        (LLAMA_FILE, {"rope_parameters": {"full_attention": {}}}, r"rope_parameters\.full_attention.*\{\}"),
+        (LLAMA_FILE, {"rope_parameters": "llama3"}, "rope_parameters.*'llama3'"),
+        (LLAMA_FILE, {"partial_rotary_factor": 0.5}, r"partial_rotary_factor.*0\.5.*1\.0"),
+        (QWEN2_FILE, {"use_sliding_window": True}, "use_sliding_window.*True.*False"),
+        (
+            QWEN2_FILE,
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types.*'sliding_attention'.*'full",
+        ),
+        (QWEN3_FILE, {"attention_bias": True}, "attention_bias.*True.*False"),
+        (GPT2_FILE, {"activation_function": "gelu"}, "activation_function.*'gelu'.*'gelu_new'"),
+        (GPT2_FILE, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx.*True"),
+        (GPT2_FILE, {"add_cross_attention": True}, "add_cross_attention.*True.*False"),
+        ({"model_type": "align_gpt", "gpt": {"widht": 32}}, {}, "'widht'.*'width'"),
+        ({"model_type": "align_gpt", "gpt": [1]}, {}, r"\bgpt\b.*\[1\]"),
     ],
     ids=str,
 )
 def test_unsupported_config(tmp_path, file, change, message):
     """Each is one line that names the file and the field."""
-    with pytest.raises(ValueError, match="config.json") as error:
+    with pytest.raises(ValueError, match=rf"config\.json.*{message}") as error:
         read_config(config_file(tmp_path, **file | change))
-    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 

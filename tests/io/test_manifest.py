@@ -39,46 +39,44 @@ def test_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stage": 3}, "stage is 3; it must be a string"),
-        ({"parent": "runs/a"}, "parent is 'runs/a'; it must be null or"),
-        ({"parent": {"directory": "runs/a"}}, "parent is {'directory': 'runs/a'}; it must be null or"),
-        ({"parent": {"directory": "runs/a", "weights": 5}}, "parent is {'directory': 'runs/a', 'weights': 5}; it must"),
-        ({"parent": {}}, "parent is {}; it must be null or"),
-        ({"data": {"a.jsonl": 5}}, "data.a.jsonl is 5; it must be a string"),
-        ({"schema_version": 2}, "schema_version is 2; this version of align reads up to 1"),
-        ({"schema_version": "1"}, "schema_version is '1'; it must be a whole number >= 1"),
+        ({"stage": 3}, r"stage\D*3\b"),
+        ({"parent": "runs/a"}, "parent.*'runs/a'"),
+        ({"parent": {"directory": "runs/a"}}, r"parent.*\{'directory': 'runs/a'\}"),
+        ({"parent": {"directory": "runs/a", "weights": 5}}, r"parent.*\{'directory': 'runs/a', 'weights': 5\}"),
+        ({"parent": {}}, r"parent.*\{\}"),
+        ({"data": {"a.jsonl": 5}}, r"data\.a\.jsonl\D*5\b"),
+        ({"schema_version": 2}, r"schema_version\D*2\b.*\b1\b"),
+        ({"schema_version": "1"}, "schema_version.*'1'"),
     ],
 )
 def test_wrong_fields(tmp_path, change, message):
-    with pytest.raises(ValueError, match="align.json") as error:
+    with pytest.raises(ValueError, match=rf"align\.json.*{message}"):
         write_manifest(tmp_path, WHOLE | change)
-    assert message in str(error.value)
     assert not list(tmp_path.iterdir())
     (tmp_path / "align.json").write_text(json.dumps({"schema_version": 1} | WHOLE | change))
-    with pytest.raises(ValueError, match="align.json") as error:
+    with pytest.raises(ValueError, match=rf"align\.json.*{message}"):
         read_manifest(tmp_path)
-    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}])
 def test_no_json_value(tmp_path, value):
-    with pytest.raises(ValueError, match="align.json: a field is no JSON value"):
+    with pytest.raises(ValueError, match=r"align\.json.*JSON"):
         write_manifest(tmp_path, WHOLE | {"reward_mean": value})
 
 
 def test_stage_is_required(tmp_path):
-    with pytest.raises(ValueError, match="stage is missing"):
+    with pytest.raises(ValueError, match=r"align\.json.*stage"):
         write_manifest(tmp_path, {"recipe": "a.yaml"})
 
 
 def test_unreadable(tmp_path):
-    with pytest.raises(FileNotFoundError, match="align.json: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"align\.json"):
         read_manifest(tmp_path)
     (tmp_path / "align.json").write_text("{")
-    with pytest.raises(ValueError, match="align.json: not JSON"):
+    with pytest.raises(ValueError, match=r"align\.json.*JSON"):
         read_manifest(tmp_path)
     (tmp_path / "align.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds list, not a mapping"):
+    with pytest.raises(ValueError, match=r"align\.json.*list"):
         read_manifest(tmp_path)
 
 

@@ -82,5 +82,5 @@ def test_transformers_opens_in_ours(tmp_path, family):
 def test_two_labels_of_transformers_are_refused(tmp_path):
     config = transformers.LlamaConfig(**THEIR_SHAPE, num_labels=2, pad_token_id=PAD)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="num_labels is 2; supported: 1"):
+    with pytest.raises(ValueError, match=r"num_labels\D*2\b.*\b1\b"):
         load_scalar(tmp_path)

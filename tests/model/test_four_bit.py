@@ -107,7 +107,7 @@ def test_rounding_counts_blocks_over_the_ends_of_rows():
 
 
 def test_rows_that_the_kernel_for_cpus_gets_wrong_are_refused():
-    with pytest.raises(ValueError, match="rows of 32 numbers: in 4 bits on a CPU they must be a multiple of 64"):
+    with pytest.raises(ValueError, match=r"\b32\b.*\b64\b"):
         four_bits(make(width=32))
 
 
@@ -144,7 +144,7 @@ def test_networks_on_one_base_stay_on_one_base():
     assert layers[0] is layers[1] is layers[2]
     assert is_four_bit(layers[0].weight)
     assert type(value.score) is nn.Linear
-    with pytest.raises(ValueError, match="kept in 4 bits already: share it first"):
+    with pytest.raises(ValueError, match="4.bit"):
         share_base(policy, GPT)
 
 
@@ -162,7 +162,7 @@ def test_a_fresh_adapter_changes_nothing_and_merging_keeps_the_logits(config):
         torch.testing.assert_close(whole(IDS), network(IDS), atol=1e-4, rtol=0)
         assert (whole(IDS) - plain(IDS)).abs().max() > 1e-2
     assert {type(parameter) for parameter in whole.parameters()} == {nn.Parameter}
-    with pytest.raises(ValueError, match="kept in 4 bits, which can't hold an adapter: take merged_copy"):
+    with pytest.raises(ValueError, match="4.bit.*merged_copy"):
         merge(network)
 
 
@@ -224,7 +224,5 @@ def test_without_bitsandbytes_one_line_says_what_to_install(monkeypatch):
         return imported(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
-    with pytest.raises(
-        ValueError, match=r'need bitsandbytes, which is not installed: pip install "lightning-align\[qlo'
-    ):
+    with pytest.raises(ValueError, match=r"bitsandbytes.*lightning-align\[qlora\]"):
         round_matrices(make(), "nf4")

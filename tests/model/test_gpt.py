@@ -131,9 +131,9 @@ def test_llama3_scaling_equals_transformers(scaling):
 
 def test_mistakes_are_named(network_of, tokens):
     network = network_of()
-    with pytest.raises(ValueError, match="49 tokens do not fit the network's context of 48"):
+    with pytest.raises(ValueError, match=r"\b49\b.*\b48\b"):
         network(tokens(1, 49))
-    with pytest.raises(ValueError, match="ids has shape"):
+    with pytest.raises(ValueError, match=r"ids.*\(3,\)"):
         network(tokens(3))
 
 

@@ -49,11 +49,11 @@ def test_kept_rows_go_on_as_before(network_of, tokens):
 
 
 def test_mistakes_are_named(network_of, tokens):
-    with pytest.raises(ValueError, match=r"length is 257; it must be between 1 and the network's context \(256\)"):
+    with pytest.raises(ValueError, match=r"length.*\b257\b.*\b256\b"):
         KVCache(GPTConfig(), 1, 257)
     network = network_of()
     cache = KVCache(network.config, 1, 8, dtype=torch.float64)
-    with pytest.raises(ValueError, match="with a cache, positions must be given"):
+    with pytest.raises(ValueError, match="positions"):
         network(tokens(1, 3), cache=cache)
-    with pytest.raises(ValueError, match="documents must not"):
+    with pytest.raises(ValueError, match="documents"):
         network(tokens(1, 3), positions=torch.arange(3), documents=torch.zeros(1, 3).long(), cache=cache)

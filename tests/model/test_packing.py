@@ -165,8 +165,8 @@ def test_the_context_holds_for_rows_not_for_the_line():
     rows = share_prefixes(torch.full((3,), 12), torch.zeros(3), alone)
     assert net.hidden(rows.line(ids), rows=rows).shape == (1, 36, 16)
     rows = share_prefixes(torch.full((3,), 13), torch.zeros(3), alone)
-    with pytest.raises(ValueError, match="13 tokens do not fit the network's context of 12"):
+    with pytest.raises(ValueError, match=r"\b13\b.*\b12\b"):
         net.hidden(rows.line(ids), rows=rows)
     rows = share_prefixes(torch.full((3,), 12), torch.zeros(3), alone)
-    with pytest.raises(ValueError, match="shared rows bring their own positions"):
+    with pytest.raises(ValueError, match="positions"):
         net.hidden(rows.line(ids), rows=rows, positions=rows.positions)

@@ -133,7 +133,7 @@ def test_a_language_model_gets_a_fresh_head(tmp_path, network_of, tied):
 
 def test_a_reward_model_is_no_language_model(tmp_path):
     save(ScalarGPT(SMALL), tmp_path)
-    with pytest.raises(ValueError, match=r"a reward model \(LlamaForSequenceClassification\), .* language model"):
+    with pytest.raises(ValueError, match="LlamaForSequenceClassification"):
         load_network(tmp_path)
 
 
@@ -149,7 +149,7 @@ def test_other_numbers_of_labels_are_refused(tmp_path, fields, found):
     save(ScalarGPT(SMALL), tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-    with pytest.raises(ValueError, match=f"config.json: num_labels is {found}; supported: 1") as error:
+    with pytest.raises(ValueError, match=rf"config\.json.*num_labels\D*{found}\b.*\b1\b") as error:
         load_scalar(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -158,9 +158,9 @@ def test_a_head_of_another_shape_or_a_missing_one_is_named(tmp_path):
     save(ScalarGPT(SMALL), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     save_file(tensors | {"score.weight": torch.zeros(2, 32)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"score.weight is \[2, 32\]; config.json says \[1, 32\]"):
+    with pytest.raises(ValueError, match=r"score\.weight.*\[2, 32\].*\[1, 32\]"):
         load_scalar(tmp_path)
     del tensors["score.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="the weights lack score.weight"):
+    with pytest.raises(ValueError, match=r"score\.weight"):
         load_scalar(tmp_path)

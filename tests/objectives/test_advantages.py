@@ -79,13 +79,13 @@ def test_gae_leaves_its_arguments_alone_and_has_no_gradient():
 
 def test_gae_refuses_what_it_cannot_mean():
     ones = torch.ones(1, 3)
-    with pytest.raises(ValueError, match="the mask has holes"):
+    with pytest.raises(ValueError, match="mask"):
         gae(ones, ones, torch.tensor([[True, False, True]]))
-    with pytest.raises(ValueError, match="lam is 1.5"):
+    with pytest.raises(ValueError, match=r"lam.*1\.5"):
         gae(ones, ones, ones.bool(), lam=1.5)
-    with pytest.raises(ValueError, match="gamma is -1"):
+    with pytest.raises(ValueError, match=r"gamma.*-1"):
         gae(ones, ones, ones.bool(), gamma=-1)
-    with pytest.raises(ValueError, match="must be alike"):
+    with pytest.raises(ValueError, match=r"rewards.*\(1, 3\).*values.*\(1, 3\).*mask.*\(1, 2\)"):
         gae(ones, ones, ones.bool()[:, :2])
 
 
@@ -117,5 +117,5 @@ def test_group_advantages_match_their_definitions_and_order_changes_nothing(seed
 @pytest.mark.parametrize("function", [rloo, grpo])
 def test_equal_rewards_teach_nothing_and_a_group_of_one_is_refused(function):
     assert function(torch.full((2, 4), 0.5)).tolist() == [[0.0] * 4] * 2
-    with pytest.raises(ValueError, match="two responses or more"):
+    with pytest.raises(ValueError, match=r"rewards.*\(4, 1\)"):
         function(torch.ones(4, 1))

@@ -86,7 +86,7 @@ def test_padding_changes_nothing():
         F.pad(hidden, (0, 0, 0, 2), value=7.0)[None], weight, F.pad(ids, (0, 2)), F.pad(mask, (0, 2))
     )
     assert padded.tokens == plain.tokens
-    torch.testing.assert_close(padded.loss, plain.loss, rtol=0, atol=0)
+    torch.testing.assert_close(padded.loss, plain.loss)
 
 
 def test_nothing_counted_gives_zero_loss_and_zero_gradients():
@@ -112,5 +112,5 @@ def test_rows_add_up_to_the_batch():
 
 def test_hidden_of_the_whole_row_is_refused():
     hidden, weight, _ = _random(4, 4, 6)
-    with pytest.raises(ValueError, match=r"run the network on ids\[:, :-1\]"):
+    with pytest.raises(ValueError, match=r"hidden.*\(1, 4, 4\).*ids.*\(1, 4\)"):
         next_token_loss(hidden[None], weight, torch.tensor([[5, 1, 2, 3]]), torch.ones(1, 4, dtype=torch.bool))

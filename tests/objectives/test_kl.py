@@ -76,11 +76,11 @@ def test_right_uses_pass(kind: str, use: str):
 @pytest.mark.parametrize(
     ("kind", "use", "message"),
     [
-        ("k1", "loss", "k1 cannot be used as a loss: its expected gradient is zero"),
-        ("k2", "reward", "k2 cannot be used in the reward.*use k1"),
-        ("k3", "reward", "k3 cannot be used in the reward.*use k1"),
-        ("k4", "loss", "unknown KL estimator 'k4'; there are k1, k2, k3"),
-        ("k1", "metric", "in the reward or the loss, not in 'metric'"),
+        ("k1", "loss", "k1.*loss.*k2.*k3"),
+        ("k2", "reward", "k2.*reward.*k1"),
+        ("k3", "reward", "k3.*reward.*k1"),
+        ("k4", "loss", "'k4'.*k1.*k2.*k3"),
+        ("k1", "metric", "'metric'"),
     ],
 )
 def test_wrong_uses_are_refused_with_the_cure(kind: str, use: str, message: str):
@@ -89,7 +89,7 @@ def test_wrong_uses_are_refused_with_the_cure(kind: str, use: str, message: str)
 
 
 def test_an_unknown_estimator_is_refused():
-    with pytest.raises(ValueError, match="unknown KL estimator 'k4'"):
+    with pytest.raises(ValueError, match="'k4'.*k1.*k2.*k3"):
         kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
 
 
@@ -133,9 +133,9 @@ def test_fixed_controller_never_moves():
 
 @pytest.mark.parametrize("setting", ["target", "horizon", "initial"])
 def test_impossible_settings_are_refused(setting: str):
-    with pytest.raises(ValueError, match=f"{setting} is 0; it must be above 0"):
+    with pytest.raises(ValueError, match=rf"{setting}\D*0"):
         AdaptiveKL(**{"target": 6, "horizon": 10, "initial": 0.1} | {setting: 0})
-    with pytest.raises(ValueError, match="-1; it must not be negative"):
+    with pytest.raises(ValueError, match="-1"):
         FixedKL(-1)
-    with pytest.raises(ValueError, match="measured KL is nan; the coefficient stays 0.1"):
+    with pytest.raises(ValueError, match=r"KL.*nan.*0\.1"):
         AdaptiveKL(6, 10, 0.1).update(math.nan, 1)

@@ -209,7 +209,7 @@ def test_a_row_without_response_gives_zero_and_no_gradient():
 
 def test_impossible_arguments_are_refused():
     hidden, weight, targets = _random(4, 4, 6)
-    with pytest.raises(ValueError, match="temperature is 0.0; it divides the logits"):
+    with pytest.raises(ValueError, match=r"temperature.*0\.0"):
         token_logprobs(hidden, weight, targets, temperature=0.0)
-    with pytest.raises(ValueError, match=r"run the network on ids\[:, :-1\]"):
+    with pytest.raises(ValueError, match=r"hidden.*\(1, 4, 4\).*ids.*\(1, 4\)"):
         response_logprobs(hidden[None], weight, targets[None], torch.ones(1, 4, dtype=torch.bool))

@@ -70,14 +70,14 @@ def test_equal_values_and_a_single_value_whiten_to_zero():
 
 @pytest.mark.parametrize("function", [masked_sum, masked_mean, masked_var, masked_whiten])
 def test_an_empty_mask_is_an_error(function):
-    with pytest.raises(ValueError, match="empty mask"):
+    with pytest.raises(ValueError, match=r"mask.*\(2, 2\)"):
         function(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="bool mask"):
+    with pytest.raises(ValueError, match=r"mask.*float32.*\(2, 2\).*bool"):
         function(torch.ones(2, 2), torch.ones(2, 2))
 
 
 def test_an_empty_row_has_a_sum_but_no_mean():
     mask = torch.tensor([[True, True], [False, False]])
     assert masked_sum(torch.ones(2, 2), mask, 1).tolist() == [2, 0]
-    with pytest.raises(ValueError, match="empty mask"):
+    with pytest.raises(ValueError, match=r"mask.*\(2, 2\)"):
         masked_mean(torch.ones(2, 2), mask, 1)

@@ -136,9 +136,9 @@ def test_nothing_counted_gives_zero_and_zero_gradients():
 
 def test_impossible_arguments_are_refused():
     ones = torch.ones(2, 3)
-    with pytest.raises(ValueError, match="clip is 0; it must lie in"):
+    with pytest.raises(ValueError, match=r"clip\D*0\b.*\(0, 1\)"):
         ppo_policy_loss(ones, ones, ones, ones.bool(), clip=0)
-    with pytest.raises(ValueError, match="clip is -1; it must be above 0"):
+    with pytest.raises(ValueError, match=r"clip.*-1"):
         ppo_value_loss(ones, ones, ones, ones.bool(), clip=-1)
-    with pytest.raises(ValueError, match=r"advantages \(2, 1\) and mask"):
+    with pytest.raises(ValueError, match=r"advantages.*\(2, 1\).*mask.*\(2, 3\)"):
         ppo_policy_loss(ones, ones, ones[:, :1], ones.bool())

@@ -116,7 +116,7 @@ def test_hinge_has_no_gradient_beyond_its_margin():
 def test_sft_term_is_added_per_token(name: str):
     pairs = _random()
     if name == "orpo":
-        with pytest.raises(ValueError, match="'orpo' brings its own SFT term"):
+        with pytest.raises(ValueError, match=r"sft_coef.*0\.7.*'orpo'"):
             _loss(name, pairs, sft_coef=0.7)
         return
     torch.testing.assert_close(
@@ -260,7 +260,7 @@ def test_only_losses_that_need_a_reference_ask_for_it(name: str):
     if name == "simpo":
         assert _loss(name, pairs).isfinite().all()
     else:
-        with pytest.raises(ValueError, match="compares with a reference"):
+        with pytest.raises(ValueError, match="reference"):
             _loss(name, pairs)
 
 
@@ -278,15 +278,15 @@ def test_reference_free_losses_never_read_it():
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("dpo", {}, "unknown preference loss 'dpo'; there are sigmoid, cdpo"),
-        ("sigmoid", {"beta": 0.0}, "beta is 0.0; it must be above 0"),
-        ("sigmoid", {"beta": math.nan}, "beta is nan"),
-        ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing is 0.5; it must lie in \[0, 0.5\)"),
-        ("robust", {"label_smoothing": -0.1}, "label_smoothing is -0.1"),
-        ("sigmoid", {"label_smoothing": 0.1}, "use 'cdpo' or 'robust', or 0"),
-        ("sigmoid", {"gamma": 1.0}, "only 'simpo' has a target margin, not 'sigmoid'"),
-        ("simpo", {"gamma": -1.0}, "gamma is -1.0; it must not be negative"),
-        ("sigmoid", {"sft_coef": -1.0}, "sft_coef is -1.0; it must not be negative"),
+        ("dpo", {}, "'dpo'.*sigmoid.*cdpo"),
+        ("sigmoid", {"beta": 0.0}, r"beta.*0\.0"),
+        ("sigmoid", {"beta": math.nan}, "beta.*nan"),
+        ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing.*0\.5.*\[0, 0\.5\)"),
+        ("robust", {"label_smoothing": -0.1}, r"label_smoothing.*-0\.1"),
+        ("sigmoid", {"label_smoothing": 0.1}, r"label_smoothing.*0\.1.*'sigmoid'.*'cdpo'.*'robust'"),
+        ("sigmoid", {"gamma": 1.0}, r"gamma.*1\.0.*'simpo'"),
+        ("simpo", {"gamma": -1.0}, r"gamma.*-1\.0"),
+        ("sigmoid", {"sft_coef": -1.0}, r"sft_coef.*-1\.0"),
     ],
 )
 def test_impossible_settings_are_refused_in_one_line(name: str, more: dict[str, float], message: str):

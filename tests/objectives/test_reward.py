@@ -53,7 +53,7 @@ def test_equals_binary_cross_entropy(seed: int, label_smoothing: float, centerin
         label_smoothing=label_smoothing,
         centering=centering,
     )
-    assert torch.equal(shuffled, got[order])
+    torch.testing.assert_close(shuffled, got[order])
 
 
 def test_a_common_constant_changes_nothing_without_centering_and_costs_with_it():
@@ -74,9 +74,9 @@ def test_hopeless_pairs_have_finite_loss_and_full_gradient():
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"label_smoothing": 0.5}, "label_smoothing is 0.5; it must lie in"),
-        ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
-        ({"centering": -1.0}, "centering is -1.0; it must not be negative"),
+        ({"label_smoothing": 0.5}, r"label_smoothing.*0\.5.*\[0, 0\.5\)"),
+        ({"label_smoothing": -0.1}, r"label_smoothing.*-0\.1"),
+        ({"centering": -1.0}, r"centering.*-1\.0"),
     ],
 )
 def test_impossible_settings_are_refused(settings_: dict[str, float], message: str):
@@ -85,5 +85,5 @@ def test_impossible_settings_are_refused(settings_: dict[str, float], message: s
 
 
 def test_shapes_that_would_broadcast_are_refused():
-    with pytest.raises(ValueError, match="must have one shape"):
+    with pytest.raises(ValueError, match=r"chosen.*\(2,\).*rejected.*\(2, 1\)"):
         bradley_terry_loss(torch.zeros(2), torch.zeros(2, 1))

@@ -52,6 +52,14 @@ def test_a_batch_of_one_and_of_none(module):
     assert load_reward("judges:length")([], []) == []
 
 
+def test_a_module_of_the_folder_it_is_run_in(tmp_path, monkeypatch):
+    """The installed command has its own folder first on the path, and the working directory nowhere."""
+    (tmp_path / "mine_alone.py").write_text("def one(prompts, responses):\n    return [1.0] * len(responses)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    assert load_reward("mine_alone:one")(["a"], ["b"]) == [1.0]
+
+
 @dataclass(frozen=True)
 class Scaled(Reward):
     """Length times a factor."""
@@ -93,13 +101,13 @@ def test_what_a_module_has_may_be_no_reward(module):
     "name", ["sandbx", "nowhere:f", "no_where.P", "statistics:nothing", "no/such/directory/at/all"]
 )
 def test_a_reward_that_does_not_exist_is_named(name: str):
-    with pytest.raises(ValueError, match=f"no reward '{name}'") as error:
+    with pytest.raises(ValueError, match=f"'{name}'") as error:
         load_reward(name)
     assert "\n" not in str(error.value)
 
 
 def test_prompts_and_responses_must_pair_up():
-    with pytest.raises(ValueError, match="'sandbox' was given 1 prompts and 2 responses"):
+    with pytest.raises(ValueError, match=r"'sandbox'.*\b1\b.*\b2\b"):
         load_reward("sandbox")([PROMPT], ["a", "b"])
 
 
@@ -109,16 +117,14 @@ def test_prompts_and_responses_must_pair_up():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e16])
 def test_a_score_that_is_no_finite_number(value):
     reward = FunctionReward("mine:f", lambda prompts, responses: [1.0, value, 2.0])
-    line = (
-        rf"'mine:f' gave {re.escape(repr(value))} for response 1 of 3 \('second {'x' * 52}\.\.\.\); it must be a finite"
-    )
+    line = rf"'mine:f'.*{re.escape(repr(value))}.*\b1\b.*\b3\b.*'second {'x' * 52}\.\.\."
     with pytest.raises(ValueError, match=line):
         reward(["p"] * 3, ["first", "second " + "x" * 500, "third"])
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, 2.0, 3.0]])
 def test_the_wrong_count(scores):
-    with pytest.raises(ValueError, match=f"reward 'mine:f' gave {len(scores)} scores for 2 responses"):
+    with pytest.raises(ValueError, match=rf"'mine:f'.*\b{len(scores)}\b.*\b2\b"):
         FunctionReward("mine:f", lambda prompts, responses: scores)(["p"] * 2, ["a", "b"])
 
 
@@ -140,7 +146,7 @@ def test_other_numbers_are_fine():
     ids=repr,
 )
 def test_what_is_no_list_of_numbers(scores):
-    with pytest.raises(ValueError, match="reward 'mine:f' gave .* for 2 responses, not one number each") as error:
+    with pytest.raises(ValueError, match=r"'mine:f'.*\b2\b") as error:
         FunctionReward("mine:f", lambda prompts, responses: scores)(["p"] * 2, ["a", "b"])
     assert "\n" not in str(error.value)
 
@@ -151,7 +157,7 @@ def test_a_function_that_raises_is_asked_again_to_find_the_offender():
             raise KeyError("no such word\nand more")
         return [0.0] * len(responses)
 
-    line = r"reward 'mine:f' raised KeyError: .* on response 2 of 3 \('bad'\), prompt 'p2'"
+    line = r"'mine:f'.*KeyError.*no such word.*\b2\b.*\b3\b.*'bad'.*'p2'"
     with pytest.raises(ValueError, match=line) as error:
         FunctionReward("mine:f", fragile)(["p0", "p1", "p2"], ["a", "b", "bad"])
     assert "\n" not in str(error.value)
@@ -164,7 +170,7 @@ def test_a_function_that_raises_on_many_only():
             raise RuntimeError
         return [0.0]
 
-    with pytest.raises(ValueError, match="reward 'mine:f' raised RuntimeError on 2 responses, on none alone"):
+    with pytest.raises(ValueError, match=r"'mine:f'.*RuntimeError.*\b2\b"):
         FunctionReward("mine:f", crowded)(["p"] * 2, ["a", "b"])
 
 

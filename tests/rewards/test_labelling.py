@@ -5,6 +5,7 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naming import naming
 
 from align.rewards.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
 
@@ -102,5 +103,5 @@ def test_the_seed_and_the_prompt_number_decide_which_pairs_are_taken():
     ("name", "value"), [("label_temperature", -0.1), ("label_temperature", math.inf), ("pairs_per_prompt", 0)]
 )
 def test_impossible_settings_are_named(name: str, value: float):
-    with pytest.raises(ValueError, match=f"{name} is {value}; it must be"):
+    with pytest.raises(ValueError, match=naming(name, value)):
         LabelConfig(**{name: value})

@@ -104,12 +104,12 @@ def test_another_tokenizer_is_refused(network, tokenizer):
     reward = RewardModel("mine", network, tokenizer)
     reward.check_tokenizer(tokenizer)
     other = train_tokenizer(["cd cd"], vocab_size=256 + 8)
-    with pytest.raises(ValueError, match=f"'mine' reads the ids of tokenizer {tokenizer.fingerprint[:12]}, the policy"):
+    with pytest.raises(ValueError, match=f"'mine'.*{tokenizer.fingerprint[:12]}"):
         reward.check_tokenizer(other)
 
 
 def test_a_language_model_is_no_reward(tmp_path, tokenizer):
-    with pytest.raises(ValueError, match=r"a language model \(LlamaForCausalLM\), not a reward model") as error:
+    with pytest.raises(ValueError, match="LlamaForCausalLM") as error:
         load_reward(written(GPT(CONFIG), tmp_path, tokenizer))
     assert "\n" not in str(error.value)
 
@@ -120,11 +120,11 @@ def test_without_a_manifest_scores_are_raw(tmp_path, network, tokenizer):
 
 
 def test_a_spread_of_zero_is_refused(tmp_path, network, tokenizer):
-    with pytest.raises(ValueError, match="reward_mean is 1.0 and reward_std 0.0; they must be finite"):
+    with pytest.raises(ValueError, match=r"reward_mean.*1\.0.*reward_std.*0\.0"):
         load_reward(written(network, tmp_path, tokenizer, reward_mean=1.0, reward_std=0.0))
 
 
 def test_a_network_that_diverged_is_named(network, tokenizer):
     network.score.weight.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"reward 'mine' gave nan for response 0 of 1 \('ba'\)"):
+    with pytest.raises(ValueError, match=r"'mine'.*nan.*\b0\b.*\b1\b.*'ba'"):
         RewardModel("mine", network, tokenizer)(["ab?"], ["ba"])

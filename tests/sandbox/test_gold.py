@@ -191,16 +191,16 @@ def test_more_slips_earn_less() -> None:
 @pytest.mark.parametrize(
     ("prompt", "missing"),
     [
-        ("What is the capital of France?", "no hero"),
-        ("", "no hero"),
+        ("What is the capital of France?", "hero"),
+        ("", "hero"),
         (
             "Write a sad story of Mia the fox at the harbor with a lantern. Mia sings. Five sentences.",
-            "two events, one exclusion or neither",
+            "events.*exclusion",
         ),
-        ("Write a sad story of Mia the fox at the harbor. No drum. Five sentences.", "needs one object, has 0"),
+        ("Write a sad story of Mia the fox at the harbor. No drum. Five sentences.", r"object.*\b0\b"),
         (
             "Write a story of Mia the fox at the harbor with a lantern. No drum. Five sentences.",
-            "needs one mood, has 0",
+            r"mood.*\b0\b",
         ),
     ],
 )

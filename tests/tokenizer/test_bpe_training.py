@@ -148,21 +148,21 @@ def test_a_huge_word_is_learned_in_pieces(char):
 
 
 def test_too_little_text_warns():
-    with pytest.warns(UserWarning, match="too few distinct pairs for vocab_size 400: the tokenizer has 264 tokens"):
+    with pytest.warns(UserWarning, match=r"vocab_size.*\b400\b.*\b264\b"):
         train_tokenizer(["ab"], vocab_size=400)
 
 
 @pytest.mark.parametrize(
     ("texts", "settings_", "message"),
     [
-        (["a"], {"vocab_size": 262}, "vocab_size is 262; it must be from 263"),
-        (["a"], {"vocab_size": 2_000_000}, "to 1000000"),
-        ([], {"vocab_size": 300}, "every text was empty"),
-        (["", ""], {"vocab_size": 300}, "every text was empty"),
+        (["a"], {"vocab_size": 262}, r"vocab_size.*\b262\b.*\b263\b"),
+        (["a"], {"vocab_size": 2_000_000}, r"vocab_size.*\b2000000\b.*\b1000000\b"),
+        ([], {"vocab_size": 300}, "text"),
+        (["", ""], {"vocab_size": 300}, "text"),
         (["a\ud800"], {"vocab_size": 300}, "lone surrogate"),
-        (["a"], {"vocab_size": 300, "processes": 0}, "processes is 0"),
-        (["a"], {"vocab_size": 300, "sample_bytes": 0}, "sample_bytes is 0"),
-        (["a"], {"vocab_size": 300, "pattern": "gpt5("}, "does not compile"),
+        (["a"], {"vocab_size": 300, "processes": 0}, r"processes\D*0\b"),
+        (["a"], {"vocab_size": 300, "sample_bytes": 0}, r"sample_bytes\D*0\b"),
+        (["a"], {"vocab_size": 300, "pattern": "gpt5("}, r"pattern.*gpt5\("),
     ],
 )
 def test_impossible_settings_are_refused(texts, settings_, message):

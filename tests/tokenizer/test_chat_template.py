@@ -67,7 +67,7 @@ def _saved_peer(tokenizer, tmp_path_factory):
 
 def test_our_template_refuses_unknown_roles_in_transformers(tokenizer, tmp_path_factory):
     peer = _saved_peer(tokenizer, tmp_path_factory)
-    with pytest.raises(Exception, match="role tool is unknown"):
+    with pytest.raises(Exception, match="tool"):
         peer.apply_chat_template([{"role": "tool", "content": "x"}], tokenize=False)
 
 
@@ -132,15 +132,15 @@ def _with_template(directory, tmp_path, template) -> Tokenizer:
     [
         (
             "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
-            "message 1: .* ends .* no special token",
+            r"\b1\b.*chat.template.*special token",
         ),
-        ("{% for m in messages %}{{ m.content[::-1] }}<|im_end|>{% endfor %}", "changes the contents"),
-        ("{% for m in messages %}{{ m.content[:1] }}<|im_end|>{% endfor %}", "leaves|changes"),
-        ("{{ messages[0].content }}<|im_end|>", "message 1: the chat template leaves"),
-        ("{{ raise_exception('only dogs') }}", "the chat template fails: only dogs"),
-        ("{% for m in messages %}", "the chat template fails"),
-        ("{{ messages.__class__.__mro__ }}", "the chat template fails|changes|leaves"),
-        ("{{ strftime_now('%Y') }}", "'strftime_now' is undefined"),
+        ("{% for m in messages %}{{ m.content[::-1] }}<|im_end|>{% endfor %}", "chat.template"),
+        ("{% for m in messages %}{{ m.content[:1] }}<|im_end|>{% endfor %}", "chat.template"),
+        ("{{ messages[0].content }}<|im_end|>", r"\b1\b.*chat.template"),
+        ("{{ raise_exception('only dogs') }}", "chat.template.*only dogs"),
+        ("{% for m in messages %}", "chat.template.*endfor"),
+        ("{{ messages.__class__.__mro__ }}", "chat.template"),
+        ("{{ strftime_now('%Y') }}", "chat.template.*strftime_now"),
     ],
 )
 def test_templates_that_cannot_be_masked(qwen_directory, tmp_path, template, message):
@@ -171,28 +171,28 @@ def test_named_templates_in_the_config(qwen_directory, tmp_path):
 
 
 def test_no_template(gpt2_directory):
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(ValueError, match=r"chat_template\.jinja"):
         Tokenizer.load(gpt2_directory).render_chat(CHAT)
 
 
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([], "the chat has no messages"),
-        ("hello", "messages is 'hello'; it must be a list"),
-        ({"role": "user", "content": "a"}, "it must be a list"),
-        (None, "messages is None"),
-        (["hello"], "message 0 is 'hello'; it must have a role and a content"),
-        ([{"role": "user"}], r"message 0 has no 'content': \{'role': 'user'\}"),
-        ([CHAT[0], {"content": "a"}], "message 1 has no 'role'"),
-        ([{"role": "user", "content": None}], "message 0: content is None; it must be a string"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "message 0: content is .* must be a string"),
-        ([{"role": 3, "content": "a"}], "message 0: role is 3; it must be a string"),
+        ([], "messages"),
+        ("hello", "messages.*'hello'.*list"),
+        ({"role": "user", "content": "a"}, "messages.*'role'.*list"),
+        (None, "messages.*None.*list"),
+        (["hello"], r"\b0\b.*'hello'.*role.*content"),
+        ([{"role": "user"}], r"\b0\b.*'content'.*\{'role': 'user'\}"),
+        ([CHAT[0], {"content": "a"}], r"\b1\b.*'role'"),
+        ([{"role": "user", "content": None}], r"\b0\b.*content.*None"),
+        ([{"role": "user", "content": [{"type": "text"}]}], r"\b0\b.*content.*\[\{'type': 'text'\}\]"),
+        ([{"role": 3, "content": "a"}], r"\b0\b.*role.*\b3\b"),
         (
             [CHAT[0], {"role": "robot", "content": "a"}],
-            "message 1: role 'robot' is unknown; use system, user, assistant",
+            r"\b1\b.*role.*'robot'.*system.*user.*assistant",
         ),
-        ([{"role": "user", "content": "\ud800"}], "lone surrogate"),
+        ([{"role": "user", "content": "\ud800"}], r"U\+D800"),
     ],
 )
 def test_bad_chats_are_refused(tokenizer, qwen_directory, messages, message):

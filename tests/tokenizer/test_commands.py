@@ -44,9 +44,12 @@ def test_train_encode_decode(corpus, tmp_path, capsys):
 def test_train_for_people(corpus, tmp_path, capsys):
     train([str(corpus)], str(tmp_path / "out"), vocab_size=300, sample_bytes=500)
     said = capsys.readouterr().out
-    assert "300 tokens" in said
-    assert "bytes per token" in said
-    assert "longest tokens" in said
+    train([str(corpus)], str(tmp_path / "again"), vocab_size=300, sample_bytes=500, json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert str(tmp_path / "out") in said
+    assert "300" in said
+    assert f"{found['bytes_per_token']:.3f}" in said
+    assert all(repr(token["text"]) in said for token in found["longest"])
 
 
 def test_report_by_hand():
@@ -55,7 +58,7 @@ def test_report_by_hand():
     found = report(tokenizer, ["ab!ab!", "ab!ab!"], longest=2)
     assert (found.bytes, found.tokens, found.bytes_per_token, found.tokens_used) == (12, 8, 1.5, 2)
     assert [(t.text, t.bytes, t.uses) for t in found.longest] == [("ab", 2, 4), ("!", 1, 4)]
-    with pytest.raises(ValueError, match="every text was empty"):
+    with pytest.raises(ValueError, match="text"):
         report(tokenizer, [""])
 
 
@@ -79,18 +82,18 @@ def test_plain_files_are_read_in_pieces_that_join(tmp_path):
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.txt", b"", "a.txt: the file is empty"),
-        ("a.bin", b"ab\0\xff\xfe\0", "a.bin: a binary file: byte 0xff at offset 3"),
-        ("a.txt", b"x" * 10 + b"\n" + b"caf\xe9", "a.txt: not UTF-8 text: byte 0xe9 at offset 14"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', "a.jsonl:2: not JSON"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"body": "a"}', "a.jsonl:3: no text in field 'text' .* the fields are body"),
-        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: no text in field 'text'"),
-        ("a.jsonl", b'["a"]', "a.jsonl:1: holds list; it must hold a record"),
-        ("a.jsonl", b'{"text": "\xff"}', "a.jsonl: not UTF-8 text: byte 0xff at offset 10"),
-        ("a.jsonl", b'{"messages": [{"role": "user"}]}', "a.jsonl:1: no text"),
-        ("a.json", b'{"text": "a"}', "a.json: holds dict; it must hold a list"),
-        ("a.json", b'[{"text": "a"}, {"b": 1}]', "a.json: record 1: no text"),
-        ("a.jsonl", b'{"text": ""}', "every text was empty"),
+        ("a.txt", b"", r"a\.txt"),
+        ("a.bin", b"ab\0\xff\xfe\0", r"a\.bin.*0xff.*\b3\b"),
+        ("a.txt", b"x" * 10 + b"\n" + b"caf\xe9", r"a\.txt.*UTF-8.*0xe9.*\b14\b"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl:2\b.*JSON"),
+        ("a.jsonl", b'{"text": "a"}\n\n{"body": "a"}', r"a\.jsonl:3\b.*'text'.*body"),
+        ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1\b.*'text'"),
+        ("a.jsonl", b'["a"]', r"a\.jsonl:1\b.*list"),
+        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl.*UTF-8.*0xff.*\b10\b"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', r"a\.jsonl:1\b.*'text'.*messages"),
+        ("a.json", b'{"text": "a"}', r"a\.json\b.*dict.*list"),
+        ("a.json", b'[{"text": "a"}, {"b": 1}]', r"a\.json\b.*\b1\b.*'text'"),
+        ("a.jsonl", b'{"text": ""}', "text"),
     ],
 )
 def test_bad_files_are_one_line(tmp_path, name, data, message):
@@ -104,22 +107,22 @@ def test_bad_files_are_one_line(tmp_path, name, data, message):
 def test_bad_arguments(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     for call, kind, message in [
-        (lambda: train([], "out"), ValueError, "inputs is empty"),
-        (lambda: train(["nowhere.txt"], "out"), FileNotFoundError, "nowhere.txt: no such file"),
-        (lambda: encode(str(tmp_path)), ValueError, "give exactly one of text and file"),
-        (lambda: encode(str(tmp_path), text="a", file="b"), ValueError, "give exactly one of text and file"),
-        (lambda: encode(str(tmp_path), file="nowhere"), FileNotFoundError, "nowhere: no such file"),
-        (lambda: encode("nowhere", text="a"), FileNotFoundError, "nowhere: no such file or directory"),
-        (lambda: decode(str(tmp_path)), ValueError, "give exactly one of ids and file"),
-        (lambda: decode(str(tmp_path), ids=[10**9]), ValueError, "id 1000000000 is not of this tokenizer"),
+        (lambda: train([], "out"), ValueError, "inputs"),
+        (lambda: train(["nowhere.txt"], "out"), FileNotFoundError, r"nowhere\.txt"),
+        (lambda: encode(str(tmp_path)), ValueError, "text.*file"),
+        (lambda: encode(str(tmp_path), text="a", file="b"), ValueError, "text.*file"),
+        (lambda: encode(str(tmp_path), file="nowhere"), FileNotFoundError, "nowhere"),
+        (lambda: encode("nowhere", text="a"), FileNotFoundError, "nowhere"),
+        (lambda: decode(str(tmp_path)), ValueError, "ids.*file"),
+        (lambda: decode(str(tmp_path), ids=[10**9]), ValueError, r"\b1000000000\b.*\b599\b"),
     ]:
         with pytest.raises(kind, match=message):
             call()
     (tmp_path / "ids").write_text("[1, 2, x]")
-    with pytest.raises(ValueError, match="ids: 'x' is not an id"):
+    with pytest.raises(ValueError, match="/ids.*'x'"):
         decode(str(tmp_path), file=str(tmp_path / "ids"))
     (tmp_path / "ids").write_text("")
-    with pytest.raises(ValueError, match="ids: the file is empty"):
+    with pytest.raises(ValueError, match="/ids"):
         encode(str(tmp_path), file=str(tmp_path / "ids"))
 
 

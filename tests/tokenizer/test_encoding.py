@@ -79,19 +79,19 @@ def test_special_tokens_in_decoding(tokenizer):
 def test_lone_surrogates_are_refused(tokenizer, text):
     place = next(i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff")
     for encode in (tokenizer.encode, lambda t: tokenizer.encode_to_array([t])):
-        with pytest.raises(ValueError, match=f"character {place} is the lone surrogate U\\+D"):
+        with pytest.raises(ValueError, match=rf"\b{place}\b.*U\+{ord(text[place]):04X}"):
             encode(text)
 
 
 def test_invalid_bytes_leave_no_trace_in_the_cache(tokenizer):
     tokenizer.encode(b"\xff")
-    with pytest.raises(ValueError, match="lone surrogate"):
+    with pytest.raises(ValueError, match=r"U\+DCFF"):
         tokenizer.encode("\udcff")
 
 
 @pytest.mark.parametrize("number", [-1, 10**6])
 def test_unknown_ids_are_refused(tokenizer, number):
-    with pytest.raises(ValueError, match=f"id {number} is not of this tokenizer, whose ids are 0 to 599"):
+    with pytest.raises(ValueError, match=rf"{number}\b.*\b599\b"):
         tokenizer.decode([number])
 
 

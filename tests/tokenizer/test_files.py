@@ -163,20 +163,20 @@ def _changed(path, tmp_path, change) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["model"].update(type="Unigram"), "the model is Unigram"),
-        (lambda d: d["model"].update(type="WordPiece"), "the model is WordPiece"),
-        (lambda d: d["model"].update(byte_fallback=True), "model.byte_fallback is True"),
-        (lambda d: d["model"].update(dropout=0.1), "model.dropout is 0.1"),
-        (lambda d: d.update(normalizer={"type": "Lowercase"}), "the normalizer Lowercase is not supported"),
-        (lambda d: d.update(pre_tokenizer={"type": "Metaspace"}), "the last pre-tokenizer is not ByteLevel"),
-        (lambda d: d.update(pre_tokenizer=None), "the last pre-tokenizer is not ByteLevel"),
-        (lambda d: d["pre_tokenizer"].update(add_prefix_space=True), "ByteLevel has add_prefix_space"),
-        (lambda d: d["model"]["vocab"].pop("a"), "vocabulary"),
-        (lambda d: d["model"]["merges"].append(["q", "☃"]), r"merge \d+ \('q', '☃'\) is of tokens outside"),
-        (lambda d: d["model"]["vocab"].update({"☃": 9999}), "'☃' in token '☃' is not a byte-level character"),
-        (lambda d: d["added_tokens"][0].update(single_word=True), "has single_word"),
-        (lambda d: d.pop("model"), "damaged: KeyError"),
-        (lambda d: d["model"].update(vocab=[1]), "damaged: AttributeError"),
+        (lambda d: d["model"].update(type="Unigram"), "Unigram"),
+        (lambda d: d["model"].update(type="WordPiece"), "WordPiece"),
+        (lambda d: d["model"].update(byte_fallback=True), r"model\.byte_fallback.*True"),
+        (lambda d: d["model"].update(dropout=0.1), r"model\.dropout.*0\.1"),
+        (lambda d: d.update(normalizer={"type": "Lowercase"}), "normalizer.*Lowercase"),
+        (lambda d: d.update(pre_tokenizer={"type": "Metaspace"}), "ByteLevel"),
+        (lambda d: d.update(pre_tokenizer=None), "ByteLevel"),
+        (lambda d: d["pre_tokenizer"].update(add_prefix_space=True), "ByteLevel.*add_prefix_space"),
+        (lambda d: d["model"]["vocab"].pop("a"), "0x61"),
+        (lambda d: d["model"]["merges"].append(["q", "☃"]), r"merge.*\('q', '☃'\)"),
+        (lambda d: d["model"]["vocab"].update({"☃": 9999}), "token.*'☃'"),
+        (lambda d: d["added_tokens"][0].update(single_word=True), r"<\|endoftext\|>.*single_word"),
+        (lambda d: d.pop("model"), "KeyError.*model"),
+        (lambda d: d["model"].update(vocab=[1]), "AttributeError"),
     ],
 )
 def test_what_is_not_byte_level_bpe_is_refused(gpt2_directory, tmp_path, change, message):
@@ -197,20 +197,20 @@ def test_peers_own_other_kinds_are_refused(tmp_path):
         peer = PeerTokenizer(model)
         peer.normalizer, peer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
         peer.save(str(tmp_path / f"{name}.json"))
-        with pytest.raises(ValueError, match="not a byte-level BPE tokenizer that align can read"):
+        with pytest.raises(ValueError, match=rf"{name}\.json.*byte-level BPE"):
             Tokenizer.load(tmp_path / f"{name}.json")
 
 
 def test_missing_and_broken_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such file or directory"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         Tokenizer.load(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="has no tokenizer.json"):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"model": ')
-    with pytest.raises(ValueError, match="tokenizer.json: not JSON"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json.*JSON"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("[]")
-    with pytest.raises(ValueError, match="holds list; it must hold a JSON object"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json.*list"):
         Tokenizer.load(tmp_path)
 
 
@@ -221,9 +221,7 @@ def test_an_unreachable_hub_id_is_one_line(monkeypatch):
         raise OSError("no network\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(
-        FileNotFoundError, match=r"someone/model: no such directory, and not on the .* Hub: no network$"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"\A.*someone/model.*no network.*\Z"):
         Tokenizer.load("someone/model")
 
 

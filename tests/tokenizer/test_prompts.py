@@ -24,7 +24,7 @@ def test_texts_are_continued_and_chats_answered(tokenizer):
     assert encode_prompt(tokenizer, ASKED, chat=False) == text
     assert encode_prompt(tokenizer, ASKED) == encode_prompt(tokenizer, "ab", chat=True) == turn
     assert encode_prompt(tokenizer, CHAT) == encode_prompt(tokenizer, CHAT, chat=True)
-    with pytest.raises(ValueError, match="a chat of 3 messages, the model continues texts"):
+    with pytest.raises(ValueError, match=r"\b3 messages"):
         encode_prompt(tokenizer, CHAT, chat=False)
     assert (as_messages("ab"), as_text("ab"), as_text(CHAT)) == (ASKED, "ab", "b")
 

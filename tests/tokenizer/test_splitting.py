@@ -128,12 +128,14 @@ def test_no_splits_is_one_word():
 
 @pytest.mark.parametrize("pattern", [r"(a", r"[a-", r"a**", r"\p{L", r"(?<x"])
 def test_broken_patterns_are_refused(pattern):
-    with pytest.raises(ValueError, match="does not compile"):
+    with pytest.raises(ValueError, match="pattern") as caught:
         resolve_pattern(pattern)
+    assert repr(pattern) in str(caught.value)
 
 
 @pytest.mark.parametrize("pattern", [r"^a", r"\s++$"])
 def test_line_ends_are_refused(pattern):
     """Engines disagree on ^ and $: an error rather than other ids."""
-    with pytest.raises(ValueError, match="which is not supported"):
+    with pytest.raises(ValueError, match="pattern") as caught:
         resolve_pattern(pattern)
+    assert repr(pattern) in str(caught.value)

@@ -30,13 +30,11 @@ def mesh(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize(
     ("devices", "line"),
-    [(4, "kv_heads is 2, which 4 tensor-parallel devices can't share"), (3, "heads is 4, which 3")],
+    [(4, r"kv_heads\D*2\b.*\b4\b"), (3, r"\bheads\D*4\b.*\b3\b")],
 )
 def test_a_network_that_can_not_be_split_is_refused(devices: int, line: str):
     check_split(CONFIG, 2)
-    with pytest.raises(
-        ValueError, match=rf"{line}.*set tensor_parallel_size to a divisor of heads \(4\), kv_heads \(2"
-    ):
+    with pytest.raises(ValueError, match=rf"{line}.*tensor_parallel_size.*\bheads\D*4\b.*kv_heads\D*2\b"):
         check_split(CONFIG, devices)
 
 
@@ -133,12 +131,10 @@ class TestShardedCheckpoints:
     def test_that_is_not_whole_is_refused(self, folder: Path):
         data = next(folder.glob("*.distcp"))
         data.write_bytes(data.read_bytes()[:100])
-        with pytest.raises(ValueError, match=r"step=3.ckpt: no whole sharded checkpoint: "):
+        with pytest.raises(ValueError, match=r"step=3\.ckpt"):
             read_stored(folder)
         (folder / "meta.pt").unlink()
-        with pytest.raises(
-            ValueError, match=r"no whole sharded checkpoint: meta.pt, which is written last, is missing"
-        ):
+        with pytest.raises(ValueError, match=r"step=3\.ckpt.*meta\.pt"):
             read_stored(folder)
 
     def test_runs_no_code_of_a_metadata_file(self, folder: Path, tmp_path: Path):
@@ -149,7 +145,7 @@ class TestShardedCheckpoints:
         stream = io.BytesIO()
         pickle.dump(Evil(), stream)
         (folder / ".metadata").write_bytes(stream.getvalue())
-        with pytest.raises(ValueError, match=r"names \w+.open, which torch writes in no checkpoint"):
+        with pytest.raises(ValueError, match=r"\.metadata.*\w+\.open"):
             read_stored(folder)
         assert not (tmp_path / "pwned").exists()
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from naming import naming
 
 from align.algorithms.pretrain import Pretrain
 from align.callbacks.model_directory import ModelDirectory
@@ -103,5 +104,5 @@ def test_off_unless_asked(tmp_path):
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_impossible_decays(decay):
-    with pytest.raises(ValueError, match=rf"average.decay is {decay}: it must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=naming("average.decay", decay)):
         WeightAverage(decay)

@@ -1,4 +1,4 @@
-"""A recipe folder's pipeline.yaml: its stages, with the command line's values put in."""
+"""Reads a recipe folder's pipeline.yaml and substitutes the command line's values."""
 
 import hashlib
 import itertools
@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from align.cli.errors import UsageError, nearest
-from align.cli.shipped_recipes import shipped_root
-from align.cli.stage_record import content_hash
+from align.pipeline.errors import RecipeError, nearest
+from align.pipeline.recipes import shipped_root
+from align.pipeline.stage_record import content_hash
 
 _STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional", "foreach"}
 _FOLDER_KEYS = {"variables", "stages"}
@@ -25,7 +25,7 @@ class Stage:
 
     name: str
     family: str
-    """The name in the file: that of all the stages that one ``foreach`` makes"""
+    """The name in the file, shared by all stages of one ``foreach``"""
     command: tuple[str, ...]
     """Words after ``align``, such as ("tokenizer", "train")"""
     recipe: Path | None
@@ -33,9 +33,9 @@ class Stage:
     arguments: tuple[str, ...]
     """The rest of the command line"""
     reads: tuple[Path, ...]
-    """Files and directories it depends on"""
+    """Input files and directories"""
     writes: Path
-    """The file or directory it makes"""
+    """Output file or directory"""
     optional: bool = False
     """Run only when --only or --from names it"""
 
@@ -72,31 +72,31 @@ class Pipeline:
 
 
 def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list[str]) -> Pipeline:
-    """Read a folder's pipeline.yaml and put the command line's values in.
+    """Read a folder's pipeline.yaml and substitute the command line's values.
 
     Args:
         folder: the recipe folder, or another pipeline's file in one.
         out: where the runs go; None: runs/NAME.
         seed: becomes ``${seed}``.
-        assignments: ``NAME=VALUE`` for the variables that the pipeline declares.
+        assignments: ``NAME=VALUE`` of variables that the pipeline declares.
 
     Returns:
         Pipeline: with every ``${...}`` replaced.
 
     Raises:
-        UsageError: no such folder, a wrong key, or a variable that is unknown, missing or malformed.
+        RecipeError: no such folder, a wrong key, or a variable that is unknown, missing or malformed.
     """
     file = folder if folder.suffix == ".yaml" else folder / "pipeline.yaml"
     folder = file.parent
     if not file.is_file():
         found = {path.parent.name for root in (folder.parent, shipped_root()) for path in root.glob("*/pipeline.yaml")}
-        raise UsageError(f"{file} does not exist{nearest(folder.name, sorted(found))}")
+        raise RecipeError(f"{file} does not exist{nearest(folder.name, sorted(found))}")
     try:
         content = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
-        raise UsageError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
-        raise UsageError(f"{file} must be a mapping with the key 'stages', itself a mapping of stages")
+        raise RecipeError(f"{file} must be a mapping with the key 'stages', itself a mapping of stages")
     _check_keys(content, _FOLDER_KEYS, str(file))
     run = Path(out) if out else Path("runs") / folder.resolve().name
     values = _variables(file, content.get("variables") or {}, assignments) | {"run": str(run), "seed": str(seed)}
@@ -105,21 +105,21 @@ def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list
 
 
 def _variables(file: Path, declared: Mapping[str, Any], assignments: list[str]) -> dict[str, str]:
-    """Values of the declared variables; a variable declared as null has to be given."""
+    """Values of the declared variables; one declared as null must be given."""
     values = {name: None if default is None else str(default) for name, default in declared.items()}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
-            raise UsageError(f"--set {assignment}: it must be NAME=VALUE")
+            raise RecipeError(f"--set {assignment}: it must be NAME=VALUE")
         if name not in values:
             names = ", ".join(values) or "none"
-            raise UsageError(
+            raise RecipeError(
                 f"--set {assignment}: {file} has no variable {name!r}{nearest(name, values)}; it has {names}"
             )
         values[name] = value
     missing = [name for name, value in values.items() if value is None]
     if missing:
-        raise UsageError(f"{file} needs a value: give " + " ".join(f"--set {name}=VALUE" for name in missing))
+        raise RecipeError(f"{file} needs a value: give " + " ".join(f"--set {name}=VALUE" for name in missing))
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -127,11 +127,11 @@ def _stages(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Iter
     """The stage, or one for each combination of the values that ``foreach`` lists."""
     where = f"{file}: stage {name!r}"
     if not isinstance(body, dict) or "command" not in body or "writes" not in body:
-        raise UsageError(f"{where} must be a mapping with at least 'command' and 'writes'")
+        raise RecipeError(f"{where} must be a mapping with at least 'command' and 'writes'")
     _check_keys(body, _STAGE_KEYS, where)
     loops = body.get("foreach") or {}
     if not isinstance(loops, dict) or not all(isinstance(items, list) and items for items in loops.values()):
-        raise UsageError(f"{where}: foreach is {loops!r}: it must be a mapping of variables to lists of values")
+        raise RecipeError(f"{where}: foreach is {loops!r}: it must be a mapping of variables to lists of values")
     body = {key: value for key, value in body.items() if key != "foreach"}
     for items in itertools.product(*loops.values()):
         chosen = {variable: str(item) for variable, item in zip(loops, items, strict=True)}
@@ -151,14 +151,14 @@ def _stage(file: Path, name: str, family: str, body: Mapping[str, Any], values: 
     reads = tuple(Path(path) for path in body.get("reads") or [])
     optional = body.get("optional", False)
     if not isinstance(optional, bool):
-        raise UsageError(f"{where}: optional is {optional!r}: it must be true or false")
+        raise RecipeError(f"{where}: optional is {optional!r}: it must be true or false")
     return Stage(name, family, command, recipe, tuple(arguments), reads, Path(body["writes"]), optional)
 
 
 def _argument(key: str, value: Any, *, flags: bool) -> list[str]:
-    """A setting as it stands on a command line; the key '-' holds positional ones.
+    """A setting as command-line words; the key '-' holds positional arguments.
 
-    Our own verbs have flags (``--raw``) and lists of words; a recipe's are settings like any other (``--x=true``).
+    Our own verbs take flags (``--raw``) and lists of words; the settings of a recipe are all alike (``--x=true``).
     """
     if key == "-":
         return [str(item) for item in (value if isinstance(value, list) else [value])]
@@ -181,7 +181,7 @@ def _substitute(value: Any, values: Mapping[str, str], where: str) -> Any:
 
     def look_up(match: re.Match[str]) -> str:
         if match[1] not in values:
-            raise UsageError(f"{where}: no variable ${{{match[1]}}}{nearest(match[1], values)}")
+            raise RecipeError(f"{where}: no variable ${{{match[1]}}}{nearest(match[1], values)}")
         return values[match[1]]
 
     return re.sub(r"\$\{(\w+)\}", look_up, value)
@@ -190,6 +190,6 @@ def _substitute(value: Any, values: Mapping[str, str], where: str) -> Any:
 def _check_keys(body: Mapping[str, Any], valid: set[str], where: str) -> None:
     for key in body:
         if key not in valid:
-            raise UsageError(
+            raise RecipeError(
                 f"{where}: no key {key!r}{nearest(str(key), valid)}; valid keys: {', '.join(sorted(valid))}"
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import align
-from align.cli.errors import UsageError, nearest
+from align.pipeline.errors import RecipeError, nearest
 
 _PIPELINE = "pipeline.yaml"
 _CONFIG = ("--config", "-c")
@@ -75,14 +75,14 @@ def copy_folder(name: str, target: Path) -> Path:
         Path: ``target``.
 
     Raises:
-        UsageError: no such recipe folder, or ``target`` exists.
+        RecipeError: no such recipe folder, or ``target`` exists.
     """
     names = [folder.name for folder in shipped_folders()]
     plain = name.strip("/").removeprefix("recipes/")
     if plain not in names:
-        raise UsageError(f"no recipe folder {name!r}{nearest(plain, names)}; shipped are {', '.join(names)}")
+        raise RecipeError(f"no recipe folder {name!r}{nearest(plain, names)}; shipped are {', '.join(names)}")
     if target.exists():
-        raise UsageError(f"{target} already exists; give a new folder")
+        raise RecipeError(f"{target} already exists; give a new folder")
     return Path(shutil.copytree(shipped_root() / plain, target))
 
 

@@ -12,15 +12,15 @@ from typing import Any
 
 _LOCK = ".lock"
 _ORPHANS = 10.0
-"""Seconds that the data workers of a killed process may live on, with the lock that they inherited"""
+"""Seconds that data workers may outlive their killed parent, holding the lock that they inherited"""
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder; the system lets it go when the process ends, however it ends.
+    """Lock a run folder; the system releases the lock when the process ends, however it ends.
 
     Args:
-        folder: made if it is missing.
+        folder: created if it is missing.
 
     Raises:
         ValueError: another process holds it.
@@ -42,11 +42,13 @@ def run_lock(folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 holder = _holder(file)
                 if _lives(holder) or time.monotonic() > deadline:
-                    raise ValueError(f"{folder} is in use by {_name(holder)}: wait for it or end it") from None
+                    raise ValueError(
+                        f"{folder} is in use by {_name(holder)}: wait for it to finish, or stop it"
+                    ) from None
                 time.sleep(0.2)
             except OSError as error:
-                print(f"{file}: this file system has no locks ({error.strerror}): nothing keeps a second process out "
-                      "of the folder", file=sys.stderr)  # fmt: skip
+                print(f"{file}: this file system does not support locks ({error.strerror}): nothing prevents a "
+                      "second process from using the folder", file=sys.stderr)  # fmt: skip
                 break
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         os.ftruncate(descriptor, 0)
@@ -60,11 +62,11 @@ def _holder(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError):
-        return {}  # it has the lock and not yet written who it is
+        return {}  # it has the lock and has not written its name yet
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the holder still runs; on another host that can't be known."""
+    """Whether the holder is still running; a holder on another host is taken to be."""
     if holder.get("host") != socket.gethostname():
         return bool(holder)
     try:

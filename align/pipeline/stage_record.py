@@ -1,4 +1,4 @@
-"""What ``align run`` remembers of a stage: from which inputs it was begun, and what it wrote."""
+"""The record of a stage: which inputs it was started from and what it wrote."""
 
 import hashlib
 import json
@@ -7,58 +7,58 @@ from pathlib import Path
 from typing import Any
 
 _NOT_CONTENT = {"README.md", "align.json"}
-"""Files of a model directory that tell of it: two equal models may differ in them (paths, versions)."""
+"""Descriptions in a model directory: equal models may differ in them (paths, versions)"""
 
 
 class StageRecord:
     """One small JSON file per stage, replaced atomically.
 
     Args:
-        file: where it lies; it need not exist.
+        file: its path; the file need not exist.
     """
 
     def __init__(self, file: Path) -> None:
-        """Read what is there."""
+        """Read the file, if there is one."""
         self.file = file
         self._state: dict[str, Any] = {}
         if file.is_file():
             try:
                 self._state = json.loads(file.read_text())
             except ValueError:
-                self._state = {}  # cut short by a full disk: the stage counts as never run
+                self._state = {}  # truncated by a full disk: the stage counts as never run
 
     def why_stale(self, fingerprint: str, writes: Path) -> str | None:
         """Why the stage must run.
 
         Args:
-            fingerprint: of its inputs and recipe now.
+            fingerprint: of its current inputs and recipe.
             writes: its output.
 
         Returns:
-            str: the reason; None when inputs, recipe and output are as they were when it was done.
+            str: the reason; None if inputs, recipe and output are unchanged since it was done.
         """
         if not self._state:
             return "never run"
         if self._state["fingerprint"] != fingerprint:
-            return "its inputs or its recipe changed"
+            return "its inputs or its recipe have changed"
         if self._state["state"] != "done":
-            return "it did not end"
+            return "it did not finish"
         if not writes.exists():
             return f"{writes} is missing"
         if content_hash(writes) != self._state["output"]:
-            return f"{writes} is not what the stage wrote"
+            return f"{writes} has changed since the stage wrote it"
         return None
 
     def half_done(self, fingerprint: str) -> bool:
-        """Whether it was begun from the same inputs and recipe and did not end."""
+        """Whether it was started from the same inputs and recipe and did not finish."""
         return self._state.get("state") == "begun" and self._state["fingerprint"] == fingerprint
 
     def begin(self, fingerprint: str) -> None:
-        """Remember that it runs."""
+        """Record that the stage is running."""
         self._write({"state": "begun", "fingerprint": fingerprint})
 
     def finish(self, fingerprint: str, output: str, seconds: float) -> None:
-        """Remember that it is done, with its output's hash."""
+        """Record that the stage is done, with its output's hash."""
         self._write({"state": "done", "fingerprint": fingerprint, "output": output, "seconds": round(seconds, 1)})
 
     def _write(self, state: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def content_hash(path: Path) -> str:
     """SHA-256 of a file, or of a directory's file names and contents.
 
     Args:
-        path: what to hash; README.md and align.json inside a directory are left out.
+        path: a file or directory; README.md and align.json in a directory are ignored.
 
     Returns:
         str: hexadecimal.

@@ -1,0 +1,147 @@
+"""Runs the stages of a pipeline in order and skips those whose inputs, recipe and output are unchanged."""
+
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from align.pipeline.errors import RecipeError, nearest
+from align.pipeline.stage_record import StageRecord, content_hash
+from align.pipeline.stages import Pipeline, Stage
+
+STAGE_VARIABLE = "ALIGN_STAGE"
+"""Environment variable with the command line of the running stage, for the ranks that Lightning starts"""
+PREEMPTED = "preempted.json"
+"""What a preempted stage writes into its run folder"""
+
+Status = Literal["done", "up-to-date", "failed", "preempted"]
+Command = Callable[[list[str]], int]
+"""Runs an ``align`` command line; returns its exit code"""
+
+
+class Outcome(NamedTuple):
+    """How a stage ended.
+
+    Attributes:
+        stage: the stage.
+        status: done, up-to-date, failed or preempted.
+        seconds: wall time.
+        reason: why it ran or did not, in one line.
+    """
+
+    stage: Stage
+    status: Status
+    seconds: float
+    reason: str
+
+
+def choose_stages(pipeline: Pipeline, *, only: Sequence[str] = (), start: str | None = None) -> list[Stage]:
+    """The stages to run, in order.
+
+    Args:
+        pipeline: all stages.
+        only: names of stages, or of the ``foreach`` families they belong to; empty means all.
+        start: leave out the stages before this one.
+
+    Returns:
+        list[Stage]: optional stages only where ``only`` or ``start`` names them.
+
+    Raises:
+        RecipeError: the pipeline has no stage of that name.
+    """
+    stages = list(pipeline.stages)
+    known = list(dict.fromkeys(name for stage in stages for name in (stage.family, stage.name)))
+    for name in (*only, *([start] if start else [])):
+        if name not in known:
+            raise RecipeError(f"{pipeline.file} has no stage {name!r}{nearest(name, known)}; it has {', '.join(known)}")
+    if start:
+        first = next(number for number, stage in enumerate(stages) if start in (stage.name, stage.family))
+        stages = stages[first:]
+    named = {*only, start}
+    stages = [stage for stage in stages if not stage.optional or {stage.name, stage.family} & named]
+    return [stage for stage in stages if not only or {stage.name, stage.family} & {*only}]
+
+
+def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool) -> Outcome:
+    """Run a stage unless it is up to date; resume it if it was interrupted.
+
+    Args:
+        stage: one of the pipeline's.
+        pipeline: where its record is kept.
+        command: runs the stage's command line.
+        force: run it even if it is up to date.
+
+    Raises:
+        RecipeError: an input is missing.
+        KeyboardInterrupt: the stage was interrupted.
+    """
+    begun = time.perf_counter()
+    for path in stage.reads:
+        if not path.exists():
+            raise RecipeError(f"stage {stage.name!r} of {pipeline.file} reads {path}, which does not exist")
+    record = StageRecord(pipeline.run / ".stages" / f"{stage.name}.json")
+    fingerprint = stage.fingerprint()
+    reason = "forced" if force else record.why_stale(fingerprint, stage.writes)
+    if reason is None:
+        unchanged = "inputs, recipe and output are unchanged"
+        return Outcome(stage, "up-to-date", time.perf_counter() - begun, unchanged)
+    arguments = list(stage.arguments)
+    if stage.is_training:
+        if record.half_done(fingerprint) and not force and _can_resume(stage.folder):
+            reason = "interrupted: resuming"
+            arguments.append("--ckpt_path=last")
+        else:
+            _clear(stage.folder)
+    print(f"== {stage.name}: {reason}", file=sys.stderr, flush=True)
+    record.begin(fingerprint)
+    line = [*stage.command, *arguments]
+    os.environ[STAGE_VARIABLE] = json.dumps(line)
+    try:
+        code = command(line)
+    finally:
+        del os.environ[STAGE_VARIABLE]
+    seconds = time.perf_counter() - begun
+    if code == 130:
+        raise KeyboardInterrupt
+    if code:
+        return Outcome(stage, "failed", seconds, f"align {stage.command[0]} exited with code {code}")
+    if stage.is_training and (stage.folder / PREEMPTED).is_file():
+        return Outcome(stage, "preempted", seconds, "preempted: run the same command again to resume")
+    record.finish(fingerprint, content_hash(stage.writes), seconds)
+    return Outcome(stage, "done", seconds, reason)
+
+
+def preemption_requested(*, forget: bool = False) -> bool:
+    """Whether a signal arrived in a training stage that had already ended; nobody listens before the first one.
+
+    Args:
+        forget: first forget the signals of earlier runs.
+    """
+    preemption = sys.modules.get("align.training.preemption")
+    if preemption is not None and forget:
+        preemption.forget()
+    return preemption is not None and preemption.asked()
+
+
+def _can_resume(folder: Path) -> bool:
+    """Whether an interrupted stage has a whole checkpoint; where all are damaged, says so: it starts over."""
+    from align.training.checkpoint_files import find_whole
+
+    try:
+        find_whole(folder / "checkpoints", lambda line: None)  # the stage itself reports it
+    except ValueError as error:
+        print(f"warning: {error}: the stage starts over", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier run of another recipe left; its model stays until the new one is complete."""
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("metrics.csv", "samples.jsonl", "tracking.json", PREEMPTED):
+        (folder / name).unlink(missing_ok=True)
