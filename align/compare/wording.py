@@ -200,7 +200,9 @@ def _difference(pair: Mapping[str, Any], first: str) -> Note:
     mean, *ends = (number(value, digits, sign=True) for value in (sign * pair["difference"]["mean"], low, high))
     better = pair["better_difference"]
     agrees = better == pair["better"]
-    conflict = "" if agrees or better is None or pair["better"] is None else "the measures disagree: "
+    if agrees and better is not None:
+        return Note(f"the mean {pair['judge']} is higher too ({mean}, {' to '.join(ends)})", warning=False)
+    conflict = "" if better is None or pair["better"] is None else "the measures disagree: "
     said = f"{better} is higher" if better else "no difference shown"
     text = f"{conflict}mean {pair['judge']}: {said} ({mean}, {' to '.join(ends)} for {first})"
     return Note(text, warning=not agrees)
