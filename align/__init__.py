@@ -27,10 +27,10 @@ _HOMES = {
     "ModelDirectory": "align.callbacks",
     "ModelParallel": "align.training",
     "OptimizerConfig": "align.training",
+    "PolicyEvaluationConfig": "align.algorithms",
     "PPO": "align.algorithms",
     "PreferenceData": "align.data",
     "Pretrain": "align.algorithms",
-    "ProbeConfig": "align.algorithms",
     "PromptData": "align.data",
     "Reward": "align.algorithms",
     "RewardModel": "align.rewards",
@@ -57,7 +57,7 @@ __all__ = sorted(_HOMES)
 if TYPE_CHECKING:
     from align.adapters.lora import LoraConfig as LoraConfig
     from align.algorithms.dpo import DPO as DPO
-    from align.algorithms.policy_evaluation import ProbeConfig as ProbeConfig
+    from align.algorithms.policy_evaluation import PolicyEvaluationConfig as PolicyEvaluationConfig
     from align.algorithms.ppo import PPO as PPO
     from align.algorithms.ppo_settings import KLConfig as KLConfig
     from align.algorithms.ppo_settings import RolloutConfig as RolloutConfig

@@ -62,12 +62,18 @@ def command(stage: str, strategy: str, options: argparse.Namespace, out: Path) -
         words += ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=2"]
         words += [f"--model.init_args.rollout.episodes={options.rows}", "--model.init_args.rollout.max_new_tokens=16"]
         words += ["--model.init_args.update.epochs=2", "--model.init_args.update.minibatches=2"]
-        words += ["--model.init_args.probe.prompts=8", "--model.init_args.probe.max_new_tokens=16"]
+        words += [
+            "--model.init_args.policy_evaluation.prompts=8",
+            "--model.init_args.policy_evaluation.max_new_tokens=16",
+        ]
         words += ["--model.init_args.rollout.group_size=2"] if stage == "grpo" else []
     else:
         words += [f"--trainer.max_steps={options.steps}", f"--trainer.val_check_interval={options.steps}"]
     if stage == "dpo":
-        words += ["--model.init_args.probe.prompts=0", f"--model.init_args.reference_logprobs={options.reference}"]
+        words += [
+            "--model.init_args.policy_evaluation.prompts=0",
+            f"--model.init_args.reference_logprobs={options.reference}",
+        ]
     return words
 
 

@@ -26,10 +26,10 @@ import gpu_parts as parts
 import lightning.pytorch as pl
 import torch
 
-from align.algorithms import collecting
+from align.algorithms import ppo as ppo_module
 from align.algorithms.dpo import DPO
 from align.algorithms.memory_estimate import out_of_memory
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import RolloutConfig, ScoringConfig, UpdateConfig
 from align.algorithms.pretrain import Pretrain
@@ -109,8 +109,8 @@ def dpo(compile: bool, *, toy: bool) -> Row:
     pairs, warmup, timed, more = (2, 2, 2, 1) if toy else (16, 8, 16, 4)
     memory = MemoryConfig(frozen_dtype="bfloat16" if torch.cuda.is_available() else "float32")
     stage = DPO(
-        network=parts.fresh(GPT, config), reference_logprobs="on_the_fly", probe=ProbeConfig(prompts=0),
-        compile=compile, memory=memory, **_LEARNING,
+        network=parts.fresh(GPT, config), reference_logprobs="on_the_fly",
+        policy_evaluation=PolicyEvaluationConfig(prompts=0), compile=compile, memory=memory, **_LEARNING,
     )  # fmt: skip
     phases = parts.Phases()
     stage._reference_logprobs = phases.timed("reference", stage._reference_logprobs)
@@ -139,14 +139,14 @@ def ppo(compile: bool, *, toy: bool) -> Row:
         rollout=RolloutConfig(episodes, max_new_tokens=new),
         scoring=ScoringConfig(missing_eos_penalty=0.0),
         update=UpdateConfig(epochs=2, minibatches=2, target_kl=None),
-        probe=ProbeConfig(prompts=0),
+        policy_evaluation=PolicyEvaluationConfig(prompts=0),
         compile=compile,
         **_LEARNING,
     )
     with measuring(phases):
         trainer(steps, max_epochs=4).fit(stage, data)
     seconds = dict(phases.seconds)
-    seconds["update"] = steps.phase_seconds - seconds.pop("collect")
+    seconds["update"] = steps.phase_seconds - seconds.pop("iteration")
     return {
         "batch": f"{episodes} responses of {new}",
         "samples_per_s": 2 * episodes / steps.seconds,
@@ -157,17 +157,21 @@ def ppo(compile: bool, *, toy: bool) -> Row:
 @contextmanager
 def measuring(phases: parts.Phases) -> Iterator[None]:
     """The parts of PPO's iteration, timed."""
-    kept = collecting.sample_rollout, collecting.Collector._score, collecting.Collector._read
-    collect = collecting.Collector.collect
-    collecting.sample_rollout = phases.timed("rollout", kept[0])
-    collecting.Collector._score = phases.timed("scoring", kept[1])
-    collecting.Collector._read = phases.timed("reading", kept[2])
-    collecting.Collector.collect = phases.timed("collect", collect)
+    parts_of = [
+        (ppo_module, "sample_rollout", "rollout"),
+        (ppo_module, "score_rollout", "scoring"),
+        (PPO, "_logprobs", "reading"),
+        (PPO, "_values", "reading"),
+        (PPO, "roll_out", "iteration"),
+    ]
+    kept = [getattr(owner, name) for owner, name, _ in parts_of]
+    for (owner, name, phase), function in zip(parts_of, kept, strict=True):
+        setattr(owner, name, phases.timed(phase, function))
     try:
         yield
     finally:
-        collecting.sample_rollout, collecting.Collector._score, collecting.Collector._read = kept
-        collecting.Collector.collect = collect
+        for (owner, name, _), function in zip(parts_of, kept, strict=True):
+            setattr(owner, name, function)
 
 
 def sample(peer: str, batch: int, *, toy: bool) -> Row:

@@ -196,7 +196,7 @@ class Prompts(pl.LightningDataModule):
     def train_dataloader(self) -> Any:
         """What the stage makes of the prompts."""
         stage: Any = self.trainer.lightning_module
-        return stage.experience_loader(_PromptLoader(self.ids, self.batch_size))
+        return stage.rollout_loader(_PromptLoader(self.ids, self.batch_size))
 
 
 class _PromptLoader:

@@ -106,14 +106,18 @@ def recipe(stage: str, world: Path) -> dict[str, Any]:
         trainer = {"max_epochs": 3, "val_check_interval": 4}
         data |= {"train": f"{world}/data/preferences_train.jsonl", "batch_size": 4}
         data |= {"validation": f"{world}/data/preferences_val.jsonl"}
-        model |= {"probe": {"prompts": 0}, "optimizer": {"lr": 1e-3}}
+        model |= {"policy_evaluation": {"prompts": 0}, "optimizer": {"lr": 1e-3}}
     else:
         trainer = {"max_epochs": 5, "check_val_every_n_epoch": 2}
         data |= {"train": f"{world}/data/prompts_train.jsonl", "batch_size": 4}
         data |= {"validation": f"{world}/data/prompts_val.jsonl"}
         model |= {"reward": "sandbox", "rollout": {"episodes": 8, "max_new_tokens": 16}, "optimizer": {"lr": 1e-3}}
         model |= {"update": {"epochs": 2, "minibatches": 2}, "kl": {"kl_coef": 0.1, "kl_target": 0.5}}
-        model |= {"scoring": {"normalise": "running"}, "value": {"warmup_iterations": 1}, "probe": {"prompts": 4}}
+        model |= {
+            "scoring": {"normalise": "running"},
+            "value": {"warmup_iterations": 1},
+            "policy_evaluation": {"prompts": 4},
+        }
     return {
         "seed_everything": 0,
         "trainer": TRAINER | trainer,

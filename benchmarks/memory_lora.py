@@ -87,7 +87,7 @@ def _train(setting: Setting, base: str | None, **trainer_settings: Any) -> Numbe
 
     from align.adapters.lora import LoraConfig, add_adapter
     from align.algorithms.dpo import DPO
-    from align.algorithms.policy_evaluation import ProbeConfig
+    from align.algorithms.policy_evaluation import PolicyEvaluationConfig
     from align.algorithms.ppo import PPO
     from align.algorithms.ppo_settings import KLConfig, RolloutConfig, UpdateConfig
     from align.model.config import GPTConfig
@@ -98,7 +98,7 @@ def _train(setting: Setting, base: str | None, **trainer_settings: Any) -> Numbe
     common: dict[str, Any] = {
         "lora": None if base is None else LoraConfig(base_dtype=base),  # type: ignore[arg-type]
         "optimizer": OptimizerConfig(lr=1e-5, weight_decay=0.0),
-        "probe": ProbeConfig(prompts=0),
+        "policy_evaluation": PolicyEvaluationConfig(prompts=0),
     }
     if base is not None:
         # peft imports what it finds (torchao) only when the first adapter is made.
@@ -188,7 +188,7 @@ def _prompts(setting: Setting, vocab_size: int) -> Any:
 
         def train_dataloader(self) -> Any:
             stage: Any = self.trainer.lightning_module  # type: ignore[union-attr]
-            return stage.experience_loader(torch.utils.data.DataLoader([batch], batch_size=None))  # type: ignore
+            return stage.rollout_loader(torch.utils.data.DataLoader([batch], batch_size=None))  # type: ignore
 
     return Prompts()
 

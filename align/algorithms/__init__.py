@@ -1,7 +1,7 @@
 """The LightningModules, one per stage of the pipeline."""
 
 from align.algorithms.dpo import DPO
-from align.algorithms.policy_evaluation import Probe, ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.algorithms.pretrain import Pretrain
@@ -13,8 +13,8 @@ __all__ = [
     "KLConfig",
     "PPO",
     "Pretrain",
-    "Probe",
-    "ProbeConfig",
+    "PolicyEvaluation",
+    "PolicyEvaluationConfig",
     "Reward",
     "RolloutConfig",
     "SFT",

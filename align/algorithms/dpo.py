@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from align.adapters.lora import LoraConfig, adapters
 from align.algorithms.module import Stage
-from align.algorithms.policy_evaluation import Probe, ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.reference_logprobs import network_fingerprint, reference_table
 from align.algorithms.starting_points import (
     initial_network,
@@ -65,7 +65,7 @@ class DPO(Stage):
         shared_prefix: compute each prompt once for both responses, without padding; faster, and equal up to
             floating-point rounding. Ignored with compile, which needs batches of few shapes.
         other_reference: allow a reference that differs from the initial policy, which is an error otherwise.
-        probe: samples from the policy at each validation.
+        policy_evaluation: samples from the policy at each validation.
         lora: train adapters with these settings and freeze the weights; None: train the weights.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
@@ -91,7 +91,7 @@ class DPO(Stage):
         reference_logprobs: Literal["precomputed", "on_the_fly"] = "precomputed",
         shared_prefix: bool = True,
         other_reference: bool = False,
-        probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
+        policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
@@ -112,8 +112,12 @@ class DPO(Stage):
         self.init_from, self.reference_source, self._load_policy = init_from, reference, load_policy
         self.loss, self.sft_coef = loss, sft_coef
         self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix and not compile
-        self.other_reference, self.probe_config = other_reference, probe
-        self.val_pairs, self.test_pairs, self.probe = PairMeans(), PairMeans(), Probe(probe)
+        self.other_reference, self.policy_evaluation_config = other_reference, policy_evaluation
+        self.val_pairs, self.test_pairs, self.policy_evaluation = (
+            PairMeans(),
+            PairMeans(),
+            PolicyEvaluation(policy_evaluation),
+        )
         self._tables: dict[str, torch.Tensor] = {}
 
     def build(self) -> None:
@@ -127,7 +131,7 @@ class DPO(Stage):
             self.reference = reference_view(self.network)
             return
         # A network built in Python cannot be loaded again once training has changed it.
-        if not only_cached or self.probe_config.prompts or not has_source:
+        if not only_cached or self.policy_evaluation_config.prompts or not has_source:
             self.reference = self._make_reference(start=self.network)
 
     # Training.
@@ -209,15 +213,15 @@ class DPO(Stage):
         """Add a batch to the validation metrics, and sample responses to its prompts."""
         self._add("validation", batch, self.val_pairs)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if self.probe_config.prompts and tokenizer is not None and not self.trainer.sanity_checking:
-            self.probe.update(self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer)
+        if self.policy_evaluation_config.prompts and tokenizer is not None and not self.trainer.sanity_checking:
+            self.policy_evaluation.update(self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*`` and ``policy/*``."""
         self._log_means("val", self.val_pairs)
-        if self.probe.update_called:
-            self.log_dict({f"policy/{name}": value for name, value in self.probe.compute().items()})
-            self.probe.reset()
+        if self.policy_evaluation.update_called:
+            self.log_dict({f"policy/{name}": value for name, value in self.policy_evaluation.compute().items()})
+            self.policy_evaluation.reset()
 
     def on_test_start(self) -> None:
         """Load or compute the reference log-probs of the test pairs."""

@@ -1,4 +1,7 @@
-"""PPO from human (or any) feedback, and its critic-free kin GRPO and RLOO, as ordinary Lightning training."""
+"""PPO for language models as ordinary Lightning training; GRPO and RLOO are other advantage estimators of it.
+
+Legend: B responses, N tokens of the longest response, M tokens of all responses, D width.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -7,76 +10,91 @@ from itertools import chain
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 
 from align.adapters.lora import LoraConfig, adapters, add_adapter
-from align.algorithms.collecting import Collector, Settings, ValueHead, ValueModel, token_values
-from align.algorithms.estimation import check_first_minibatch
 from align.algorithms.module import Stage
-from align.algorithms.policy_evaluation import Probe, ProbeConfig
-from align.algorithms.ppo_networks import make_reference, make_value
-from align.algorithms.ppo_settings import Algorithm, KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
-from align.algorithms.rollout import Prompt, check_reward
-from align.algorithms.rollout_buffer import BatchPlan, Collected, ExperienceBatch, ExperienceLoader, join_ranks
+from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
+from align.algorithms.ppo_networks import ValueHead, ValueModel, make_reference, make_value, padded, token_values
+from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.algorithms.rollout import (
+    Prompt,
+    Responses,
+    RewardStatistics,
+    check_reward,
+    rollout_metrics,
+    sample_rollout,
+    score_rollout,
+)
+from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, join_ranks
 from align.algorithms.starting_points import base_in_memory, load_start, refuse_dropout
 from align.batches import PromptBatch
 from align.model.gpt import GPT, ScalarGPT
-from align.model.response_states import response_states
-from align.objectives import kl_estimate, ppo_policy_loss, ppo_value_loss, token_logprobs
+from align.model.response_states import response_states, response_tokens
+from align.objectives import (
+    GAE,
+    K1,
+    AdvantageEstimator,
+    ScoredResponses,
+    explained_variance,
+    ppo_policy_loss,
+    ppo_value_loss,
+    token_logprobs,
+)
 from align.rewards.base import Reward
 from align.rewards.functions import load_reward
 from align.rewards.reward_model import RewardModel
+from align.training.float64 import wide
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
 from align.training.preemption import breaking_off
+from align.training.sharding import gathered
 
 _IN_PROGRESS_BAR = ("rollout/reward", "rollout/kl")
 
 
 class PPO(Stage):
-    """Trains a policy to please a reward without leaving its reference (Ziegler et al. 2019, Stiennon et al. 2020).
+    """Trains a policy to raise a reward while it stays near its reference (Ziegler et al. 2019, Stiennon et al. 2020).
 
     One epoch of the Trainer is one iteration:
         1. sample responses to the next prompts;
-        2. score them: reward, normalisation, clipping, penalty for not ending;
-        3. log-probs of their tokens under the sampling policy and the reference;
-        4. values before each token (ppo);
-        5. token rewards: minus the KL's cost, plus the score at the last token; advantages and returns from them;
-        6. log, and steer the KL coefficient;
-        then for each micro-batch of each epoch:
-        7. log-probs under the policy now, and the clipped policy loss;
-        8. the KL, where it is in the loss;
-        9. values now, and the clipped value loss (ppo);
-        10. the loss is divided by the tokens of the whole optimizer step; clip, AdamW, schedule: the Trainer's;
-        11. the iteration ends early once the policy moved too far from the one that sampled.
+        2. score them: reward, normalisation, clipping, penalty for a missing end;
+        3. log-probs of their tokens under the reference and under the policy that sampled;
+        4. values before each token, where the estimator needs them;
+        5. KL penalty of each token where it is in the reward, then advantages and returns from the estimator;
+        6. the controller moves the KL coefficient for the next iteration;
+        7. fill the rollout buffer;
+        8. for each micro-batch of each pass, update: clipped policy loss, KL where it is in the loss, clipped value
+           loss; their sum is divided by the tokens of the whole optimizer step, or by the most there could be;
+        9. end the iteration early once the policy has moved too far from the one that sampled.
 
     Args:
         init_from: model directory, Hugging Face directory or Hub id that policy and reference start from; or an adapter
-            directory, whose adapter learns on.
-        reward: directory of a reward model or of one's adapter, module:function of (prompts, responses) -> scores, or
-            sandbox.
-        algorithm: ppo: GAE with a value model; grpo, rloo: each response against the others to its prompt.
+            directory, to continue training that adapter.
+        reward: directory of a reward model or of a reward model's adapter, module:function of (prompts, responses) ->
+            scores, or sandbox.
+        estimator: advantage estimator: GAE, GRPO, DrGRPO, RLOO, or the class path of your own.
         reference: model directory to measure the KL to, instead of init_from.
-        gold: a second reward, only logged (rollout/gold), to see the first one being fooled.
+        gold: a second reward that is only logged (rollout/gold), to see over-optimisation of the first.
         rollout: sampling.
         scoring: from reward to score.
-        kl: what holds the policy near the reference.
-        update: how it learns from an iteration.
-        value: the value model.
-        probe: samples of the policy's own at validation.
-        lora: train adapters of these settings on policy and value model, over one base, which is the reference too;
-            None: train the weights.
+        kl: what keeps the policy near the reference.
+        update: how the policy learns from a rollout.
+        value: the value model of an estimator that needs one.
+        policy_evaluation: samples of the policy at validation.
+        lora: train adapters on policy and value model, over one base, which is the reference too; None: train the
+            weights.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
         compile: torch.compile policy and value model; the first step then takes about a minute, and the update reads
             padded rows, each with its prompt.
-        memory: what is given up for memory.
+        memory: trades compute or precision for memory.
         network: a network made in Python, instead of init_from; the reference is a copy of it.
 
     Raises:
-        ValueError: settings that can't be, or can't be together.
+        ValueError: a setting is impossible, or two settings contradict each other.
     """
 
     network: GPT
@@ -88,15 +106,15 @@ class PPO(Stage):
         init_from: str | None = None,
         reward: str | Reward = "sandbox",
         *,
-        algorithm: Algorithm = "ppo",
+        estimator: AdvantageEstimator = GAE(),  # noqa: B008 (frozen)
         reference: str | None = None,
         gold: str | None = None,
         rollout: RolloutConfig = RolloutConfig(),  # noqa: B008 (frozen)
         scoring: ScoringConfig = ScoringConfig(),  # noqa: B008 (frozen)
         kl: KLConfig = KLConfig(),  # noqa: B008 (frozen)
         update: UpdateConfig = UpdateConfig(),  # noqa: B008 (frozen)
-        value: ValueConfig = ValueConfig(),  # noqa: B008 (frozen)
-        probe: ProbeConfig = ProbeConfig(),  # noqa: B008 (frozen)
+        value: ValueConfig | None = None,
+        policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
         optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(kind="constant"),  # noqa: B008 (frozen)
@@ -111,20 +129,28 @@ class PPO(Stage):
         )
         if (init_from is None) == (network is None):
             raise ValueError("PPO needs init_from: a model directory, a Hugging Face directory or a Hub id")
-        if algorithm != "ppo" and rollout.group_size < 2:
+        name = type(estimator).__name__
+        if rollout.group_size < estimator.min_group_size:
             raise ValueError(
-                f"{algorithm} compares responses to one prompt, and rollout.group_size is {rollout.group_size}: "
-                "it must be at least 2"
+                f"rollout.group_size is {rollout.group_size}: {name} needs at least {estimator.min_group_size} "
+                "responses to each prompt"
             )
-        self.kl_estimator = kl.estimator(algorithm)
-        kl.control()
-        self.settings = Settings(algorithm, rollout, scoring, kl, update)
-        self.value_config, self.reward_name, self.gold_name = value, reward, gold
+        if value is not None and not estimator.needs_value:
+            raise ValueError(f"value is set, but {name} uses no value model: remove it, or set estimator to GAE")
+        self.estimator, self.rollout_config, self.scoring_config = estimator, rollout, scoring
+        self.kl_config, self.update_config = kl, update
+        self.value_config = (value or ValueConfig()) if estimator.needs_value else None
+        kl_estimators = kl.estimators(estimator.default_kl_in)
+        self._kl_in_reward, self._kl_in_loss = kl_estimators.get("reward"), kl_estimators.get("loss")
+        self.reward_name, self.gold_name = reward, gold
         self._sources = (init_from, reference, network)
-        self.probe = Probe(probe)
-        self._collector: Collector | None = None
-        self._loader: ExperienceLoader | None = None
+        self.policy_evaluation = PolicyEvaluation(policy_evaluation)
+        self._loader: RolloutLoader | None = None
         self._moved: list[torch.Tensor] = []
+        # What outlives an iteration; see rollout_state.
+        self.controller, self.statistics = kl.controller(), RewardStatistics()
+        self.recompute_logprobs: bool | None = None
+        self.work = dict.fromkeys(("samples", "tokens_sampled", "tokens_read"), 0)
 
     # Networks.
 
@@ -140,9 +166,9 @@ class PPO(Stage):
         self.reward_network = self.reward.network if isinstance(self.reward, RewardModel) else None
         self.gold_network = self.gold.network if isinstance(self.gold, RewardModel) else None
         self.value: ValueModel | None = None
-        if self.settings.algorithm == "ppo" and self.value_config.shared_trunk:
+        if self.value_config is not None and self.value_config.shared_trunk:
             self.value = ValueHead(self.network.config.width)
-        elif self.settings.algorithm == "ppo":
+        elif self.value_config is not None:
             source = self.value_config.init_from
             self.value = make_value(
                 self.network, self.reward, source=source, lora=self.lora, onto=onto, adapted=adapted
@@ -159,8 +185,8 @@ class PPO(Stage):
             add_adapter(self.value, lora, seed=self.run_seed() + 1)
         if self.reward_network is not None and not self._stands_on_trained(self.reward_network):
             rank_zero_info(
-                f"the reward model {self.reward_name} has weights of its own in memory: an adapter over the policy's "
-                "base, as the Reward stage writes it with lora, would share the policy's"
+                f"the reward model {self.reward_name} has its own copy of the weights in memory; an adapter over the "
+                "policy's base, as the Reward stage writes it with lora, would share the policy's"
             )
 
     def setup(self, stage: str) -> None:
@@ -194,122 +220,238 @@ class PPO(Stage):
     def build_optimizer(self) -> Optimizer:
         """One optimizer with groups for policy and value."""
         optimizer = build_optimizer(self.network.parameters(), self.optimizer_config)
-        config = replace(self.optimizer_config, lr=self.optimizer_config.lr * self.value_config.lr_factor)
-        if self.value is not None:
+        if self.value_config is not None:
+            config = replace(self.optimizer_config, lr=self.optimizer_config.lr * self.value_config.lr_factor)
             for group in build_optimizer(self._value_parameters(), config).param_groups:
                 if group["params"]:
                     optimizer.add_param_group(group)
         return optimizer
 
-    # Experience.
+    # The rollout: steps 1 to 7.
 
-    def experience_loader(self, prompts: Iterable[PromptBatch]) -> ExperienceLoader:
-        """The train loader that turns prompts into experience; called by the data module.
+    def rollout_loader(self, prompts: Iterable[PromptBatch]) -> RolloutLoader:
+        """The train loader, which rolls out at the start of each pass; called by the data module.
 
         Raises:
-            ValueError: the responses of an iteration can't be cut as asked, or the Trainer would cut iterations.
+            ValueError: the responses of an iteration can't be split as asked, or the Trainer would truncate iterations.
         """
-        trainer, config = self.trainer, self.settings.rollout
+        trainer = self.trainer
         if trainer.limit_train_batches != 1.0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             raise ValueError(
-                f"trainer.limit_train_batches is {trainer.limit_train_batches}: it would cut an iteration short; "
+                f"trainer.limit_train_batches is {trainer.limit_train_batches}: it would truncate an iteration; "
                 "set update.epochs and update.minibatches, or trainer.max_epochs (iterations), instead"
             )
         plan = BatchPlan(
-            episodes=config.episodes,
-            group_size=config.group_size,
-            epochs=self.settings.update.epochs,
-            minibatches=self.settings.update.minibatches,
+            episodes=self.rollout_config.episodes,
+            group_size=self.rollout_config.group_size,
+            epochs=self.update_config.epochs,
+            minibatches=self.update_config.minibatches,
             micro_batches=trainer.accumulate_grad_batches,
             ranks=self.sharing.ranks,
             rank=self.sharing.rank,
         )
-        self._loader = ExperienceLoader(prompts, self._collect, plan, seed=lambda: self._seed)
+        self._loader = RolloutLoader(prompts, self._next_rollout, plan, seed=lambda: self._seed)
         return self._loader
 
-    def _collect(self, prompts: list[Prompt], iteration: int) -> Collected:
-        """Steps 1 to 6, in the precision that the update trains in: otherwise the first ratio is not 1.
+    def _next_rollout(self, prompts: list[Prompt], iteration: int) -> tuple[Rollout | None, dict[str, float]]:
+        """``roll_out`` in the precision of the update, since otherwise the first ratio is not 1; joined over ranks.
 
         Raises:
-            Preempted: the run was asked to leave; what was collected so far is to be collected again.
+            Preempted: the run was preempted; the rollout starts again when it resumes.
         """
         if self._tokenizer is None:
             raise ValueError("PPO needs a data module with a tokenizer: it decodes, and knows what ends a response")
-        before = self.collector.state_dict()
+        before = self.rollout_state()
         try:
             with self.trainer.precision_plugin.forward_context():
-                collected = self.collector.collect(prompts, iteration, self._seed)
+                rollout, metrics = self.roll_out(prompts, iteration)
         except BaseException:
-            self.collector.load_state_dict(before)
+            self.load_rollout_state(before)
             raise
-        if collected.experience is None:
+        if rollout is None:
             rank_zero_info(
-                f"the KL of iteration {iteration} is {collected.metrics['rollout/kl']:.3g} nats per response, above "
-                f"kl.stop_kl {self.settings.kl.stop_kl}: the run ends here"
+                f"the KL of iteration {iteration} is {metrics['rollout/kl']:.3g} nats per response, above kl.stop_kl "
+                f"{self.kl_config.stop_kl}: the run ends here"
             )
             self.trainer.should_stop = True
         elif self.sharing.ranks > 1:
-            whole = join_ranks(collected.experience, self.settings.rollout.group_size, self.over_ranks)
-            return collected._replace(experience=whole)
-        return collected
+            rollout = join_ranks(rollout, self.rollout_config.group_size, self.over_ranks)
+        return rollout, metrics
 
-    @property
-    def collector(self) -> Collector:
-        """What collects experience; made when it is first asked for, under the Trainer."""
-        if self._collector is None:
-            self._collector = Collector(
-                self.settings,
-                policy=self.network,
-                reference=self.reference,
-                value=self.value,
-                reward=self.reward,
-                gold=self.gold,
+    @torch.no_grad()
+    def roll_out(self, prompts: list[Prompt], iteration: int) -> tuple[Rollout | None, dict[str, float]]:
+        """Steps 1 to 7 of an iteration, on this rank's prompts.
+
+        ``no_grad`` and not ``inference_mode``: the update differentiates expressions of what is stored here.
+
+        Args:
+            prompts: to respond to.
+            iteration: from 0.
+
+        Returns:
+            tuple: the rollout to train on, None where its KL is above ``kl.stop_kl``; and what to log, over all ranks.
+
+        Raises:
+            ValueError: the reward failed, or the estimator returned what an update cannot learn from.
+        """
+        group_size = self.rollout_config.group_size
+        # 1. Sample.
+        with self._breaking_off() as on_step:
+            responses = sample_rollout(
+                self.network,
+                prompts,
+                self.rollout_config,
                 tokenizer=self._tokenizer,
-                reduce=self.reduce,
-                breaking_off=self._breaking_off,
+                seed=self._seed,
+                iteration=iteration,
+                on_step=on_step,
             )
-        return self._collector
+        self._count_work(responses)
+        # 2. Score.
+        with self._breaking_off():
+            scores = score_rollout(
+                self.reward, self.gold, responses, self.scoring_config, statistics=self.statistics, total=self._total
+            )
+        # 3. Log-probs under the reference, and under the policy that sampled.
+        reference_logprobs, _ = self._logprobs(self.reference, responses)
+        logprobs, states, gap = self._old_logprobs(responses)
+        # 4. Values.
+        values = self._values(responses, states)
+        # 5. KL penalty and advantages.
+        kl, kl_coef = K1().estimate(logprobs, reference_logprobs), self.controller.value
+        penalties = torch.zeros_like(logprobs)
+        if self._kl_in_reward is not None:
+            penalties = kl_coef * self._kl_in_reward.estimate(logprobs, reference_logprobs)
+        scored = ScoredResponses(scores.scores, penalties, values, responses.mask, group_size)
+        estimate = self.estimator.estimate(scored, total=self._total)
+        estimate.check(responses.mask, type(self.estimator).__name__)
+        advantages, returns = estimate
+        metrics = rollout_metrics(responses, scores, kl, logprobs, group_size=group_size, total=self._total)
+        metrics["rollout/kl_coef"] = kl_coef
+        if gap is not None:
+            metrics["rollout/logprob_gap"] = gap
+        if self.value is not None:
+            critic, targets = wide(values), wide(returns)
+            mask = responses.mask.to(critic.device)
+            explained = explained_variance(critic, targets, mask, total=self._total)
+            metrics["rollout/explained_variance"] = float(explained)
+        if iteration == 0:
+            self._check_start(metrics["rollout/kl"], responses)
+        # 6. Controller.
+        self.controller.update(metrics["rollout/kl"], self.rollout_config.episodes)
+        if self.kl_config.stop_kl is not None and metrics["rollout/kl"] > self.kl_config.stop_kl:
+            return None, metrics
+        # 7. Fill the buffer.
+        device = responses.ids.device
+        rollout = Rollout(
+            ids=responses.ids,
+            prompt_lengths=torch.tensor(responses.prompt_lengths, device=device),
+            lengths=torch.tensor(responses.lengths, device=device),
+            mask=responses.mask,
+            logprobs=logprobs,
+            reference_logprobs=reference_logprobs,
+            values=values,
+            advantages=advantages,
+            returns=returns,
+            scores=scores.scores,
+        )
+        return rollout, metrics
+
+    def _logprobs(self, network: GPT, responses: Responses) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs ``[B, N]`` of the sampled tokens under a network, and the hidden states ``[M, D]`` before them."""
+        targets = response_tokens(*responses.rows)
+        with gathered(network) as whole:
+            states = response_states(whole, *responses.rows, group_size=self.rollout_config.group_size)
+            flat = token_logprobs(states, whole.output_weight, targets, temperature=self.rollout_config.temperature)
+        return padded(flat, responses.mask), states
+
+    def _old_logprobs(self, responses: Responses) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
+        """Log-probs ``[B, N]`` under the policy that sampled; its hidden states and the sampler's gap if computed."""
+        if self.recompute_logprobs is False:
+            return responses.logprobs, None, None
+        ours, states = self._logprobs(self.network, responses)
+        gap = float(self.reduce((ours - responses.logprobs).abs().max(), "max"))
+        if self.recompute_logprobs is None:
+            tolerance = self.rollout_config.logprob_tolerance
+            self.recompute_logprobs = not gap <= tolerance
+            rank_zero_info(
+                f"old log-probs: sampler and trainer differ by at most {gap:.2g} nats per token "
+                f"(rollout.logprob_tolerance {tolerance:g}): "
+                + ("the trainer recomputes them" if self.recompute_logprobs else "the sampler's are used")
+            )
+        return ours if self.recompute_logprobs else responses.logprobs, states, gap
+
+    def _values(self, responses: Responses, states: torch.Tensor | None) -> torch.Tensor:
+        """Value ``[B, N]`` before each token; 0 without a value model.
+
+        Args:
+            responses: B of them.
+            states: ``[M, D]`` of the policy, if they are computed already.
+        """
+        group_size = self.rollout_config.group_size
+        if self.value is None:
+            return torch.zeros_like(responses.logprobs)
+        if states is None and isinstance(self.value, ValueHead):
+            with gathered(self.network) as policy:
+                states = response_states(policy, *responses.rows, group_size=group_size)
+        with gathered(self.value) as value:
+            return padded(token_values(value, states, *responses.rows, group_size), responses.mask)
+
+    def _count_work(self, responses: Responses) -> None:
+        """Add to ``work``: responses, tokens sampled, and tokens that each frozen network reads, over all ranks."""
+        here = [len(responses.lengths), int(responses.mask.sum()), sum(responses.lengths)]
+        totals = self._total(torch.tensor(here, device=responses.ids.device)).tolist()
+        self.work = {name: done + int(new) for (name, done), new in zip(self.work.items(), totals, strict=True)}
+
+    def _check_start(self, kl: float, responses: Responses) -> None:
+        """Warn if the policy does not start from the reference."""
+        # Rounding adds up over a response's tokens.
+        least = 1e-3 if self.reference.output_weight.dtype != torch.bfloat16 else 1e-2
+        slack = (
+            10 * max(self.rollout_config.logprob_tolerance, least) * max(1.0, responses.mask.sum(1).max().item() / 8)
+        )
+        if abs(kl) > slack:
+            rank_zero_warn(
+                f"the reference is not what the policy starts from: their KL is {kl:.3g} nats per response before the "
+                "first step; remove reference to use init_from, unless you are continuing an earlier run"
+            )
 
     def _breaking_off(self) -> AbstractContextManager[Callable[[], None]]:
-        """Devices that split matrices compute each token together: none of them may stop where it likes."""
+        """Around work that a preempted run may abandon; tensor-parallel devices must not stop on their own."""
         mesh = self.device_mesh
         return breaking_off(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
 
-    @property
-    def work(self) -> dict[str, int]:
-        """Responses and tokens that were sampled and read so far; see ``Collector``."""
-        return self.collector.work
+    def _total(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.reduce(tensor, "sum")
 
-    # The update.
+    # The update: steps 8 and 9.
 
-    def training_step(self, batch: ExperienceBatch, batch_idx: int) -> torch.Tensor:
-        """Loss of a micro-batch: steps 7 to 9 of the class.
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> torch.Tensor:
+        """Step 8: loss of a micro-batch.
 
         Raises:
             FloatingPointError: the loss is not finite.
             RuntimeError: the policy is not the one that sampled at the first minibatch.
         """
-        assert self._loader is not None
-        config = self.value_config
-        warming_up = self.value is not None and batch.iteration < config.warmup_iterations
+        warming_up = self._warming_up(batch.iteration)
         rows = batch.ids, batch.prompt_lengths, batch.lengths
         mask = torch.ones_like(batch.logprobs, dtype=torch.bool)
         tokens = mask.sum()
         loss, states = torch.zeros((), device=batch.ids.device), None
         metrics: dict[str, torch.Tensor] = {}
-        if not warming_up or config.shared_trunk:
+        # Policy loss, and the KL where it is in the loss.
+        if not warming_up or isinstance(self.value, ValueHead):
             with torch.set_grad_enabled(not warming_up):
                 states = response_states(self.network, *rows, group_size=batch.group_size)
         if not warming_up:
             assert states is not None
             loss, metrics = self._policy_loss(batch, states, mask)
-        # 9. The value's loss.
-        if self.value is not None:
+        # Value loss.
+        if self.value is not None and self.value_config is not None:
             values = token_values(self.value, states, *rows, batch.group_size)
-            value_loss, clipped = ppo_value_loss(
-                values, batch.values, batch.returns, mask, clip=config.value_clip_range
-            )
-            loss = loss + config.value_coef * value_loss
+            clip = self.value_config.value_clip_range
+            value_loss, clipped = ppo_value_loss(values, batch.values, batch.returns, mask, clip=clip)
+            loss = loss + self.value_config.value_coef * value_loss
             metrics |= {"train/value_loss": value_loss.detach() / tokens, "train/value_clip_fraction": clipped}
         if warming_up and self.sharing.ranks > 1 and self.device_mesh is None:
             # DDP waits for every gradient.
@@ -323,37 +465,58 @@ class PPO(Stage):
             self.log("train/ratio_max", self.reduce(largest, "max"))
         self._log_rollout()
         self.refuse_nonfinite(mean)
-        return self.weighted(loss, tokens)
+        longest = len(batch.lengths) * self.rollout_config.max_new_tokens
+        return self.weighted(loss, torch.full_like(tokens, longest) if self.estimator.length_unbiased else tokens)
 
     def _policy_loss(
-        self, batch: ExperienceBatch, states: torch.Tensor, mask: torch.Tensor
+        self, batch: RolloutBatch, states: torch.Tensor, mask: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Steps 7 and 8: the summed loss of the policy, and what to log of it."""
+        """The summed loss of the policy, its KL in the loss included, and what to log of it."""
         assert self._loader is not None
-        settings, tokens = self.settings, mask.sum()
-        # 7. The policy's loss.
-        temperature = settings.rollout.temperature
+        tokens, temperature = mask.sum(), self.rollout_config.temperature
         logprobs = token_logprobs(states, self.network.output_weight, batch.targets, temperature=temperature)
-        policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, mask, clip=settings.update.clip_range)
+        policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, mask, clip=self.update_config.clip_range)
         self._check_first(batch, policy.approx_kl, policy.ratio_max)
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
         metrics = {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
         metrics |= {"train/approx_kl": policy.approx_kl, "train/ratio_max": policy.ratio_max}
-        # 8. The KL to the reference.
-        if settings.kl.place(settings.algorithm) == "reward":
+        if self._kl_in_loss is None:
             return policy.loss, metrics
-        kl = kl_estimate(logprobs, batch.reference_logprobs, self.kl_estimator)
+        kl = self._kl_in_loss.estimate(logprobs, batch.reference_logprobs)
         return policy.loss + self._loader.metrics["rollout/kl_coef"] * kl.sum(), metrics
 
+    def _check_first(self, batch: RolloutBatch, approx_kl: torch.Tensor, ratio_max: torch.Tensor) -> None:
+        """Before the first update of an iteration the policy must be the one that sampled: KL 0 and ratio 1.
+
+        Raises:
+            RuntimeError: they differ by more than rounding.
+        """
+        if batch.position:
+            return
+        kl, ratio = self.reduce(torch.stack([approx_kl, ratio_max]), "max").tolist()
+        precision, weights = str(self.trainer.precision), self.network.output_weight.dtype
+        exact = precision.startswith(("32-true", "64-true")) and weights != torch.bfloat16
+        kl_bound, ratio_bound = (1e-4, 1.02) if exact else (1e-2, 1.5)
+        if not (kl <= kl_bound and ratio <= ratio_bound):
+            raise RuntimeError(
+                f"the first minibatch of iteration {batch.iteration} has KL(old || new) {kl:.3g} and largest ratio "
+                f"{ratio:.4g}, but before any update they are 0 and 1: the policy being trained is not the one that "
+                "sampled; lower rollout.logprob_tolerance to recompute old log-probs"
+            )
+
+    def _warming_up(self, iteration: int) -> bool:
+        """Whether only the value model trains in this iteration."""
+        return self.value_config is not None and iteration < self.value_config.warmup_iterations
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradient; hold the policy still while the value model warms up; step 11."""
+        """Divide the gradient; freeze the policy while the value model warms up; step 9."""
         super().on_before_optimizer_step(optimizer)
         assert self._loader is not None
-        if self._loader.iteration < self.value_config.warmup_iterations and self.value is not None:
+        if self._warming_up(self._loader.iteration):
             for parameter in self.network.parameters():
                 parameter.grad = None
         moved, self._moved = self._moved, []
-        target = self.settings.update.target_kl
+        target = self.update_config.target_kl
         if target is None or not moved:
             return
         added, tokens = self.reduce(torch.stack(moved).sum(0), "sum")
@@ -361,10 +524,10 @@ class PPO(Stage):
             self._end_iteration()
 
     def _end_iteration(self) -> None:
-        """Let this micro-batch be the iteration's last.
+        """Make this micro-batch the iteration's last.
 
         The Trainer's count of batches in this epoch jumps to the end, as if the rest had passed, so that validation,
-        checkpoints and resuming see an ordinary end; its totals and ``global_step`` count what was really done.
+        checkpoints and resuming see an ordinary end; its totals and ``global_step`` count only what was done.
         """
         assert self._loader is not None
         left = self._loader.skip_rest()
@@ -373,49 +536,54 @@ class PPO(Stage):
             setattr(progress.current, name, getattr(progress.current, name) + left)
         progress.is_last_batch = True
 
-    def _check_first(self, batch: ExperienceBatch, approx_kl: torch.Tensor, ratio_max: torch.Tensor) -> None:
-        """Before the first update of an iteration the policy is still the one that sampled."""
-        if batch.position:
-            return
-        approx_kl, ratio_max = self.reduce(torch.stack([approx_kl, ratio_max]), "max")
-        exact = (
-            str(self.trainer.precision).startswith(("32-true", "64-true"))
-            and self.network.output_weight.dtype != torch.bfloat16
-        )
-        check_first_minibatch(batch.iteration, approx_kl.item(), ratio_max.item(), exact=exact)
-
-    # What is logged and kept.
+    # Logging, validation and checkpoints.
 
     def on_train_epoch_end(self) -> None:
-        """Log the rollout of an iteration that was not learned from."""
-        if self._loader is not None and self._loader.experience is None:
+        """Log a rollout that ended the run."""
+        if self._loader is not None and self._loader.rollout is None:
             self._log_rollout()
 
     def _log_rollout(self) -> None:
-        """Log the iteration's rollout: the same with every batch, so that an epoch gets one row, resumed or not."""
+        """Log the rollout's metrics, the same with every batch: an epoch gets one row, resumed or not."""
         assert self._loader is not None
         for name, number in self._loader.metrics.items():
             shown = name in _IN_PROGRESS_BAR
             self.log(name, number, on_step=False, on_epoch=True, prog_bar=shown, batch_size=1, sync_dist=True)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Let the policy answer held-out prompts."""
+        """Sample responses to validation prompts."""
         rows = zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)
         prompts = [ids[:length] for ids, length in rows]
-        self.probe.update(self.network, self.reference, prompts, batch.prompts, self._tokenizer)
+        self.policy_evaluation.update(self.network, self.reference, prompts, batch.prompts, self._tokenizer)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``policy/*``."""
-        values = self.probe.compute()
-        self.probe.reset()
+        values = self.policy_evaluation.compute()
+        self.policy_evaluation.reset()
         self.log_dict({f"policy/{name}": value for name, value in values.items()}, prog_bar=True)
 
+    def rollout_state(self) -> dict[str, Any]:
+        """KL coefficient, reward statistics, whether old log-probs are recomputed, and the work so far."""
+        return {
+            "controller": self.controller.state_dict(),
+            "statistics": self.statistics.state_dict(),
+            "recompute_logprobs": self.recompute_logprobs,
+            "work": dict(self.work),
+        }
+
+    def load_rollout_state(self, state: dict[str, Any]) -> None:
+        """Restore ``rollout_state``."""
+        self.controller.load_state_dict(state["controller"])
+        self.statistics.load_state_dict(state["statistics"])
+        self.recompute_logprobs = state["recompute_logprobs"]
+        self.work = dict(state["work"])
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the KL coefficient and the reward statistics; the loader keeps the experience."""
+        """Save ``rollout_state``; the loader saves the rollout itself."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["collector"] = self.collector.state_dict()
+        checkpoint["rollout"] = self.rollout_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from ``on_save_checkpoint``; see ``Stage.on_load_checkpoint`` for the loader."""
+        """Restore ``rollout_state``; see ``Stage.on_load_checkpoint`` for the loader."""
         super().on_load_checkpoint(checkpoint)
-        self.collector.load_state_dict(checkpoint["collector"])
+        self.load_rollout_state(checkpoint["rollout"])

@@ -1,23 +1,81 @@
-"""The networks of PPO beside its policy: copies of their own, or with adapters views of one base."""
+"""The networks of PPO beside its policy: copies of their own or, with adapters, views of one base.
+
+Legend: B responses, N tokens of the longest response, M tokens of all responses, D width.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from align.adapters.lora import LoraConfig, adapters, copy_adapter, merged_copy, share_base
 from align.algorithms.starting_points import load_start, reference_view
 from align.io.adapter_directory import Base
 from align.io.directory import load_scalar
 from align.model.gpt import GPT, ScalarGPT
+from align.model.response_states import response_states
 from align.rewards.base import Reward
 from align.rewards.reward_model import RewardModel
 
 
-def make_reference(policy: GPT, source: str | None, *, adapted: bool) -> GPT:
-    """What the KL is measured to.
+class ValueHead(nn.Module):
+    """A value model on the policy's own trunk: one value per hidden state."""
+
+    def __init__(self, width: int) -> None:
+        """Initialise the head: normal with std 1 / sqrt(width + 1), from seed 0."""
+        super().__init__()
+        self.score = nn.Linear(width, 1, bias=False)
+        generator = torch.Generator(device=self.score.weight.device).manual_seed(0)
+        with torch.no_grad():
+            self.score.weight.normal_(0.0, (width + 1) ** -0.5, generator=generator)
+
+    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[..., D]`` to ``[...]``, in float32."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.score.weight.float()).squeeze(-1)
+
+
+ValueModel: TypeAlias = ScalarGPT | ValueHead
+
+
+def token_values(
+    value: ValueModel,
+    policy_states: torch.Tensor | None,
+    ids: torch.Tensor,
+    prompt_lengths: Sequence[int],
+    lengths: Sequence[int],
+    group_size: int,
+) -> torch.Tensor:
+    """The value ``[M]`` before each token of each response.
 
     Args:
-        policy: before anything moved it.
+        value: a head reads the policy's hidden states, a network its own.
+        policy_states: ``[M, D]``; only a head needs them.
+        ids: as for ``response_states``.
+        prompt_lengths: the same.
+        lengths: the same.
+        group_size: the same.
+    """
+    if isinstance(value, ScalarGPT):
+        return value.scores(response_states(value, ids, prompt_lengths, lengths, group_size=group_size))
+    assert policy_states is not None
+    return value.scores(policy_states)
+
+
+def padded(flat: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Numbers of response tokens ``[M]`` to ``[B, N]`` float32, 0 where the mask is False."""
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, flat.float())
+
+
+def make_reference(policy: GPT, source: str | None, *, adapted: bool) -> GPT:
+    """The network that the KL is measured to.
+
+    Args:
+        policy: at its start, before training.
         source: a model or adapter directory, or Hub id; None: the policy's start.
-        adapted: adapters learn, not the policy's weights: its start then costs no memory but an adapter's.
+        adapted: adapters are trained, not the policy's weights: the reference then shares its base.
 
     Raises:
         ValueError: it has another vocabulary.
@@ -43,14 +101,14 @@ def make_value(
     """A value model: from ``source``, else from the reward model, else from the policy.
 
     Args:
-        policy: before anything moved it.
-        reward: of a reward model the value model starts as a copy, whose head gives normalised scores, but for their
-            mean.
+        policy: at its start, before training.
+        reward: the value model starts as a copy of a reward model, its head divided by the reward's std: its values
+            are normalised scores plus a constant.
         source: a model or adapter directory, or Hub id; None: see above.
         lora: the recipe's adapters.
         onto: the policy's base.
-        adapted: adapters learn: the value model then stands on the weights of what it starts from, with a copy of
-            its adapter where that has one.
+        adapted: adapters are trained: the value model then shares the weights of the network it starts from, with a
+            copy of that network's adapter if it has one.
     """
     if source is not None:
         return load_start(source, ScalarGPT, lora, onto=onto)

@@ -1,11 +1,9 @@
-"""The settings of PPO and its critic-free kin, in groups that check themselves."""
+"""The settings of ``PPO``, in groups that check themselves."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from align.objectives import AdaptiveKL, FixedKL, check_kl_use
-
-Algorithm = Literal["ppo", "grpo", "rloo"]
+from align.objectives import DEFAULT_KL_ESTIMATORS, AdaptiveKL, FixedKL, KLEstimator, KLUse, check_kl_use
 
 
 def _require(name: str, value: object, holds: bool, right: str) -> None:
@@ -15,23 +13,23 @@ def _require(name: str, value: object, holds: bool, right: str) -> None:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How responses are sampled: at this temperature, over the whole vocabulary.
+    """How responses are sampled: over the whole vocabulary, without top-k or top-p.
 
     Raises:
         ValueError: a setting is impossible.
     """
 
     episodes: int = 64
-    """Responses of an iteration, all ranks together"""
+    """Responses per iteration, over all ranks"""
     group_size: int = 1
-    """Responses to each prompt; grpo and rloo compare these and need 2 or more"""
+    """Responses to each prompt; an estimator that compares them needs at least 2"""
     temperature: float = 1.0
-    """Divides the logits of the samples, and of old, new and reference log-probs alike"""
+    """Divides the logits when sampling and in the old, new and reference log-probs"""
     max_new_tokens: int = 128
     """Longest response, tokens"""
     logprob_tolerance: float = 1e-3
-    """Largest difference of a token's log-prob between sampler and trainer, nats, up to which the sampler's are used;
-    beyond it the trainer computes them again"""
+    """Use the sampler's log-probs as the old ones if they differ from the trainer's by at most this, nats per token;
+    otherwise the trainer recomputes them"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -49,19 +47,19 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class ScoringConfig:
-    """From what the reward says of a response to its score.
+    """How a reward becomes a score.
 
     Raises:
         ValueError: a setting is impossible.
     """
 
     normalise: Literal["none", "running"] = "none"
-    """none: as the reward gives it (a reward-model directory is normalised by its manifest's mean and std already);
-    running: minus the mean and over the standard deviation of all rewards of the run so far"""
+    """none: use the reward as it is (a reward-model directory is already normalised by its manifest's mean and std);
+    running: subtract the mean and divide by the standard deviation of all rewards of the run so far"""
     reward_clip: float | None = None
-    """Rewards are cut to [-reward_clip, reward_clip], after normalisation; None: not"""
+    """Clip rewards to [-reward_clip, reward_clip] after normalisation; None: do not clip"""
     missing_eos_penalty: float = 1.0
-    """Taken off the score of a response that was cut before it ended"""
+    """Subtracted from the score of a response that reached max_new_tokens before its end"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -72,24 +70,24 @@ class ScoringConfig:
 
 @dataclass(frozen=True)
 class KLConfig:
-    """What holds the policy near the reference.
+    """What keeps the policy near the reference.
 
     Raises:
         ValueError: a setting is impossible.
     """
 
     kl_coef: float = 0.05
-    """Reward per nat of KL; where it is steered, the first value"""
-    kl_in: Literal["reward", "loss"] | None = None
-    """Where the KL is subtracted; None: in the loss for grpo, in the reward for ppo and rloo"""
-    kl_estimator: Literal["k1", "k2", "k3"] | None = None
-    """Estimate of a token's KL; None: k1 in the reward, k3 in the loss"""
+    """Reward per nat of KL; with kl_target, the initial value"""
+    kl_in: KLUse | None = None
+    """Whether the KL is subtracted from the reward or added to the loss; None: what the estimator defaults to"""
+    estimator: KLEstimator | None = None
+    """Estimator of a token's KL; None: K1 in the reward, K3 in the loss"""
     kl_target: float | None = None
-    """KL to hold, nats per response: kl_coef is steered to it; None: kl_coef stays"""
+    """KL that an adaptive kl_coef aims for, nats per response; None: kl_coef is fixed"""
     kl_horizon: int = 2000
-    """Responses over which a steered kl_coef may change by a fifth"""
+    """Responses over which an adaptive kl_coef may change by a fifth"""
     stop_kl: float | None = None
-    """The run ends when the mean KL of a rollout is above this, nats per response; None: never"""
+    """End the run when the mean KL of a rollout exceeds this, nats per response; None: never"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -98,26 +96,25 @@ class KLConfig:
         _require("kl.kl_horizon", self.kl_horizon, self.kl_horizon >= 1, "at least 1")
         _require("kl.stop_kl", self.stop_kl, self.stop_kl is None or self.stop_kl > 0, "above 0, or null")
 
-    def place(self, algorithm: Algorithm) -> Literal["reward", "loss"]:
-        """Where the KL is subtracted."""
-        return self.kl_in or ("loss" if algorithm == "grpo" else "reward")
+    def estimators(self, default_use: KLUse) -> dict[KLUse, KLEstimator]:
+        """The one use of the KL, with its estimator.
 
-    def estimator(self, algorithm: Algorithm) -> Literal["k1", "k2", "k3"]:
-        """The estimator of a token's KL.
+        Args:
+            default_use: of the advantage estimator.
 
         Raises:
-            ValueError: its gradient would be wrong in that place.
+            ValueError: the estimator's gradient is wrong there.
         """
-        place = self.place(algorithm)
-        kind = self.kl_estimator or ("k1" if place == "reward" else "k3")
-        check_kl_use(kind, place)
-        return kind
+        use = self.kl_in or default_use
+        estimator = self.estimator or DEFAULT_KL_ESTIMATORS[use]
+        check_kl_use(estimator, use)
+        return {use: estimator}
 
-    def control(self) -> AdaptiveKL | FixedKL:
-        """What holds the coefficient.
+    def controller(self) -> AdaptiveKL | FixedKL:
+        """A controller of the coefficient, in its initial state.
 
         Raises:
-            ValueError: it can't be steered from where it starts.
+            ValueError: an adaptive coefficient cannot start at 0.
         """
         if self.kl_target is None:
             return FixedKL(self.kl_coef)
@@ -126,26 +123,20 @@ class KLConfig:
 
 @dataclass(frozen=True)
 class UpdateConfig:
-    """How the policy learns from an iteration's experience.
+    """How the policy learns from a rollout.
 
     Raises:
         ValueError: a setting is impossible.
     """
 
     epochs: int = 4
-    """Passes over an iteration's responses"""
+    """Passes over the rollout"""
     minibatches: int = 4
-    """Optimizer steps of a pass; each sees as many responses (Trainer.accumulate_grad_batches cuts it further)"""
+    """Optimizer steps per pass; trainer.accumulate_grad_batches splits each into micro-batches"""
     clip_range: float = 0.2
-    """The ratio of new to old probabilities counts within 1 - clip_range and 1 + clip_range"""
+    """The ratio of new to old probability is clipped to 1 - clip_range and 1 + clip_range"""
     target_kl: float | None = 0.1
-    """An iteration ends after the optimizer step whose KL(old || new) was above this, nats per token; None: never"""
-    gamma: float = 1.0
-    """Discount per token (ppo)"""
-    gae_lambda: float = 0.95
-    """0 trusts the values, 1 the rewards (ppo)"""
-    scale_by_std: bool = True
-    """Divide a group's advantages by the standard deviation of its rewards (grpo)"""
+    """End an iteration after the optimizer step whose KL(old || new) exceeds this, nats per token; None: never"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -153,31 +144,28 @@ class UpdateConfig:
         _require("update.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
         _require("update.clip_range", self.clip_range, 0 < self.clip_range < 1, "in (0, 1)")
         _require("update.target_kl", self.target_kl, self.target_kl is None or self.target_kl > 0, "above 0, or null")
-        _require("update.gamma", self.gamma, 0 <= self.gamma <= 1, "in [0, 1]")
-        _require("update.gae_lambda", self.gae_lambda, 0 <= self.gae_lambda <= 1, "in [0, 1]")
 
 
 @dataclass(frozen=True)
 class ValueConfig:
-    """The value model (ppo only).
+    """The value model of an estimator that needs one.
 
     Raises:
         ValueError: a setting is impossible.
     """
 
     shared_trunk: bool = False
-    """A head on the policy's own trunk: half the work and memory, but value and policy pull at one trunk"""
+    """Put a head on the policy's trunk: half the compute and memory, but the value loss moves the policy too"""
     init_from: str | None = None
-    """Model directory the value model starts from; None: the reward model where the reward is a directory, else the
-    policy"""
+    """Model directory to initialise from; None: the reward model if the reward is a directory, else the policy"""
     lr_factor: float = 1.0
-    """Learning rate of the value model (of its head, with a shared trunk), as a factor of the policy's"""
+    """Learning rate of the value model (with a shared trunk, of its head) divided by the policy's"""
     value_coef: float = 0.1
     """Weight of the value loss"""
     value_clip_range: float = 0.2
-    """How far a value may move in an iteration, in units of reward"""
+    """How far a value may move per iteration, in units of reward"""
     warmup_iterations: int = 0
-    """First iterations, in which only the value model learns"""
+    """Initial iterations in which only the value model trains"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""

@@ -1,10 +1,6 @@
-"""Responses of the policy to prompts: the first half of an iteration.
+"""Sampling responses and scoring them: the first two steps of PPO, as functions.
 
 Legend: B responses, T tokens of the longest row (prompt and response), N tokens of the longest response.
-
-From responses to scores: the reward, its normalisation, its clipping, and the penalty for not ending.
-
-Legend: B responses, T tokens of the longest row.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,9 +13,11 @@ from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
+from align.objectives import Total
 from align.rewards.base import Reward
 from align.rewards.reward_model import RewardModel
 from align.training.float64 import wide
+from align.training.sharding import gathered
 
 
 class Prompt(NamedTuple):
@@ -27,8 +25,8 @@ class Prompt(NamedTuple):
 
     Attributes:
         ids: tokens up to the assistant's turn.
-        number: of the prompt within its split.
-        text: what it asks, for reward functions.
+        number: index within its split.
+        text: the prompt as text, for reward functions.
     """
 
     ids: list[int]
@@ -36,18 +34,18 @@ class Prompt(NamedTuple):
     text: str
 
 
-class Rollout(NamedTuple):
-    """Sampled responses; the responses to one prompt stand together.
+class Responses(NamedTuple):
+    """Sampled responses; those to the same prompt are neighbours.
 
     Attributes:
         ids: ``[B, T]`` int64, prompt and response, right-padded.
         prompt_lengths: B, tokens of each prompt.
         lengths: B, tokens of each row without padding.
-        mask: ``[B, N]`` bool, True on tokens of the response, what ended it included.
+        mask: ``[B, N]`` bool, True on tokens of the response, its end-of-turn token included.
         logprobs: ``[B, N]`` float32, the sampler's, 0 on padding.
-        finished: ``[B]`` bool, False where a response was cut.
+        finished: ``[B]`` bool, False where a response reached the length limit.
         prompts: B texts.
-        responses: B texts.
+        texts: B texts of the responses.
     """
 
     ids: torch.Tensor
@@ -57,7 +55,26 @@ class Rollout(NamedTuple):
     logprobs: torch.Tensor
     finished: torch.Tensor
     prompts: list[str]
-    responses: list[str]
+    texts: list[str]
+
+    @property
+    def rows(self) -> tuple[torch.Tensor, list[int], list[int]]:
+        """The arguments ``ids``, ``prompt_lengths`` and ``lengths`` of ``response_states``."""
+        return self.ids, self.prompt_lengths, self.lengths
+
+
+class Scores(NamedTuple):
+    """What responses are worth.
+
+    Attributes:
+        rewards: ``[B]`` float32, from the reward, normalised if so set.
+        scores: ``[B]`` float32, what is optimised apart from the KL: clipped, minus the penalty for a missing end.
+        gold: ``[B]`` float32, from the gold reward, which is only logged; None without one.
+    """
+
+    rewards: torch.Tensor
+    scores: torch.Tensor
+    gold: torch.Tensor | None
 
 
 def sample_rollout(
@@ -69,44 +86,45 @@ def sample_rollout(
     seed: int,
     iteration: int,
     on_step: Callable[[], None] | None = None,
-) -> Rollout:
+) -> Responses:
     """Sample ``group_size`` responses to each prompt.
 
     Args:
-        policy: samples, over the whole vocabulary: what top-k or top-p cut away would have no old log-prob.
-        prompts: the same prompt may come twice; its samples are then numbered on.
+        policy: samples over the whole vocabulary: tokens outside a top-k or top-p would have no old log-prob.
+        prompts: a prompt that occurs twice gets different responses.
         config: temperature and length.
-        tokenizer: decodes, and knows what ends a response.
+        tokenizer: decodes, and knows which tokens end a response.
         seed: of the run.
         iteration: of the run.
-        on_step: called between two tokens; what it raises ends the sampling.
+        on_step: called between two tokens; an exception from it ends the sampling.
 
     Returns:
-        Rollout: ``len(prompts) * group_size`` responses, on the policy's device.
+        Responses: ``len(prompts) * group_size`` of them, on the policy's device.
     """
-    asked = [prompt for prompt in prompts for _ in range(config.group_size)]
-    sampled = sample_responses(
-        policy,
-        tokenizer,
-        [prompt.ids for prompt in asked],
-        SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens),
-        seeds=sample_seeds(seed, iteration, [prompt.number for prompt in asked]),
-        on_step=on_step,
-    )
+    repeated = [prompt for prompt in prompts for _ in range(config.group_size)]
+    with gathered(policy) as policy:
+        sampled = sample_responses(
+            policy,
+            tokenizer,
+            [prompt.ids for prompt in repeated],
+            SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens),
+            seeds=sample_seeds(seed, iteration, [prompt.number for prompt in repeated]),
+            on_step=on_step,
+        )
     samples = sampled.samples
-    rows = [[*prompt.ids, *response] for prompt, response in zip(asked, sampled.ids, strict=True)]
+    rows = [[*prompt.ids, *response] for prompt, response in zip(repeated, sampled.ids, strict=True)]
     lengths = [len(row) for row in rows]
     pad = tokenizer.pad_id or 0
     ids = torch.tensor([[*row, *[pad] * (max(lengths) - len(row))] for row in rows], device=samples.ids.device)
-    return Rollout(
+    return Responses(
         ids=ids,
-        prompt_lengths=[len(prompt.ids) for prompt in asked],
+        prompt_lengths=[len(prompt.ids) for prompt in repeated],
         lengths=lengths,
         mask=samples.mask,
         logprobs=samples.logprobs,
         finished=samples.finished,
-        prompts=[prompt.text for prompt in asked],
-        responses=sampled.texts,
+        prompts=[prompt.text for prompt in repeated],
+        texts=sampled.texts,
     )
 
 
@@ -129,22 +147,6 @@ def sample_seeds(seed: int, iteration: int, numbers: Sequence[int]) -> list[int]
     return seeds
 
 
-Total = Callable[[torch.Tensor], torch.Tensor]
-"""Adds a tensor up over ranks"""
-
-
-class Scores(NamedTuple):
-    """What responses are worth.
-
-    Attributes:
-        rewards: ``[B]`` float32, as the reward gave them, normalised if so set.
-        scores: ``[B]`` float32, what is optimised, the KL aside: clipped, and without the penalty for not ending.
-    """
-
-    rewards: torch.Tensor
-    scores: torch.Tensor
-
-
 class RewardStatistics:
     """Mean and variance of all rewards of a run (Chan et al. 1979: batches merged by their sums of squares).
 
@@ -155,7 +157,7 @@ class RewardStatistics:
     """
 
     def __init__(self) -> None:
-        """Start from nothing."""
+        """No rewards yet."""
         self.count, self.mean, self.squares = 0.0, 0.0, 0.0
 
     def update(self, rewards: torch.Tensor, total: Total) -> None:
@@ -179,38 +181,69 @@ class RewardStatistics:
         return {"count": self.count, "mean": self.mean, "squares": self.squares}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from ``state_dict``."""
+        """Restore what ``state_dict`` returned."""
         self.count, self.mean, self.squares = state["count"], state["mean"], state["squares"]
 
 
-def rewards_of(reward: Reward, rollout: Rollout) -> torch.Tensor:
-    """What the reward says of each response.
+def score_rollout(
+    reward: Reward,
+    gold: Reward | None,
+    responses: Responses,
+    config: ScoringConfig,
+    *,
+    statistics: RewardStatistics,
+    total: Total,
+) -> Scores:
+    """Rewards of the responses, normalised, then turned into scores.
 
     Args:
-        reward: a reward model reads the ids as they were sampled, a function the texts.
-        rollout: B responses.
+        reward: scores responses.
+        gold: scores them for the log only; None: no gold reward.
+        responses: B of this rank.
+        config: normalisation, clip and penalty.
+        statistics: of the run's rewards; updated where rewards are normalised by them.
+        total: sums over ranks.
+
+    Raises:
+        ValueError: a reward failed; see ``rewards_of``.
+    """
+    rewards = rewards_of(reward, responses)
+    if config.normalise == "running":
+        statistics.update(rewards, total)
+        rewards = statistics.normalise(rewards)
+    gold_rewards = None if gold is None else rewards_of(gold, responses)
+    return Scores(rewards, score(rewards, responses.finished, config), gold_rewards)
+
+
+def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
+    """The reward of each response.
+
+    Args:
+        reward: a reward model reads the sampled ids, a function the texts.
+        responses: B of them.
 
     Returns:
         ``[B]`` float32.
 
     Raises:
-        ValueError: the reward failed, or gave another number of scores, or one that is not finite.
+        ValueError: the reward raised, or returned another number of scores, or one that is not finite.
     """
-    device = rollout.ids.device
-    if isinstance(reward, RewardModel):
-        rewards = reward.score_ids(rollout.ids, torch.tensor(rollout.lengths, device=device))
-        if not bool(rewards.isfinite().all()):
-            row = int((~rewards.isfinite()).nonzero()[0])
-            raise ValueError(
-                f"reward {reward.name!r} gave {rewards[row].item()} for response {row} of {len(rewards)} "
-                f"({rollout.responses[row][:60]!r}); it must be a finite number"
-            )
-        return rewards
-    return torch.tensor(reward(rollout.prompts, rollout.responses), dtype=torch.float32, device=device)
+    device = responses.ids.device
+    if not isinstance(reward, RewardModel):
+        return torch.tensor(reward(responses.prompts, responses.texts), dtype=torch.float32, device=device)
+    with gathered(reward.network):
+        rewards = reward.score_ids(responses.ids, torch.tensor(responses.lengths, device=device))
+    if not bool(rewards.isfinite().all()):
+        row = int((~rewards.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"reward {reward.name!r} gave {rewards[row].item()} for response {row} of {len(rewards)} "
+            f"({responses.texts[row][:60]!r}); it must be a finite number"
+        )
+    return rewards
 
 
 def score(rewards: torch.Tensor, finished: torch.Tensor, config: ScoringConfig) -> torch.Tensor:
-    """Scores of responses: rewards clipped, minus the penalty where a response was cut.
+    """Scores of responses: rewards clipped, minus the penalty where a response has no end.
 
     Args:
         rewards: ``[B]``.
@@ -233,3 +266,40 @@ def check_reward(reward: Reward, tokenizer: Any) -> None:
     """
     if isinstance(reward, RewardModel):
         reward.check_tokenizer(tokenizer)
+
+
+def rollout_metrics(
+    responses: Responses, scores: Scores, kl: torch.Tensor, logprobs: torch.Tensor, *, group_size: int, total: Total
+) -> dict[str, float]:
+    """What is logged of a rollout: means over the responses of all ranks, of the entropy over their tokens.
+
+    Args:
+        responses: B of this rank.
+        scores: of them.
+        kl: ``[B, N]`` K1 of each token, nats.
+        logprobs: ``[B, N]`` under the policy that sampled, nats.
+        group_size: responses to each prompt.
+        total: sums over ranks.
+    """
+    values = {
+        "rollout/reward": scores.rewards,
+        "rollout/score": scores.scores,
+        "rollout/kl": kl.sum(1),
+        "rollout/length": responses.mask.sum(1),
+        "rollout/eos_rate": responses.finished,
+        "rollout/entropy": -logprobs[responses.mask],
+    }
+    if scores.gold is not None:
+        values["rollout/gold"] = scores.gold
+    if group_size > 1:
+        groups = scores.scores.view(-1, group_size)
+        values["rollout/group_std"] = groups.std(1)
+        values["rollout/equal_groups"] = groups.amax(1) == groups.amin(1)
+    return {name: mean(value, total) for name, value in values.items()}
+
+
+def mean(values: torch.Tensor, total: Total) -> float:
+    """Mean of ``values`` over all ranks."""
+    values = wide(values)
+    added, count = total(torch.stack([values.sum(), torch.ones_like(values).sum()]))
+    return float(added / count)

@@ -1,10 +1,10 @@
-"""Experience as a train loader: one pass is one iteration, what it yields are micro-batches of ordinary training.
+"""The rollout buffer as a train loader: one pass is one PPO iteration and yields micro-batches of ordinary training.
 
-The data flows one way: prompts -> Rollout -> Experience -> ExperienceBatch -> loss. What the loader holds goes into
-checkpoints, so that a run can be taken up in the middle of an iteration.
+Data flows one way: prompts -> Responses -> Rollout -> RolloutBatch -> loss. The loader's state goes into checkpoints,
+so that a run can resume in the middle of an iteration.
 
-Every rank holds the experience of all of them, and takes its share of each minibatch: so the minibatches are those of
-one process, whatever the number of ranks, and every rank can save all there is.
+Every rank holds the rollout of all ranks and takes its share of each minibatch. So the minibatches are those of one
+process, whatever the number of ranks, and the state of any rank is complete.
 
 Legend: B responses of an iteration, T tokens of the longest row, N tokens of the longest response, R rows of a
 micro-batch, M tokens of their responses.
@@ -23,20 +23,20 @@ from align.batches import PromptBatch
 from align.model.response_states import response_tokens
 
 
-class Experience(NamedTuple):
-    """What one iteration learns from; 0 where the mask is False.
+class Rollout(NamedTuple):
+    """What one iteration trains on: responses with their statistics, 0 where the mask is False.
 
     Attributes:
         ids: ``[B, T]`` int64, prompt and response, right-padded.
         prompt_lengths: ``[B]`` int64, tokens of each prompt.
         lengths: ``[B]`` int64, tokens of each row.
         mask: ``[B, N]`` bool, True on tokens of the response.
-        logprobs: ``[B, N]`` of the policy that sampled, nats.
-        reference_logprobs: ``[B, N]`` nats.
+        logprobs: ``[B, N]`` under the policy that sampled, nats.
+        reference_logprobs: ``[B, N]`` under the reference, nats.
         values: ``[B, N]`` before the update; 0 without a value model.
         advantages: ``[B, N]`` as the loss uses them.
-        returns: ``[B, N]`` what the values should have been; 0 without a value model.
-        scores: ``[B]`` what was optimised, the KL aside.
+        returns: ``[B, N]`` targets of the values; 0 without a value model.
+        scores: ``[B]`` what is optimised apart from the KL.
     """
 
     ids: torch.Tensor
@@ -51,22 +51,22 @@ class Experience(NamedTuple):
     scores: torch.Tensor
 
 
-class ExperienceBatch(NamedTuple):
-    """A micro-batch: some responses, and what is known of each of their tokens, one after another.
+class RolloutBatch(NamedTuple):
+    """A micro-batch: some responses, with the statistics of their tokens concatenated.
 
     Attributes:
         ids: ``[R, T]`` int64, no wider than its longest row.
         prompt_lengths: R, tokens of each prompt.
         lengths: R, tokens of each row.
         targets: ``[M]`` int64, the tokens of the responses.
-        logprobs: ``[M]`` of the policy that sampled.
+        logprobs: ``[M]`` under the policy that sampled.
         reference_logprobs: ``[M]``.
         values: ``[M]`` before the update.
         advantages: ``[M]``.
         returns: ``[M]``.
-        group_size: so many neighbouring rows answer the same prompt.
-        iteration: which this is of.
-        position: the micro-batch's number within the iteration.
+        group_size: this many neighbouring rows share a prompt.
+        iteration: of the run, from 0.
+        position: index of the micro-batch within the iteration.
     """
 
     ids: torch.Tensor
@@ -86,82 +86,72 @@ class ExperienceBatch(NamedTuple):
 _PER_TOKEN = ("logprobs", "reference_logprobs", "values", "advantages", "returns")
 
 
-def join_ranks(
-    experience: Experience, group_size: int, over_ranks: Callable[[torch.Tensor], list[torch.Tensor]]
-) -> Experience:
-    """The experience of all ranks, in the order in which one process would have had it.
+def join_ranks(rollout: Rollout, group_size: int, over_ranks: Callable[[torch.Tensor], list[torch.Tensor]]) -> Rollout:
+    """The rollout of all ranks, in the order of a single process.
 
-    Prompts are dealt in turns, so group g of rank r is group ``g * ranks + r`` of all.
+    Each rank takes a strided slice of the prompts, so group g of rank r is group ``g * ranks + r`` of all.
 
     Args:
-        experience: of this rank; each rank has as many groups.
+        rollout: of this rank; every rank has the same number of groups.
         group_size: neighbouring responses to one prompt.
-        over_ranks: a tensor -> that of every rank, of one shape.
+        over_ranks: gathers a tensor, of the same shape on every rank, from all ranks.
     """
-    sizes = torch.tensor([experience.ids.shape[1], experience.mask.shape[1]], device=experience.ids.device)
+    sizes = torch.tensor([rollout.ids.shape[1], rollout.mask.shape[1]], device=rollout.ids.device)
     width, longest = torch.stack(over_ranks(sizes)).amax(0).tolist()
     joined = {}
-    for name, tensor in experience._asdict().items():
+    for name, tensor in rollout._asdict().items():
         if tensor.dim() == 2:
             tensor = F.pad(tensor, (0, (width if name == "ids" else longest) - tensor.shape[1]))
         # Not every backend gathers bool.
         parts = over_ranks(tensor.byte() if tensor.dtype == torch.bool else tensor)
         groups = torch.stack([part.unflatten(0, (-1, group_size)) for part in parts], dim=1)
         joined[name] = groups.flatten(0, 2).to(tensor.dtype)
-    return Experience(**joined)
+    return Rollout(**joined)
 
 
-class Collected(NamedTuple):
-    """What an iteration's rollout gave.
-
-    Attributes:
-        experience: to learn from; None where the run has to end.
-        metrics: to log.
-    """
-
-    experience: Experience | None
-    metrics: dict[str, float]
+RollOut = Callable[[list[Prompt], int], tuple[Rollout | None, dict[str, float]]]
+"""(prompts, iteration) -> the rollout to train on, or None where the run has to end; and what to log of it"""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How an iteration's responses are cut into micro-batches, as a function of (seed, iteration).
+    """Which responses form each micro-batch, as a function of (seed, iteration).
 
-    Responses are shuffled over the minibatches of a pass. Within a minibatch the order means nothing, so there rows of
-    like length go into one micro-batch, and ranks get every so manieth. Groups stay together where there are enough of
-    them, so that their prompt is computed once.
+    Responses are shuffled over the minibatches of a pass. Order within a minibatch does not matter, so rows of similar
+    length share a micro-batch, and each rank takes a strided slice. Groups stay together if there are enough of them,
+    so that their prompt is computed once.
 
     Raises:
         ValueError: there are fewer responses than micro-batches of a pass.
     """
 
     episodes: int
-    """Responses of an iteration, all ranks together"""
+    """Responses per iteration, over all ranks"""
     group_size: int
     """Responses to each prompt"""
     epochs: int
-    """Passes over them"""
+    """Passes over the rollout"""
     minibatches: int
-    """Optimizer steps of a pass"""
+    """Optimizer steps per pass"""
     micro_batches: int
-    """Micro-batches of an optimizer step, on each rank"""
+    """Micro-batches per optimizer step, on each rank"""
     ranks: int = 1
     """Data-parallel processes"""
     rank: int = 0
-    """Which of them this is"""
+    """Index of this process among them"""
 
     def __post_init__(self) -> None:
-        """Refuse what leaves a micro-batch empty, or ranks with different numbers of prompts."""
+        """Refuse empty micro-batches, and ranks with different numbers of prompts."""
         if self.episodes % (self.group_size * self.ranks):
             raise ValueError(
-                f"rollout.episodes {self.episodes} can't be dealt to {self.ranks} ranks in groups of "
+                f"rollout.episodes {self.episodes} can't be split over {self.ranks} ranks in groups of "
                 f"{self.group_size}: set it to a multiple of {self.group_size * self.ranks}"
             )
-        if self.episodes < self.pieces:
+        if self.episodes < self.micro_batches_per_pass:
             raise ValueError(
                 f"an iteration has {self.episodes} responses, fewer than update.minibatches {self.minibatches} x "
                 f"accumulate_grad_batches {self.micro_batches} x ranks {self.ranks}: raise rollout.episodes to at "
-                f"least {self.pieces}, or lower one of the others"
+                f"least {self.micro_batches_per_pass}, or lower one of the others"
             )
 
     def __len__(self) -> int:
@@ -169,18 +159,18 @@ class BatchPlan:
         return self.epochs * self.minibatches * self.micro_batches
 
     @property
-    def pieces(self) -> int:
-        """Micro-batches of a pass, all ranks together."""
+    def micro_batches_per_pass(self) -> int:
+        """Micro-batches of a pass, over all ranks."""
         return self.minibatches * self.micro_batches * self.ranks
 
     @property
     def unit(self) -> int:
         """Neighbouring responses that stay together: a group, or one where there are too few groups."""
-        return self.group_size if self.episodes // self.group_size >= self.pieces else 1
+        return self.group_size if self.episodes // self.group_size >= self.micro_batches_per_pass else 1
 
     @property
     def identity(self) -> dict[str, int]:
-        """What a place within an iteration means: the same on every rank, whatever their number."""
+        """The settings that a position within an iteration depends on; the same for any number of ranks."""
         names = ("episodes", "group_size", "epochs", "minibatches", "micro_batches")
         return {name: getattr(self, name) for name in names}
 
@@ -208,15 +198,15 @@ class BatchPlan:
 
 
 class PromptStream:
-    """Prompts one by one from a loader of batches, over and over; its place can be saved.
+    """Prompts one by one from a loader of batches, endlessly; its position can be saved.
 
     Args:
-        loader: has ``state_dict`` and ``load_state_dict`` if the place is to mean anything.
-        ranks: processes that the prompts are dealt to; places count the prompts of all.
+        loader: with ``state_dict`` and ``load_state_dict``, or the saved position means nothing.
+        ranks: processes that share the prompts; a position counts the prompts of all of them.
     """
 
     def __init__(self, loader: Iterable[PromptBatch], *, ranks: int = 1) -> None:
-        """Nothing taken yet."""
+        """Start before the first prompt."""
         self._loader, self._ranks = loader, ranks
         self._start()
 
@@ -236,22 +226,22 @@ class PromptStream:
         return taken
 
     def state_dict(self) -> dict[str, Any]:
-        """The loader's state before the batch that is being read, and how many of its prompts were taken."""
+        """The loader's state before the current batch, and how many of its prompts were taken."""
         return {"before": self._before, "offset": self._offset * self._ranks}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on behind what had been taken.
+        """Continue after the prompts already taken.
 
         Raises:
-            ValueError: that can't be dealt to so many ranks.
+            ValueError: their number can't be split over this number of ranks.
         """
         self._start()
         if state["before"] is None:
             return
         if state["offset"] % self._ranks:
             raise ValueError(
-                f"the checkpoint was made behind prompt {state['offset']} of a batch, which can't be dealt to "
-                f"{self._ranks} ranks: resume on a number of them that divides it"
+                f"the checkpoint was saved after prompt {state['offset']} of a batch, which can't be split over "
+                f"{self._ranks} ranks: resume on a number of ranks that divides it"
             )
         if hasattr(self._loader, "load_state_dict"):
             self._loader.load_state_dict(state["before"])
@@ -279,106 +269,102 @@ class PromptStream:
         self._offset = 0
 
 
-class ExperienceLoader:
-    """The train loader of PPO: a pass rolls out once and yields micro-batches, each as often as there are epochs.
+class RolloutLoader:
+    """The train loader of PPO: a pass rolls out once and yields its micro-batches, ``epochs`` times each response.
 
     Args:
-        prompts: what to answer.
-        collect: (prompts, iteration) -> what was experienced.
-        plan: how it is cut.
-        seed: of the run, asked for when the first iteration begins.
+        prompts: of the run.
+        roll_out: makes the rollout of an iteration.
+        plan: splits it into micro-batches.
+        seed: of the run, called when the first iteration begins.
 
     Attributes:
         iteration: the current one, from 0; -1 before the first.
-        position: micro-batches of it that were handed out.
+        position: micro-batches of it that were yielded.
         metrics: of its rollout.
+        rollout: what it trains on; None before the first, and where the run has to end.
     """
 
     def __init__(
-        self,
-        prompts: Iterable[PromptBatch],
-        collect: Callable[[list[Prompt], int], Collected],
-        plan: BatchPlan,
-        *,
-        seed: Callable[[], int],
+        self, prompts: Iterable[PromptBatch], roll_out: RollOut, plan: BatchPlan, *, seed: Callable[[], int]
     ) -> None:
         """Nothing rolled out yet."""
         self.prompts, self.plan = PromptStream(prompts, ranks=plan.ranks), plan
-        self._collect, self._seed = collect, seed
+        self._roll_out, self._seed = roll_out, seed
         self.iteration, self.position = -1, len(plan)
         self.metrics: dict[str, float] = {}
-        self.experience: Experience | None = None
+        self.rollout: Rollout | None = None
 
     def __len__(self) -> int:
         """Micro-batches of an iteration."""
         return len(self.plan)
 
-    def __iter__(self) -> Iterator[ExperienceBatch]:
-        """Go on with the iteration where it was left, or begin the next."""
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        """Continue the current iteration at its position, or begin the next."""
         if self.position == len(self):
             self._begin()
-        experience = self.experience
-        if experience is None:
+        rollout = self.rollout
+        if rollout is None:
             return
-        rows = self.plan.rows(experience.lengths.cpu().numpy(), seed=self._seed(), iteration=self.iteration)
+        rows = self.plan.rows(rollout.lengths.cpu().numpy(), seed=self._seed(), iteration=self.iteration)
         while self.position < len(self):
             self.position += 1
-            yield self._batch(experience, rows[self.position - 1])
+            yield self._batch(rollout, rows[self.position - 1])
 
     def skip_rest(self) -> int:
-        """Let the next pass begin a new iteration; returns how many micro-batches are left out."""
+        """Make the next pass begin a new iteration; returns how many micro-batches are skipped."""
         left, self.position = len(self) - self.position, len(self)
         return left
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the prompts and in the iteration, and what of its experience is still needed."""
+        """The position in the prompts and in the iteration, and its rollout while it is still needed."""
         state = {"iteration": self.iteration, "position": self.position, "metrics": self.metrics}
-        state |= {"plan": self.plan.identity, "prompts": self.prompts.state_dict(), "experience": None}
-        if self.position < len(self) and self.experience is not None:
-            state["experience"] = {name: tensor.cpu() for name, tensor in self.experience._asdict().items()}
+        state |= {"plan": self.plan.identity, "prompts": self.prompts.state_dict(), "rollout": None}
+        if self.position < len(self) and self.rollout is not None:
+            state["rollout"] = {name: tensor.cpu() for name, tensor in self.rollout._asdict().items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was made, perhaps by another number of ranks.
+        """Resume from a checkpoint, perhaps of another number of ranks.
 
         Raises:
-            ValueError: it was made in the middle of an iteration, with settings that cut it otherwise.
+            ValueError: it was saved in the middle of an iteration whose micro-batches these settings would change.
         """
-        kept = state["experience"]
+        kept = state["rollout"]
         if kept is not None:
             for name, now in self.plan.identity.items():
                 if state["plan"][name] != now:
                     raise ValueError(
                         f"the checkpoint is from the middle of an iteration with {name} {state['plan'][name]}, now it "
-                        f"is {now}: resume with the same settings, or start anew from the model directory"
+                        f"is {now}: resume with the same settings, or start a new run from the model directory"
                     )
         self.iteration = state["iteration"]
         self.position = len(self) if kept is None else state["position"]
         self.metrics = dict(state["metrics"])
-        self.experience = None if kept is None else Experience(**kept)
+        self.rollout = None if kept is None else Rollout(**kept)
         self.prompts.load_state_dict(state["prompts"])
 
     def _begin(self) -> None:
-        """Roll out; a failure leaves everything as it was."""
+        """Roll out; a failure leaves the loader as it was."""
         before = self.prompts.state_dict()
         try:
             prompts = self.prompts.take(self.plan.episodes // (self.plan.group_size * self.plan.ranks))
-            collected = self._collect(prompts, self.iteration + 1)
+            rollout, metrics = self._roll_out(prompts, self.iteration + 1)
         except BaseException:
             self.prompts.load_state_dict(before)
             raise
         self.iteration += 1
-        self.experience, self.metrics = collected
-        self.position = len(self) if self.experience is None else 0
+        self.rollout, self.metrics = rollout, metrics
+        self.position = len(self) if rollout is None else 0
 
-    def _batch(self, experience: Experience, rows: list[int]) -> ExperienceBatch:
-        """The micro-batch of ``rows``, on the device of the experience."""
-        chosen = torch.tensor(rows, device=experience.ids.device)
-        lengths = experience.lengths[chosen].tolist()
-        prompt_lengths = experience.prompt_lengths[chosen].tolist()
-        ids, mask = experience.ids[chosen, : max(lengths)], experience.mask[chosen]
-        tokens = {name: getattr(experience, name)[chosen][mask] for name in _PER_TOKEN}
-        return ExperienceBatch(
+    def _batch(self, rollout: Rollout, rows: list[int]) -> RolloutBatch:
+        """The micro-batch of ``rows``, on the device of the rollout."""
+        chosen = torch.tensor(rows, device=rollout.ids.device)
+        lengths = rollout.lengths[chosen].tolist()
+        prompt_lengths = rollout.prompt_lengths[chosen].tolist()
+        ids, mask = rollout.ids[chosen, : max(lengths)], rollout.mask[chosen]
+        tokens = {name: getattr(rollout, name)[chosen][mask] for name in _PER_TOKEN}
+        return RolloutBatch(
             ids=ids,
             prompt_lengths=tuple(prompt_lengths),
             lengths=tuple(lengths),

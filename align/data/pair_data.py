@@ -170,10 +170,10 @@ class PromptData(TokenData):
         self.format, self.max_prompt_tokens = format, max_prompt_tokens
 
     def train_dataloader(self) -> Any:
-        """Shuffled, resumable prompts; where the stage has an ``experience_loader``, what that makes of them."""
+        """Shuffled, resumable prompts; or what the stage's ``rollout_loader``, if it has one, makes of them."""
         prompts = super().train_dataloader()
         stage = getattr(self.trainer, "lightning_module", None)
-        wrap = getattr(stage, "experience_loader", None)
+        wrap = getattr(stage, "rollout_loader", None)
         return prompts if wrap is None else wrap(prompts)
 
     def _settings(self) -> dict[str, Any]:

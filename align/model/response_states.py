@@ -1,4 +1,4 @@
-"""Hidden states that predict responses, computed without padding worth mentioning and with each prompt read once.
+"""Hidden states before response tokens, computed with almost no padding and with each prompt read once.
 
 Legend: B rows, T tokens of a row, P tokens of a prompt, R rows of a chunk, M tokens of all responses, D width,
 K key/value heads, E width of one head.
@@ -15,18 +15,18 @@ from align.model.kv_cache import KVCache
 from align.model.packing import share_prefixes
 
 _CALL_TOKENS = {"cpu": 24}
-"""What one more forward costs, in tokens: it decides how finely rows are cut by length"""
+"""Cost of one more forward, in tokens; decides how finely rows are chunked by length"""
 
 _CALL_TOKENS_ELSEWHERE = 4096
 
 _MOST_TOKENS = {"cpu": 2048}
-"""Places of a chunk, padding included: beyond this a CPU's caches overflow"""
+"""Positions of a chunk, padding included: above this a CPU's caches overflow"""
 
 _MOST_TOKENS_ELSEWHERE = 32768
 
 
 def response_tokens(ids: torch.Tensor, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:
-    """The tokens of all responses, one after another.
+    """The tokens of all responses, concatenated.
 
     Args:
         ids: ``[B, T]`` int64.
@@ -50,17 +50,17 @@ def response_states(
 ) -> torch.Tensor:
     """The hidden state before each token of each response, in the order of ``response_tokens``.
 
-    Rows of different length are computed as one line without padding, and a row's last token, which predicts nothing,
-    not at all. With groups the prompt of each is read once, and its responses attend to it. A compiled network instead
-    reads all rows, padded, at once: it wants few shapes. One that all ranks must run equally often computes everything
-    in one line, and off the CPU groups are computed in as few lines as fit.
+    Rows of different length are packed into one line without padding; a row's last token, which predicts nothing, is
+    left out. With groups each prompt is read once, and its responses attend to it. A compiled network instead reads all
+    rows together, padded, since it needs few shapes. A network that all ranks must run equally often packs everything
+    into one line. Off the CPU, groups are packed into as few lines as fit.
 
     Args:
         network: a policy, reference or value model.
         ids: ``[B, T]`` int64, right-padded.
         prompt_lengths: B, tokens of each prompt, at least 1.
         lengths: B, tokens of each row, more than of its prompt.
-        group_size: so many neighbouring rows have the same prompt; it divides B.
+        group_size: this many neighbouring rows have the same prompt; it divides B.
 
     Returns:
         ``[M, D]``.
@@ -106,54 +106,54 @@ def _in_lines(
     lengths: Sequence[int],
     group_size: int,
 ) -> torch.Tensor:
-    """``response_states`` of groups, so many in a forward as fit: off the CPU calls cost more than what is padded."""
+    """``response_states`` of groups, as many per forward as fit: off the CPU calls cost more than padding."""
     at_once = group_size * max(1, _MOST_TOKENS_ELSEWHERE // (group_size * ids.shape[1]))
-    cuts = [slice(start, start + at_once) for start in range(0, len(ids), at_once)]
-    parts = [_one_line(network, ids[cut], prompt_lengths[cut], lengths[cut], group_size) for cut in cuts]
+    chunks = [slice(start, start + at_once) for start in range(0, len(ids), at_once)]
+    parts = [_one_line(network, ids[rows], prompt_lengths[rows], lengths[rows], group_size) for rows in chunks]
     return torch.cat(parts)
 
 
-def cut_rows(widths: Sequence[int], *, call_tokens: int, most_tokens: int) -> list[slice]:
-    """Cut rows into chunks so that padding plus the cost of a chunk is least.
+def chunk_rows(widths: Sequence[int], *, call_tokens: int, most_tokens: int) -> list[slice]:
+    """Divide rows into chunks with the least padding plus cost of the chunks.
 
     Args:
         widths: tokens of each row, longest first.
-        call_tokens: what a chunk costs, in tokens.
-        most_tokens: places of a chunk, unless it is a single row.
+        call_tokens: cost of a chunk, in tokens.
+        most_tokens: positions of a chunk, unless it is a single row.
 
     Returns:
         list[slice]: of neighbouring rows.
     """
-    best, cut = [0.0], [0]
+    best, starts = [0.0], [0]
     for stop in range(1, len(widths) + 1):
         costs = []
         for start in range(stop - 1, -1, -1):
-            places = (stop - start) * widths[start]
-            if places > most_tokens and start < stop - 1:
+            positions = (stop - start) * widths[start]
+            if positions > most_tokens and start < stop - 1:
                 break
-            costs.append((best[start] + places + call_tokens, start))
+            costs.append((best[start] + positions + call_tokens, start))
         cost, start = min(costs)
         best.append(cost)
-        cut.append(start)
+        starts.append(start)
     chunks, stop = [], len(widths)
     while stop:
-        chunks.append(slice(cut[stop], stop))
-        stop = cut[stop]
+        chunks.append(slice(starts[stop], stop))
+        stop = starts[stop]
     return chunks[::-1]
 
 
 def _states(
     network: GPT | ScalarGPT, ids: torch.Tensor, spans: Sequence[tuple[int, int]], prompt: "_Prompt | None" = None
 ) -> torch.Tensor:
-    """Hidden states of the places ``spans`` of each row, row after row; behind ``prompt`` if there is one."""
+    """Hidden states at the positions ``spans`` of each row, row after row; after ``prompt`` if there is one."""
     device = ids.device
     order = sorted(range(len(spans)), key=lambda row: -spans[row][1])
     widths = [spans[row][1] for row in order]
     most_tokens = _MOST_TOKENS.get(device.type, _MOST_TOKENS_ELSEWHERE)
-    # Rows in one line cost their attention alone in padding: as few calls as may be.
+    # Rows in one line pad nothing but their attention: as few calls as possible.
     call_tokens = most_tokens if prompt is None else _CALL_TOKENS.get(device.type, _CALL_TOKENS_ELSEWHERE)
     parts = []
-    for chunk in cut_rows(widths, call_tokens=call_tokens, most_tokens=most_tokens):
+    for chunk in chunk_rows(widths, call_tokens=call_tokens, most_tokens=most_tokens):
         rows, width = order[chunk], widths[chunk.start]
         if not width:
             continue
@@ -205,7 +205,7 @@ def _group_states(
 
 
 def _places(spans: Sequence[tuple[int, int]], width: int, device: torch.device) -> torch.Tensor:
-    """Flat places of ``begin..end`` of each row of ``width``."""
+    """Flat indices of ``begin..end`` of each row of ``width``."""
     flat = [place for row, (begin, end) in enumerate(spans) for place in range(row * width + begin, row * width + end)]
     return torch.tensor(flat, dtype=torch.int64, device=device)
 
@@ -225,13 +225,13 @@ class _Prompt(KVCache):
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keep the keys and values ``[1, K, P, E]`` of the first time: a block that is made again has no graph."""
+        """Keep the keys and values ``[1, K, P, E]`` of the first time: a recomputed block has no graph."""
         self.kept.setdefault(layer, (keys, values))
         return keys, values
 
 
 class _Behind(KVCache):
-    """What ``width`` tokens behind a prompt see; it keeps nothing, so a block may be made again."""
+    """Keys and values for ``width`` tokens after a prompt; it keeps nothing, so a block may be recomputed."""
 
     def __init__(self, prompt: _Prompt, width: int) -> None:
         self.prompt, self.width = prompt, width

@@ -1,37 +1,247 @@
-"""How much better a token or a response was than expected; none of it is differentiable.
+"""Advantage estimators: how much better a token or a response was than expected. Nothing here is differentiable.
 
-Legend: B responses, N tokens of a response, G prompts, K responses to each.
+An estimator is a frozen dataclass. Its fields are its settings, its class attributes say what it needs, and its one
+method turns ``ScoredResponses`` into an ``Estimate``.
+
+Legend: B responses, N tokens of the longest response, G prompts, K responses to each prompt (B = G K).
 """
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
 import torch
+
+from align.objectives.kl import KLUse
+from align.objectives.masked import Total, masked_whiten, one_process
+
+
+class ScoredResponses(NamedTuple):
+    """The responses of a rollout as an estimator reads them; the K responses to a prompt are neighbours.
+
+    Attributes:
+        scores: ``[B]`` reward of each whole response, without the KL penalty.
+        penalties: ``[B, N]`` KL penalty of each token, in units of reward; 0 where the KL is in the loss.
+        values: ``[B, N]`` value before each token; 0 without a value model.
+        mask: ``[B, N]`` bool, True on the tokens of the response.
+        group_size: K.
+    """
+
+    scores: torch.Tensor
+    penalties: torch.Tensor
+    values: torch.Tensor
+    mask: torch.Tensor
+    group_size: int = 1
+
+    def token_rewards(self) -> torch.Tensor:
+        """Reward of each token ``[B, N]``: minus its penalty, plus the response's score at its last token."""
+        last = self.mask.sum(1, keepdim=True) - 1
+        rewards = -self.penalties
+        return rewards.scatter_add(1, last, self.scores[:, None].to(rewards.dtype))
+
+    def group_rewards(self) -> torch.Tensor:
+        """Reward of each response ``[G, K]``: its score minus the penalties of its tokens."""
+        return (self.scores - self.penalties.sum(1)).view(-1, self.group_size)
+
+
+class Estimate(NamedTuple):
+    """What the update learns from.
+
+    Attributes:
+        advantages: ``[B, N]`` weights of the tokens in the policy loss; 0 where the mask is False.
+        returns: ``[B, N]`` targets of the value model; 0 for an estimator without one.
+    """
+
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+    def check(self, mask: torch.Tensor, name: str) -> None:
+        """Refuse what an update cannot learn from.
+
+        Args:
+            mask: ``[B, N]`` bool, True on the tokens of the response.
+            name: of the estimator.
+
+        Raises:
+            ValueError: a tensor has another shape than the mask, or a number on a response that is not finite.
+        """
+        for field, tensor in self._asdict().items():
+            if tensor.shape != mask.shape:
+                raise ValueError(
+                    f"estimator {name} returned {field} {tuple(tensor.shape)}: it must be {tuple(mask.shape)}, one for "
+                    "each token"
+                )
+            if not bool(tensor[mask].isfinite().all()):
+                bad = tensor[mask][~tensor[mask].isfinite()][0].item()
+                raise ValueError(f"estimator {name} returned {field} with {bad}: all must be finite")
+
+
+class AdvantageEstimator(ABC):
+    """Base of all advantage estimators.
+
+    Attributes:
+        needs_value: train a value model and pass its values.
+        min_group_size: the fewest responses to each prompt.
+        default_kl_in: where the KL penalty goes unless the recipe says otherwise.
+        length_unbiased: divide the loss by the longest that the responses could be, not by their tokens.
+    """
+
+    needs_value: ClassVar[bool] = False
+    min_group_size: ClassVar[int] = 1
+    default_kl_in: ClassVar[KLUse] = "reward"
+    length_unbiased: ClassVar[bool] = False
+
+    @abstractmethod
+    def estimate(self, responses: ScoredResponses, *, total: Total = one_process) -> Estimate:
+        """Advantages and returns of each token.
+
+        Args:
+            responses: of this rank.
+            total: sums over ranks, for statistics of the whole rollout.
+        """
+
+
+@dataclass(frozen=True)
+class GAE(AdvantageEstimator):
+    """Generalised advantage estimation on token rewards (Schulman et al. 2016, equation 16), whitened over the rollout.
+
+    Raises:
+        ValueError: a factor is outside [0, 1].
+    """
+
+    gamma: float = 1.0
+    """Discount per token"""
+    lam: float = 0.95
+    """lambda: 0 trusts the values, 1 the rewards"""
+
+    needs_value = True
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"estimator.{name} is {getattr(self, name)}: it must be in [0, 1]")
+
+    @torch.no_grad()
+    def estimate(self, responses: ScoredResponses, *, total: Total = one_process) -> Estimate:
+        """Returns are taken before advantages are whitened over all tokens of all ranks."""
+        advantages, returns = gae(
+            responses.token_rewards(), responses.values, responses.mask, gamma=self.gamma, lam=self.lam
+        )
+        return Estimate(masked_whiten(advantages, responses.mask, total=total), returns)
+
+
+class GroupEstimator(AdvantageEstimator):
+    """Base of the estimators that compare the responses to a prompt; every token of a response has its advantage."""
+
+    min_group_size = 2
+
+    @abstractmethod
+    def compare(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Rewards of whole responses ``[G, K]`` to their advantages ``[G, K]``."""
+
+    @torch.no_grad()
+    def estimate(self, responses: ScoredResponses, *, total: Total = one_process) -> Estimate:
+        """Compare each group, and give every token of a response the response's advantage.
+
+        Raises:
+            ValueError: the groups are too small to compare.
+        """
+        if responses.group_size < self.min_group_size:
+            raise ValueError(
+                f"group_size is {responses.group_size}: {type(self).__name__} needs at least {self.min_group_size} "
+                "responses to each prompt"
+            )
+        compared = self.compare(responses.group_rewards())
+        advantages = compared.view(-1, 1).expand(responses.mask.shape).masked_fill(~responses.mask, 0)
+        return Estimate(advantages, torch.zeros_like(advantages))
+
+
+@dataclass(frozen=True)
+class GRPO(GroupEstimator):
+    """Reward minus the group's mean, over its standard deviation (Shao et al. 2024, section 4.1.2).
+
+    The deviation is the unbiased one (divided by K - 1), as in TRL. Scaling amplifies the noise of groups whose rewards
+    are nearly equal.
+
+    Raises:
+        ValueError: eps is not above 0.
+    """
+
+    scale_by_std: bool = True
+    """Divide by the group's standard deviation"""
+    eps: float = 1e-4
+    """Added to the standard deviation, in units of reward"""
+
+    default_kl_in = "loss"
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        if not self.eps > 0:
+            raise ValueError(f"estimator.eps is {self.eps}: it must be above 0, or equal rewards would divide by 0")
+
+    def compare(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Advantages ``[G, K]``; they sum to 0 in each group."""
+        centred = centre(rewards)
+        return centred / (centred.std(1, keepdim=True) + self.eps) if self.scale_by_std else centred
+
+
+@dataclass(frozen=True)
+class RLOO(GroupEstimator):
+    """Reward minus the mean of the prompt's other responses (Ahmadian et al. 2024, equation 5)."""
+
+    def compare(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Advantages ``[G, K]``; they sum to 0 in each group."""
+        size = rewards.shape[1]
+        return centre(rewards) * (size / (size - 1))
+
+
+@dataclass(frozen=True)
+class DrGRPO(GroupEstimator):
+    """Reward minus the group's mean, with a loss that weighs no token by its response's length (Liu et al. 2025).
+
+    Neither GRPO's scaling by the standard deviation nor a division by response lengths: the loss is the sum over tokens
+    over a constant, responses times their greatest length.
+    """
+
+    default_kl_in = "loss"
+    length_unbiased = True
+
+    def compare(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Advantages ``[G, K]``; they sum to 0 in each group."""
+        return centre(rewards)
+
+
+def centre(rewards: torch.Tensor) -> torch.Tensor:
+    """Rewards ``[G, K]`` minus their group's mean; exactly 0 in a group of equal rewards."""
+    # The mean of eight 0.7 is not 0.7 in float32. Above the group's least reward, equal rewards are all 0.
+    above = rewards - rewards.amin(1, keepdim=True)
+    return above - above.mean(1, keepdim=True)
 
 
 @torch.no_grad()
 def gae(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, *, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16).
+    """The recursion of generalised advantage estimation (Schulman et al. 2016, equation 16).
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = sum_k (gamma lam)^k delta_{t+k}, up to the last token that counts: a
-    response is a whole episode, so the value after it is 0, cut short or not.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = sum_k (gamma lam)^k delta_{t+k}, up to the last token that counts. A
+    response is a whole episode, truncated or not, so the value after its last token is 0.
 
     Args:
         rewards: ``[B, N]`` of each token.
         values: ``[B, N]`` expected return before each token was chosen.
-        mask: ``[B, N]`` bool, True on the response: one run in each row, padding after (or before) it.
+        mask: ``[B, N]`` bool, True on the response: one run of tokens in each row.
         gamma: discount per token, in [0, 1].
         lam: 0 trusts the values, 1 the rewards, in [0, 1].
 
     Returns:
-        tuple: ``advantages [B, N]``, not whitened, and ``returns [B, N]`` = advantages + values, what the value model
-        should have said; both 0 where the mask is False.
+        tuple: ``advantages [B, N]``, not whitened, and ``returns [B, N]`` = advantages + values, the targets of the
+        value model; both 0 where the mask is False.
 
     Raises:
-        ValueError: a factor outside [0, 1], shapes that differ, or a mask with holes.
+        ValueError: the shapes differ, or the mask has holes.
     """
-    for name, factor in (("gamma", gamma), ("lam", lam)):
-        if not 0 <= factor <= 1:
-            raise ValueError(f"{name} is {factor}; it must lie in [0, 1]")
     if not rewards.shape == values.shape == mask.shape:
         raise ValueError(
             f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and mask {tuple(mask.shape)} must be alike"
@@ -50,49 +260,3 @@ def gae(
         advantages[:, t] = running
     advantages.masked_fill_(~mask, 0)
     return advantages, advantages + values
-
-
-@torch.no_grad()
-def rloo(rewards: torch.Tensor) -> torch.Tensor:
-    """Reward minus the mean of the prompt's other responses (Ahmadian et al. 2024, equation 5).
-
-    Args:
-        rewards: ``[G, K]`` of whole responses.
-
-    Returns:
-        ``[G, K]`` advantages; they sum to 0 in each group.
-
-    Raises:
-        ValueError: a group of one has no others.
-    """
-    size = _group_size(rewards)
-    return (rewards - rewards.mean(1, keepdim=True)) * (size / (size - 1))
-
-
-@torch.no_grad()
-def grpo(rewards: torch.Tensor, *, scale_by_std: bool = True, eps: float = 1e-4) -> torch.Tensor:
-    """Reward minus the group's mean, over its standard deviation (Shao et al. 2024, section 4.1.2).
-
-    The deviation is the unbiased one (divided by K - 1), as in TRL. Scaling blows up groups whose rewards are nearly
-    equal; without it this is Dr. GRPO's advantage (Liu et al. 2025).
-
-    Args:
-        rewards: ``[G, K]`` of whole responses.
-        scale_by_std: divide by the deviation.
-        eps: added to the deviation; a group of equal rewards gives 0.
-
-    Returns:
-        ``[G, K]`` advantages; they sum to 0 in each group.
-
-    Raises:
-        ValueError: a group of one has nothing to compare with.
-    """
-    _group_size(rewards)
-    centred = rewards - rewards.mean(1, keepdim=True)
-    return centred / (rewards.std(1, keepdim=True) + eps) if scale_by_std else centred
-
-
-def _group_size(rewards: torch.Tensor) -> int:
-    if rewards.dim() != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards {tuple(rewards.shape)} must be [prompts, responses] with two responses or more")
-    return rewards.shape[1]

@@ -4,7 +4,7 @@ import math
 
 
 class FixedKL:
-    """A coefficient that stays.
+    """A constant coefficient.
 
     Attributes:
         value: the coefficient, reward per nat.
@@ -16,7 +16,7 @@ class FixedKL:
         self.value = value
 
     def update(self, kl: float, n: int) -> None:
-        """Nothing to learn from a KL."""
+        """Keep the coefficient."""
 
     def state_dict(self) -> dict[str, float]:
         """The coefficient."""
@@ -27,7 +27,7 @@ class FixedKL:
 
 
 class AdaptiveKL:
-    """A coefficient that steers the KL to a target (Ziegler et al. 2019, section 2.2).
+    """A coefficient that moves the KL towards a target (Ziegler et al. 2019, section 2.2).
 
     ``value *= 1 + clip(kl / target - 1, -0.2, 0.2) * n / horizon``.
 
@@ -39,7 +39,7 @@ class AdaptiveKL:
         """Start the controller.
 
         Args:
-            target: the KL to hold, nats per response, > 0.
+            target: KL to aim for, nats per response, > 0.
             horizon: responses over which the coefficient may grow by a fifth, > 0.
             initial: the first coefficient, > 0: multiplying never leaves 0.
 
@@ -71,7 +71,7 @@ class AdaptiveKL:
         return {"value": self.value}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from the coefficient of ``state_dict``."""
+        """Restore the coefficient of ``state_dict``."""
         self.value = state["value"]
 
 

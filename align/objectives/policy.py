@@ -1,6 +1,6 @@
-"""PPO's losses (Schulman et al. 2017): sums over the tokens that count, to be divided by an optimizer step's count.
+"""PPO's losses (Schulman et al. 2017): sums over the tokens that count; the caller divides.
 
-What the mask hides is never read, and has no gradient.
+Values where the mask is False are never read, and have no gradient.
 
 Legend: B responses, N tokens of a response.
 """
@@ -15,7 +15,7 @@ class PolicyLoss(NamedTuple):
 
     Attributes:
         loss: ``[]`` sum over counted tokens; divide by the tokens of the whole optimizer step.
-        clip_fraction: ``[]`` share of counted tokens whose gradient the clip took away.
+        clip_fraction: ``[]`` share of counted tokens whose gradient the clip removed.
         approx_kl: ``[]`` mean over counted tokens of k3, KL(old || new) per token, nats.
         ratio_max: ``[]`` the largest new / old probability among counted tokens.
         tokens: ``[]`` int64, counted tokens. With none, everything above is 0.
@@ -92,7 +92,7 @@ def ppo_value_loss(
 
     Returns:
         tuple: ``loss []``, a sum over counted tokens, and ``clip fraction []``, the share of them whose gradient the
-        clip took away, detached; 0 where nothing counts.
+        clip removed, detached; 0 where nothing counts.
 
     Raises:
         ValueError: the clip is not above 0, or shapes differ.

@@ -25,6 +25,7 @@ from align.data.text_data import ChatData
 from align.io.directory import save_network
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
+from align.objectives import GRPO
 from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.spec import AddedToken
 from align.training.optimization import OptimizerConfig, ScheduleConfig
@@ -96,7 +97,7 @@ def _parts(
     else:
         update = UpdateConfig(epochs=1, minibatches=1, target_kl=None)
         reward = "ours_alignment:reward_length"
-        stage = PPO(start, reward, algorithm="grpo", update=update, kl=KLConfig(kl_coef=0.0), **settings)
+        stage = PPO(start, reward, estimator=GRPO(), update=update, kl=KLConfig(kl_coef=0.0), **settings)
     data = _Prompts(start, file, **shared).warmed(setting)
     data.tokenizer.stop_ids = ()  # every response has its full length: random weights would end a few by chance
     return stage, data

@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 import torch
 
 from align.algorithms.dpo import DPO
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.batches import PairBatch
 from align.data.pair_data import PreferenceData
 from align.io.directory import save_network
@@ -66,7 +66,7 @@ class World:
         defaults = {
             "optimizer": OptimizerConfig(lr=3e-3, weight_decay=0.0),
             "schedule": ScheduleConfig(kind="constant"),
-            "probe": ProbeConfig(prompts=0),
+            "policy_evaluation": PolicyEvaluationConfig(prompts=0),
         }
         if "network" not in settings:
             defaults["init_from"] = self.start

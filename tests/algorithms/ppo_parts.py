@@ -4,9 +4,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
-from align.algorithms.ppo_settings import RolloutConfig, UpdateConfig, ValueConfig
+from align.algorithms.ppo_settings import RolloutConfig, UpdateConfig
 from align.batches import PromptBatch
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
@@ -61,7 +61,7 @@ class PromptModule(pl.LightningDataModule):
 
     def train_dataloader(self):
         prompts = Prompts(self.lengths, self.batch_size)
-        return self.trainer.lightning_module.experience_loader(prompts)
+        return self.trainer.lightning_module.rollout_loader(prompts)
 
     def val_dataloader(self):
         return Prompts(self.lengths, self.batch_size)
@@ -86,8 +86,7 @@ def ppo(**settings):
         "network": policy(),
         "reward": "ppo_parts:share",
         "optimizer": OptimizerConfig(lr=1e-3, weight_decay=0.0),
-        "value": ValueConfig(),
-        "probe": ProbeConfig(prompts=0),
+        "policy_evaluation": PolicyEvaluationConfig(prompts=0),
     } | settings
     return PPO(rollout=RolloutConfig(**rollout), update=UpdateConfig(**update), **settings)
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from align.adapters.lora import LoraConfig, adapter_parameters, adapters
 from align.algorithms.dpo import DPO
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.pretrain import Pretrain
 from align.algorithms.reward_modeling import Reward
 from align.algorithms.sft import SFT
@@ -248,7 +248,11 @@ def test_a_reward_models_adapter_is_no_policy(world, tmp_path):
     data = world.data()
     fit(stage, data, callbacks=[ModelDirectory(which="last")], default_root_dir=tmp_path / "reward", max_steps=1)
     with pytest.raises(ValueError, match="reward/adapter"):
-        fit(DPO(str(tmp_path / "reward/adapter"), probe=ProbeConfig(prompts=0)), data, max_steps=1)
+        fit(
+            DPO(str(tmp_path / "reward/adapter"), policy_evaluation=PolicyEvaluationConfig(prompts=0)),
+            data,
+            max_steps=1,
+        )
     again = Reward(str(tmp_path / "reward/adapter"), normalise_on=0, **FAST)
     again.configure_model()
     assert isinstance(again.network, ScalarGPT)

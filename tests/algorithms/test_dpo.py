@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dpo_pairs import CONFIG, Log, World, fit, policy, several_pairs
 
 from align.algorithms.dpo import DPO, pair_logprobs, prompt_ids
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.layers import RMSNorm
@@ -36,7 +36,10 @@ def test_it_learns_which_response_is_better(world):
     """The first loss is ln 2 at margin 0; then chosen responses gain on rejected ones, on validation prompts too."""
     log = Log()
     trainer = fit(
-        world.stage(probe=ProbeConfig(prompts=4, max_new_tokens=8)), world.data(), max_epochs=12, callbacks=[log]
+        world.stage(policy_evaluation=PolicyEvaluationConfig(prompts=4, max_new_tokens=8)),
+        world.data(),
+        max_epochs=12,
+        callbacks=[log],
     )
     first, last = log.steps[0], log.steps[-1]
     assert first["train/loss"] == pytest.approx(math.log(2), abs=1e-5)
@@ -185,7 +188,7 @@ def test_test_split(world):
 
 
 def test_the_policy_is_sampled_on_validation_prompts_and_judged(world):
-    stage = world.stage(probe=ProbeConfig(prompts=3, max_new_tokens=5, judge="test_dpo:longer"))
+    stage = world.stage(policy_evaluation=PolicyEvaluationConfig(prompts=3, max_new_tokens=5, judge="test_dpo:longer"))
     trainer = fit(stage, world.data())
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("policy/")}
     assert set(metrics) == {"policy/kl", "policy/length", "policy/eos_rate", "policy/distinct", "policy/reward"}
@@ -249,7 +252,7 @@ def test_sixteen_bit_products_pass_the_check_at_step_0(world):
 
 def test_every_metric_is_in_the_glossary(world):
     docs = Path(__file__).parents[2] / "docs"
-    judged = world.stage(probe=ProbeConfig(prompts=2, max_new_tokens=2, judge="test_dpo:longer"))
+    judged = world.stage(policy_evaluation=PolicyEvaluationConfig(prompts=2, max_new_tokens=2, judge="test_dpo:longer"))
     trainer = fit(judged, world.data(), max_steps=1)
     glossary, page = (docs / "metrics.md").read_text(), (docs / "dpo.md").read_text()
     for name in trainer.callback_metrics:
@@ -259,9 +262,9 @@ def test_every_metric_is_in_the_glossary(world):
 
 def test_every_setting_is_on_the_page():
     page = (Path(__file__).parents[2] / "docs" / "dpo.md").read_text()
-    others = ("network", "probe", "optimizer", "schedule")
+    others = ("network", "policy_evaluation", "optimizer", "schedule")
     names = [name for name in inspect.signature(DPO).parameters if name not in others]
-    names += [f"probe.{field.name}" for field in dataclasses.fields(ProbeConfig)]
+    names += [f"policy_evaluation.{field.name}" for field in dataclasses.fields(PolicyEvaluationConfig)]
     assert [name for name in names if f"| `{name}`" not in page] == []
     assert [loss.__name__ for loss in LOSSES if f"| `{loss.__name__}`" not in page] == []
     settings = {field.name for loss in LOSSES for field in dataclasses.fields(loss)}

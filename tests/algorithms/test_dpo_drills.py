@@ -205,13 +205,13 @@ import torch
 
 sys.path.insert(0, {here!r})
 from dpo_pairs import World, fit
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 
 ranks, folder = int(sys.argv[1]), Path(sys.argv[2])
 world = World.__new__(World)
 world.folder, world.train, world.validation = folder, str(folder / "train.jsonl"), str(folder / "val.jsonl")
 world.start = str(folder / "start")
-stage = world.stage(probe=ProbeConfig(prompts=5, max_new_tokens=4))
+stage = world.stage(policy_evaluation=PolicyEvaluationConfig(prompts=5, max_new_tokens=4))
 data = world.data(batch_size=6 // ranks, cache_dir=folder / f"cache{{ranks}}")
 trainer = fit(stage, data, strategy="ddp" if ranks == 2 else "auto", devices=ranks)
 if trainer.is_global_zero:

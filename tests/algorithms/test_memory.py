@@ -20,6 +20,7 @@ from align.algorithms.pretrain import Pretrain
 from align.batches import TokenBatch
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
+from align.objectives import GRPO
 from align.training import memory as training
 from align.training.memory import MemoryConfig, check_sharded_memory
 from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
@@ -66,7 +67,7 @@ def trained(kind: str, world: World, memory: MemoryConfig, **settings) -> dict[s
         stage = world.stage(memory=memory, shared_prefix=kind == "dpo-shared", **settings)
         fit_pairs(stage, world.data(), limit_val_batches=0)
     else:
-        more = {"algorithm": "grpo", "rollout": {"group_size": 4}} if kind == "grpo" else {}
+        more = {"estimator": GRPO(), "rollout": {"group_size": 4}} if kind == "grpo" else {}
         stage = ppo(memory=memory, **more, **settings)
         fit_ppo(stage, max_epochs=1)
     return {name: tensor.clone() for name, tensor in stage.state_dict().items()}

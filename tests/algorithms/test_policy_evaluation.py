@@ -1,4 +1,4 @@
-"""The probe: its KL against all sequences enumerated, its sums, and what it asks."""
+"""Policy evaluation: its KL against all sequences enumerated, its sums, and what it asks."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.algorithms.policy_evaluation import Probe, ProbeConfig, sampled_kl
+from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig, sampled_kl
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
 
@@ -69,12 +69,12 @@ def test_rows_do_not_depend_on_their_batch(sizes: list[tuple[int, int]], seed: i
 
 def test_no_distance_from_itself_and_no_kl_without_a_reference():
     policy = network(1, 30.0)
-    probe = Probe(ProbeConfig(max_new_tokens=4))
-    probe.update(policy, policy, [[1, 2], [3]], ["x", "y"], Words())
-    assert probe.compute()["kl"] == 0
-    probe.reset()
-    probe.update(policy, None, [[1, 2], [3]], ["x", "y"], Words())
-    assert set(probe.compute()) == {"length", "eos_rate", "distinct"}
+    evaluation = PolicyEvaluation(PolicyEvaluationConfig(max_new_tokens=4))
+    evaluation.update(policy, policy, [[1, 2], [3]], ["x", "y"], Words())
+    assert evaluation.compute()["kl"] == 0
+    evaluation.reset()
+    evaluation.update(policy, None, [[1, 2], [3]], ["x", "y"], Words())
+    assert set(evaluation.compute()) == {"length", "eos_rate", "distinct"}
 
 
 def test_sums_by_hand():
@@ -83,10 +83,10 @@ def test_sums_by_hand():
     policy.model.embed_tokens.weight.data.zero_()
     policy.model.embed_tokens.weight.data[1] = 1.0
     policy.model.norm.weight.data.fill_(100.0)
-    probe = Probe(ProbeConfig(max_new_tokens=3))
-    probe._judge = count_a
-    probe.update(policy, None, [[1, 1], [1]], ["x", "yy"], Words())
-    values = {name: float(value) for name, value in probe.compute().items()}
+    evaluation = PolicyEvaluation(PolicyEvaluationConfig(max_new_tokens=3))
+    evaluation._judge = count_a
+    evaluation.update(policy, None, [[1, 1], [1]], ["x", "yy"], Words())
+    values = {name: float(value) for name, value in evaluation.compute().items()}
     assert values == {"length": 3, "eos_rate": 0, "distinct": 0.5, "reward": 15}
 
 
@@ -96,9 +96,9 @@ def test_a_stop_token_ends_and_counts():
     policy.model.embed_tokens.weight.data[4] = 1.0
     policy.model.embed_tokens.weight.data[1] = 0.5
     policy.model.norm.weight.data.fill_(100.0)
-    probe = Probe(ProbeConfig(max_new_tokens=3))
-    probe.update(policy, None, [[1]], ["x"], Words())
-    assert {name: float(value) for name, value in probe.compute().items()} == {
+    evaluation = PolicyEvaluation(PolicyEvaluationConfig(max_new_tokens=3))
+    evaluation.update(policy, None, [[1]], ["x"], Words())
+    assert {name: float(value) for name, value in evaluation.compute().items()} == {
         "length": 1,
         "eos_rate": 1,
         "distinct": 1,
@@ -115,48 +115,48 @@ def test_the_first_different_prompts_are_asked_whatever_the_batches():
         return [0.0] * len(prompts)
 
     for sizes in ((7,), (2, 5), (1, 1, 1, 1, 1, 1, 1)):
-        probe = Probe(ProbeConfig(prompts=3, max_new_tokens=2))
-        probe._judge = note
+        evaluation = PolicyEvaluation(PolicyEvaluationConfig(prompts=3, max_new_tokens=2))
+        evaluation._judge = note
         start = 0
         for size in sizes:
             rows = slice(start, start + size)
-            probe.update(network(1), None, prompts[rows], texts[rows], Words())
+            evaluation.update(network(1), None, prompts[rows], texts[rows], Words())
             start += size
         assert asked == ["a", "b", "d"]
         asked.clear()
 
 
 def test_the_same_at_each_validation():
-    probe = Probe(ProbeConfig(max_new_tokens=6))
+    evaluation = PolicyEvaluation(PolicyEvaluationConfig(max_new_tokens=6))
     policy, reference = network(1), network(2, 30.0)
     runs = []
     for _ in range(2):
-        probe.update(policy, reference, [[1, 2], [3]], ["x", "y"], Words())
-        runs.append({name: float(value) for name, value in probe.compute().items()})
-        probe.reset()
+        evaluation.update(policy, reference, [[1, 2], [3]], ["x", "y"], Words())
+        runs.append({name: float(value) for name, value in evaluation.compute().items()})
+        evaluation.reset()
     assert runs[0] == runs[1]
 
 
 def test_nothing_sampled_gives_nothing():
-    probe = Probe(ProbeConfig(prompts=0))
-    probe.update(network(1), None, [[1]], ["x"], Words())
-    assert probe.compute() == {}
+    evaluation = PolicyEvaluation(PolicyEvaluationConfig(prompts=0))
+    evaluation.update(network(1), None, [[1]], ["x"], Words())
+    assert evaluation.compute() == {}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prompts": -1}, "prompts.*-1"),
-        ({"temperature": 0}, r"temperature\D*0\b"),
-        ({"max_new_tokens": 0}, r"max_new_tokens\D*0\b"),
-        ({"seed": -1}, "seed.*-1"),
+        ({"prompts": -1}, r"policy_evaluation\.prompts.*-1"),
+        ({"temperature": 0}, r"policy_evaluation\.temperature\D*0\b"),
+        ({"max_new_tokens": 0}, r"policy_evaluation\.max_new_tokens\D*0\b"),
+        ({"seed": -1}, r"policy_evaluation\.seed.*-1"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        ProbeConfig(**settings)
+        PolicyEvaluationConfig(**settings)
 
 
 def test_an_unknown_judge_is_refused_before_training():
     with pytest.raises(ValueError, match="'nobody'"):
-        Probe(ProbeConfig(judge="nobody"))
+        PolicyEvaluation(PolicyEvaluationConfig(judge="nobody"))

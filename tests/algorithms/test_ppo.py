@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from ppo_parts import Logged, fit, policy, ppo
 
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.objectives import GAE, GRPO, RLOO, DrGRPO
 from align.training.optimization import OptimizerConfig
 
 BANDIT = {
@@ -20,14 +22,15 @@ BANDIT = {
 @pytest.mark.parametrize(
     "settings",
     [
-        {"algorithm": "ppo"},
-        {"algorithm": "ppo", "value": ValueConfig(shared_trunk=True)},
-        {"algorithm": "grpo", "rollout": {"episodes": 32, "group_size": 4}},
-        {"algorithm": "rloo", "rollout": {"episodes": 32, "group_size": 4}},
+        {},
+        {"value": ValueConfig(shared_trunk=True)},
+        {"estimator": GRPO(), "rollout": {"episodes": 32, "group_size": 4}},
+        {"estimator": DrGRPO(), "rollout": {"episodes": 32, "group_size": 4}},
+        {"estimator": RLOO(), "rollout": {"episodes": 32, "group_size": 4}},
     ],
-    ids=["ppo", "shared", "grpo", "rloo"],
+    ids=["ppo", "shared", "grpo", "dr-grpo", "rloo"],
 )
-def test_each_algorithm_learns_to_say_the_wanted_token(settings):
+def test_each_estimator_learns_to_say_the_wanted_token(settings):
     """A random policy says it once in 12 tokens; the reward is its share, so the best is 1."""
     logged = Logged()
     fit(
@@ -59,7 +62,7 @@ def test_weights_move_and_the_reference_does_not():
         assert not torch.equal(weight, stage.network.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"algorithm": "grpo", "rollout": {"group_size": 2}}], ids=["ppo", "grpo"])
+@pytest.mark.parametrize("settings", [{}, {"estimator": GRPO(), "rollout": {"group_size": 2}}], ids=["ppo", "grpo"])
 def test_every_metric_and_setting_is_documented(settings):
     docs = Path(__file__).parents[2] / "docs"
     glossary, page = (docs / "metrics.md").read_text(), (docs / "ppo.md").read_text()
@@ -69,6 +72,30 @@ def test_every_metric_and_setting_is_documented(settings):
     for name in [*names, "rollout/logprob_gap"]:
         assert f"`{name}`" in glossary, name
         assert f"`{name}`" in page, name
-    for group in (RolloutConfig, ScoringConfig, KLConfig, UpdateConfig, ValueConfig):
+    for group in (RolloutConfig, ScoringConfig, KLConfig, UpdateConfig, ValueConfig, GAE, GRPO):
         for field in fields(group):
             assert f"`{field.name}`" in page, field.name
+
+
+class Gradients(Callback):
+    """The policy's gradient of the first optimizer step, and how many tokens it saw."""
+
+    def on_train_batch_end(self, trainer, stage, *_):
+        if trainer.global_step == 1:
+            self.first = {name: p.grad.clone() for name, p in stage.network.named_parameters()}
+            self.tokens = int(stage._loader.rollout.mask.sum())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_dr_grpos_loss_is_divided_by_the_most_tokens_there_could_be(accumulate: int):
+    """8 responses of at most 6 tokens: gradients are those of the mean over tokens, times tokens / 48."""
+    found = []
+    for estimator in (GRPO(scale_by_std=False), DrGRPO()):
+        watch = Gradients()
+        stage = ppo(estimator=estimator, rollout={"group_size": 2}, update={"epochs": 1, "minibatches": 1})
+        fit(stage, max_steps=1, accumulate_grad_batches=accumulate, callbacks=[watch], gradient_clip_val=None)
+        found.append(watch)
+    mean, constant = found
+    assert mean.tokens < 48
+    for name, gradient in mean.first.items():
+        torch.testing.assert_close(constant.first[name], gradient * mean.tokens / 48)

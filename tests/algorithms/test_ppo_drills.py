@@ -10,11 +10,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import CONFIG, Logged, PromptModule, Tokens, fit, policy, ppo
 
-import align.algorithms.collecting as collecting
+import align.algorithms.ppo as ppo_module
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.io.directory import save_network
 from align.model.gpt import ScalarGPT
+from align.objectives import GRPO, K1, K3, RLOO, DrGRPO
 from align.rewards.reward_model import RewardModel
 from align.training.optimization import OptimizerConfig
 
@@ -79,11 +80,22 @@ def test_a_batch_of_one():
     assert trainer.global_step == 2
 
 
+@pytest.mark.parametrize("estimator", [GRPO(), DrGRPO(), RLOO()], ids=["grpo", "dr-grpo", "rloo"])
+def test_a_constant_reward_moves_no_weight(monkeypatch, estimator):
+    """Eight rewards of 0.7, whose float32 mean is not 0.7: the advantages are 0, and so is every gradient."""
+    name = reward_that(monkeypatch, lambda prompts, responses: [0.7] * len(responses))
+    settings = {"kl": KLConfig(kl_coef=0.0), "scoring": ScoringConfig(missing_eos_penalty=0.0)}
+    stage = ppo(reward=name, estimator=estimator, rollout={"episodes": 8, "group_size": 8}, **settings)
+    fit(stage, max_epochs=1)
+    for weight, start in zip(stage.network.parameters(), policy().parameters(), strict=True):
+        assert torch.equal(weight, start)
+
+
 def test_a_group_size_that_does_not_divide():
     with pytest.raises(ValueError, match=r"rollout\.group_size\D*3\b.*rollout\.episodes\D*8\b"):
         RolloutConfig(episodes=8, group_size=3)
-    with pytest.raises(ValueError, match=r"grpo.*rollout\.group_size\D*1\b"):
-        ppo(algorithm="grpo")
+    with pytest.raises(ValueError, match=r"rollout\.group_size\D*1\b.*GRPO\D*2\b"):
+        ppo(estimator=GRPO())
 
 
 def test_a_full_context_leaves_no_room():
@@ -106,7 +118,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
 
     model = RewardModel("rm", ScalarGPT(CONFIG), Other())
     monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
-    monkeypatch.setattr("align.io.directory.load_scalar", lambda name: ScalarGPT(CONFIG))
+    monkeypatch.setattr("align.algorithms.ppo_networks.load_scalar", lambda name: ScalarGPT(CONFIG))
     with pytest.raises(ValueError, match="'rm'.*another.*tokens"):
         fit(ppo(reward="rm"))
 
@@ -116,7 +128,7 @@ def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatc
     network = ScalarGPT(CONFIG)
     model = RewardModel("rm", network, Tokens(), mean=0.3, std=2.0)
     monkeypatch.setattr("align.algorithms.ppo.load_reward", lambda name, **_: model)
-    monkeypatch.setattr("align.io.directory.load_scalar", lambda name: copy.deepcopy(network))
+    monkeypatch.setattr("align.algorithms.ppo_networks.load_scalar", lambda name: copy.deepcopy(network))
     logged = Logged()
     stage = ppo(reward="rm", gold="ppo_parts:share")
     fit(stage, max_epochs=1, callbacks=[logged])
@@ -132,31 +144,30 @@ def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatc
 
 def test_a_policy_that_is_not_the_one_that_sampled_is_refused(monkeypatch):
     """Old log-probs shifted by 0.1 nats: the first ratio is 0.9."""
-    plain = collecting.Collector.collect
+    plain = PPO.roll_out
 
     def shifted(self, *args):
-        collected = plain(self, *args)
-        experience = collected.experience
-        return collected._replace(experience=experience._replace(logprobs=experience.logprobs - 0.1))
+        rollout, metrics = plain(self, *args)
+        return rollout._replace(logprobs=rollout.logprobs - 0.1), metrics
 
-    monkeypatch.setattr(collecting.Collector, "collect", shifted)
+    monkeypatch.setattr(PPO, "roll_out", shifted)
     with pytest.raises(RuntimeError, match=r"iteration 0\b.*KL"):
         fit(ppo())
 
 
 def test_the_trainers_log_probs_replace_the_samplers_beyond_the_tolerance(monkeypatch):
     """A sampler that is off by 0.5 nats: told with the number, and the first ratio is 1 all the same."""
-    plain = collecting.sample_rollout
+    plain = ppo_module.sample_rollout
 
     def off(*args, **kwargs):
         rollout = plain(*args, **kwargs)
         return rollout._replace(logprobs=rollout.logprobs - 0.5 * rollout.mask)
 
-    monkeypatch.setattr(collecting, "sample_rollout", off)
+    monkeypatch.setattr(ppo_module, "sample_rollout", off)
     logged = Logged()
     stage = ppo()
     fit(stage, callbacks=[logged])
-    assert stage.collector.recompute is True
+    assert stage.recompute_logprobs is True
     assert [row["rollout/logprob_gap"] for row in logged.rows] == pytest.approx([0.5, 0.5], abs=1e-4)
 
 
@@ -223,9 +234,13 @@ def test_bfloat16_products_pass_the_first_minibatch():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: KLConfig(kl_in="loss", kl_estimator="k1").estimator("ppo"), "k1.*loss"),
-        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).control(), r"initial\D*0"),
-        (lambda: ppo(kl=KLConfig(kl_in="reward", kl_estimator="k3")), "k3.*reward"),
+        (lambda: KLConfig(kl_in="loss", estimator=K1()).estimators("reward"), "kl.estimator.*K1.*loss"),
+        (lambda: KLConfig(kl_target=1.0, kl_coef=0.0).controller(), r"initial\D*0"),
+        (lambda: ppo(kl=KLConfig(estimator=K3())), "kl.estimator.*K3.*reward"),
+        (
+            lambda: ppo(estimator=RLOO(), rollout={"group_size": 2}, value=ValueConfig()),
+            "value.*RLOO",
+        ),
         (lambda: UpdateConfig(clip_range=1.0), r"update\.clip_range.*1\.0.*\(0, 1\)"),
         (lambda: ValueConfig(shared_trunk=True, init_from="x"), r"value\.init_from.*value\.shared_trunk"),
         (lambda: PPO(), "PPO.*init_from"),
@@ -236,6 +251,6 @@ def test_impossible_settings(make, message: str):
         make()
 
 
-def test_an_iteration_is_not_cut_by_the_trainer():
+def test_the_trainer_may_not_truncate_an_iteration():
     with pytest.raises(ValueError, match=r"trainer\.limit_train_batches\D*2\b.*update\.epochs"):
         fit(ppo(), limit_train_batches=2)

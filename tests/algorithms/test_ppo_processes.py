@@ -27,7 +27,7 @@ class Sharded(PromptModule):
         prompts = Prompts(self.lengths, 2)
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         prompts.prompts = prompts.prompts[rank::ranks]
-        return self.trainer.lightning_module.experience_loader(prompts)
+        return self.trainer.lightning_module.rollout_loader(prompts)
 
 
 save = ModelCheckpoint(out, filename="{{step}}", save_top_k=-1, every_n_train_steps=3, save_on_train_epoch_end=False)
@@ -47,7 +47,7 @@ def write(tmp_path: Path, name: str, text: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_ranks_share_statistics_and_resume_in_mid_iteration(tmp_path: Path):
-    """Both ranks log the same numbers and hold the same weights; a checkpoint has the experience of both."""
+    """Both ranks log the same numbers and hold the same weights; a checkpoint has the rollout of both."""
     script = write(tmp_path, "ranks.py", RANKS)
 
     def run(name: str, ckpt: str):

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from ppo_parts import PromptModule, Prompts, fit, share
 from test_ppo_resume import everything
 
-from align.algorithms.policy_evaluation import ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.callbacks.loggers import RunLog
 from align.training import preemption
 from align.training.checkpoint_files import global_step
@@ -66,7 +66,7 @@ def signals():
 def run(folder: Path, *callbacks: Callback, ckpt_path: Path | None = None, every: int = 100, **settings):
     """Three iterations of four steps, each validated on three batches; the average of the weights beside them."""
     preemption.forget()
-    stage = everything(probe=ProbeConfig(prompts=8, max_new_tokens=4))
+    stage = everything(policy_evaluation=PolicyEvaluationConfig(prompts=8, max_new_tokens=4))
     return fit(
         stage,
         data=Data(),
@@ -87,7 +87,7 @@ def last(folder: Path) -> Path:
 def end_of(folder: Path):
     """The state that the run left, but for what no next step reads, and its log."""
     stored = torch.load(last(folder), weights_only=True)
-    kept = [stored[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "collector", "global_step")]
+    kept = [stored[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "rollout", "global_step")]
     loader = stored["loops"]["fit_loop"]["state_dict"]["combined_loader"]
     with (folder / "metrics.csv").open(newline="") as file:
         return [*kept, stored["callbacks"]["WeightAverage"], loader], list(csv.DictReader(file))

@@ -1,7 +1,6 @@
 """From prompts to micro-batches: each number of an iteration recomputed the long way."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
@@ -11,27 +10,22 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
 from ppo_parts import Logged, PromptModule, Prompts, fit, policy, ppo, share
 
-from align.algorithms.estimation import estimate, explained_over_ranks, token_rewards, whiten_over_ranks
-from align.algorithms.ppo_settings import KLConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.algorithms.ppo_settings import KLConfig, ScoringConfig
 from align.algorithms.rollout import sample_seeds
-from align.algorithms.rollout_buffer import BatchPlan, Experience, PromptStream, join_ranks
+from align.algorithms.rollout_buffer import BatchPlan, PromptStream, Rollout, join_ranks
 from align.model import response_states as module
-from align.model.response_states import cut_rows, response_states, response_tokens
-from align.objectives import masked_whiten
-
-
-def same(tensor):
-    return tensor
+from align.model.response_states import chunk_rows, response_states, response_tokens
+from align.objectives import GAE
 
 
 class Keeper(Callback):
-    """Keeps the first iteration's experience, and the value model that went into it."""
+    """Keeps the first iteration's rollout, and the value model that went into it."""
 
-    experience = value = None
+    rollout = value = None
 
     def on_train_batch_start(self, trainer, stage, batch, batch_idx):
-        if self.experience is None:
-            self.experience, self.value = stage._loader.experience, copy.deepcopy(stage.value)
+        if self.rollout is None:
+            self.rollout, self.value = stage._loader.rollout, copy.deepcopy(stage.value)
 
 
 @torch.no_grad()
@@ -42,28 +36,28 @@ def plain_logprobs(network, row, prompt_length):
     return picked[prompt_length - 1 :]
 
 
-def test_an_iterations_numbers_recomputed_from_its_experience():
+def test_an_iterations_numbers_recomputed_from_its_rollout():
     """Score, KL, token rewards, GAE by its sum of deltas, whitening and returns, row by row in plain Python."""
     kl = KLConfig(kl_coef=0.3)
     other = policy(seed=3)
-    stage = ppo(kl=kl, value=ValueConfig(), update={"gae_lambda": 0.9, "gamma": 0.97})
+    stage = ppo(kl=kl, estimator=GAE(gamma=0.97, lam=0.9))
     stage.configure_model()
     stage.reference.load_state_dict(other.state_dict())
     keeper = Keeper()
     with pytest.warns(UserWarning, match=r"reference.*KL.*-?\d"):
         fit(stage, max_steps=1, callbacks=[keeper])
-    experience, value = keeper.experience, keeper.value
+    rollout, value = keeper.rollout, keeper.value
     raw, every = {}, []
-    for b in range(len(experience.ids)):
-        p, n = int(experience.prompt_lengths[b]), int(experience.lengths[b])
-        row, count = experience.ids[b, :n], n - p
+    for b in range(len(rollout.ids)):
+        p, n = int(rollout.prompt_lengths[b]), int(rollout.lengths[b])
+        row, count = rollout.ids[b, :n], n - p
         ours, theirs = plain_logprobs(policy(), row, p), plain_logprobs(other, row, p)
-        torch.testing.assert_close(experience.logprobs[b, :count], ours, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(experience.reference_logprobs[b, :count], theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rollout.logprobs[b, :count], ours, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rollout.reference_logprobs[b, :count], theirs, rtol=1e-4, atol=1e-5)
         values = value.scores(value.hidden(row[None])[0])[p - 1 : -1].tolist()
         text = " ".join(map(str, row[p:].tolist()))
         score = share([""], [text])[0] - (0.0 if row[-1] == 1 else 1.0)
-        assert experience.scores[b].item() == pytest.approx(score, abs=1e-6)
+        assert rollout.scores[b].item() == pytest.approx(score, abs=1e-6)
         rewards = [-0.3 * float(a - r) for a, r in zip(ours, theirs, strict=True)]
         rewards[-1] += score
         after = [*values[1:], 0.0]
@@ -71,107 +65,19 @@ def test_an_iterations_numbers_recomputed_from_its_experience():
         raw[b] = [sum((0.97 * 0.9) ** k * d for k, d in enumerate(deltas[t:])) for t in range(count)]
         every += raw[b]
         returns = [a + v for a, v in zip(raw[b], values, strict=True)]
-        torch.testing.assert_close(experience.returns[b, :count], torch.tensor(returns), rtol=1e-3, atol=1e-4)
-        assert not experience.advantages[b, count:].any()
+        torch.testing.assert_close(rollout.returns[b, :count], torch.tensor(returns), rtol=1e-3, atol=1e-4)
+        assert not rollout.advantages[b, count:].any()
     mean, std = np.mean(every), np.std(every, ddof=1)
     for b, advantages in raw.items():
         expected = torch.tensor([(a - mean) / std for a in advantages], dtype=torch.float32)
-        torch.testing.assert_close(experience.advantages[b, : len(expected)], expected, rtol=1e-3, atol=1e-3)
-
-
-@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-def test_critic_free_advantages_are_their_definitions(algorithm: str):
-    """Two groups, 1 0 1 and 3 3 0, by hand: means 2/3 and 2, leave-one-out baselines, unbiased deviations."""
-    scores = torch.tensor([1.0, 0.0, 1.0, 3.0, 3.0, 0.0])
-    mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 0], [1, 1], [1, 1]], dtype=torch.bool)
-    zeros = torch.zeros(6, 2)
-    got = estimate(algorithm, scores, zeros, zeros, mask, config=UpdateConfig(), group_size=3, total=same)  # type: ignore[arg-type]
-    if algorithm == "rloo":
-        expected = [1 - 0.5, 0 - 1, 1 - 0.5, 3 - 1.5, 3 - 1.5, 0 - 3]
-    else:
-        deviations = [(1 / 3) ** 0.5] * 3 + [3**0.5] * 3
-        expected = [d / (s + 1e-4) for d, s in zip([1 / 3, -2 / 3, 1 / 3, 1, 1, -2], deviations, strict=True)]
-    for row, value in enumerate(expected):
-        assert got.advantages[row].tolist() == pytest.approx([value, value if mask[row, 1] else 0.0], rel=1e-5)
-    assert not got.returns.any()
-
-
-def test_the_kl_in_the_reward_lowers_a_responses_score_for_rloo():
-    """Equal scores, KL costs 0 and 1 + 1: the first is 2 better than the other."""
-    costs = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
-    mask = torch.ones(2, 2, dtype=torch.bool)
-    got = estimate("rloo", torch.zeros(2), costs, costs, mask, config=UpdateConfig(), group_size=2, total=same)
-    assert got.advantages.tolist() == [[2.0, 2.0], [-2.0, -2.0]]
-
-
-def test_token_rewards_put_the_score_on_the_last_token():
-    mask = torch.tensor([[True, True, False], [True, True, True]])
-    got = token_rewards(torch.tensor([5.0, 7.0]), torch.tensor([[1.0, 2.0, 0.0], [1.0, 1.0, 1.0]]), mask)
-    assert got.tolist() == [[-1.0, 3.0, 0.0], [-1.0, -1.0, 6.0]]
-
-
-def test_whitening_over_ranks_is_masked_whitening():
-    values, mask = torch.randn(4, 5), torch.rand(4, 5) > 0.3
-    whole = masked_whiten(values, mask)
-    torch.testing.assert_close(whiten_over_ranks(values, mask, same), whole)
-    # Two ranks: what each would hear from an all-reduce is the sum of both.
-    halves = [(values[:2], mask[:2]), (values[2:], mask[2:])]
-
-    def moments(v, m, mean=None):
-        kept = v.masked_fill(~m, 0)
-        return torch.stack([m.sum().float(), kept.sum()]) if mean is None else ((v - mean)[m] ** 2).sum()
-
-    sums = sum(moments(*half) for half in halves)
-    squares = sum(moments(*half, mean=sums[1] / sums[0]) for half in halves)
-    for half, expected in zip(halves, whole.split(2), strict=True):
-        torch.testing.assert_close(whiten_over_ranks(*half, lambda t: sums if t.dim() else squares), expected)
-
-
-def test_explained_variance_by_hand():
-    """Returns 0, 2, 4. Exact values explain all, their mean nothing; the reverse errs by -4, 0, 4: 1 - 4 = -3."""
-    returns = torch.tensor([[0.0, 2, 4, math.nan]])
-    mask = torch.tensor([[True, True, True, False]])
-    got = [
-        explained_over_ranks(torch.tensor([[*values, math.nan]]), returns, mask, same).item()
-        for values in ((0.0, 2, 4), (2.0, 2, 2), (7.0, 9, 11), (4.0, 2, 0))
-    ]
-    assert got == pytest.approx([1, 0, 1, -3])
-
-
-def test_explained_variance_over_ranks_is_that_of_all_tokens():
-    """Of two ranks each hears the sum of both."""
-    values, returns, mask = torch.randn(4, 5), torch.randn(4, 5), torch.rand(4, 5) > 0.3
-    whole = explained_over_ranks(values, returns, mask, same)
-    torch.testing.assert_close(whole, 1 - (returns - values)[mask].double().var() / returns[mask].double().var())
-    told: list[torch.Tensor] = []
-    for turn in range(6):  # each turn learns one more of the five sums
-        heard = []
-        for half in (slice(2), slice(2, 4)):
-            asked: list[torch.Tensor] = []
-
-            def total(tensor: torch.Tensor, asked=asked) -> torch.Tensor:
-                asked.append(tensor)
-                return told[len(asked) - 1] if len(asked) <= len(told) else tensor
-
-            got = explained_over_ranks(values[half], returns[half], mask[half], total)
-            heard.append(asked)
-        if turn < 5:
-            told.append(heard[0][turn] + heard[1][turn])
-    torch.testing.assert_close(got, whole)
-    equal = torch.full((4, 5), -1.0)
-    assert explained_over_ranks(values, equal, mask, same).item() == 0
-    equal[mask.nonzero()[0].unbind()] -= 1e-7  # a rounding apart
-    assert equal.unique().numel() == 2
-    assert explained_over_ranks(values, equal, mask, same).item() == 0
-    large = 60 * values
-    assert explained_over_ranks(large, (-1.0 - large) + large, mask, same).item() == 0
+        torch.testing.assert_close(rollout.advantages[b, : len(expected)], expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
     ("group_size", "line_tokens"), [(1, None), (3, None), (3, 30), (3, 1000)], ids=["rows", "groups", "lines", "line"]
 )
 def test_response_states_are_the_plain_forwards(group_size: int, line_tokens: int | None, monkeypatch):
-    """Cut by length, behind a prompt that is read once, or (off the CPU) in lines of one group or of all."""
+    """Chunked by length, after a prompt that is read once, or (off the CPU) in lines of one group or of all."""
     network = policy()
     torch.manual_seed(0)
     prompts = [[3, 4], [5, 6, 7, 8]] if group_size > 1 else [[n + 2] * (n + 1) for n in range(6)]
@@ -205,9 +111,9 @@ def test_response_states_are_the_plain_forwards(group_size: int, line_tokens: in
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 60), st.integers(1, 100))
-def test_rows_are_cut_in_order_and_once(widths: list[int], call: int, most: int):
+def test_rows_are_chunked_in_order_and_once(widths: list[int], call: int, most: int):
     widths = sorted(widths, reverse=True)
-    chunks = cut_rows(widths, call_tokens=call, most_tokens=most)
+    chunks = chunk_rows(widths, call_tokens=call, most_tokens=most)
     assert [row for chunk in chunks for row in range(chunk.start, chunk.stop)] == list(range(len(widths)))
     for chunk in chunks:
         rows = chunk.stop - chunk.start
@@ -215,8 +121,8 @@ def test_rows_are_cut_in_order_and_once(widths: list[int], call: int, most: int)
 
 
 def test_free_calls_leave_no_padding_and_dear_ones_one_chunk():
-    assert len(cut_rows([9, 9, 5, 5, 2], call_tokens=0, most_tokens=999)) >= 3
-    assert cut_rows([9, 9, 5, 5, 2], call_tokens=99, most_tokens=999) == [slice(0, 5)]
+    assert len(chunk_rows([9, 9, 5, 5, 2], call_tokens=0, most_tokens=999)) >= 3
+    assert chunk_rows([9, 9, 5, 5, 2], call_tokens=99, most_tokens=999) == [slice(0, 5)]
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(0, 5))
@@ -259,19 +165,19 @@ def test_a_plan_with_more_batches_than_responses_is_refused():
         BatchPlan(8, 2, 1, 1, 1, ranks=3)
 
 
-def test_joined_experience_has_the_order_of_one_process():
-    """Groups 0..3 of two responses, dealt in turns to two ranks; response n has n + 1 tokens behind n of a prompt."""
+def test_a_joined_rollout_has_the_order_of_one_process():
+    """Groups 0..3 of two responses on two ranks; response n has n + 1 tokens after a prompt of n."""
 
-    def experience(rows):
+    def rollout(rows):
         longest = max(rows) + 1
         mask = torch.arange(longest) < torch.tensor(rows)[:, None] + 1
         per_token = torch.where(mask, torch.tensor(rows)[:, None].float(), 0.0)
         ids = torch.tensor([[n] * (2 * n + 1) + [0] * (2 * (longest - 1 - n)) for n in rows])
         lengths = torch.tensor(rows)
-        return Experience(ids, lengths, 2 * lengths + 1, mask, *[per_token] * 5, lengths.float())
+        return Rollout(ids, lengths, 2 * lengths + 1, mask, *[per_token] * 5, lengths.float())
 
-    ranks = [experience([0, 1, 4, 5]), experience([2, 3, 6, 7])]
-    fields = iter([None, *Experience._fields])
+    ranks = [rollout([0, 1, 4, 5]), rollout([2, 3, 6, 7])]
+    fields = iter([None, *Rollout._fields])
 
     def over_ranks(tensor):
         name = next(fields)
@@ -281,7 +187,7 @@ def test_joined_experience_has_the_order_of_one_process():
         parts = [getattr(e, name).to(tensor.dtype) for e in ranks]
         return [torch.nn.functional.pad(p, (0, width[0] - p.shape[1])) if width else p for p in parts]
 
-    whole, expected = join_ranks(ranks[0], 2, over_ranks), experience(list(range(8)))
+    whole, expected = join_ranks(ranks[0], 2, over_ranks), rollout(list(range(8)))
     for name, tensor in whole._asdict().items():
         assert torch.equal(tensor, getattr(expected, name)), name
         assert tensor.dtype == getattr(expected, name).dtype
@@ -332,7 +238,7 @@ def test_running_statistics_normalise_by_all_rewards_so_far():
 
     stage.reward = remembering
     fit(stage, callbacks=[logged], data=PromptModule())
-    statistics = stage.collector.statistics
+    statistics = stage.statistics
     assert statistics.mean == pytest.approx(np.mean(rewards), rel=1e-6)
     assert statistics.squares / (statistics.count - 1) == pytest.approx(np.var(rewards, ddof=1), rel=1e-6)
     last = (np.array(rewards[-8:]) - np.mean(rewards)) / np.std(rewards, ddof=1)

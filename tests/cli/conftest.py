@@ -44,8 +44,8 @@ def shrink(folder: Path) -> Path:
             recipe["trainer"] |= {"check_val_every_n_epoch": None}
         if name == "grpo":
             settings["rollout"] |= {"group_size": 2}
-        if "probe" in settings:
-            settings["probe"] |= {"prompts": 2, "max_new_tokens": 12}
+        if "policy_evaluation" in settings:
+            settings["policy_evaluation"] |= {"prompts": 2, "max_new_tokens": 12}
         if name == "pretrain":
             settings["gpt"] |= {"layers": 2, "heads": 4, "kv_heads": 2, "width": 32}
         if name == "sft":

@@ -102,7 +102,9 @@ def test_alignment_starts_from_the_same_model_and_the_same_labels(run: Path):
 def test_grpo_runs_when_it_is_named(run: Path, recipes: Path):
     try:
         assert main(["run", str(recipes), "--out", str(run), "--only", "grpo"]) == 0
-        assert read_manifest(run / "grpo/model")["recipe"]["model"]["init_args"]["algorithm"] == "grpo"
+        assert read_manifest(run / "grpo/model")["recipe"]["model"]["init_args"]["estimator"]["class_path"].endswith(
+            ".GRPO"
+        )
     finally:
         shutil.rmtree(run / "grpo", ignore_errors=True)
 

@@ -223,14 +223,14 @@ def test_batches_survive_moves_pinning_and_workers(build, monkeypatch, kind):
 
 
 class Taker(pl.LightningModule):
-    """Turns prompts into experience, twice as many batches as there are of prompts, and remembers both."""
+    """Turns prompts into twice as many batches, and remembers both."""
 
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen, self.validated = [], []
 
-    def experience_loader(self, prompts):
+    def rollout_loader(self, prompts):
         return Twice(prompts)
 
     def training_step(self, batch, batch_idx):
@@ -258,7 +258,7 @@ class Twice:
         return (batch for batch in self.prompts for _ in range(2))
 
 
-def test_a_stage_may_make_experience_of_prompts(build):
+def test_a_stage_may_roll_out_prompts(build):
     """Four prompts in batches of 2 are 4 steps; validation gets the prompts themselves. Without such a stage the train
     loader is one of prompts, which can be taken up again."""
     data = build(PromptData, *({"prompt": letter} for letter in "abcdef"), val_fraction=0.3, batch_size=2, context=8)

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from align.objectives import gae, grpo, rloo
+from align.objectives import GAE, GRPO, RLOO, DrGRPO, Estimate, ScoredResponses, gae, masked_whiten
 
 
 def test_gae_by_hand():
@@ -81,20 +81,57 @@ def test_gae_refuses_what_it_cannot_mean():
     ones = torch.ones(1, 3)
     with pytest.raises(ValueError, match="mask"):
         gae(ones, ones, torch.tensor([[True, False, True]]))
-    with pytest.raises(ValueError, match=r"lam.*1\.5"):
-        gae(ones, ones, ones.bool(), lam=1.5)
-    with pytest.raises(ValueError, match=r"gamma.*-1"):
-        gae(ones, ones, ones.bool(), gamma=-1)
+    with pytest.raises(ValueError, match=r"estimator\.lam.*1\.5"):
+        GAE(lam=1.5)
+    with pytest.raises(ValueError, match=r"estimator\.gamma.*-1"):
+        GAE(gamma=-1)
     with pytest.raises(ValueError, match=r"rewards.*\(1, 3\).*values.*\(1, 3\).*mask.*\(1, 2\)"):
         gae(ones, ones, ones.bool()[:, :2])
+
+
+def test_gae_puts_the_score_on_the_last_token_and_whitens_over_the_rollout():
+    """Scores 5 and 7, penalties 1 2 and 1 1 1: token rewards -1 3 and -1 -1 6. Values 0, lambda 1: rewards to go."""
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    penalties = torch.tensor([[1.0, 2.0, 0.0], [1.0, 1.0, 1.0]])
+    responses = ScoredResponses(torch.tensor([5.0, 7.0]), penalties, torch.zeros(2, 3), mask)
+    assert responses.token_rewards().tolist() == [[-1, 3, 0], [-1, -1, 6]]
+    got = GAE(lam=1.0).estimate(responses)
+    assert got.returns.tolist() == [[2, 3, 0], [4, 5, 6]]
+    torch.testing.assert_close(got.advantages, masked_whiten(got.returns, mask))
 
 
 def test_group_advantages_by_hand():
     """Rewards 1, 2, 6. Others' means 4, 3.5, 1.5: RLOO -3, -1.5, 4.5. Mean 3, variance (4 + 1 + 9) / 2 = 7."""
     rewards = torch.tensor([[1.0, 2.0, 6.0]])
-    assert rloo(rewards)[0].tolist() == pytest.approx([-3, -1.5, 4.5])
-    assert grpo(rewards, eps=0.0)[0].tolist() == pytest.approx([-2 / 7**0.5, -1 / 7**0.5, 3 / 7**0.5])
-    assert grpo(rewards, scale_by_std=False)[0].tolist() == pytest.approx([-2, -1, 3])
+    assert RLOO().compare(rewards)[0].tolist() == pytest.approx([-3, -1.5, 4.5])
+    assert GRPO(eps=1e-12).compare(rewards)[0].tolist() == pytest.approx([-2 / 7**0.5, -1 / 7**0.5, 3 / 7**0.5])
+    for estimator in (GRPO(scale_by_std=False), DrGRPO()):
+        assert estimator.compare(rewards)[0].tolist() == pytest.approx([-2, -1, 3])
+
+
+@pytest.mark.parametrize("estimator", [GRPO(), RLOO()], ids=["grpo", "rloo"])
+def test_every_token_of_a_response_has_its_advantage(estimator):
+    """Two groups, 1 0 1 and 3 3 0, by hand: means 2/3 and 2, leave-one-out baselines, unbiased deviations."""
+    scores = torch.tensor([1.0, 0.0, 1.0, 3.0, 3.0, 0.0])
+    mask = torch.tensor([[1, 1], [1, 0], [1, 1], [1, 0], [1, 1], [1, 1]], dtype=torch.bool)
+    zeros = torch.zeros(6, 2)
+    got = estimator.estimate(ScoredResponses(scores, zeros, zeros, mask, 3))
+    if estimator == RLOO():
+        expected = [1 - 0.5, 0 - 1, 1 - 0.5, 3 - 1.5, 3 - 1.5, 0 - 3]
+    else:
+        deviations = [(1 / 3) ** 0.5] * 3 + [3**0.5] * 3
+        expected = [d / (s + 1e-4) for d, s in zip([1 / 3, -2 / 3, 1 / 3, 1, 1, -2], deviations, strict=True)]
+    for row, value in enumerate(expected):
+        assert got.advantages[row].tolist() == pytest.approx([value, value if mask[row, 1] else 0.0], rel=1e-5)
+    assert not got.returns.any()
+
+
+def test_the_kl_in_the_reward_lowers_a_responses_reward():
+    """Equal scores, KL penalties 0 and 1 + 1: the first response is 2 better than the other."""
+    penalties = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    mask = torch.ones(2, 2, dtype=torch.bool)
+    got = RLOO().estimate(ScoredResponses(torch.zeros(2), penalties, penalties, mask, 2))
+    assert got.advantages.tolist() == [[2.0, 2.0], [-2.0, -2.0]]
 
 
 @settings(max_examples=30, deadline=None)
@@ -104,18 +141,46 @@ def test_group_advantages_match_their_definitions_and_order_changes_nothing(seed
     rewards = torch.randn(3, size, generator=g, dtype=torch.float64)
     for i in range(size):
         others = torch.cat([rewards[:, :i], rewards[:, i + 1 :]], 1).mean(1)
-        torch.testing.assert_close(rloo(rewards)[:, i], rewards[:, i] - others)
+        torch.testing.assert_close(RLOO().compare(rewards)[:, i], rewards[:, i] - others)
     # TRL's GRPO: (r - mean) / (std + 1e-4) with torch's unbiased std.
-    torch.testing.assert_close(grpo(rewards), (rewards.T - rewards.mean(1)).T / (rewards.std(1) + 1e-4)[:, None])
+    expected = (rewards.T - rewards.mean(1)).T / (rewards.std(1) + 1e-4)[:, None]
+    torch.testing.assert_close(GRPO().compare(rewards), expected)
     order = torch.randperm(size, generator=g)
-    for function in (rloo, grpo):
-        torch.testing.assert_close(function(rewards[:, order]), function(rewards)[:, order])
-        torch.testing.assert_close(function(rewards[1:]), function(rewards)[1:])
-        torch.testing.assert_close(function(rewards).sum(1), torch.zeros(3, dtype=torch.float64))
+    for compare in (RLOO().compare, GRPO().compare):
+        torch.testing.assert_close(compare(rewards[:, order]), compare(rewards)[:, order])
+        torch.testing.assert_close(compare(rewards[1:]), compare(rewards)[1:])
+        torch.testing.assert_close(compare(rewards).sum(1), torch.zeros(3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("function", [rloo, grpo])
-def test_equal_rewards_teach_nothing_and_a_group_of_one_is_refused(function):
-    assert function(torch.full((2, 4), 0.5)).tolist() == [[0.0] * 4] * 2
-    with pytest.raises(ValueError, match=r"rewards.*\(4, 1\)"):
-        function(torch.ones(4, 1))
+GROUPED = [GRPO(), GRPO(scale_by_std=False), DrGRPO(), RLOO()]
+
+
+@given(reward=st.floats(-(2.0**100), 2.0**100, width=32), size=st.integers(2, 17))
+@example(reward=0.699999988079071, size=8)
+@example(reward=1000000.3125, size=8)
+def test_equal_rewards_give_exactly_0(reward: float, size: int):
+    """Also where the mean of equal float32 rewards is not that reward."""
+    for estimator in GROUPED:
+        assert not estimator.compare(torch.full((2, size), reward)).any()
+
+
+@pytest.mark.parametrize("estimator", GROUPED, ids=str)
+def test_a_group_of_one_is_refused(estimator):
+    with pytest.raises(ValueError, match=r"group_size\D*1\b.*\b2\b"):
+        estimator.estimate(ScoredResponses(torch.ones(4), *torch.zeros(2, 4, 1), torch.ones(4, 1, dtype=torch.bool)))
+
+
+def test_an_eps_of_0_is_refused():
+    with pytest.raises(ValueError, match=r"estimator\.eps.*\b0\b"):
+        GRPO(eps=0)
+
+
+def test_an_estimate_of_another_shape_or_with_a_nan_on_a_response_is_refused():
+    """A NaN where the mask is False is never read."""
+    mask, zeros = torch.tensor([[True, True, False]]), torch.zeros(1, 3)
+    padding = torch.tensor([[0.0, 0.0, math.nan]])
+    Estimate(padding, zeros).check(mask, "Mine")
+    with pytest.raises(ValueError, match=r"Mine.*advantages.*\(1, 2\).*\(1, 3\)"):
+        Estimate(zeros[:, :2], zeros).check(mask, "Mine")
+    with pytest.raises(ValueError, match=r"Mine.*returns.*nan"):
+        Estimate(zeros, padding.flip(1)).check(mask, "Mine")

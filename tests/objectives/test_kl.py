@@ -5,13 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from align.objectives import AdaptiveKL, FixedKL, check_kl_use, kl_estimate
+from align.objectives import K1, K2, K3, AdaptiveKL, FixedKL, check_kl_use, distribution_kl
+
+ALL = {"k1": K1(), "k2": K2(), "k3": K3()}
 
 
 def test_by_hand():
     """The policy gives 1/2, the reference 1/4: d = ln 2. k1 = ln 2, k2 = (ln 2)^2 / 2, k3 = 1/2 - 1 + ln 2."""
     policy, reference = torch.tensor([0.5]).log(), torch.tensor([0.25]).log()
-    got = [kl_estimate(policy, reference, kind).item() for kind in ("k1", "k2", "k3")]
+    got = [estimator.estimate(policy, reference).item() for estimator in ALL.values()]
     assert got == pytest.approx([math.log(2), math.log(2) ** 2 / 2, math.log(2) - 0.5])
 
 
@@ -35,7 +37,7 @@ def test_which_estimators_are_unbiased_and_which_gradients_are_right(seed: int):
     kl = (policy.exp() * (policy - reference)).sum()
     opposite = (reference.exp() * (reference - policy)).sum()
     right = _gradient(kl, logits)
-    estimates = {kind: kl_estimate(policy, reference, kind) for kind in ("k1", "k2", "k3")}
+    estimates = {kind: estimator.estimate(policy, reference) for kind, estimator in ALL.items()}
     for kind in ("k1", "k3"):
         torch.testing.assert_close((p * estimates[kind]).sum(), kl)
     as_loss = {kind: _gradient((p * k).sum(), logits) for kind, k in estimates.items()}
@@ -54,43 +56,52 @@ def test_near_the_reference_k3_agrees_as_a_loss_and_vanishes_in_the_reward():
     reference = (logits.detach() + step).log_softmax(-1)
     p = policy.detach().exp()
     right = _gradient((policy.exp() * (policy - reference)).sum(), logits)
-    k3 = kl_estimate(policy, reference, "k3")
+    k3 = K3().estimate(policy, reference)
     assert (_gradient((p * k3).sum(), logits) - right).norm() < 1e-2 * right.norm()
     assert _gradient((p * k3.detach() * policy).sum(), logits).norm() < 1e-2 * right.norm()
 
 
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-def test_equal_policies_give_zero_and_small_differences_are_not_rounded_away(kind: str):
+@pytest.mark.parametrize("estimator", ALL.values(), ids=ALL)
+def test_equal_policies_give_zero_and_small_differences_are_not_rounded_away(estimator):
     same = torch.tensor([-3.0, 0.0, -100.0])
-    assert kl_estimate(same, same, kind).tolist() == [0, 0, 0]
-    tiny = kl_estimate(torch.tensor([1e-4]), torch.zeros(1), kind).item()
-    assert tiny == pytest.approx(1e-4 if kind == "k1" else 5e-9, rel=0.1)
-    assert kl_estimate(torch.tensor([-1e-4]), torch.zeros(1), kind).item() * (-1 if kind == "k1" else 1) >= 0
+    assert estimator.estimate(same, same).tolist() == [0, 0, 0]
+    unsigned = estimator != K1()
+    tiny = estimator.estimate(torch.tensor([1e-4]), torch.zeros(1)).item()
+    assert tiny == pytest.approx(5e-9 if unsigned else 1e-4, rel=0.1)
+    assert estimator.estimate(torch.tensor([-1e-4]), torch.zeros(1)).item() * (1 if unsigned else -1) >= 0
 
 
-@pytest.mark.parametrize(("kind", "use"), [("k1", "reward"), ("k2", "loss"), ("k3", "loss")])
-def test_right_uses_pass(kind: str, use: str):
-    check_kl_use(kind, use)
+@pytest.mark.parametrize(("estimator", "use"), [(K1(), "reward"), (K2(), "loss"), (K3(), "loss")], ids=str)
+def test_right_uses_pass(estimator, use):
+    check_kl_use(estimator, use)
 
 
 @pytest.mark.parametrize(
-    ("kind", "use", "message"),
+    ("estimator", "use", "message"),
     [
-        ("k1", "loss", "k1.*loss.*k2.*k3"),
-        ("k2", "reward", "k2.*reward.*k1"),
-        ("k3", "reward", "k3.*reward.*k1"),
-        ("k4", "loss", "'k4'.*k1.*k2.*k3"),
-        ("k1", "metric", "'metric'"),
+        (K1(), "loss", "K1.*loss.*K2.*K3"),
+        (K2(), "reward", "K2.*reward.*K1"),
+        (K3(), "reward", "K3.*reward.*K1"),
     ],
+    ids=str,
 )
-def test_wrong_uses_are_refused_with_the_cure(kind: str, use: str, message: str):
+def test_wrong_uses_are_refused_with_the_cure(estimator, use, message: str):
     with pytest.raises(ValueError, match=message):
-        check_kl_use(kind, use)
+        check_kl_use(estimator, use)
 
 
-def test_an_unknown_estimator_is_refused():
-    with pytest.raises(ValueError, match="'k4'.*k1.*k2.*k3"):
-        kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+def test_the_kl_of_distributions_by_hand_and_as_the_mean_of_k1():
+    """Policy 3/4, 1/4 and reference 1/2, 1/2: 3/4 ln(3/2) + 1/4 ln(1/2). At temperature 2 the policy is 0.63."""
+    policy, reference = torch.tensor([0.75, 0.25]).log() + 7, torch.zeros(2)
+    kl = distribution_kl(policy, reference)
+    assert kl.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-5)
+    logprobs = policy.log_softmax(-1)
+    assert kl.item() == pytest.approx(
+        (logprobs.exp() * K1().estimate(logprobs, reference.log_softmax(-1))).sum().item()
+    )
+    p = 3**0.5 / (1 + 3**0.5)
+    expected = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert distribution_kl(policy, reference, temperature=2.0).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_adaptive_controller_by_hand():

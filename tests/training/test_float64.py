@@ -8,11 +8,11 @@ import torch
 from another_device import AWAY, environment, register
 
 from align.algorithms.dpo import PairMeans
-from align.algorithms.estimation import explained_over_ranks
 from align.algorithms.language_modeling import TokenLoss
-from align.algorithms.policy_evaluation import Probe, ProbeConfig
+from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.reward_modeling import PairScores
 from align.algorithms.rollout import RewardStatistics
+from align.objectives import explained_variance
 from align.training.float64 import wide
 
 
@@ -43,9 +43,11 @@ def accumulate_away():
 def accumulated(device):
     """Everything that the stages accumulate, of numbers whose float32 sums lose what is looked for."""
     ones = torch.ones(2, dtype=torch.int64, device=device)
-    metrics = torch.nn.ModuleList([TokenLoss(), PairScores(), PairMeans(), Probe(ProbeConfig())]).to(device)
-    tokens, scores, means, probe = metrics
-    assert probe.kl.device.type == "cpu" or device != AWAY
+    metrics = torch.nn.ModuleList(
+        [TokenLoss(), PairScores(), PairMeans(), PolicyEvaluation(PolicyEvaluationConfig())]
+    ).to(device)
+    tokens, scores, means, evaluation = metrics
+    assert evaluation.kl.device.type == "cpu" or device != AWAY
     for nll in (2.0**24, 1.0, 1.0):
         tokens.update(torch.tensor(nll, device=device), ones.sum(), ones)
     chosen, rejected = torch.tensor([[4000.5, 2.0, 1.0], [4000.25, 2.0, 3.0]]).to(device)
@@ -55,8 +57,8 @@ def accumulated(device):
     statistics = RewardStatistics()
     for rewards in (chosen, rejected):
         statistics.update(rewards, lambda tensor: tensor)
-    mask = torch.tensor([[True, True, False]]).to(device)
-    explained = explained_over_ranks(chosen[None], rejected[None], mask, lambda tensor: tensor)
+    values, returns = wide(chosen[None]), wide(rejected[None])
+    explained = explained_variance(values, returns, torch.tensor([[True, True, False]]).to(values.device))
     metrics = {f"{name} {kind}": value for kind, found in (
         ("tokens", tokens.compute()), ("scores", scores.compute()), ("means", means.compute()),
         ("statistics", statistics.state_dict()),
