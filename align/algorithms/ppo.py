@@ -43,6 +43,7 @@ from align.objectives import (
     ppo_value_loss,
     token_logprobs,
 )
+from align.rewards.base import Reward
 from align.rewards.functions import load_reward
 from align.rewards.reward_model import RewardModel
 from align.training.float64 import wide
@@ -103,7 +104,7 @@ class PPO(Stage):
     def __init__(
         self,
         init_from: str | None = None,
-        reward: str = "sandbox",
+        reward: str | Reward = "sandbox",
         *,
         estimator: AdvantageEstimator = GAE(),  # noqa: B008 (frozen)
         reference: str | None = None,

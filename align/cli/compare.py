@@ -1,4 +1,4 @@
-"""``align compare``: models on the same prompts, side by side, with paired statistics and a report."""
+"""``align compare``: several models on the same prompts, with paired statistics and a report."""
 
 import json
 import sys
@@ -53,8 +53,8 @@ def main(args: list[str]) -> int:
 def _parser() -> jsonargparse.ArgumentParser:
     parser = make_parser(
         "compare",
-        "Let models answer the same prompts from the same seeds, score the answers, and say which is better, by how "
-        "much, how surely, how far from the baseline, and at what cost.",
+        "Sample responses of several models to the same prompts from the same seeds, score them, and report which "
+        "model wins, by how much and with what confidence, how far each is from the baseline, and what it cost.",
     )
     parser.add_argument(
         "models",
@@ -73,18 +73,21 @@ def _parser() -> jsonargparse.ArgumentParser:
         "--judge",
         nargs="+",
         metavar="[NAME=]JUDGE",
-        help="what scores the answers: sandbox, module:function (prompts, responses) -> scores, a reward-model "
-        "directory, or http://HOST/v1#MODEL for an OpenAI-compatible endpoint that compares pairs; several sources "
-        "with commas are one a seed; the first judge is the yardstick of the others (default: what lies beside the "
-        "baseline's run: sandbox where data/sandbox.json is, and reward/model)",
+        help="what scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a "
+        "Reward, a reward-model directory, or http://HOST/v1#MODEL for an OpenAI-compatible endpoint that compares "
+        "pairs; several sources, separated by commas, are one per seed; the first judge decides the headline (default: "
+        "of the folder of the baseline's run, sandbox if it has data/sandbox.json, and reward/model)",
     )
-    parser.add_argument("--n", type=int, default=4, help="answers to each prompt")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the answers, the same for every model")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; above 0")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer, tokens")
-    parser.add_argument("--batch_size", type=int, default=128, help="answers sampled at once")
     parser.add_argument(
-        "--frontier_n", type=int, default=1, help="answers of each checkpoint to each prompt; 0: no frontier"
+        "--metric", nargs="+", default=[], metavar="CLASS", help="class paths of further comparison metrics"
+    )
+    parser.add_argument("--n", type=int, default=4, help="responses to each prompt")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the responses, the same for every model")
+    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; above 0")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest response, tokens")
+    parser.add_argument("--batch_size", type=int, default=128, help="responses sampled at once")
+    parser.add_argument(
+        "--frontier_n", type=int, default=1, help="responses of each checkpoint to each prompt; 0: no frontier"
     )
     add_device_argument(parser)
     parser.add_argument("--json", action="store_true", help="print the content of report.json on stdout")
@@ -92,14 +95,15 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def _task(options: jsonargparse.Namespace) -> "Task":
-    """What the command line asks for; its mistakes are usage errors."""
-    from align.compare.answers import AnswerConfig
+    """The comparison that the command line describes; its mistakes are usage errors."""
+    from align.compare.candidates import Candidate, Run
     from align.compare.comparison import Task
-    from align.compare.entrants import Entrant, Run
+    from align.compare.metrics import DEFAULT_METRICS, load_metric
+    from align.compare.responses import ResponseConfig
 
     models = named_models(options.models, several=True)
-    entrants = [Entrant(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]
-    beside = entrants[0].runs[0].model.parent.parent
+    candidates = [Candidate(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]
+    beside = candidates[0].runs[0].model.parent.parent
     file = _prompts_file(options.prompts, beside)
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
     if options.limit < 1:
@@ -107,11 +111,12 @@ def _task(options: jsonargparse.Namespace) -> "Task":
     device = str(network_device(options.device))
     try:
         return Task(
-            entrants=entrants,
+            candidates=candidates,
             prompts=read_prompts(file, limit=options.limit),
             judges=_judges(options.judge, beside),
-            config=AnswerConfig(**{name: getattr(options, name) for name in names}, device=device),
+            config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
+            metrics=[*DEFAULT_METRICS, *map(load_metric, options.metric)],
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -120,7 +125,7 @@ def _task(options: jsonargparse.Namespace) -> "Task":
 def _prompts_file(given: str | None, beside: Path) -> Path:
     file = Path(given) if given else beside / "data" / "prompts_test.jsonl"
     if given is None and not file.is_file():
-        raise UsageError(f"--prompts is missing, and there is no {file} to take for it")
+        raise UsageError(f"--prompts is missing, and the default, {file}, does not exist")
     return file
 
 
@@ -157,7 +162,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
     from align.compare.markdown import models_table, pairs_table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for title, (head, rows) in (("Models", models_table(report)), ("Who wins", pairs_table(report))):
+    for title, (head, rows) in (("Models", models_table(report)), ("Pairs", pairs_table(report))):
         shown = Table(title=title, title_justify="left")
         for name in head:
             shown.add_column(name)

@@ -17,7 +17,7 @@ from align.cli.progress import progress_bar
 from align.cli.sampling import add_sampling_arguments, read_prompts, sampling_config
 from align.io.atomic import replacing_file
 from align.io.log import Log
-from align.rewards.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
+from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
 from align.tokenizer.prompts import Prompt, as_messages, encode_prompt
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _answers(
     options: jsonargparse.Namespace,
     *,
     first: int,
-) -> list[list[Answer]]:
+) -> list[list[ScoredResponse]]:
     """Scored answers to each prompt, none where a prompt leaves no room for one."""
     from align.generation.responses import sample_responses
     from align.generation.sampling import response_seed
@@ -188,14 +188,14 @@ def _answers(
         if len(ids[number]) < network.config.context
         for answer in range(options.n)
     ]
-    found: list[list[Answer]] = [[] for _ in prompts]
+    found: list[list[ScoredResponse]] = [[] for _ in prompts]
     if not rows:
         return found
     seeds = [response_seed(options.seed, first + number, sample) for number, sample in rows]
     sampled = sample_responses(network, tokenizer, [ids[number] for number, _ in rows], sampling, seeds=seeds)
     scores = judge([prompts[number] for number, _ in rows], sampled.texts)
     for (number, _), record, score in zip(rows, sampled.records(), scores, strict=True):
-        found[number].append(Answer(**record, score=score))
+        found[number].append(ScoredResponse(**record, score=score))
     return found
 
 
@@ -211,11 +211,11 @@ def _write(
     tally = Tally()
     with replacing_file(out) as file:
         for number, (prompt, row) in enumerate(zip(prompts, log, strict=True), options.skip):
-            answers = [Answer(*fields) for fields in row]
+            answers = [ScoredResponse(*fields) for fields in row]
             for record in _records(number, as_messages(prompt), answers, config, tally, best_of=options.best_of):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if not tally.records:
-            what = "usable answer" if options.best_of else "two answers that differ"
+            what = "usable response" if options.best_of else "two responses that differ"
             counts = ", ".join(f"{name} {count}" for name, count in vars(tally).items() if count and "sum" not in name)
             raise ValueError(f"nothing to write: no prompt got {what} ({counts}); {log.file} keeps the answers")
         labels = {"keep_unfinished": config.keep_unfinished} if options.best_of else asdict(config)
@@ -233,14 +233,14 @@ def _write(
 def _records(
     number: int,
     prompt: Sequence[Mapping[str, str]],
-    answers: Sequence[Answer],
+    answers: Sequence[ScoredResponse],
     config: LabelConfig,
     tally: Tally,
     *,
     best_of: bool,
 ) -> Iterator[dict[str, Any]]:
     if best_of:
-        best = best_answer(answers, config, tally)
+        best = best_response(answers, config, tally)
         if best is not None:
             yield {"messages": [*prompt, _turn(best)], "score": best.score}
         return
@@ -254,23 +254,23 @@ def _records(
         }
 
 
-def _turn(answer: Answer) -> dict[str, str]:
+def _turn(answer: ScoredResponse) -> dict[str, str]:
     return {"role": "assistant", "content": answer.text}
 
 
 def _show(out: Path, summary: dict[str, Any], *, best_of: bool) -> None:
     counts, scores = summary["counts"], summary["mean_score"]
     print(
-        f"{out}: {counts['records']} {summary['what']} from {counts['answers']} answers to {counts['prompts']} prompts"
+        f"{out}: {counts['records']} {summary['what']}, {counts['responses']} responses to {counts['prompts']} prompts"
     )
     skipped = {name: counts[name] for name in counts if name.startswith("prompts_") and counts[name]}
     if skipped:
         print(
             "prompts skipped: " + ", ".join(f"{count} {name[8:].replace('_', ' ')}" for name, count in skipped.items())
         )
-    left = {name: counts[name] for name in counts if name.startswith("answers_") and counts[name]}
+    left = {name: counts[name] for name in counts if name.startswith("responses_") and counts[name]}
     if left:
-        print("answers: " + ", ".join(f"{count} {name[8:]}" for name, count in left.items()))
+        print("responses: " + ", ".join(f"{count} {name[10:]}" for name, count in left.items()))
     print("mean score: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     if not best_of:
         agreement = summary["label_agreement"]

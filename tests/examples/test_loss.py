@@ -42,7 +42,7 @@ def test_it_trains_from_the_command_line(folder, capsys):
     world = World(folder)
     words = ["fit", f"--config={ROOT}/recipes/tiny/dpo.yaml", "--run=run", "--trainer.default_root_dir=run/dpo"]
     words += ["--trainer.val_check_interval=1.0", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
-    words += [f"--model.init_args.init_from={world.start}", "--model.init_args.probe.prompts=0"]
+    words += [f"--model.init_args.init_from={world.start}", "--model.init_args.policy_evaluation.prompts=0"]
     words += [f"--data.init_args.tokenizer={folder}/tokenizer", "--data.init_args.context=40"]
     words += [f"--data.init_args.train=[{world.train}]", f"--data.init_args.validation=[{world.validation}]"]
     words += ["--data.init_args.batch_size=4", "--model.init_args.schedule.warmup_steps=0"]
