@@ -2,8 +2,8 @@
 
 A tensor on ``away:0`` computes what a CPU tensor does, and what a GPU refuses is refused: an operation on tensors of
 two devices (numbers of the CPU, without axes, may join in), a tensor from there as an index into one of the CPU, numpy
-of it. So code that leaves a tensor behind on the CPU fails here as it would on a GPU. What it can't tell: speed, the
-kernels of a GPU, random numbers drawn there, memory.
+of it. So code that leaves a tensor behind on the CPU fails here as it would on a GPU. float64 is refused as Apple's MPS
+refuses it. What it can't tell: speed, the kernels of a GPU, random numbers drawn there, memory.
 
 It stands on torch's dispatch key for devices made in Python, which a process has to know before its first backward
 pass: ``align_with_another_device`` runs command lines in a process of their own.
@@ -37,11 +37,16 @@ def align_with_another_device(*commands: Sequence[str], timeout: float = 250) ->
     Raises:
         AssertionError: one of them failed; with the end of what was printed.
     """
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     words = [sys.executable, "-c", "import another_device; another_device.run()", json.dumps(commands)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment())
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+
+
+def environment(*files: str) -> dict[str, str]:
+    """Of a process that imports this module, and those of ``files``."""
+    places = [Path(file).parent for file in (*files, __file__)] + [Path(__file__).parents[1]]
+    paths = [*map(str, places), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def run() -> None:
@@ -63,7 +68,13 @@ class Away(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "Away":
-        """Wrap a CPU tensor."""
+        """Wrap a CPU tensor.
+
+        Raises:
+            TypeError: it is float64 or complex128, which MPS does not have.
+        """
+        if inner.dtype in (torch.float64, torch.complex128):
+            raise TypeError(f"Cannot convert a MPS Tensor to {inner.dtype} dtype: the MPS framework doesn't support it")
         made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             device=torch.device(AWAY),

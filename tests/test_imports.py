@@ -3,7 +3,9 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -78,3 +80,75 @@ def test_imports_stay_light(module: str, heavy: set[str]):
     code = f"import sys, {module}; print(*sorted(set(sys.modules) & {heavy!r}))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+PACKAGES = ["align", *(f"align.{path.parent.name}" for path in sorted(ROOT.glob("*/__init__.py")))]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_the_objects_of_their_homes(package: str):
+    """A name that is imported on first use is what stands in the module that defines it."""
+    module = import_module(package)
+    for name in getattr(module, "__all__", ()):
+        found = getattr(module, name)
+        if isinstance(found, type | FunctionType):
+            assert found.__module__.startswith(package), name
+            assert getattr(import_module(found.__module__), found.__name__) is found, name
+
+
+@pytest.mark.parametrize("package", ["align", "align.compare", "align.data", "align.export"])
+def test_type_checkers_see_the_names_that_are_imported_on_first_use(package: str):
+    module = import_module(package)
+    (block,) = (node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen.keys() == module._HOMES.keys()
+    assert all(getattr(import_module(home), name) is getattr(module, name) for name, home in seen.items())
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'absent'"):
+        module.absent  # noqa: B018
+
+
+def test_every_lightning_module_and_data_module_is_public():
+    import lightning.pytorch as pl
+
+    for package in ("align.algorithms", "align.data", "align.callbacks"):
+        module = import_module(package)
+        for name in module.__all__:
+            if issubclass(getattr(module, name), pl.LightningModule | pl.LightningDataModule | pl.Callback):
+                assert getattr(import_module("align"), name) is getattr(module, name)
+
+
+_WINDOWS = """
+import builtins, importlib, os, pkgutil, signal, sys
+import align
+
+modules = ["align", *(found.name for found in pkgutil.walk_packages(align.__path__, "align."))]
+modules.remove("align.__main__")
+for name in modules:  # and with them all other libraries, which know Windows by other signs
+    importlib.import_module(name)
+for name in modules:
+    sys.modules.pop(name)
+absent = {"fcntl", "grp", "posix", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty", "uvloop"}
+for name in absent:
+    sys.modules.pop(name, None)
+for name in ("fork", "getuid", "killpg", "O_CLOEXEC", "O_DIRECTORY", "pread", "pwrite", "sched_getaffinity", "statvfs"):
+    delattr(os, name)
+for name in ("SIGALRM", "SIGHUP", "SIGKILL", "SIGUSR1", "SIGUSR2", "pthread_sigmask"):
+    delattr(signal, name)
+plain = builtins.__import__
+
+def without(name, *rest):
+    if name.partition(".")[0] in absent:
+        raise ImportError(f"no module named {name}")
+    return plain(name, *rest)
+
+builtins.__import__ = without
+for name in modules:
+    importlib.import_module(name)
+print(len(modules))
+"""
+
+
+def test_every_module_imports_where_unix_modules_are_missing():
+    done = subprocess.run([sys.executable, "-c", _WINDOWS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 100

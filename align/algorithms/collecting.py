@@ -21,6 +21,7 @@ from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states, response_tokens
 from align.objectives import kl_estimate, token_logprobs
 from align.rewards.base import Reward
+from align.training.float64 import wide
 from align.training.sharding import gathered
 
 Reduce = Callable[[torch.Tensor, str], torch.Tensor]
@@ -222,7 +223,7 @@ class Collector:
 
     def _count(self, rollout: Rollout) -> None:
         here = [len(rollout.lengths), int(rollout.mask.sum()), sum(rollout.lengths)]
-        totals = self._total(torch.tensor(here, dtype=torch.float64, device=rollout.ids.device)).tolist()
+        totals = self._total(torch.tensor(here, device=rollout.ids.device)).tolist()
         self.work = {name: done + int(new) for (name, done), new in zip(self.work.items(), totals, strict=True)}
 
     def _score(self, rollout: Rollout) -> tuple[Scores, dict[str, float]]:
@@ -321,7 +322,8 @@ class Collector:
         return self.reduce(tensor, "sum")
 
     def _mean(self, values: torch.Tensor) -> float:
-        added, count = self._total(torch.stack([values.double().sum(), torch.ones_like(values).double().sum()]))
+        values = wide(values)
+        added, count = self._total(torch.stack([values.sum(), torch.ones_like(values).sum()]))
         return float(added / count)
 
 

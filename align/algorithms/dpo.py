@@ -5,7 +5,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torchmetrics import Metric
 
 from align.adapters.lora import LoraConfig, adapters
 from align.algorithms.module import Stage
@@ -15,6 +14,7 @@ from align.algorithms.starting_points import load_start, reference_view, refuse_
 from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.objectives import PairLogprobs, PreferenceLoss, check_preference_settings, needs_reference, preference_loss
+from align.training.float64 import WideMetric, wide
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
@@ -200,8 +200,8 @@ class DPO(Stage):
                 chosen, rejected = pair_logprobs(self.reference, batch, shared_prefix=self.shared_prefix).chunk(2)
             return chosen, rejected
         values = self._tables[split][batch.numbers.clamp(min=0).cpu()]
-        wide = torch.promote_types(self.network.output_weight.dtype, torch.float32)
-        chosen, rejected = values.to(batch.ids.device, wide).unbind(1)
+        dtype = torch.promote_types(self.network.output_weight.dtype, torch.float32)
+        chosen, rejected = values.to(batch.ids.device, dtype).unbind(1)
         return chosen, rejected
 
     def _have_table(self, split: str) -> None:
@@ -278,7 +278,7 @@ class DPO(Stage):
         metric.reset()
 
 
-class PairMeans(Metric):
+class PairMeans(WideMetric):
     """Means over pairs since the last reset: sums, added over ranks, divided once."""
 
     full_state_update = False
@@ -293,7 +293,8 @@ class PairMeans(Metric):
 
     def update(self, values: torch.Tensor, real: torch.Tensor) -> None:
         """Add the pairs of ``pair_values`` ``[7, B]`` that are ``real`` ``[B]`` bool."""
-        self.sums += values.double().where(real, 0).sum(1)
+        real = real.to(self.device)
+        self.sums += wide(values).where(real, 0).sum(1)
         self.pairs += real.sum()
 
     def compute(self) -> dict[str, torch.Tensor]:

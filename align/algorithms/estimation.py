@@ -10,6 +10,7 @@ import torch
 
 from align.algorithms.ppo_settings import Algorithm, UpdateConfig
 from align.objectives import gae, grpo, rloo
+from align.training.float64 import wide
 
 Total = Callable[[torch.Tensor], torch.Tensor]
 """Adds a tensor up over ranks"""
@@ -107,7 +108,8 @@ def explained_over_ranks(values: torch.Tensor, returns: torch.Tensor, mask: torc
         ``[]`` float64, over the tokens of all ranks; 0 where the returns vary only by float32's rounding, of themselves
         or of the values that they were made from, since there is nothing to explain.
     """
-    returns, values = returns.double(), values.double()
+    returns, values = wide(returns), wide(values)
+    mask = mask.to(returns.device)
     _, _, rest = _moments(returns - values, mask, total)
     _, _, whole = _moments(returns, mask, total)
     size = total((returns.square() + values.square()).masked_fill(~mask, 0).sum())

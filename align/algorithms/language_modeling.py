@@ -5,18 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torchmetrics import Metric
 
 from align.adapters.lora import LoraConfig
 from align.algorithms.module import Stage
 from align.batches import TokenBatch
 from align.model.gpt import GPT
 from align.objectives import NextTokenLoss, next_token_loss, row_nll
+from align.training.float64 import WideMetric, wide
 from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 
-class TokenLoss(Metric):
+class TokenLoss(WideMetric):
     """Loss per token, perplexity and bits per byte over everything since the last reset.
 
     Sums are kept, never means of means: a batch counts by its tokens, and ranks are added before dividing.
@@ -42,9 +42,9 @@ class TokenLoss(Metric):
             tokens: ``[]`` int64 targets that counted.
             num_bytes: ``[B]`` int64 UTF-8 bytes of those targets per row.
         """
-        self.nll += nll
-        self.tokens += tokens
-        self.bytes += num_bytes.sum()
+        self.nll += wide(nll)
+        self.tokens += tokens.to(self.device)
+        self.bytes += num_bytes.sum().to(self.device)
 
     def compute(self) -> dict[str, torch.Tensor]:
         """Values since the last reset.

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torchmetrics import Metric
 
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.rewards.functions import load_reward
+from align.training.float64 import WideMetric, wide
 from align.training.sharding import gathered
 
 _ROWS = 64
@@ -57,7 +57,7 @@ class ProbeConfig:
             raise ValueError(f"probe.seed is {self.seed}: it must be at least 0")
 
 
-class Probe(Metric):
+class Probe(WideMetric):
     """Sums over sampled responses since the last reset, added over ranks.
 
     Give it every validation batch: it answers the first ``config.prompts`` different prompts and ignores the rest.
@@ -165,7 +165,7 @@ class Probe(Metric):
         self.hashes.append(torch.tensor([_hash(response) for response in responses], device=self.responses.device))
         if reference is not None:
             rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-            self.kl += sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum().double()
+            self.kl += wide(sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum())
             self.compared += len(rows)
         if self._judge is not None:
             if (network := getattr(self._judge, "network", None)) is not None:

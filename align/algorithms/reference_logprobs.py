@@ -28,6 +28,7 @@ from align.generation.generate import evaluating
 from align.model.gpt import GPT
 from align.model.packing import share_answers
 from align.objectives import sequence_logprobs, token_logprobs
+from align.training.float64 import wide
 from align.training.preemption import leave_validation
 
 
@@ -151,15 +152,15 @@ def _computed(
     """Every rank does the pairs that its loader gives; then they are put together."""
     device = trainer.strategy.root_device
     network = network.to(device)
-    values = torch.zeros(pairs, 3, dtype=torch.float64, device=device)  # chosen, rejected, times seen
+    values = wide(torch.zeros(pairs, 3, device=device))  # chosen, rejected, times seen
     with evaluating(network), trainer.precision_plugin.forward_context():
         for batch in _with_bar(trainer, loader, f"reference log-probs, {split}"):
             leave_validation(trainer)
             batch = trainer.strategy.batch_to_device(batch, device)
             real = batch.numbers >= 0
-            logprobs = pair_logprobs(network, batch, shared_prefix=shared_prefix).double()
-            found = torch.stack([*logprobs.chunk(2), real.double()], 1)
-            values[batch.numbers[real]] += found[real]
+            logprobs = pair_logprobs(network, batch, shared_prefix=shared_prefix)
+            found = torch.stack([*wide(logprobs).chunk(2), wide(real)], 1)
+            values[batch.numbers[real].to(values.device)] += found[real.to(found.device)]
     stage: Any = trainer.lightning_module
     values = stage.reduce(values, "sum")
     if not bool((values[:, 2] == 1).all()):

@@ -6,7 +6,6 @@ Legend: B pairs of a batch, T tokens of a row.
 from typing import Any, NamedTuple
 
 import torch
-from torchmetrics import Metric
 
 from align.adapters.lora import LoraConfig
 from align.algorithms.module import Stage
@@ -17,11 +16,12 @@ from align.model.packing import share_answers
 from align.objectives import bradley_terry_loss
 from align.rewards.base import Reward as Judge
 from align.rewards.functions import load_reward
+from align.training.float64 import WideMetric, wide
 from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 
-class PairScores(Metric):
+class PairScores(WideMetric):
     """How a reward model orders pairs, and how sure it is, over everything since the last reset."""
 
     full_state_update = False
@@ -54,16 +54,17 @@ class PairScores(Metric):
             loss: ``[B]`` nats.
             gold: ``[B]`` float64, by how much chosen is better in truth; None where nobody knows.
         """
-        margin = chosen.double() - rejected.double()
+        margin = wide(chosen) - wide(rejected)
         correct = ordered(margin)
-        scores = torch.cat((chosen, rejected)).double()
-        parts = [loss.double(), correct, margin, scores, scores.square()]
+        scores = wide(torch.cat((chosen, rejected)))
+        parts = [wide(loss), correct, margin, scores, scores.square()]
         # Whoever orders the pairs, the network is sure of its own order with at least 0.5.
         confidence = margin.abs().sigmoid()
         number = ((confidence - 0.5) * 2 * self.bins).long().clamp(max=self.bins - 1)
         self.in_bin.index_add_(1, number, torch.stack((torch.ones_like(correct), correct, confidence)))
         self.counts[0] += len(margin)
         if gold is not None:
+            gold = gold.to(self.device)
             for place, least in enumerate((0.0, self.wide), 1):
                 told = gold.abs() > least + 1e-9  # 0.9 - 0.7 is a little above 0.2
                 self.counts[place] += told.sum()
@@ -99,8 +100,8 @@ class PairScores(Metric):
 
 
 def ordered(margin: torch.Tensor) -> torch.Tensor:
-    """1 where the margin is positive, 0.5 where it is 0, else 0: float64 of ``margin``'s shape."""
-    return 0.5 * (1 + margin.double().sign())
+    """1 where the margin is positive, 0.5 where it is 0, else 0: ``wide``, of ``margin``'s shape."""
+    return 0.5 * (1 + wide(margin).sign())
 
 
 class ScoredPairs(NamedTuple):
@@ -262,7 +263,8 @@ class Reward(Stage):
         loss, pairs = scored.loss.sum(), scored.real.sum()
         share = scored.real / pairs.clamp(min=1)
         lead = (scored.chosen - scored.rejected).detach()
-        means = {"loss": loss / pairs.clamp(min=1), "accuracy": (ordered(lead) * share).sum().float()}
+        accuracy = (ordered(lead) * wide(share)).sum().to(lead.device, torch.float32)
+        means = {"loss": loss / pairs.clamp(min=1), "accuracy": accuracy}
         means = self.mean_over_ranks(means | {"margin": (lead * share).sum()}, pairs)
         for name, mean in means.items():
             self.log(f"train/{name}", mean, prog_bar=name != "margin")
@@ -313,14 +315,14 @@ class Reward(Stage):
             if count >= self.normalise_on:
                 break
         self.network.train(training)
-        scores = torch.cat(found).double().flatten()[: self.normalise_on]
+        scores = wide(torch.cat(found)).flatten()[: self.normalise_on]
         std = scores.std(correction=0).item()
         return {"reward_mean": scores.mean().item(), "reward_std": std or 1.0, "reward_samples": len(scores)}
 
     def _add(self, batch: PairBatch, metric: PairScores, split: str) -> None:
         scored = self.compare(batch)
         real = scored.real
-        leads = None if self._judge is None else self._gold(batch, self._judge, split).to(real.device)
+        leads = None if self._judge is None else self._gold(batch, self._judge, split)
         metric.update(scored.chosen[real], scored.rejected[real], scored.loss[real], leads)
 
     def _gold(self, batch: PairBatch, judge: Judge, split: str) -> torch.Tensor:

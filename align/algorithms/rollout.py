@@ -19,6 +19,7 @@ from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.rewards.base import Reward
 from align.rewards.reward_model import RewardModel
+from align.training.float64 import wide
 
 
 class Prompt(NamedTuple):
@@ -112,7 +113,7 @@ def sample_rollout(
 def sample_seeds(seed: int, iteration: int, numbers: Sequence[int]) -> list[int]:
     """A seed for each sample: a function of the run's seed, the iteration, the prompt and the sample's number.
 
-    So a response does not depend on its batch, nor on what was sampled before it.
+    So a response's random numbers do not depend on its batch, nor on what was sampled before it.
 
     Args:
         seed: of the run.
@@ -159,10 +160,10 @@ class RewardStatistics:
 
     def update(self, rewards: torch.Tensor, total: Total) -> None:
         """Add the rewards ``[B]`` of an iteration, of all ranks."""
-        wide = rewards.double()
-        count, added = total(torch.stack([torch.ones_like(wide).sum(), wide.sum()])).tolist()
+        values = wide(rewards)
+        count, added = total(torch.stack([torch.ones_like(values).sum(), values.sum()])).tolist()
         mean = added / count
-        squares = float(total((wide - mean).square().sum()))
+        squares = float(total((values - mean).square().sum()))
         whole, step = self.count + count, mean - self.mean
         self.squares += squares + step**2 * self.count * count / whole
         self.mean += step * count / whole

@@ -1,6 +1,6 @@
 """What a stage cost: tokens, FLOPs, seconds, memory, labels and samples, in its model's manifest."""
 
-import resource
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Cost(pl.Callback):
       sampled or read by a frozen network (a forward pass without its backward); matrices frozen under adapters have no
       gradient of their own, two thirds of the work;
     - ``wall_seconds``, ``cpu_seconds`` (all threads, rank 0), validation included; ``peak_memory_mib`` (rank 0): most
-      resident memory, on a GPU most allocated memory.
+      resident memory, on a GPU most allocated memory; None where the system does not report it (Windows).
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Cost(pl.Callback):
         # What lies on the device until somebody asks: reading it with every batch would have a GPU wait for us.
         self._unread: dict[str, Any] = {"tokens_trained": 0, "labels": 0}
         self._wall = self._cpu = 0.0
-        self._peak = 0.0
+        self._peak: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The totals so far."""
@@ -46,7 +46,8 @@ class Cost(pl.Callback):
         for name, count in self._unread.items():
             self._total[name] += int(count)
             self._unread[name] = 0
-        return {**self._total, "peak_memory_mib": max(self._peak, _memory_mib())}
+        measured = [peak for peak in (self._peak, _memory_mib()) if peak is not None]
+        return {**self._total, "peak_memory_mib": max(measured, default=None)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from ``state_dict``."""
@@ -80,7 +81,7 @@ class Cost(pl.Callback):
             return
         write_manifest(directory, read_manifest(directory) | {"cost": self.cost(pl_module)})
 
-    def cost(self, module: pl.LightningModule) -> dict[str, float]:
+    def cost(self, module: pl.LightningModule) -> dict[str, float | None]:
         """The fields of the manifest."""
         work = {"samples": 0, "tokens_sampled": 0, "tokens_read": 0} | getattr(module, "work", {})
         network = module.network
@@ -89,6 +90,7 @@ class Cost(pl.Callback):
         frozen = sum(getattr(module, name, None) is not None for name in getattr(module, "frozen_names", ()))
         trained = self.state_dict()
         read = work["tokens_read"] * (frozen + learning - 1) + work["tokens_sampled"]
+        peak = trained["peak_memory_mib"]
         row = round(trained["tokens_trained"] / max(1, trained["rows"]))
         flops = network.flops_per_token(row) * trained["tokens_trained"] * learning
         flops += network.flops_per_token(row, forward_only=True) * read
@@ -97,7 +99,7 @@ class Cost(pl.Callback):
             "tokens_sampled": work["tokens_sampled"],
             "samples": work["samples"],
             "flops": flops,
-            "peak_memory_mib": round(trained["peak_memory_mib"], 1),
+            "peak_memory_mib": None if peak is None else round(peak, 1),
         }
 
     def _stop_clocks(self) -> None:
@@ -110,7 +112,8 @@ class Cost(pl.Callback):
         self._wall, self._cpu = wall, cpu
 
 
-def _memory_mib() -> float:
+def _memory_mib() -> float | None:
+    """Most memory that this process has held, MiB; None where the system does not report it."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
@@ -118,7 +121,12 @@ def _memory_mib() -> float:
         for line in status.read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) / 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def _forget_peak() -> None:

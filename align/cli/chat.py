@@ -4,7 +4,7 @@ import json
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,8 +93,8 @@ class _Chat:
 
     def run(self) -> None:
         if self.typed:
-            import readline  # noqa: F401  (input() then edits lines and remembers them)
-
+            with suppress(ImportError):  # Windows has none
+                import readline  # noqa: F401  (input() then edits lines and remembers them)
             self._say(f"{', '.join(c.name for c in self.conversations)}. /help lists the commands, Ctrl-D leaves.")
         while (line := self._read()) is not None:
             name, _, rest = line.partition(" ")

@@ -144,7 +144,8 @@ def _cost_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         of_reward = (model["cost"] or {}).get("reward_model")
         named = [(name, model["cost"])] + [(f"{name}'s reward model", of_reward)] * (of_reward is not None)
         for whose, cost in named:
-            rows.append([whose, *("-" if cost is None else f"{cost[field]:,.4g}" for field in COSTS)])
+            values = [None if cost is None else cost[field] for field in COSTS]
+            rows.append([whose, *("-" if value is None else f"{value:,.4g}" for value in values)])
     return head, rows
 
 

@@ -40,8 +40,9 @@ def costs(entrant: Entrant) -> dict[str, Any] | None:
     """What an entrant's stage cost, the mean over its runs.
 
     Returns:
-        dict: the fields of ``COSTS``, and ``reward_model``: the same of the reward model that the stage learned from,
-        None where it learned from none or that does not say; None altogether where a run's manifest does not say.
+        dict: the fields of ``COSTS``, None where one was not measured, and ``reward_model``: the same of the reward
+        model that the stage learned from, None where it learned from none or that does not say; None altogether where
+        a run's manifest does not say.
     """
     own = _mean_cost([run.manifest for run in entrant.runs])
     if own is None:
@@ -53,7 +54,13 @@ def _mean_cost(manifests: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     found = [manifest.get("cost") for manifest in manifests]
     if not all(isinstance(cost, Mapping) for cost in found):
         return None
-    return {name: sum(cost[name] for cost in found if cost) / len(found) for name in COSTS}
+    return {name: _mean([cost[name] for cost in found if cost]) for name in COSTS}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of them was not measured."""
+    measured = [value for value in values if value is not None]
+    return sum(measured) / len(measured) if len(measured) == len(values) else None
 
 
 def _reward_manifest(manifest: Mapping[str, Any]) -> dict[str, Any]:

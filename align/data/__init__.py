@@ -1,7 +1,7 @@
 """Readers, validation, packing and the LightningDataModules; imported on first use, so that this costs nothing."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "ChatData": "align.data.text_data",
@@ -12,9 +12,15 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
+if TYPE_CHECKING:
+    from align.data.pair_data import PreferenceData as PreferenceData
+    from align.data.pair_data import PromptData as PromptData
+    from align.data.text_data import ChatData as ChatData
+    from align.data.text_data import TextData as TextData
+else:
 
-def __getattr__(name: str) -> Any:
-    """Import a public name from its home the first time it is asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'align.data' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    def __getattr__(name: str) -> Any:
+        """Import a public name from its home the first time it is asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'align.data' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)

@@ -4,7 +4,7 @@ From a run, a checkpoint, an adapter or a model directory to safetensors or GGUF
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "Check": "write",
@@ -18,9 +18,18 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
+if TYPE_CHECKING:
+    from align.export.settings import ExportSettings as ExportSettings
+    from align.export.source import Source as Source
+    from align.export.source import open_source as open_source
+    from align.export.tolerance import Tolerance as Tolerance
+    from align.export.verify import Verification as Verification
+    from align.export.write import Check as Check
+    from align.export.write import export as export
+else:
 
-def __getattr__(name: str) -> Any:
-    """Import a public name from its home the first time it is asked for."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'align.export' has no attribute {name!r}")
-    return getattr(import_module(f"align.export.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """Import a public name from its home the first time it is asked for."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'align.export' has no attribute {name!r}")
+        return getattr(import_module(f"align.export.{_HOMES[name]}"), name)

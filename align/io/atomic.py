@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +137,8 @@ def _flush_tree(root: Path) -> None:
 
 
 def _flush(path: Path) -> None:
+    if sys.platform == "win32":  # Windows opens no folder, and flushes only files that are open for writing
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -147,6 +150,8 @@ def _dead(pid: str) -> bool:
     # A directory of our own id is a leftover too: ids come round again, in containers at once.
     if int(pid) == os.getpid():
         return True
+    if sys.platform == "win32":  # where signal 0 is Ctrl-C
+        return False
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

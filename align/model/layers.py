@@ -32,7 +32,7 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467); the mean is taken in float32.
 
     In float32 for float64 input too, operation by operation as transformers does it: a float64 copy of a network then
-    gives transformers' float64 logits, to the bit where everything else is. ``exact = True`` takes float64 in float64,
+    gives transformers' float64 logits, to float64's rounding. ``exact = True`` takes float64 in float64,
     for tests that hold two ways of ours equal.
     """
 
@@ -283,8 +283,9 @@ class Block(nn.Module):
 
     Attributes:
         recompute: what a forward with gradients does not keep (activation checkpointing, Chen et al. 2016,
-            arXiv:1604.06174); losses and gradients are the same to the bit. ``selective`` makes the feed-forward
-            again, which holds most of a block's activations and none of its attention's.
+            arXiv:1604.06174); the same operations run again, so on a CPU losses and gradients are bitwise identical.
+            ``selective`` makes the feed-forward again, which holds most of a block's activations and none of its
+            attention's.
         draws: whether a forward in training draws dropout, an adapter's included.
         compiled: a compiled ``compute``, used where gradients are wanted and shapes are few; see ``compile_blocks``.
     """

@@ -4,6 +4,7 @@ import copy
 import os
 import re
 import shutil
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -231,6 +232,8 @@ def _link(old: Path, new: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Have the system take a file, or a folder's names, to the disk."""
+    if sys.platform == "win32":  # Windows opens no folder, and flushes only files that are open for writing
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

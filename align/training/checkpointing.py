@@ -1,4 +1,4 @@
-"""Writes checkpoints that a run can be taken up from to the bit, and leaves in good order when asked to."""
+"""Writes checkpoints from which a run resumes, bitwise identically on one machine; leaves in good order when asked."""
 
 import json
 import time

@@ -38,7 +38,7 @@ class MemoryConfig:
 
     activation_checkpointing: Recompute = "none"
     """What the backward pass computes again instead of keeping it: nothing; the feed-forwards (selective); whole blocks
-    (block). Gradients are the same to the bit"""
+    (block). On a CPU gradients are bitwise identical: the same operations run again"""
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights of the networks that are never trained, reference and rewards: bfloat16 takes half the memory"""
     compile_widths: tuple[int, ...] = ()

@@ -102,7 +102,7 @@ def test_a_reward_model_trains_adapter_and_head(tmp_path):
 
 
 def test_dpo_needs_no_second_network(world):
-    """The reference is the base itself: the first loss is ln 2 to the last bit that float32 has for it."""
+    """The reference is the base itself: the first loss is ln 2 to float32's rounding."""
     log = Log()
     stage = world.stage(lora=LORA, reference_logprobs="on_the_fly", shared_prefix=False)
     fit(stage, world.data(), callbacks=[log])

@@ -26,7 +26,12 @@ def away(recipes: Path, run: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         command = ["fit", "--config", str(recipes / f"{stage}.yaml"), *more, "--run", str(run)]
         return [*command, f"--trainer.default_root_dir={folder}"]
 
-    align_with_another_device(*(fit(stage, out / stage, "--config", str(overlay)) for stage in STAGES))
+    # DPO's reference log-probs are computed there too, not found where the CPU's run left them.
+    own = {"dpo": [f"--data.init_args.cache_dir={out / 'cache'}"]}
+    align_with_another_device(
+        *(fit(stage, out / stage, "--config", str(overlay), *own.get(stage, [])) for stage in STAGES)
+    )
+    assert list((out / "cache").glob("reference-*.npz"))
     assert main(fit("grpo", out / "grpo-here")) == 0  # which the pipeline runs only when it is asked to
     return out
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from align.callbacks import samples
 from align.cli import main
 from align.io.directory import load_network
 from align.io.manifest import read_manifest, weights_fingerprint
@@ -129,21 +130,25 @@ def test_greedy_generation_is_transformers_greedy_generation(run: Path, capsys: 
     assert sample["tokens"] == len(out)
 
 
-def test_generation_does_not_depend_on_the_batch(run: Path, capsys: pytest.CaptureFixture[str]):
-    command = [
-        "generate",
-        str(run / "sft/model"),
-        "--prompts",
-        str(run / "data/prompts_test.jsonl"),
-        "--json",
-        "--n",
-        "2",
-    ]
-    texts = []
+def test_a_sample_draws_the_same_random_numbers_in_any_batch(run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Sample i draws from seed + i; its logits differ by rounding, since batches of other shapes add up differently."""
+    drawn: list[tuple[tuple[int, ...], int]] = []
+    real = samples.generate
+
+    def generate(network, prompts, *rest, seeds, **more):
+        drawn.extend(zip(map(tuple, prompts), seeds, strict=True))
+        return real(network, prompts, *rest, seeds=seeds, **more)
+
+    monkeypatch.setattr(samples, "generate", generate)
+    prompts = run / "data/prompts_test.jsonl"
+    command = ["generate", str(run / "sft/model"), "--prompts", str(prompts), "--json", "--n", "2", "--seed", "7"]
+    found = []
     for size in ("1", "5", "64"):
-        assert main([*command, "--max_new_tokens=8", "--batch-size", size]) == 0
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1] == texts[2]
+        drawn.clear()
+        assert main([*command, "--max_new_tokens=2", "--batch-size", size]) == 0
+        found.append(list(drawn))
+    assert found[0] == found[1] == found[2]
+    assert [seed for _, seed in found[0]] == list(range(7, 7 + 2 * len(prompts.read_text().splitlines())))
 
 
 def test_tokenizer_encode_prints_one_json_list(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):

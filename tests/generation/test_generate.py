@@ -105,7 +105,8 @@ def test_the_packed_decoder_equals_the_plain_one(network_of, options, lengths, d
 
 
 @torch.no_grad()
-def test_a_row_does_not_depend_on_its_batch(network_of):
+def test_a_row_draws_the_same_in_any_batch(network_of):
+    """Its random numbers are the same; float64 logits round differently, by too little to tip one of these draws."""
     network, sampling = network_of(), SamplingConfig(max_new_tokens=20)
     together = generate(network, PROMPTS, sampling, stop_ids=STOPS, seeds=[1, 2, 3, 4, 5])
     for row, prompt in enumerate(PROMPTS):

@@ -230,3 +230,21 @@ def test_a_kill_at_any_step_leaves_one_of_them_whole(model, way):
     assert ("half" in seen) == (way == "renames")
     assert seen.count("old") >= 10
     assert seen.count("new") >= 4
+
+
+def test_on_windows(model, monkeypatch):
+    """It flushes nothing that is open for reading, exchanges no names, and takes signal 0 for Ctrl-C."""
+
+    def refuse(*_):
+        raise PermissionError("Windows")
+
+    other = model.with_name(".model.4711.new")
+    other.mkdir()
+    for name in ("fsync", "kill"):
+        monkeypatch.setattr(os, name, refuse)
+    monkeypatch.setattr(replacing, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    with replacing_directory(model) as fresh:
+        fill(fresh, "new")
+    assert contents(model) == whole("new")
+    assert other.exists(), "nobody knows whether its process still writes"
