@@ -34,6 +34,7 @@ from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import explain
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
+from align.rewards.functions import search_working_directory
 from align.training.checkpoint_files import absence, damage, find_whole, global_step
 from align.training.checkpointing import FOLDER, Checkpoints
 from align.training.preemption import Preempted, forget, requeue
@@ -269,6 +270,7 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
     """
     _hush()
+    search_working_directory()  # for the class paths of a recipe
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         return (_ParseOnly if parse_only else AlignCLI)(
