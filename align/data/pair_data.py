@@ -4,8 +4,8 @@ Prompts to answer, for PPO and its critic-free kin.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +13,9 @@ from align.batches import PairBatch
 from align.data.collate import BatchDataset, PairDataset, PromptDataset, PromptGroups
 from align.data.corpus import CorpusWriter, corpus_key
 from align.data.data_module import TokenData, progress_bar
-from align.data.formats import (
-    Pair,
-    PairFormat,
-    PromptFormat,
-    detect_pair_format,
-    detect_prompt_format,
-    read_pair,
-    read_prompt,
-)
+from align.data.formats.fields import Chat
+from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
+from align.data.formats.prompts import PROMPT_FORMATS, PromptFormat
 from align.data.readers import BadRecords, Source
 from align.data.sampler import BatchLoader
 from align.data.tokenize import EncodedPair, TruncationReport, encode_chat, encode_pair, encode_records
@@ -35,7 +29,7 @@ class PreferenceData(TokenData):
     ``batch_size`` counts pairs: a batch has twice as many rows, pairs of similar length together.
 
     Args:
-        format: Fields of a record; auto: told from each file's first record
+        format: Format of the records; None: detected from each file's first record
         by_prompt: Batches of prompts instead of pairs: neighbouring pairs with the same prompt come in one batch, and
             ``batch_size`` counts prompts (training only)
     """
@@ -48,7 +42,7 @@ class PreferenceData(TokenData):
         tokenizer: str,
         train: str | list[str],
         *,
-        format: Literal["auto", "preference", "hh", "alpaca"] = "auto",
+        format: PairFormat | None = None,
         by_prompt: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -81,20 +75,17 @@ class PreferenceData(TokenData):
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {"format": self.format, "context": self.context}
+        return {"format": self.format and self.format.identity, "context": self.context}
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         report, limit, warning = TruncationReport(), self.context + 1, []
         with progress_bar(sources, split) as advance:
 
-            def encode(fields: Mapping[str, Any], format: PairFormat) -> tuple[Pair, EncodedPair]:
-                pair = read_pair(fields, format)
+            def encode(pair: Pair) -> tuple[Pair, EncodedPair]:
                 advance(sum(len(text) for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)))
                 return pair, encode_pair(pair, self.tokenizer, limit)
 
-            for pair, encoded in encode_records(
-                sources, bad, format=self.format, detect=detect_pair_format, encode=encode
-            ):
+            for pair, encoded in encode_records(sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode):
                 parts = [encoded.prompt, encoded.chosen, encoded.rejected]
                 if not writer.texts:
                     warning = _template_warning(pair, self.tokenizer)
@@ -141,7 +132,7 @@ class PromptData(TokenData):
     A prompt is never cut: one that fills the context leaves no room to answer and is a bad record.
 
     Args:
-        format: Fields of a record; auto: told from each file's first record
+        format: Format of the records; None: detected from each file's first record
         max_prompt_tokens: A longer prompt is a bad record; None: one that fills the context is
     """
 
@@ -152,7 +143,7 @@ class PromptData(TokenData):
         tokenizer: str,
         train: str | list[str],
         *,
-        format: Literal["auto", "prompt", "messages", "alpaca", "hh"] = "auto",
+        format: PromptFormat | None = None,
         max_prompt_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -177,21 +168,22 @@ class PromptData(TokenData):
         return prompts if wrap is None else wrap(prompts)
 
     def _settings(self) -> dict[str, Any]:
-        return {"format": self.format, "context": self.context, "max_prompt_tokens": self.max_prompt_tokens}
+        return {
+            "format": self.format and self.format.identity,
+            "context": self.context,
+            "max_prompt_tokens": self.max_prompt_tokens,
+        }
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         with progress_bar(sources, split) as advance:
 
-            def encode(fields: Mapping[str, Any], format: PromptFormat) -> tuple[str, list[int]]:
-                prompt = read_prompt(fields, format)
+            def encode(prompt: Chat) -> tuple[str, list[int]]:
                 advance(sum(len(message["content"]) for message in prompt))
                 ids = self.tokenizer.render_chat(prompt, add_generation_prompt=True).ids
                 self._refuse_long(len(ids))
                 return prompt[-1]["content"], ids
 
-            for text, ids in encode_records(
-                sources, bad, format=self.format, detect=detect_prompt_format, encode=encode
-            ):
+            for text, ids in encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode):
                 writer.append(ids, [len(ids)], text=text)
         return []
 

@@ -5,9 +5,8 @@ Plain text for pretraining: documents packed into rows of the context.
 Chats for supervised fine-tuning: only the assistant's tokens count.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +14,9 @@ import numpy as np
 from align.data.collate import RowDataset
 from align.data.corpus import CorpusWriter
 from align.data.data_module import TokenData, progress_bar
-from align.data.formats import ChatFormat, chat_messages, detect_format, document_text
+from align.data.formats.chats import CHAT_FORMATS, ChatFormat
+from align.data.formats.fields import Chat
+from align.data.formats.texts import Text, TextFormat
 from align.data.readers import BadRecords, Source
 from align.data.rows import Rows, document_rows, single_rows, stream_rows
 from align.data.tokenize import EncodedChat, TruncationReport, encode_chat, encode_records
@@ -94,7 +95,7 @@ class TextData(RowData):
         packing: stream lays documents one after another and cuts rows of the context; documents keeps every document
             whole (longer ones are cut into rows) and lets none see another
         block_diagonal: With stream: let no document see another, as documents packing always does
-        field: Field of a record that holds the text
+        format: Format of the records; None: Text, whose setting is the name of the field
         processes: Processes that tokenise
     """
 
@@ -105,7 +106,7 @@ class TextData(RowData):
         *,
         packing: Literal["stream", "documents"] = "stream",
         block_diagonal: bool = False,
-        field: str = "text",
+        format: TextFormat | None = None,
         processes: int = 1,
         **kwargs: Any,
     ) -> None:
@@ -117,27 +118,24 @@ class TextData(RowData):
         super().__init__(tokenizer, train, **kwargs)
         if processes < 1:
             raise ValueError(f"processes is {processes}; it must be at least 1")
-        self.packing, self.block_diagonal, self.field, self.processes = packing, block_diagonal, field, processes
+        self.packing, self.block_diagonal, self.processes = packing, block_diagonal, processes
+        self.format = format or Text()
 
     def _settings(self) -> dict[str, Any]:
-        return {"field": self.field}
+        return {"format": self.format.identity}
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         encode = partial(_encode_documents, self.tokenizer, self.tokenizer.opening_ids, (self._eos_id(),))
         with progress_bar(sources, split) as advance:
-            for ids, lengths in ordered_map(encode, chunked(self._texts(sources, bad, advance)), self.processes):
+
+            def counted(text: str) -> str:
+                advance(len(text))
+                return text
+
+            texts = encode_records(sources, bad, format=self.format, formats=(), encode=counted)
+            for ids, lengths in ordered_map(encode, chunked(texts), self.processes):
                 writer.append(ids, lengths)
         return []
-
-    def _texts(self, sources: Sequence[Source], bad: BadRecords, advance: Callable[[int], None]) -> Iterator[str]:
-        for record in chain.from_iterable(source.records(bad) for source in sources):
-            try:
-                text = document_text(record.fields, self.field)
-            except ValueError as error:
-                bad.add(record.source, record.place, str(error))
-                continue
-            advance(len(text))
-            yield text
 
     def _lay_out(self, bounds: np.ndarray) -> Layout:
         width = self.context + 1
@@ -161,7 +159,7 @@ class ChatData(RowData):
     A chat longer than a row is cut: the prompt from its start, then the response from its end (docs/data.md).
 
     Args:
-        format: Fields of a record; auto: told from each file's first record
+        format: Format of the records; None: detected from each file's first record
         packing: Several whole chats a row, none seeing another; otherwise one chat a row, rows of similar length
             together
     """
@@ -173,7 +171,7 @@ class ChatData(RowData):
         tokenizer: str,
         train: str | list[str],
         *,
-        format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = "auto",
+        format: ChatFormat | None = None,
         packing: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -186,18 +184,17 @@ class ChatData(RowData):
         self.format, self.packing = format, packing
 
     def _settings(self) -> dict[str, Any]:
-        return {"format": self.format, "context": self.context}
+        return {"format": self.format and self.format.identity, "context": self.context}
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         report, limit = TruncationReport(), self.context + 1
         with progress_bar(sources, split) as advance:
 
-            def encode(fields: Mapping[str, Any], format: ChatFormat) -> EncodedChat:
-                messages = chat_messages(fields, format)
+            def encode(messages: Chat) -> EncodedChat:
                 advance(sum(len(message["content"]) for message in messages))
                 return encode_chat(messages, self.tokenizer, limit)
 
-            for chat in encode_records(sources, bad, format=self.format, detect=detect_format, encode=encode):
+            for chat in encode_records(sources, bad, format=self.format, formats=CHAT_FORMATS, encode=encode):
                 writer.append(chat.ids, [len(chat.ids)], chat.counted)
                 report.add(chat.cut)
         writer.meta["truncation"] = report.as_dict("chats")

@@ -3,15 +3,19 @@
 Chats that are longer than a row: what is cut, in which order, and the report of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from align.data.formats import Messages, Pair
+from align.data.formats.base import RecordFormat, detect
+from align.data.formats.fields import Chat
+from align.data.formats.pairs import Pair
 from align.data.readers import BadRecords, Source
 from align.tokenizer import Tokenizer
+
+Content = TypeVar("Content")
 
 Encoded = TypeVar("Encoded")
 
@@ -20,32 +24,33 @@ def encode_records(
     sources: Sequence[Source],
     bad: BadRecords,
     *,
-    format: str,
-    detect: Callable[[Mapping[str, Any]], str],
-    encode: Callable[[Mapping[str, Any], Any], Encoded],
+    format: RecordFormat[Content] | None,
+    formats: Sequence[RecordFormat[Content]],
+    encode: Callable[[Content], Encoded],
 ) -> Iterator[Encoded]:
-    """Encode every record that can be used; the others go to ``bad``.
+    """Read and encode the records of files.
 
     Args:
         sources: files, in order.
-        bad: what becomes of bad records.
-        format: of the records; "auto": told from each file's first record.
-        detect: fields to the name of a format; ValueError where it can't be told.
-        encode: fields and format to what a corpus holds; ValueError with the reason for a bad record.
+        bad: receives the records that can't be used.
+        format: of all records; None detects each file's format from its first record.
+        formats: candidates for detection.
+        encode: turns the content of a record into what a corpus stores; raises ValueError for a bad record.
 
     Raises:
-        ValueError: a file's format can't be told.
+        ValueError: the format of a file can't be detected.
+        BadRecordError: see ``BadRecords``.
     """
     for source in sources:
-        name = None if format == "auto" else format
+        chosen = format
         for record in source.records(bad):
-            if name is None:
+            if chosen is None:
                 try:
-                    name = detect(record.fields)
+                    chosen = detect(record.fields, formats)
                 except ValueError as error:
                     raise ValueError(f"{record.source}: {record.place}: {error}") from None
             try:
-                encoded = encode(record.fields, name)
+                encoded = encode(chosen.read(record.fields))
             except ValueError as error:
                 bad.add(record.source, record.place, str(error))
                 continue
@@ -123,7 +128,7 @@ class _Kept(NamedTuple):
     length: int
 
 
-def encode_chat(messages: Messages, tokenizer: Tokenizer, limit: int) -> EncodedChat:
+def encode_chat(messages: Chat, tokenizer: Tokenizer, limit: int) -> EncodedChat:
     """Render a chat and, where it is longer than ``limit``, cut it.
 
     What follows the last counted token is never read and goes first. Then, in order:
@@ -200,9 +205,7 @@ def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
     return EncodedPair(prompt[keep], chosen[:length], rejected[:length], report)
 
 
-def _fit(
-    messages: Messages, prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, header: int, limit: int
-) -> _Kept:
+def _fit(messages: Chat, prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, header: int, limit: int) -> _Kept:
     """Fit ``prompt`` and ``response`` tokens into a row of ``limit``; steps as in ``encode_chat``."""
     header = min(header, len(prompt))
     opening = min(_opening_length(messages, prompt, tokenizer), len(prompt) - header)
@@ -216,7 +219,7 @@ def _fit(
     return _Kept(opening, start, length)
 
 
-def _header_length(messages: Messages, tokenizer: Tokenizer, response: int) -> int:
+def _header_length(messages: Chat, tokenizer: Tokenizer, response: int) -> int:
     """Tokens that open the last response, which begins at ``response``."""
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     earlier = messages[:last]
@@ -226,7 +229,7 @@ def _header_length(messages: Messages, tokenizer: Tokenizer, response: int) -> i
     return max(0, len(opened.ids) - len(tokenizer.render_chat(earlier).ids))
 
 
-def _opening_length(messages: Messages, ids: np.ndarray, tokenizer: Tokenizer) -> int:
+def _opening_length(messages: Chat, ids: np.ndarray, tokenizer: Tokenizer) -> int:
     """Tokens of bos and a leading system message."""
     if messages[0]["role"] != "system":
         return int(len(ids) > 0 and ids[0] == tokenizer.bos_id)

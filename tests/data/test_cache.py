@@ -9,6 +9,7 @@ import pytest
 from naming import naming
 
 from align.data.corpus import Corpus, CorpusWriter
+from align.data.formats.texts import Text
 from align.data.readers import BadRecords, find_sources
 from align.data.text_data import ChatData, TextData
 
@@ -33,7 +34,7 @@ def test_content_decides(build, write, tmp_path):
     build(write("b.jsonl", [{"text": "abc", "body": "d"}]), context=7, packing="documents")
     assert len(caches(tmp_path)) == 1
     build(write("a.jsonl", [{"text": "abd", "body": "d"}]))
-    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), field="body")
+    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), format=Text(field="body"))
     assert len(caches(tmp_path)) == 3
 
 

@@ -14,6 +14,7 @@ from lightning.fabric.utilities import move_data_to_device
 from naming import naming
 
 from align.batches import PairBatch, PromptBatch
+from align.data.formats.pairs import Preference
 from align.data.pair_data import PreferenceData, PromptData
 from align.data.sampler import BatchOrder, ResumableLoader
 
@@ -184,7 +185,7 @@ def test_identity(build, tokenizer_dir, with_template):
         build(PreferenceData, *records[::-1], **settings),
         build(PreferenceData, *records, context=17, val_fraction=0.3),
         build(PreferenceData, *records, context=16),
-        build(PreferenceData, *records, **settings, format="preference"),
+        build(PreferenceData, *records, **settings, format=Preference()),
         build(PreferenceData, *records, **settings, tokenizer=with_template()),
     ):
         identities.add(other.identity("train"))
@@ -283,7 +284,7 @@ def test_settings_reach_the_command_line():
     """jsonargparse shows the settings of both kinds, with their meaning."""
     from jsonargparse import ArgumentParser
 
-    for kind, setting in ((PreferenceData, "--data.format {auto,preference,hh,alpaca}"),
+    for kind, setting in ((PreferenceData, "--data.format FORMAT"),
                           (PromptData, "--data.max_prompt_tokens")):  # fmt: skip
         parser = ArgumentParser(prog="x")
         parser.add_class_arguments(kind, "data")

@@ -1,0 +1,103 @@
+"""Record formats as objects: settings, checks, detection, and what a cache knows of them."""
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+
+import pytest
+from naming import naming
+
+from align.data.formats import chats, pairs, prompts
+from align.data.formats.base import detect
+from align.data.formats.texts import Text
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        (chats.Messages("dialog"), {"dialog": CHAT}),
+        (chats.PromptCompletion("question", "answer"), {"question": "a", "answer": "b"}),
+        (chats.PromptCompletion("question", "answer"), {"question": CHAT[:1], "answer": CHAT[1:]}),
+        (chats.ShareGPT(), {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+        (chats.ShareGPT("talk", "who", "says"), {"talk": [{"who": "user", "says": "a"}, {"who": "gpt", "says": "b"}]}),
+        (chats.Alpaca(), {"instruction": "a", "input": None, "output": "b"}),
+    ],
+)
+def test_chats(format, record):
+    """Every spelling of one chat; settings name the fields."""
+    assert format.fits(record)
+    assert format.read(record) == CHAT
+
+
+def test_settings_of_the_other_kinds():
+    renamed = {"q": "a", "good": "b", "bad": "c"}
+    assert pairs.Preference("q", "good", "bad").read(renamed) == pairs.Pair(CHAT[:1], "b", "c")
+    assert prompts.Prompt("q").read(renamed) == prompts.Messages("dialog").read({"dialog": CHAT}) == CHAT[:1]
+    assert Text("good").read(renamed) == "b"
+
+
+def test_context_follows_the_instruction():
+    record = {"instruction": "Add.", "input": "2+2", "output": "4"}
+    assert chats.Alpaca().read(record)[0] == {"role": "user", "content": "Add.\n\n2+2"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(Text, [""]), (chats.PromptCompletion, ["a", "a"]), (pairs.Preference, ["prompt", "b", "b"])],
+)
+def test_a_format_without_names_for_its_fields(kind, settings):
+    with pytest.raises(ValueError, match=naming(kind.__name__, repr(settings[-1]))):
+        kind(*settings)
+
+
+@pytest.mark.parametrize(
+    ("formats", "records"),
+    [
+        (
+            chats.CHAT_FORMATS,
+            [{"messages": CHAT}, {"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}]
+            + [{"conversations": CHAT}],
+        ),
+        (
+            pairs.PAIR_FORMATS,
+            [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"chosen": "Human: a", "rejected": "Human: b"}]
+            + [{"instruction": "a", "chosen": "b", "rejected": "c"}],
+        ),
+        (
+            prompts.PROMPT_FORMATS,
+            [{"prompt": "a"}, {"messages": CHAT}, {"instruction": "a"}, {"prompt": "Human: a"}],
+        ),
+    ],
+)
+def test_each_format_is_detected(formats, records):
+    assert [detect(record, formats) for record in records] == list(formats)
+
+
+def test_a_response_that_looks_like_a_dialogue():
+    """HH needs a prompt that begins with Human:, or both responses."""
+    assert detect({"prompt": "a", "chosen": "Human: b", "rejected": "c"}, pairs.PAIR_FORMATS) == pairs.Preference()
+    assert detect({"prompt": "Human: a", "chosen": "b", "rejected": "c"}, pairs.PAIR_FORMATS) == pairs.HH()
+
+
+@dataclass(frozen=True)
+class _Upper(chats.Messages):
+    def messages(self, record):
+        return [message | {"content": message["content"].upper()} for message in super().messages(record)]
+
+
+def test_identity(tmp_path, monkeypatch):
+    """Class and settings decide; of a user's class its file does too."""
+    formats = (chats.Messages(), chats.Messages("dialog"), prompts.Messages(), _Upper())
+    assert len({str(format.identity) for format in formats}) == 4
+    assert chats.Messages().identity == chats.Messages().identity
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from align.data.formats.chats import Messages\n\n\nclass Mine(Messages):\n    "
+    seen = []
+    for body in ("pass", "'''Another file.'''"):
+        (tmp_path / "mine_format.py").write_text(code + body)
+        sys.modules.pop("mine_format", None)
+        seen.append(import_module("mine_format").Mine().identity)
+    sys.modules.pop("mine_format")
+    assert seen[0] != seen[1]
