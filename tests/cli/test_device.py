@@ -141,8 +141,8 @@ def _spy(patch):
     patch.setattr(answers, "logprobs", measuring)
     patch.setattr(RewardModel, "score_ids", scoring)
     # Parameters of the stand-in for a device are of a type of its own, which seem to compute something else.
-    patch.setattr("align.generation.packed_blocks.can_pack", lambda network: True)
-    patch.setattr("align.generation.packed_blocks.can_pack", lambda network: True)
+    patch.setattr("align.generation.generate.can_pack", lambda network: True)
+    patch.setattr("align.generation.open_decoder.can_pack", lambda network: True)
     return used
 
 

@@ -217,7 +217,7 @@ def test_two_in_one_folder(folder, fit, capsys):
 def test_a_second_signal_ends_the_process_at_once():
     """The first is noted, one right behind it is the same wish, one after the patience kills."""
     code = (
-        "import os, signal, time; from align import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
+        "import os, signal, time; from align.training import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
         "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(0.3); assert p.asked(); print('still here', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"

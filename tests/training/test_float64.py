@@ -17,7 +17,7 @@ from align.training.float64 import wide
 
 
 def test_on_a_device_without_float64():
-    code = "import test_wide; test_wide.accumulate_away()"
+    code = "import test_float64; test_float64.accumulate_away()"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(__file__), timeout=100
     )
