@@ -1,19 +1,18 @@
 """What all kinds of data share: files to a cached corpus, splits, rows, loaders, and an account of them."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from align.data.collate import BatchDataset
 from align.data.corpus import Corpus, CorpusWriter, corpus_key
 from align.data.readers import BadRecords, OnBadRecord, Source, find_sources
 from align.data.sampler import BatchLoader, BatchOrder, ResumableLoader
+from align.progress import Advance, progress_bar
 from align.tokenizer import Tokenizer
 
 _SPLITS = {
@@ -282,19 +281,8 @@ class TokenData(pl.LightningDataModule):
             yield from (f"{split}: {line}" for line in self._datasets[split].corpus.meta["report"])
 
 
-@contextmanager
-def progress_bar(sources: Sequence[Source], split: str) -> Iterator[Any]:
-    """A bar over the sources' bytes on the terminal, if there is one; yields ``advance(bytes)``."""
+def tokenization_bar(sources: Sequence[Source], split: str) -> AbstractContextManager[Advance]:
+    """A progress bar over the bytes of the sources; of unknown length where a source's is unknown."""
     sizes = [source.size for source in sources]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"tokenising {split}", total=total)
-        yield lambda count: progress.advance(task, count)
+    return progress_bar(f"tokenizing {split}", total, in_bytes=True)

@@ -12,7 +12,7 @@ import numpy as np
 from align.batches import PairBatch
 from align.data.collate import BatchDataset, PairDataset, PromptDataset, PromptGroups
 from align.data.corpus import CorpusWriter, corpus_key
-from align.data.data_module import TokenData, progress_bar
+from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.fields import Chat
 from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
 from align.data.formats.prompts import PROMPT_FORMATS, PromptFormat
@@ -79,7 +79,7 @@ class PreferenceData(TokenData):
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         report, limit, warning = TruncationReport(), self.context + 1, []
-        with progress_bar(sources, split) as advance:
+        with tokenization_bar(sources, split) as advance:
 
             def encode(pair: Pair) -> tuple[Pair, EncodedPair]:
                 advance(sum(len(text) for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)))
@@ -175,7 +175,7 @@ class PromptData(TokenData):
         }
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        with progress_bar(sources, split) as advance:
+        with tokenization_bar(sources, split) as advance:
 
             def encode(prompt: Chat) -> tuple[str, list[int]]:
                 advance(sum(len(message["content"]) for message in prompt))

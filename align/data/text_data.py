@@ -13,7 +13,7 @@ import numpy as np
 
 from align.data.collate import RowDataset
 from align.data.corpus import CorpusWriter
-from align.data.data_module import TokenData, progress_bar
+from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.chats import CHAT_FORMATS, ChatFormat
 from align.data.formats.fields import Chat
 from align.data.formats.texts import Text, TextFormat
@@ -126,7 +126,7 @@ class TextData(RowData):
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         encode = partial(_encode_documents, self.tokenizer, self.tokenizer.opening_ids, (self._eos_id(),))
-        with progress_bar(sources, split) as advance:
+        with tokenization_bar(sources, split) as advance:
 
             def counted(text: str) -> str:
                 advance(len(text))
@@ -188,7 +188,7 @@ class ChatData(RowData):
 
     def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         report, limit = TruncationReport(), self.context + 1
-        with progress_bar(sources, split) as advance:
+        with tokenization_bar(sources, split) as advance:
 
             def encode(messages: Chat) -> EncodedChat:
                 advance(sum(len(message["content"]) for message in messages))

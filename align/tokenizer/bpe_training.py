@@ -19,8 +19,8 @@ Ids and merges equal those of Hugging Face's `BpeTrainer` with the byte alphabet
 import random
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING, Literal
@@ -32,9 +32,12 @@ from align.tokenizer.process_pool import chunked, ordered_map
 from align.tokenizer.splitting import Split, resolve_pattern, split_words
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from align.tokenizer.tokenizer import Tokenizer
+
+Advance = Callable[[int], None]
+
+Progress = Callable[[str, int | None], AbstractContextManager[Advance]]
+"""Opens a progress display for a task and its number of units (None: unknown)"""
 
 MAX_VOCAB_SIZE = 1_000_000
 """Ids are code points of strings while training, and those end at 1,114,111"""
@@ -55,7 +58,7 @@ def train_tokenizer(
     pattern: Literal["gpt2", "gpt4"] | str = "gpt4",
     sample_bytes: int | None = None,
     processes: int = 1,
-    progress: bool = False,
+    progress: Progress | None = None,
 ) -> "Tokenizer":
     """Learn a byte-level BPE tokenizer.
 
@@ -65,7 +68,7 @@ def train_tokenizer(
         pattern: how text is cut into words: ``gpt2``, ``gpt4``, or a regular expression.
         sample_bytes: learn from a random sample of about this many UTF-8 bytes; None: from everything.
         processes: processes that count words.
-        progress: show progress bars on stderr.
+        progress: shows how far it is, such as ``align.progress.progress_bar``.
 
     Raises:
         ValueError: an impossible setting, or no text.
@@ -86,11 +89,14 @@ def train_tokenizer(
     splits = (Split(resolve_pattern(pattern)),)
     if sample_bytes is not None:
         texts = sample_texts(texts, sample_bytes)
-    with _progress_bars() if progress else nullcontext() as bars:
-        counts = count_words(texts, splits, processes=processes, bars=bars)
-        if not counts:
-            raise ValueError("no text to learn a tokenizer from: every text was empty")
-        tokens, merges = learn_merges(counts, vocab_size - len(specials), bars=bars)
+    progress = progress or _no_progress
+    with progress("counting words, in characters", None) as advance:
+        counts = count_words(texts, splits, processes=processes, advance=advance)
+    if not counts:
+        raise ValueError("no text to learn a tokenizer from: every text was empty")
+    size = vocab_size - len(specials)
+    with progress("learning merges", size - len(BYTE_ORDER)) as advance:
+        tokens, merges = learn_merges(counts, size, advance=advance)
     if len(tokens) + len(specials) < vocab_size:
         warnings.warn(
             f"the text holds too few distinct pairs for vocab_size {vocab_size}: "
@@ -120,19 +126,17 @@ def sample_texts(texts: Iterable[str], sample_bytes: int) -> list[str]:
 
 
 def count_words(
-    texts: Iterable[str], splits: tuple[Split, ...], *, processes: int = 1, bars: "Progress | None" = None
+    texts: Iterable[str], splits: tuple[Split, ...], *, processes: int = 1, advance: Advance
 ) -> Counter[str]:
     """Step 1: how often each word occurs."""
     total: Counter[str] = Counter()
-    bar = bars.add_task("counting words, MB", total=None) if bars else None
     for counts, read in ordered_map(partial(_count_chunk, splits=splits), chunked(texts), processes):
         if total:
             for word, count in counts.items():
                 total[word] += count
         else:
             total = counts
-        if bars and bar is not None:
-            bars.advance(bar, read / 1e6)
+        advance(read)
     return total
 
 
@@ -149,14 +153,14 @@ def _count_chunk(texts: list[str], splits: tuple[Split, ...]) -> tuple[Counter[s
 
 
 def learn_merges(
-    counts: Counter[str], size: int, *, bars: "Progress | None" = None
+    counts: Counter[str], size: int, *, advance: Advance
 ) -> tuple[list[bytes], dict[tuple[int, int], int]]:
     """Steps 2 to 7: the tokens by id, and the id that each merged pair becomes, in the order of merging.
 
     Args:
         counts: words and how often they occur.
         size: tokens wanted, the 256 bytes included.
-        bars: where to show progress.
+        advance: called with the number of tokens added since the last call.
 
     Raises:
         ValueError: a word holds a lone surrogate, which has no UTF-8 form.
@@ -176,7 +180,6 @@ def learn_merges(
     del raw
     heap = [(-count, pair) for pair, count in pair_counts.items()]  # 4
     heapify(heap)
-    bar = bars.add_task("merging pairs", total=size, completed=len(tokens)) if bars else None
     while heap and len(tokens) < size:
         negative, pair = heap[0]
         count = pair_counts[pair]
@@ -191,15 +194,12 @@ def learn_merges(
         new = ids.setdefault(token, len(tokens))
         if new == len(tokens):
             tokens.append(token)
+            advance(1)
         merges.pop((left, right), None)  # a pair merged once more takes its last place, as in Hugging Face's trainer
         merges[left, right] = new
         for changed in _replace_pair(pair, chr(new), words, frequency, pair_counts=pair_counts, where=where):  # 6
             if pair_counts[changed] > 0:
                 heappush(heap, (-pair_counts[changed], changed))
-        if bars and bar is not None and len(tokens) % 64 == 0:
-            bars.update(bar, completed=len(tokens))
-    if bars and bar is not None:
-        bars.update(bar, completed=len(tokens))
     return tokens, merges
 
 
@@ -273,10 +273,5 @@ def _replace_pair(
     return [made for _, made, _ in changes]
 
 
-def _progress_bars() -> "Progress":
-    """Progress bars on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+def _no_progress(task: str, total: int | None) -> AbstractContextManager[Advance]:
+    return nullcontext(lambda count: None)
