@@ -81,7 +81,7 @@ def test_dtype(tmp_path, vocab_size, dtype):
 
 
 def test_damaged_cache(build, write, tmp_path):
-    """A file cut short is named, with the cure."""
+    """The error names the truncated file."""
     path = write("a.txt", "abc")
     build(path)
     ids = caches(tmp_path)[0] / "ids.bin"

@@ -306,6 +306,6 @@ def test_real_file(tokenizer_dir, tmp_path, kind):
     name, total = ("pairs", 1094) if kind is PreferenceData else ("prompts", 1100)
     assert sum(numbers[split][name] for split in numbers) == total
     if kind is PreferenceData:
-        assert numbers["train"]["cut_pairs"] == 0
+        assert numbers["train"]["truncated_pairs"] == 0
         with pytest.raises(ValueError, match=naming(file, 123, "chosen", "rejected")):
             kind(tokenizer_dir, str(file), **settings).setup("fit")
