@@ -69,7 +69,7 @@ class RowData(TokenData):
         return {
             "documents": len(bounds) - 1,
             "tokens": int(bounds[-1] - bounds[0]),
-            "counted_tokens": _counted(dataset),
+            "target_tokens": _counted(dataset),
             "rows": len(dataset),
         }
 

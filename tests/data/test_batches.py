@@ -129,7 +129,7 @@ def test_prompt_is_cut_first(chat_data):
 
 def test_system_message_is_kept(chat_data):
     """The opening is bos system a end; opening 4 + header 1 = 11 // 2, so in a row of 11 it stays and the user's turn
-    is cut."""
+    is truncated."""
     wide = chat_data(chat("bcde", "a", system="a"), context=10)
     assert in_order(wide).ids.tolist() == [[BOS, SYSTEM, A, END, C, D, E, END, ASSISTANT, A, END]]
 

@@ -45,7 +45,7 @@ def test_fingerprints(build, write):
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path):
-    """An error in mid-writing, and then a good one."""
+    """A writer that fails, then one that succeeds."""
     for error in (OSError("No space left on device"), None):
         try:
             with CorpusWriter(tmp_path / "cache" / "c", vocab_size=300, masked=True) as writer:

@@ -134,7 +134,7 @@ def test_every_record_once_a_pass(many, case):
 
 @given(case=cases)
 def test_resumed_at_any_batch(many, case):
-    """Stopped after ``number`` batches, a new loader goes on with the same batches, over the ends of passes."""
+    """Stopped after ``number`` batches, a new loader continues with the same batches, across the ends of passes."""
 
     def take(loader, count):
         batches = []
@@ -261,7 +261,7 @@ class Twice:
 
 def test_a_stage_may_make_experience_of_prompts(build):
     """Four prompts in batches of 2 are 4 steps; validation gets the prompts themselves. Without such a stage the train
-    loader is one of prompts, which can be taken up again."""
+    loader yields prompts and resumes."""
     data = build(PromptData, *({"prompt": letter} for letter in "abcdef"), val_fraction=0.3, batch_size=2, context=8)
     assert isinstance(data.train_dataloader(), ResumableLoader)
     stage = Taker()

@@ -29,7 +29,7 @@ HH = "\n\nHuman: {}\n\nAssistant: {}"
     ],
 )
 def test_spellings_of_one_pair(record):
-    """The format is told from the fields."""
+    """The format is detected from the fields."""
     assert detect(record, PAIR_FORMATS).read(record) == Pair([USER], "b", "c")
 
 
@@ -128,7 +128,7 @@ def test_bad_pairs(load, record, named):
     ],
 )
 def test_bad_pairs_of_a_named_format(load, format, record, named):
-    """A named format is not told from the fields."""
+    """A named format is not detected."""
     with pytest.raises(ValueError, match=naming("records.jsonl", 1, *named)):
         load(PreferenceData, [record], format=format)
 
