@@ -24,12 +24,12 @@ class Record(NamedTuple):
 
     Attributes:
         source: path or Hub id, as given.
-        place: "line 3" or "record 3", counted from 1.
+        location: "line 3" or "record 3", counted from 1.
         fields: field name -> value.
     """
 
     source: str
-    place: str
+    location: str
     fields: dict[str, Any]
 
 
@@ -46,13 +46,13 @@ class BadRecords:
         self.count = 0
         self.first = ""
 
-    def add(self, source: str, place: str, reason: str) -> None:
+    def add(self, source: str, location: str, reason: str) -> None:
         """Report a bad record.
 
         Raises:
             BadRecordError: the policy is "stop".
         """
-        message = f"{source}: {place}: {reason}"
+        message = f"{source}: {location}: {reason}"
         if self.policy == "stop":
             raise BadRecordError(f"{message} (on_bad_record: skip would leave it out)")
         self.count += 1
@@ -126,20 +126,20 @@ class Source:
             for number, line in enumerate(file, 1):
                 if line.isspace():
                     continue
-                place = f"line {number}"
+                location = f"line {number}"
                 try:
                     fields = json.loads(line)
                 except json.JSONDecodeError as error:
-                    bad.add(self.name, place, f"not JSON: {error.msg} at column {error.colno}")
+                    bad.add(self.name, location, f"not JSON: {error.msg} at column {error.colno}")
                     continue
                 except UnicodeDecodeError as error:
                     bad.add(
                         self.name,
-                        place,
+                        location,
                         f"not UTF-8: byte 0x{error.object[error.start]:02x} at column {error.start + 1}",
                     )
                     continue
-                yield from self._object(fields, place, bad)
+                yield from self._object(fields, location, bad)
 
     def _json(self, bad: BadRecords) -> Iterator[Record]:
         try:
@@ -172,11 +172,11 @@ class Source:
             except (csv.Error, UnicodeDecodeError) as error:
                 raise ValueError(f"{self.name}: line {line}: not CSV: {error}") from None
 
-    def _object(self, fields: Any, place: str, bad: BadRecords) -> Iterator[Record]:
+    def _object(self, fields: Any, location: str, bad: BadRecords) -> Iterator[Record]:
         if isinstance(fields, dict):
-            yield Record(self.name, place, fields)
+            yield Record(self.name, location, fields)
         else:
-            bad.add(self.name, place, f"must be an object with fields, found {type(fields).__name__}")
+            bad.add(self.name, location, f"must be an object with fields, found {type(fields).__name__}")
 
     def _through_datasets(self) -> Iterator[Record]:
         import datasets

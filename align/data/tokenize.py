@@ -45,11 +45,11 @@ def encode_records(
                 try:
                     chosen = detect(record.fields, formats)
                 except ValueError as error:
-                    raise ValueError(f"{record.source}: {record.place}: {error}") from None
+                    raise ValueError(f"{record.source}: {record.location}: {error}") from None
             try:
                 encoded = encode(chosen.read(record.fields))
             except ValueError as error:
-                bad.add(record.source, record.place, str(error))
+                bad.add(record.source, record.location, str(error))
                 continue
             yield encoded
 

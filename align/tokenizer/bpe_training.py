@@ -234,7 +234,7 @@ def _replace_pair(
     the same bytes creates the pair again.
     """
     before: defaultdict[str, list[int]] = defaultdict(list)  # symbol before a merged pair -> words, once per occurrence
-    behind: defaultdict[str, list[int]] = defaultdict(list)
+    after: defaultdict[str, list[int]] = defaultdict(list)
     between: list[int] = []  # words, once per two adjacent merged pairs
     for number in where.pop(pair, ()):
         head, found, tail = words[number].partition(pair)
@@ -245,16 +245,16 @@ def _replace_pair(
         while pair in tail:
             middle, _, tail = tail.partition(pair)
             if middle:
-                behind[middle[0]].append(number)
+                after[middle[0]].append(number)
                 before[middle[-1]].append(number)
             else:
                 between.append(number)
             head += new + middle
         if tail:
-            behind[tail[0]].append(number)
+            after[tail[0]].append(number)
         words[number] = head + new + tail
     changes = [(symbol + pair[0], symbol + new, numbers) for symbol, numbers in before.items()]
-    changes += [(pair[1] + symbol, new + symbol, numbers) for symbol, numbers in behind.items()]
+    changes += [(pair[1] + symbol, new + symbol, numbers) for symbol, numbers in after.items()]
     if between:
         changes.append((pair[1] + pair[0], new + new, between))
     times = frequency.__getitem__

@@ -114,7 +114,7 @@ def test_every_kind_of_file_gives_the_same_records(write, tmp_path):
         (source,) = find_sources(file)
         found = list(source.records(BadRecords("stop")))
         assert [record.fields for record in found] == records
-        assert [record.place for record in found] == {
+        assert [record.location for record in found] == {
             "jsonl": ["line 1", "line 2"],
             "csv": ["line 2", "line 4"],
         }.get(source.kind, ["record 1", "record 2"])

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from importlib import import_module
 
 import pytest
+from jsonargparse import ArgumentParser
 from naming import naming
 
 from align.data.formats import chats, pairs, prompts
 from align.data.formats.base import detect
 from align.data.formats.texts import Text
+from align.data.pair_data import PreferenceData, PromptData
+from align.data.text_data import ChatData, TextData
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -101,3 +104,31 @@ def test_identity(tmp_path, monkeypatch):
         seen.append(import_module("mine_format").Mine().identity)
     sys.modules.pop("mine_format")
     assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen", "format"),
+    [
+        (TextData, "{class_path: Text, init_args: {field: body}}", Text("body")),
+        (ChatData, "Alpaca", chats.Alpaca()),
+        (ChatData, "{class_path: ShareGPT, init_args: {role: who}}", chats.ShareGPT(role="who")),
+        (PreferenceData, "Alpaca", pairs.Alpaca()),
+        (PromptData, "Alpaca", prompts.Alpaca()),
+        (PromptData, "align.data.formats.prompts.HH", prompts.HH()),
+        (ChatData, "null", None),
+    ],
+)
+def test_a_recipe_selects_by_name(tokenizer_dir, tmp_path, kind, chosen, format):
+    """The class named Alpaca is the one of the data module's kind."""
+    parser = ArgumentParser(prog="x")
+    parser.add_class_arguments(kind, "data")
+    (tmp_path / "recipe.yaml").write_text(f"data: {{tokenizer: {tokenizer_dir}, train: x, format: {chosen}}}")
+    assert parser.instantiate_classes(parser.parse_path(tmp_path / "recipe.yaml")).data.format == format
+
+
+def test_a_format_of_another_kind_is_refused(tokenizer_dir, capsys):
+    parser = ArgumentParser(prog="x")
+    parser.add_class_arguments(ChatData, "data")
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--data.tokenizer={tokenizer_dir}", "--data.train=x", "--data.format=Preference"])
+    assert "data.format" in capsys.readouterr().err
