@@ -28,7 +28,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compare": {"tokenizer", "objectives", "model", "generation", "io", "rewards"},
     "export": {"tokenizer", "model", "adapters", "io", "generation"},
     "pipeline": {"io", "training"},
-    "serve": {"tokenizer", "model", "generation", "io"},
 }
 EVERYBODY_MAY = {"batches", "progress"}
 FREE = {"cli", "__main__", "__init__"}

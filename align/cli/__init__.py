@@ -31,7 +31,7 @@ VERBS = {
     "predict": Verb("align.cli.lightning:main", "run a recipe's prediction"),
     "generate": Verb("align.cli.generate:main", "sample from a model directory, and score the samples"),
     "chat": Verb("align.cli.chat:main", "talk to a model, or to several side by side"),
-    "serve": Verb("align.cli.serve:main", "answer OpenAI-compatible chat completions over HTTP"),
+    "serve": Verb("align.cli.serve:main", "serve a model over OpenAI's HTTP API, by llama.cpp or vLLM"),
     "preferences": Verb(
         "align.cli.preferences:main", "sample answers, compare them with a judge, write preference pairs or the best"
     ),
