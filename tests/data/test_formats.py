@@ -26,6 +26,7 @@ CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         (chats.ShareGPT(), {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
         (chats.ShareGPT("talk", "who", "says"), {"talk": [{"who": "user", "says": "a"}, {"who": "gpt", "says": "b"}]}),
         (chats.Alpaca(), {"instruction": "a", "input": None, "output": "b"}),
+        (chats.Dolly(), {"instruction": "a", "context": "", "response": "b", "category": "open_qa"}),
     ],
 )
 def test_chats(format, record):
@@ -42,8 +43,9 @@ def test_settings_of_the_other_kinds():
 
 
 def test_context_follows_the_instruction():
-    record = {"instruction": "Add.", "input": "2+2", "output": "4"}
-    assert chats.Alpaca().read(record)[0] == {"role": "user", "content": "Add.\n\n2+2"}
+    first = {"role": "user", "content": "Add.\n\n2+2"}
+    assert chats.Alpaca().read({"instruction": "Add.", "input": "2+2", "output": "4"})[0] == first
+    assert chats.Dolly().read({"instruction": "Add.", "context": "2+2", "response": "4"})[0] == first
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_a_format_without_names_for_its_fields(kind, settings):
         (
             chats.CHAT_FORMATS,
             [{"messages": CHAT}, {"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}]
-            + [{"conversations": CHAT}],
+            + [{"instruction": "a", "context": "", "response": "b"}, {"conversations": CHAT}],
         ),
         (
             pairs.PAIR_FORMATS,

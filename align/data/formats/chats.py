@@ -83,6 +83,18 @@ class Alpaca(ChatFormat):
 
 
 @dataclass(frozen=True)
+class Dolly(ChatFormat):
+    """``{"instruction": ..., "context": ..., "response": ...}`` of Databricks Dolly 15k; ``context`` may be empty."""
+
+    fields = ("instruction", "response")
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        response = {"role": "assistant", "content": text(record, "response")}
+        return [*instruction(record, "instruction", "context"), response]
+
+
+@dataclass(frozen=True)
 class ShareGPT(ChatFormat):
     """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``."""
 
@@ -105,5 +117,5 @@ class ShareGPT(ChatFormat):
         return as_chat(chat, self.field, role=self.role, content=self.content, roles=roles)
 
 
-CHAT_FORMATS: tuple[ChatFormat, ...] = (Messages(), PromptCompletion(), Alpaca(), ShareGPT())
+CHAT_FORMATS: tuple[ChatFormat, ...] = (Messages(), PromptCompletion(), Alpaca(), Dolly(), ShareGPT())
 """What is detected."""
