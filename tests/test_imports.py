@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "align"
 MAY_IMPORT: dict[str, set[str]] = {
     "batches": set(),
+    "progress": set(),
     "objectives": set(),
     "tokenizer": set(),
     "sandbox": set(),
@@ -28,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"tokenizer", "model", "adapters", "io", "generation"},
     "pipeline": {"io", "training"},
 }
-EVERYBODY_MAY = {"batches"}
+EVERYBODY_MAY = {"batches", "progress"}
 FREE = {"cli", "__main__", "__init__"}
 NEVER = {"transformers", "tokenizers", "tiktoken", "trl"}
 # Reads what was exported as its users will, which only their library can.

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich.console import Console
-from rich.progress import track
 
 from align.batches import PairBatch
 from align.generation.generate import evaluating
 from align.model.gpt import GPT
+from align.progress import progress_bar
 from align.training.float64 import wide
 from align.training.preemption import leave_validation
 
@@ -117,7 +116,7 @@ def _computed(
     trainer: pl.Trainer,
     network: GPT,
     logprobs: Callable[[GPT, PairBatch], torch.Tensor],
-    loader: Iterable[PairBatch],
+    loader: Collection[PairBatch],
     pairs: int,
     *,
     split: str,
@@ -141,10 +140,11 @@ def _computed(
     return values[:, :2].contiguous().cpu().numpy()
 
 
-def _with_bar(trainer: pl.Trainer, loader: Iterable[PairBatch], text: str) -> Iterator[PairBatch]:
-    console = Console(stderr=True)
-    quiet = not (console.is_terminal and trainer.is_global_zero)
-    yield from track(loader, text, console=console, transient=True, disable=quiet)
+def _with_bar(trainer: pl.Trainer, loader: Collection[PairBatch], text: str) -> Iterator[PairBatch]:
+    with progress_bar(text, len(loader), show=trainer.is_global_zero) as advance:
+        for batch in loader:
+            yield batch
+            advance(1)
 
 
 def network_fingerprint(network: GPT) -> str:
