@@ -15,7 +15,7 @@ from align.export.safetensors_dir import write_hf, written_type
 from align.export.settings import ExportSettings
 from align.export.source import Source
 from align.io.families import family_of
-from align.io.weight_files import WEIGHTS
+from align.io.weight_files import WEIGHTS, write_tensors
 
 _KEPT = ("lm_head", "score")
 """Modules that stay as they are: errors there reach every token's logits, or the score"""
@@ -49,20 +49,13 @@ def write_int8(source: Source, directory: Path, settings: ExportSettings) -> Non
         OSError: the disk is full.
     """
     need("torchao", "--quantize int8")
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
     from torchao.core.config import config_to_dict
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
     from torchao.quantization import Int8WeightOnlyConfig
 
     write_hf(source, directory, settings)
     tensors, notes = flatten_tensor_state_dict(_quantized(source, written_type(source, settings)))
-    try:
-        save_file(tensors, directory / WEIGHTS, metadata={**notes, "format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {WEIGHTS}: {error}") from error
-    # The library writes a file that its owner alone may read.
-    (directory / WEIGHTS).chmod((directory / "config.json").stat().st_mode)
+    write_tensors(directory / WEIGHTS, tensors, notes)
     path = directory / "config.json"
     fields: dict[str, Any] = json.loads(path.read_bytes())
     fields["quantization_config"] = {

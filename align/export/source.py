@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from align.export.peft_adapter import ADAPTER, merged
+from align.export.peft_adapter import merged
 from align.export.run_checkpoints import CHECKPOINTS, best_of, read_checkpoint
 from align.io.directory import is_scalar, load_network, load_scalar
 from align.io.lightning_checkpoint import is_checkpoint
 from align.io.location import locate, read_fields
+from align.io.manifest import ADAPTER_CONFIG as ADAPTER
 from align.io.manifest import read_manifest
 from align.io.weight_files import stored_weights
 from align.model.gpt import GPT, ScalarGPT

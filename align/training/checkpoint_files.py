@@ -15,6 +15,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
+from align.io.atomic import flush, flush_tree
 from align.io.lightning_checkpoint import METADATA as _META
 from align.io.lightning_checkpoint import read_sharded, shards_damage
 
@@ -137,8 +138,7 @@ def publish(
         also: other names for it.
         stale: which of the newest so far are none to go on from, and go.
     """
-    for path in new.rglob("*") if new.is_dir() else [new]:
-        _sync(path)
+    flush_tree(new)
     for name in also:
         second = name.with_name(f".{name.name}.part")
         remove(second)
@@ -159,7 +159,7 @@ def publish(
     if last.exists() and (last.is_dir() or new.is_dir()):
         last.replace(aside)
     new.replace(last)
-    _sync(new.parent)
+    flush(new.parent)
     remove(aside)
 
 
@@ -221,21 +221,12 @@ def _link(old: Path, new: Path) -> None:
             os.link(one, other)
         except OSError:
             shutil.copyfile(one, other)
-            _sync(Path(other))
+            flush(Path(other))
 
     if old.is_dir():
         shutil.copytree(old, new, copy_function=link)
     else:
         link(str(old), str(new))
-
-
-def _sync(path: Path) -> None:
-    """Have the system take a file, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Reading.

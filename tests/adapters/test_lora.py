@@ -290,9 +290,7 @@ def test_frozen_matrices_cost_no_gradient_of_their_own():
 
 def test_fused_matrices_are_refused_by_name(tmp_path):
     network = adapted(**GPT2)
-    with pytest.raises(
-        ValueError, match="GPT2LMHeadModel hold queries, keys and values in one matrix, .*c_attn.weight"
-    ):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel .*c_attn.weight"):
         save_adapter(network, tmp_path / "adapter")
     torch.testing.assert_close(
         logits(load_network(write(network, tmp_path / "m")).eval()), logits(network), atol=3e-5, rtol=0
@@ -307,12 +305,12 @@ def changed(path, **fields):
     ("fields", "message"),
     [
         ({"peft_type": "IA3"}, "adapter_config.json: peft_type is 'IA3'; supported: 'LORA'"),
-        ({"rank_pattern": {"q_proj": 2}}, "adapter_config.json: rank_pattern is {'q_proj': 2}; to train on"),
-        ({"bias": "all"}, "adapter_config.json: bias is 'all'; only a head of one score may learn"),
-        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]; only a head"),
-        ({"r": 0}, "adapter_config.json: r, lora_alpha or lora_dropout can't be: lora.rank is 0"),
+        ({"rank_pattern": {"q_proj": 2}}, "adapter_config.json: rank_pattern is {'q_proj': 2}; supported"),
+        ({"bias": "all"}, "adapter_config.json: bias is 'all'; supported: 'none'"),
+        ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\]; supported"),
+        ({"r": 0}, "adapter_config.json: r, .*lora.rank is 0"),
         ({"r": 8}, r"q_proj.lora_A.weight is \[4, 32\]; over .*base it is \[8, 32\]: another base\?"),
-        ({"use_dora": True}, "lora_magnitude_vector is missing, which .*base calls for"),
+        ({"use_dora": True}, "lora_magnitude_vector is missing, which .*base needs"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is ''; it must name the base"),
         (
             {"base_model_name_or_path": "/no/such/place"},
@@ -336,7 +334,7 @@ def test_damaged_and_missing_weights(stored):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="adapter_model.safetensors: no such file"):
         load_adapter(directory, GPT)
-    with pytest.raises(FileNotFoundError, match="no adapter directory, it has no adapter_config.json"):
+    with pytest.raises(FileNotFoundError, match="it has no adapter_config.json"):
         load_adapter(base, GPT)
 
 
@@ -352,7 +350,7 @@ def test_another_base_is_named(stored, tmp_path):
     )
     load_adapter(directory, GPT)
     other = write(shaken(make(), 9), tmp_path / "other")
-    with pytest.raises(ValueError, match="the adapter belongs to base weights .*, but .*other holds"):
+    with pytest.raises(ValueError, match="the adapter belongs to base weights .*, but .*other has"):
         load_adapter(directory, GPT, base=other)
 
 

@@ -8,8 +8,9 @@ import torch
 from export_models import GPT2
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align.export.peft_adapter import ADAPTER, WEIGHTS
 from align.export.source import open_source
+from align.io.manifest import ADAPTER_CONFIG as ADAPTER
+from align.io.manifest import ADAPTER_WEIGHTS as WEIGHTS
 from align.model.gpt import ScalarGPT
 
 IDS = torch.arange(7, 47)[None]
@@ -71,9 +72,9 @@ def changed(path, **fields):
     [
         ({"peft_type": "IA3"}, "adapter_config.json: peft_type is 'IA3'; supported: 'LORA'"),
         ({"use_qalora": True}, "adapter_config.json: use_qalora is True; supported: LoRA without it"),
-        ({"r": 0}, "adapter_config.json: r is 0 and lora_alpha 12; they must be numbers"),
-        ({"base_model_name_or_path": None}, "base_model_name_or_path is None; name the base with --base"),
-        ({"base_model_name_or_path": "/no/such/place"}, "no such model directory; name the base with --base"),
+        ({"r": 0}, "adapter_config.json: r is 0; supported: an integer, at least 1"),
+        ({"base_model_name_or_path": None}, "base_model_name_or_path is ''; it must name the base, or pass --base"),
+        ({"base_model_name_or_path": "/no/such/place"}, "/no/such/place: no such model directory"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -86,7 +87,7 @@ def test_what_is_no_lora(make, tmp_path, fields, message):
 
 def test_another_base_and_a_cut_file_are_named(make, tmp_path):
     adapted(make("base"), tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"self_attn.q_proj changes \[32, 32\], .* has \[64, 64\]: another base\?"):
+    with pytest.raises(ValueError, match=r"self_attn.q_proj is \[32, 32\], .* has \[64, 64\]: another base\?"):
         open_source(str(tmp_path / "adapter"), base=str(make("other", width=64)))
     path = tmp_path / "adapter" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-100])

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from align.io import atomic as replacing
-from align.io.atomic import recover, replacing_directory
+from align.io import atomic
+from align.io.atomic import creating_directory, recover, replacing_directory, replacing_file
 from align.io.location import locate
 
 NAMES = ("config.json", "a", "b")
@@ -44,7 +44,7 @@ def model(tmp_path):
 @pytest.fixture(params=["exchange", "two renames"])
 def _way(request, monkeypatch):
     if request.param == "two renames":
-        monkeypatch.setattr(replacing, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
 
 
 @pytest.mark.usefixtures("_way")
@@ -113,7 +113,7 @@ def test_a_swap_that_fails_halfway_puts_the_old_one_back(model, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(replacing, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(OSError, match="Input/output error"), replacing_directory(model) as fresh:
         fill(fresh, "new")
@@ -125,7 +125,7 @@ def test_refuses_what_is_no_model(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file"), replacing_directory(tmp_path / "file"):
         pass
-    with pytest.raises(ValueError, match="not replacing what is no model"), replacing_directory(tmp_path):
+    with pytest.raises(ValueError, match="none of config.json"), replacing_directory(tmp_path):
         pass
     assert contents(tmp_path) == {"file": "x"}
 
@@ -182,10 +182,10 @@ def test_looking_for_a_model_leaves_one_in_the_making_alone(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from align.io import atomic as replacing
+from align.io import atomic
 
 if sys.argv[2] == "renames":
-    replacing._exchange = lambda first, second: False
+    atomic._exchange = lambda first, second: False
 left = int(sys.argv[3])
 watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym"}
 
@@ -197,7 +197,7 @@ def count(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(count)
-with replacing.replacing_directory(sys.argv[1]) as fresh:
+with atomic.replacing_directory(sys.argv[1]) as fresh:
     for name in ("config.json", "a", "b"):
         with open(fresh / name, "w") as file:
             file.write("ne")
@@ -228,3 +228,35 @@ def test_a_kill_at_any_step_leaves_one_of_them_whole(model, way):
     assert ("half" in seen) == (way == "renames")
     assert seen.count("old") >= 10
     assert seen.count("new") >= 4
+
+
+@pytest.mark.parametrize(("binary", "content"), [(False, "ü\n"), (True, b"\x00\xff")], ids=["text", "binary"])
+def test_a_file_is_replaced_whole(tmp_path, binary, content):
+    path = tmp_path / "folder" / "file"
+    with replacing_file(path, binary=binary) as file:
+        file.write(content)
+        assert not path.exists()
+    assert path.read_bytes() == (content if binary else content.encode())
+    writing = replacing_file(path, binary=binary)
+    writing.__enter__().write(content + content)
+    with pytest.raises(KeyError):
+        writing.__exit__(KeyError, KeyError(), None)
+    assert path.read_bytes() == (content if binary else content.encode())
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_the_first_of_two_writers_creates_a_directory(tmp_path):
+    path = tmp_path / "cache"
+    with creating_directory(path) as slower:
+        with creating_directory(path) as faster:
+            (faster / "a").write_text("faster")
+            assert not path.exists()
+        (slower / "a").write_text("slower")
+    assert contents(path) == {"a": "faster"}
+    assert os.listdir(tmp_path) == ["cache"]
+
+
+def test_a_directory_that_fails_is_not_created(tmp_path):
+    with pytest.raises(KeyError), creating_directory(tmp_path / "cache") as new:
+        write_half(new, KeyError())
+    assert not os.listdir(tmp_path)

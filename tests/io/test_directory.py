@@ -13,14 +13,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from align.io.atomic import replacing_directory
 from align.io.directory import load_network, save_network
 from align.io.location import locate, read_config
 from align.io.manifest import weights_fingerprint
-from align.io.weight_files import PlannedTensor, write_tensors
 from align.model.config import GPTConfig, RopeScaling
 from align.model.gpt import GPT
 
@@ -176,19 +175,19 @@ def test_sharding(tmp_path):
 
 
 def test_weights_are_not_overwritten_in_place(model):
-    with pytest.raises(FileExistsError, match="write into what replacing_directory yields"):
+    with pytest.raises(FileExistsError, match="model.safetensors exists"):
         save(network_of(SMALL), model)
 
 
 def test_missing_tensor(model):
     edit_weights(model, lambda tensors: tensors.pop(DOWN))
-    with pytest.raises(ValueError, match=f"the weights lack {DOWN}, which config.json calls for"):
+    with pytest.raises(ValueError, match=f"the weights lack {DOWN}, "):
         load_network(model)
 
 
 def test_unexpected_tensor(model):
     edit_weights(model, lambda tensors: tensors.update({"model.extra": torch.ones(2)}))
-    with pytest.raises(ValueError, match=r"model.safetensors: model.extra is no part of the network"):
+    with pytest.raises(ValueError, match="model.safetensors: model.extra is not part of"):
         load_network(model)
 
 
@@ -222,7 +221,7 @@ def test_truncated_weights_name_the_tensor(model):
     last = list(network_of(SMALL).state_dict())[-1]
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-3])
-    message = rf"truncated: its header says {size} bytes, the file holds {size - 3} \(the first tensor cut is {last}\)"
+    message = rf"model.safetensors: truncated in {last}: its header says {size} bytes, the file has {size - 3}"
     with pytest.raises(ValueError, match=message):
         load_network(model)
     with pytest.raises(ValueError, match="truncated"):
@@ -235,10 +234,10 @@ def test_truncated_weights_name_the_tensor(model):
         (b"", "not a safetensors file"),
         (b"\x80\x02}q\x00.", "not a safetensors file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
-        ((1000).to_bytes(8, "little") + b"{", "truncated: its header takes 1008 bytes, the file holds 9"),
-        ((4).to_bytes(8, "little") + b"nope", "not a safetensors file: JSONDecodeError in its header"),
-        ((8).to_bytes(8, "little") + b'{"a": 1}', "not a safetensors file: TypeError in its header"),
-        ((2).to_bytes(8, "little") + b"{}" + b"more", "damaged: its header says 10 bytes, the file holds 14"),
+        ((1000).to_bytes(8, "little") + b"{", "not a safetensors file: .*header"),
+        ((4).to_bytes(8, "little") + b"nope", "not a safetensors file: .*JSON"),
+        ((8).to_bytes(8, "little") + b'{"a": 1}', "not a safetensors file: .*JSON"),
+        ((2).to_bytes(8, "little") + b"{}" + b"more", "not a safetensors file: .*not fully covered"),
     ],
 )
 def test_damaged_weights(model, content, message):
@@ -253,7 +252,7 @@ def test_offsets_that_do_not_fit(model):
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
     header = json.dumps({"a": entry, "b": entry}).encode()
     (model / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(ValueError, match="damaged header: offsets of b do not fit"):
+    with pytest.raises(ValueError, match="model.safetensors: .*offset for tensor `b`"):
         load_network(model)
 
 
@@ -276,7 +275,7 @@ def test_index_naming_a_missing_tensor(tmp_path):
     with pytest.raises(ValueError, match=f"index.json: {DOWN} is not in {file}"):
         load_network(tmp_path)
     index.write_text("{}")
-    with pytest.raises(ValueError, match="index.json: not an index of weights"):
+    with pytest.raises(ValueError, match="index.json: not a weight index"):
         load_network(tmp_path)
 
 
@@ -306,7 +305,7 @@ def test_gpt2_without_prefix(tmp_path):
 
 def test_config_that_disagrees_with_the_weights(model):
     edit_config(model, intermediate_size=13)
-    with pytest.raises(ValueError, match=r"gate_proj.weight is \[12, 8\]; config.json says \[13, 8\]"):
+    with pytest.raises(ValueError, match=r"down_proj.weight is \[8, 12\]; config.json says \[8, 13\]"):
         load_network(model)
 
 
@@ -352,7 +351,7 @@ def test_hub_that_does_not_answer(monkeypatch, error):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     with pytest.raises(FileNotFoundError) as caught:
         load_network("some-org/none")
-    assert str(caught.value) == "some-org/none: no such directory, and not to be had from the Hub: offline"
+    assert str(caught.value) == "some-org/none: no such directory, and the Hub could not provide it: offline"
 
 
 def test_full_disk_while_writing_weights(model):
@@ -370,19 +369,23 @@ def test_full_disk_while_writing_weights(model):
     assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_no_space_left_on_device(model):
-    """The kernel's own ENOSPC, from the device that is always full."""
+def test_no_space_left_on_device(model, monkeypatch):
+    """The library's own exception for ENOSPC becomes an OSError with the code."""
 
-    def write(directory):
-        (directory / "model.safetensors").symlink_to("/dev/full")
-        plan = [PlannedTensor("a", (100_000,), torch.float32)]
-        write_tensors(directory / "model.safetensors", plan, lambda name: torch.zeros(100_000))
+    def save_file(*args):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
     with pytest.raises(OSError, match="No space left") as error, replacing_directory(model) as fresh:
-        write(fresh)
+        save(network_of(SMALL), fresh)
     assert error.value.errno == errno.ENOSPC
     assert same(load_network(model), network_of(SMALL))
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    """The library's own files are for their owner alone; ours follow the umask like every other file."""
+    save(network_of(SMALL), tmp_path)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
 
 
 PEAK = """
@@ -406,9 +409,11 @@ directory = Path(sys.argv[1])
 network = GPT(config)
 assert "torch._dynamo" not in sys.modules
 size = 4 * network.num_parameters() / 2**20
-save = lambda dtype, name: save_network(network, directory / name, bos_id=0, eos_ids=[1], pad_id=2, dtype=dtype)
+def save(dtype, name, **shards):
+    save_network(network, directory / name, bos_id=0, eos_ids=[1], pad_id=2, dtype=dtype, **shards)
+
 save(None, "warm")
-_, written = growth(lambda: save(torch.bfloat16, "half"))
+_, written = growth(lambda: save(torch.bfloat16, "half", max_shard_bytes=8 * 2**20))
 del network
 network, loaded = growth(lambda: load_network(directory / "warm"))
 half, converted = growth(lambda: load_network(directory / "warm", dtype=torch.bfloat16))
@@ -421,11 +426,11 @@ print(size, written, loaded, converted)
 def test_weights_are_in_memory_once(tmp_path):
     """Of 73 MiB of weights (6 layers of 3.1 M float32): loading may take them and the largest tensor (3 MiB) over.
 
-    Converting to half precision never takes both precisions; writing in half precision takes a tensor or two.
+    Converting to half precision never takes both precisions; writing in half precision takes a shard (8 MiB).
     """
     done = subprocess.run([sys.executable, "-c", PEAK, tmp_path], capture_output=True, text=True, check=True)
     size, written, loaded, converted = map(float, done.stdout.split())
     assert size > 70
-    assert written < 0.15 * size
+    assert written < 0.2 * size
     assert loaded < 1.15 * size
     assert converted < 0.9 * size

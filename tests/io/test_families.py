@@ -117,7 +117,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         (LLAMA_FILE, {"rope_parameters": {"rope_type": "linear"}}, "rope_parameters.rope_type is 'linear'"),
         (LLAMA_FILE, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling.high_freq_factor is miss"),
         (LLAMA_FILE, {"rope_parameters": {"full_attention": {}}}, "rope_parameters.full_attention is {}"),
-        (LLAMA_FILE, {"rope_parameters": "llama3"}, "rope_parameters is 'llama3'; supported: a mapping or null"),
+        (LLAMA_FILE, {"rope_parameters": "llama3"}, "rope_parameters is 'llama3'; supported: an object or null"),
         (LLAMA_FILE, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; supported: 1.0"),
         (QWEN2_FILE, {"use_sliding_window": True}, "use_sliding_window is True; supported: False"),
         (QWEN2_FILE, {"layer_types": ["full_attention", "sliding_attention"]}, "layer_types is 'sliding_attention'"),
@@ -126,7 +126,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         (GPT2_FILE, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
         (GPT2_FILE, {"add_cross_attention": True}, "add_cross_attention is True; supported: False"),
         ({"model_type": "align_gpt", "gpt": {"widht": 32}}, {}, "unknown setting 'widht'; did you mean 'width'?"),
-        ({"model_type": "align_gpt", "gpt": [1]}, {}, "gpt is [1]; supported: a mapping or null"),
+        ({"model_type": "align_gpt", "gpt": [1]}, {}, "gpt is [1]; supported: an object or null"),
     ],
     ids=str,
 )
