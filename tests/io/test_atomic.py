@@ -25,6 +25,11 @@ def write_half(directory, error):
     raise error
 
 
+def write_then_fail(file, content):
+    file.write(content + content)
+    raise KeyError
+
+
 def contents(directory):
     return {path.name: path.read_text() for path in directory.iterdir()}
 
@@ -237,10 +242,8 @@ def test_a_file_is_replaced_whole(tmp_path, binary, content):
         file.write(content)
         assert not path.exists()
     assert path.read_bytes() == (content if binary else content.encode())
-    writing = replacing_file(path, binary=binary)
-    writing.__enter__().write(content + content)
-    with pytest.raises(KeyError):
-        writing.__exit__(KeyError, KeyError(), None)
+    with pytest.raises(KeyError), replacing_file(path, binary=binary) as file:
+        write_then_fail(file, content)
     assert path.read_bytes() == (content if binary else content.encode())
     assert os.listdir(path.parent) == ["file"]
 
