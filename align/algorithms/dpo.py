@@ -15,6 +15,7 @@ from align.algorithms.starting_points import load_start, reference_view, refuse_
 from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.objectives import PairLogprobs, PreferenceLoss, check_preference_settings, needs_reference, preference_loss
+from align.training.lightning_internals import batch_index
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
@@ -135,7 +136,7 @@ class DPO(Stage):
         """
         pairs, result = self._outcome("train", batch)
         real = batch.numbers >= 0
-        if self.compares and self.trainer.fit_loop.epoch_loop.total_batch_idx == 0:
+        if self.compares and batch_index(self.trainer) == 0:
             self._check_start(pairs, result, real)
         loss = result.loss.where(real, 0).sum()
         count = real.sum()

@@ -17,6 +17,7 @@ from align.algorithms.starting_points import adapt, adapter_record, base_source,
 from align.model.config import GPTConfig
 from align.model.four_bit import replace_matrices
 from align.model.gpt import GPT, ScalarGPT
+from align.training.lightning_internals import attached_trainer, batch_index, stored_data_position
 from align.training.memory import (
     MemoryConfig,
     check_precision,
@@ -27,7 +28,7 @@ from align.training.memory import (
 from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 from align.training.qlora import FourBit, four_bit_plugin
 from align.training.sharding import clip_gradients, local, shard
-from align.training.strategy import check_accumulation, number_optimizer_state
+from align.training.strategy import check_accumulation, index_optimizer_state
 
 
 class Sharing(NamedTuple):
@@ -140,7 +141,7 @@ class Stage(pl.LightningModule):
         Raises:
             ValueError: nothing learns beside the matrices, or the Trainer would shard them.
         """
-        if self._trainer is None:  # built in Python, before there is one: setup looks again
+        if attached_trainer(self) is None:  # built in Python, before there is one: setup looks again
             return
         adapted = self.lora is not None or bool(adapters(self.network))
         precision = self.trainer.precision_plugin
@@ -170,7 +171,7 @@ class Stage(pl.LightningModule):
     def run_seed(self) -> int:
         """The run's (``seed_everything``), or where ranks were given others the first one's."""
         seed = torch.initial_seed() % 2**31
-        return seed if self._trainer is None else self.trainer.strategy.broadcast(seed)
+        return seed if attached_trainer(self) is None else self.trainer.strategy.broadcast(seed)
 
     def _save_memory(self) -> None:
         """Activation checkpointing and compiling, of every network that is trained.
@@ -264,13 +265,12 @@ class Stage(pl.LightningModule):
         """
         if hasattr(self, "network"):
             check_record(checkpoint.get("adapter"), self.adapter_record)
-        loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-        self._place_in_data = next(iter(loops.get("combined_loader", ())), None)
+        self._place_in_data = stored_data_position(checkpoint)
         if self.device_mesh is None and hasattr(self, "network") and checkpoint.get("optimizer_states"):
             names = {parameter: name for name, parameter in self.named_parameters()}
             optimizer = self.build_optimizer()
             states = checkpoint["optimizer_states"]
-            checkpoint["optimizer_states"] = [number_optimizer_state(state, optimizer, names) for state in states]
+            checkpoint["optimizer_states"] = [index_optimizer_state(state, optimizer, names) for state in states]
 
     def on_train_start(self) -> None:
         """Go on in the data where the checkpoint was made."""
@@ -282,7 +282,7 @@ class Stage(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make a batch's random draws a function of its number, so that nothing has to be saved to resume."""
         self.batch_shape = tuple(batch.ids.shape)
-        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        number = batch_index(self.trainer)
         torch.manual_seed((self._seed * 1_000_003 + number) * 4_099 + self.sharing.rank)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -154,7 +154,7 @@ def test_float16_needs_a_scaler_that_the_losses_are_before():
     """Checked apart from a Trainer: Lightning makes no 16-mixed one on a CPU."""
     from align.training.memory import check_precision
 
-    with pytest.raises(ValueError, match="trainer.precision is 16-mixed: losses make their gradients"):
+    with pytest.raises(ValueError, match="trainer.precision is 16-mixed: "):
         check_precision("16-mixed", MemoryConfig(low_precision_weights=True))
 
 
@@ -225,7 +225,7 @@ def test_eight_bit_state_resumes_to_the_bit(tmp_path):
 
 def test_eight_bits_without_torchao(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
-    with pytest.raises(ModuleNotFoundError, match=r"optimizer.state_bits is 8, which needs torchao: pip install"):
+    with pytest.raises(ModuleNotFoundError, match=r"optimizer.state_bits is 8, which needs torchao"):
         build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], OptimizerConfig(state_bits=8))
 
 
@@ -236,7 +236,7 @@ def test_default_widths():
     assert training.default_widths(300) == (64, 128, 256, 300)
     assert training.default_widths(64) == (64,)
     assert training.default_widths(40) == (40,)
-    with pytest.raises(ValueError, match=r"widths to compile for are \[9\]: each must be between 1 and the context, 8"):
+    with pytest.raises(ValueError, match=r"compile widths are \[9\]: each must be between 1 and the context, 8"):
         training.compile_blocks(GPT(CONFIG), [9])
 
 
@@ -313,7 +313,7 @@ def test_an_adapters_dropout_is_drawn_again_as_it_was(what):
         ),
         (
             {"state_bits": 32, "compile": True, "devices": (1, 2)},
-            "compile is on and memory.activation_checkpointing block",
+            "compile is true and memory.activation_checkpointing is block",
         ),
     ],
 )

@@ -174,7 +174,7 @@ def test_a_step_is_saved_once(tmp_path: Path):
 
 
 def test_asked_in_the_first_rollout_there_is_nothing_to_keep(tmp_path: Path):
-    with pytest.raises(Preempted, match="preempted at step 0: nothing to keep yet") as left:
+    with pytest.raises(Preempted, match="preempted at step 0: nothing to save yet") as left:
         run(tmp_path / "run", Terminate("on_train_epoch_start", 0))
     assert left.value.checkpoint is None
     assert not (tmp_path / "run/checkpoints").exists()

@@ -131,7 +131,7 @@ def test_products_are_bfloat16_and_everything_else_is_not(world):
 
 
 def test_what_can_not_go_together_is_refused(world):
-    with pytest.raises(ValueError, match=r"FourBit, but weights of 4 bits can't learn: set model.init_args.lora, as"):
+    with pytest.raises(ValueError, match=r"FourBit, .*: set model.init_args.lora"):
         fit(world.stage(), world.data(), plugins=[FourBit(dtype="float32")])
     with pytest.raises(ValueError, match="BitsandbytesPrecision, which would quantize adapters and heads as well: use"):
         four_bit_plugin(BitsandbytesPrecision("nf4"), adapters=True, sharded=False)
@@ -147,7 +147,7 @@ def test_what_can_not_go_together_is_refused(world):
 
 def test_a_strategy_that_shards_is_refused(world):
     def work():
-        with pytest.raises(ValueError, match="FourBit and trainer.strategy shards weights, which 4 bits can't follow"):
+        with pytest.raises(ValueError, match="FourBit and trainer.strategy shards weights"):
             fit(world.stage(lora=LORA), world.data(), plugins=[FourBit()], strategy=ModelParallel(), devices=2)
 
     on_two_ranks(work, world.folder / "log")

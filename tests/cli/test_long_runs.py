@@ -68,7 +68,7 @@ def test_sigterm_writes_a_checkpoint_and_the_next_try_ends_in_the_same_bits(run,
     uninterrupted = steps(folder)
     assert fit(terminate(step=3), "--checkpoint.every_n_train_steps=100") == 0
     last = folder / "checkpoints/last.ckpt"
-    assert f"preempted at step 4: wrote {last}; the same command with --ckpt_path last" in capsys.readouterr().err
+    assert f"preempted at step 4: saved {last}; the same command with --ckpt_path last" in capsys.readouterr().err
     assert json.loads((folder / "preempted.json").read_text()) == {"step": 4, "checkpoint": str(last)}
     assert global_step(last) == 4
     assert fit("--ckpt_path=last") == 0
@@ -113,7 +113,7 @@ def test_usr1_in_a_slurm_job_queues_it_again(folder, fit, tmp_path, monkeypatch,
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     assert fit(terminate(step=1, name="SIGUSR1")) == 0
-    assert "SLURM queued job 4711 again" in capsys.readouterr().err
+    assert "SLURM requeued job 4711" in capsys.readouterr().err
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 
 
@@ -146,15 +146,15 @@ def test_a_damaged_newest_checkpoint_falls_back_with_a_warning(run, folder, fit,
     last.write_bytes(last.read_bytes()[:-1000])
     assert fit("--ckpt_path=last") == 0
     (warning,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: "))
-    assert f"{last} is damaged: it is cut short or overwritten" in warning
-    assert warning.endswith("going on from last-1.ckpt, the one before")
+    assert f"{last} is damaged: it is truncated or overwritten" in warning
+    assert warning.endswith("resuming from last-1.ckpt")
     assert weights(folder) == weights(run / "sft")
     assert fit(f"--ckpt_path={folder}/checkpoints/none.ckpt") == 1
     assert "none.ckpt: there is no such file" in capsys.readouterr().err
     for path in (folder / "checkpoints").iterdir():
         path.write_bytes(b"")
     assert fit("--ckpt_path=last") == 1
-    assert "is whole: " in capsys.readouterr().err.splitlines()[-1]
+    assert "is damaged: " in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -225,4 +225,4 @@ def test_a_second_signal_ends_the_process_at_once():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
     assert done.stdout == "still here\n"
     assert done.returncode == -signal.SIGTERM
-    assert done.stderr.count("SIGTERM: leaving soon") == 1
+    assert done.stderr.count("SIGTERM: saving a checkpoint") == 1
