@@ -25,7 +25,7 @@ from align.batches import PairBatch
 from align.generation.generate import evaluating
 from align.io.atomic import replacing_file
 from align.model.gpt import GPT
-from align.model.packing import share_answers
+from align.model.packing import share_responses
 from align.objectives import sequence_logprobs, token_logprobs
 from align.training.preemption import leave_validation
 
@@ -46,14 +46,14 @@ def pair_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) -> tor
     if not shared_prefix:
         return sequence_logprobs(network.hidden(ids[:, :-1]), network.output_weight, ids, mask)
     # The last token of a row predicts nothing.
-    distinct = share_answers(ids, (batch.lengths - 1).clamp(min=0), batch.prompt_lengths.repeat(2))
-    mask = mask.new_zeros(len(distinct.ids), ids.shape[1]).index_copy_(0, distinct.place, mask)[:, 1:]
+    distinct = share_responses(ids, (batch.lengths - 1).clamp(min=0), batch.prompt_lengths.repeat(2))
+    mask = mask.new_zeros(len(distinct.ids), ids.shape[1]).index_copy_(0, distinct.row_of, mask)[:, 1:]
     # The state at place t predicts the token at t + 1.
     row, column = mask.nonzero(as_tuple=True)
-    line, places = distinct.rows.line(distinct.ids), distinct.rows.tokens_at(row, column)
-    states = network.hidden(line, rows=distinct.rows, places=places)
+    line, indices = distinct.rows.line(distinct.ids), distinct.rows.tokens_at(row, column)
+    states = network.hidden(line, rows=distinct.rows, indices=indices)
     logprobs = token_logprobs(states, network.output_weight, distinct.ids[row, column + 1])
-    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs).sum(1)[distinct.place]
+    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs).sum(1)[distinct.row_of]
 
 
 _VERSION = 1

@@ -188,7 +188,7 @@ def test_several_adapters_in_one_network():
     assert not torch.allclose(first, second)
     with pytest.raises(ValueError, match="no adapter named 'third'; it has default, second"):
         use_adapter(network, "third")
-    with pytest.raises(ValueError, match="named 'default' already"):
+    with pytest.raises(ValueError, match="already has an adapter named 'default'"):
         add_adapter(network, SMALL)
 
 

@@ -247,7 +247,7 @@ def test_a_reward_models_adapter_is_no_policy(world, tmp_path):
     stage = Reward(world.start, lora=LORA, normalise_on=0, **FAST)
     data = world.data()
     fit(stage, data, callbacks=[ModelDirectory(which="last")], default_root_dir=tmp_path / "reward", max_steps=1)
-    with pytest.raises(ValueError, match="a reward model's adapter, which gives a score and no text"):
+    with pytest.raises(ValueError, match="a reward model's adapter, which scores text"):
         fit(DPO(str(tmp_path / "reward/adapter"), probe=ProbeConfig(prompts=0)), data, max_steps=1)
     again = Reward(str(tmp_path / "reward/adapter"), normalise_on=0, **FAST)
     again.configure_model()

@@ -52,14 +52,14 @@ def test_what_is_printed(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
-        (["--format", "gguf", "--quantize", "int8"], 2, "quantize is 'int8', which format 'gguf' cannot hold"),
-        (["--max_shard_size", "lots"], 2, "'lots' is no size; write a number and a unit, as in 500MB"),
+        (["--format", "gguf", "--quantize", "int8"], 2, "quantize is 'int8', which format 'gguf' does not support"),
+        (["--max_shard_size", "lots"], 2, "'lots' is not a size; write a number and a unit, such as 500MB"),
         (["--max_shard_size", "0.1B"], 2, "it must be at least 1 byte"),
         (["--judge", "sandbox"], 2, "--judge is for --verify, which is not given"),
         (["--verify", "--limit", "0"], 2, "--limit is 0: it must be at least 1"),
         (["--data_cards", "none.md"], 2, "--data_cards: none.md: no such file"),
         (["--quantise", "int8"], 2, "no setting --quantise; did you mean 'quantize'?"),
-        (["--best", "val/loss"], 1, "--best picks among the checkpoints of a run folder"),
+        (["--best", "val/loss"], 1, "--best selects among the checkpoints of a run folder"),
         (["--quantize", "gptq", "--calibration", "none.jsonl"], 1, "none.jsonl: no such file or directory"),
         (["--quantize", "gptq", "--calibration", "BAD"], 1, "bad.jsonl:2: no calibration text: give 'text'"),
     ],
@@ -77,7 +77,7 @@ def test_mistakes(model, tmp_path, capsys, args, code, message):
 def test_no_model_there(model, tmp_path, capsys):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").touch()
-    for place, message in (("nowhere", "no such model directory"), ("photos", "nothing of ours")):
+    for place, message in (("nowhere", "no such model directory"), ("photos", "nothing to export")):
         assert main(["export", str(tmp_path / place), "--out", str(tmp_path / "out")]) == 1
         assert message in capsys.readouterr().err
 

@@ -58,4 +58,4 @@ def test_what_is_no_judge(models, capsys, judge, message):
 def test_a_reward_model_writes_no_text(models, capsys):
     folder, _ = models
     assert main(["generate", str(folder / "reward"), "--prompt", "a"]) != 0
-    assert "a reward model (LlamaForSequenceClassification), which gives a score and no text" in capsys.readouterr().err
+    assert "is a reward model (LlamaForSequenceClassification), which scores text" in capsys.readouterr().err

@@ -9,9 +9,9 @@ from export_models import GPT2
 from transformers import AutoModelForCausalLM
 
 from align.export.calibrated import calibration_rows
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import open_source
-from align.export.write import export
+from align.export.write_export import export
 
 CHAT = [{"role": "user", "content": "The fox?"}, {"role": "assistant", "content": "The dog."}]
 STAND_IN = '''
@@ -91,11 +91,11 @@ PYTHON = {"quantizer_python": sys.executable}
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ({}, PYTHON, "quantize gptq looks at text: give --calibration FILE"),
-        ({}, TEXT, "runs in an environment of its own: python -m venv quantizer"),
-        (GPT2, TEXT | PYTHON, "Conv1D layers, which gptq leaves alone"),
-        ({"scalar": True}, TEXT | PYTHON, "a reward model; gptq is for language models: use --quantize int8"),
-        ({"ff_width": 48}, TEXT | PYTHON, "rows of 32, 48 weights; gptq and awq need multiples of 32"),
+        ({}, PYTHON, "give --calibration FILE"),
+        ({}, TEXT, "runs in a separate environment: python -m venv quantizer"),
+        (GPT2, TEXT | PYTHON, "Conv1D layers, which gptq"),
+        ({"scalar": True}, TEXT | PYTHON, "a reward model; gptq is for language models, use --quantize int8"),
+        ({"ff_width": 48}, TEXT | PYTHON, "row widths are 32, 48; gptq and awq need multiples of 32"),
         ({}, TEXT | PYTHON, "No module named 'llmcompressor': python -m venv"),
         (
             {},

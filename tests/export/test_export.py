@@ -11,10 +11,10 @@ import pytest
 import torch
 from export_models import random_network, write_model
 
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import open_source
-from align.export.tolerance import Tolerance
-from align.export.write import Check, export
+from align.export.verify import Tolerance
+from align.export.write_export import Check, export
 from align.io.directory import load_network
 from align.io.manifest import read_manifest, weights_fingerprint
 from align.model.config import GPTConfig
@@ -74,7 +74,7 @@ def test_a_worse_judge_fails(make, tmp_path):
         calls.append(1)
         return [1.0 / len(calls)] * len(responses)
 
-    with pytest.raises(ValueError, match="fall of the reward is 0.5, above the tolerance 0.01"):
+    with pytest.raises(ValueError, match="drop of the reward is 0.5, above the tolerance 0.01"):
         export(open_source(str(make())), tmp_path / "out", ExportSettings(), checked=check(judge=falling))
 
 
@@ -91,9 +91,9 @@ def test_weights_that_are_not_the_source_s_are_found(make, tmp_path, monkeypatch
 def test_another_tokenizer_is_found(make, tmp_path, monkeypatch):
     from align.export import gguf_tokenizer
 
-    monkeypatch.setattr(gguf_tokenizer, "cut_name", lambda tokenizer: "gpt-2")
+    monkeypatch.setattr(gguf_tokenizer, "pre_tokenizer_name", lambda tokenizer: "gpt-2")
     prompts = ["a  12345\r\n\n b", "She said: 'I'LL go'"]
-    with pytest.raises(ValueError, match="verify: the export's tokenizer gives other ids from place"):
+    with pytest.raises(ValueError, match="verify: the export's tokenizer gives other ids from position"):
         export(open_source(str(make())), tmp_path / "out", ExportSettings(format="gguf"), checked=Check(prompts))
 
 
@@ -119,14 +119,14 @@ def test_a_full_disk_leaves_the_old_export(make, tmp_path):
 
 _KILLED = """
 import sys
-from align.export import write
-from align.export.settings import ExportSettings
-from align.export.write import export
+from align.export import write_export
+from align.export.export_settings import ExportSettings
+from align.export.write_export import export
 from align.export.source import open_source
 def stop(*args, **kwargs):
     print("half", flush=True)
     sys.stdin.read()
-write._finish = stop
+write_export._finish = stop
 export(open_source(sys.argv[1]), sys.argv[2], ExportSettings())
 """
 
@@ -158,7 +158,7 @@ def test_only_exports_are_replaced(make, tmp_path):
         else:
             target.mkdir()
             (target / file).write_text("{}")
-        with pytest.raises(ValueError, match=f"{name}: --out holds files that no export wrote"):
+        with pytest.raises(ValueError, match=f"{name}: --out has files"):
             export(source, target, ExportSettings())
         assert (target / file).exists()
     with pytest.raises(ValueError, match="--out is a file"):
@@ -220,10 +220,10 @@ def test_a_parent_that_changed_or_is_gone_is_told(chain, tmp_path, tokenizer):
 
 def test_impossible_settings():
     with pytest.raises(
-        ValueError, match="quantize is 'q4_0', which format 'hf' cannot hold: use none, int8, gptq, awq"
+        ValueError, match="quantize is 'q4_0', which format 'hf' does not support: use none, int8, gptq, awq"
     ):
         ExportSettings(quantize="q4_0")
-    with pytest.raises(ValueError, match="quantize is 'int8', which format 'gguf' cannot hold: .*or format 'hf'"):
+    with pytest.raises(ValueError, match="quantize is 'int8', which format 'gguf' does not support: .*or format 'hf'"):
         ExportSettings(format="gguf", quantize="int8")
     with pytest.raises(ValueError, match="dtype is 'float8'; it must be one of auto, float32"):
         ExportSettings(dtype="float8")

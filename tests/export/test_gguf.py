@@ -6,8 +6,8 @@ import pytest
 import torch
 from export_models import GPT2
 
+from align.export.export_settings import ExportSettings
 from align.export.gguf_file import FILE, check_gguf, write_gguf
-from align.export.settings import ExportSettings
 from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
 from align.model.config import RopeScaling
@@ -89,16 +89,14 @@ def test_the_ends_keep_eight_bits_where_the_rest_has_four(make, tmp_path):
 
 
 def test_rows_that_no_block_divides_are_named(make, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"blk.0.ffn_down.weight has rows of 48 weights, and q8_0 needs a multiple of 32"
-    ):
+    with pytest.raises(ValueError, match=r"blk.0.ffn_down.weight has row width 48, and q8_0 needs a multiple of 32"):
         written(make(ff_width=48), tmp_path / "out", quantize="q8_0")
 
 
 def test_reward_models_and_strange_networks_are_refused(make, tmp_path):
-    with pytest.raises(ValueError, match="a reward model, for whose head llama.cpp has no place"):
+    with pytest.raises(ValueError, match="a reward model, .*llama.cpp"):
         written(make(scalar=True), tmp_path / "out")
-    with pytest.raises(ValueError, match="no architecture that computes it: .*norm_placement is 'post'"):
+    with pytest.raises(ValueError, match="llama.cpp does not support the architecture: .*norm_placement is 'post'"):
         written(make("post", norm_placement="post"), tmp_path / "out")
-    with pytest.raises(ValueError, match="rope_scaling is set, which llama.cpp reads in llama alone, not in qwen3"):
+    with pytest.raises(ValueError, match="rope_scaling is set, .* not in qwen3"):
         written(make("scaled", qk_norm=True, rope_scaling=SCALING), tmp_path / "out")

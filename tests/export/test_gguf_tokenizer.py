@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 from export_models import SHAPE, TEXTS, random_network, write_model
 
+from align.export.export_settings import ExportSettings
 from align.export.gguf_file import FILE, write_gguf
-from align.export.gguf_tokenizer import cut_name, token_table
-from align.export.settings import ExportSettings
+from align.export.gguf_tokenizer import pre_tokenizer_name, token_table
 from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
 from align.model.config import GPTConfig
@@ -62,20 +62,18 @@ def changed(tokenizer, **fields):
 
 
 def test_a_pattern_without_a_name_is_refused(tokenizer):
-    with pytest.raises(
-        ValueError, match=r"it cuts words by \\p\{L\}\+, which llama.cpp has no name for; it knows 'gpt-2'"
-    ):
-        cut_name(changed(tokenizer, splits=(Split(r"\p{L}+"),)))
+    with pytest.raises(ValueError, match=r"pattern is \\p\{L\}\+, .*; it supports 'gpt-2'"):
+        pre_tokenizer_name(changed(tokenizer, splits=(Split(r"\p{L}+"),)))
 
 
 def test_a_token_that_takes_space_along_is_refused(tokenizer):
-    with pytest.raises(ValueError, match=r"'<\|x\|>' takes white space along"):
-        cut_name(changed(tokenizer, added=(AddedToken(399, "<|x|>", rstrip=True),)))
+    with pytest.raises(ValueError, match=r"'<\|x\|>' strips adjacent white space"):
+        pre_tokenizer_name(changed(tokenizer, added=(AddedToken(399, "<|x|>", rstrip=True),)))
 
 
 def test_a_word_that_merges_do_not_make_is_refused(tokenizer):
     """Under llama-bpe llama.cpp gives a whole word's own token, which our merges would not."""
     vocab = {**tokenizer.spec.vocab, b"zqxjk": 1000}
-    with pytest.raises(ValueError, match="never make token 1000"):
-        cut_name(changed(tokenizer, vocab=vocab))
-    assert cut_name(changed(tokenizer, vocab=vocab, ignore_merges=True)) == "llama-bpe"
+    with pytest.raises(ValueError, match="never produce token 1000"):
+        pre_tokenizer_name(changed(tokenizer, vocab=vocab))
+    assert pre_tokenizer_name(changed(tokenizer, vocab=vocab, ignore_merges=True)) == "llama-bpe"

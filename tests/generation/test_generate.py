@@ -176,7 +176,7 @@ def test_rows_of_a_static_decoder_stay(network_of, monkeypatch):
     longest = samples.mask.sum(1).max().item()
     assert samples.ids.shape[1] == longest < 32
     assert len(steps) == -(-longest // 16) * 16 - 1
-    with pytest.raises(RuntimeError, match="keeps all its rows"):
+    with pytest.raises(RuntimeError, match="can't drop rows"):
         StaticDecoder(network_of(), PROMPTS[:1], slots=20).keep(torch.tensor([0]))
 
 
@@ -269,11 +269,11 @@ def test_low_precision(settings, network_of):
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        ([], {}, "there are no prompts"),
+        ([], {}, "prompts is empty"),
         ([[1], []], {}, "prompt 1 has 0 tokens; it must have at least 1 and at most 47"),
         ([[1] * 48], {}, "prompt 0 has 48 tokens"),
-        ([[1, 61]], {}, "prompt 0 holds an id outside the network's vocabulary of 61"),
-        ([[-1]], {}, "prompt 0 holds an id outside"),
+        ([[1, 61]], {}, "prompt 0 has an id outside the network's vocabulary of 61"),
+        ([[-1]], {}, "prompt 0 has an id outside"),
         ([[1]], {"stop_ids": [61]}, "stop id 61 is outside the network's vocabulary of 61"),
         ([[1]], {"seeds": [1, 2]}, "2 seeds were given for 1 prompts"),
     ],

@@ -108,7 +108,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         (LLAMA_FILE, {"quantization_config": {"quant_method": "gptq"}}, "supported: unquantized weights"),
         (LLAMA_FILE, {"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: 'silu'"),
         (LLAMA_FILE, {"hidden_size": None}, "hidden_size is missing"),
-        (LLAMA_FILE, {"hidden_size": "32"}, "width is '32'; it must be a whole number >= 1"),
+        (LLAMA_FILE, {"hidden_size": "32"}, "width is '32'; it must be an integer, at least 1"),
         (LLAMA_FILE, {"num_key_value_heads": 3}, "kv_heads is 3; it must be a divisor of heads (4)"),
         (LLAMA_FILE, {"rms_norm_eps": "small"}, "config.json: "),
         (LLAMA_FILE, {"attention_bias": True}, "attention_bias is True; supported: the same as mlp_bias, False"),

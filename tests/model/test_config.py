@@ -8,10 +8,10 @@ import pytest
 from align.model.config import GPTConfig, RopeScaling
 
 IMPOSSIBLE = [
-    ({"layers": 0}, "layers is 0; it must be a whole number >= 1"),
-    ({"vocab_size": 3.5}, "vocab_size is 3.5; it must be a whole number >= 1"),
-    ({"heads": True}, "heads is True; it must be a whole number >= 1"),
-    ({"ff_width": -1}, "ff_width is -1; it must be a whole number >= 1"),
+    ({"layers": 0}, "layers is 0; it must be an integer, at least 1"),
+    ({"vocab_size": 3.5}, "vocab_size is 3.5; it must be an integer, at least 1"),
+    ({"heads": True}, "heads is True; it must be an integer, at least 1"),
+    ({"ff_width": -1}, "ff_width is -1; it must be an integer, at least 1"),
     ({"heads": 6, "kv_heads": 4}, "kv_heads is 4; it must be a divisor of heads (6)"),
     ({"width": 100, "heads": 6}, "heads is 6; it must be a divisor of width (100), or set head_width"),
     ({"head_width": 7}, "head_width is 7; it must be even"),

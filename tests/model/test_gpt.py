@@ -131,7 +131,7 @@ def test_llama3_scaling_equals_transformers(scaling):
 
 def test_mistakes_are_named(network_of, tokens):
     network = network_of()
-    with pytest.raises(ValueError, match="49 tokens do not fit the network's context of 48"):
+    with pytest.raises(ValueError, match="49 tokens exceed the network's context of 48"):
         network(tokens(1, 49))
     with pytest.raises(ValueError, match="ids has shape"):
         network(tokens(3))

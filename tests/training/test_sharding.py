@@ -136,9 +136,7 @@ class TestShardedCheckpoints:
         with pytest.raises(ValueError, match=r"step=3.ckpt: damaged sharded checkpoint: "):
             read_stored(folder)
         (folder / "meta.pt").unlink()
-        with pytest.raises(
-            ValueError, match=r"incomplete sharded checkpoint: meta.pt, which is written last, is missing"
-        ):
+        with pytest.raises(ValueError, match="incomplete sharded checkpoint: meta.pt"):
             read_stored(folder)
 
     def test_runs_no_code_of_a_metadata_file(self, folder: Path, tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Libraries that only some exports need."""
+"""Import libraries of the pip extra ``export``, which only some exports need."""
 
 import logging
 from importlib import import_module
@@ -9,16 +9,16 @@ def need(module: str, purpose: str) -> Any:
     """Import a library of the extra ``export``.
 
     Args:
-        module: its name, as in ``gguf``.
-        purpose: what asks for it, for the error.
+        module: its name, such as ``gguf``.
+        purpose: what needs it, for the error message.
 
     Returns:
         The module.
 
     Raises:
-        ModuleNotFoundError: it is not installed; one line names the extra that holds it.
+        ModuleNotFoundError: it is not installed; the message names the extra.
     """
-    # torchao warns of GPU kernels, and torch of torchao, on every import.
+    # Every import of torchao warns about missing GPU kernels, and makes torch warn.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
