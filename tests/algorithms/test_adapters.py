@@ -180,10 +180,10 @@ def test_a_checkpoint_opens_on_its_base(world):
     assert not adapters(opened)
     # The base was trained again since: nobody may mix the two.
     shutil.rmtree(world.start)
-    with pytest.raises(FileNotFoundError, match=r"step=3.ckpt: holds an adapter, and its base is gone: .*start"):
+    with pytest.raises(FileNotFoundError, match=r"step=3.ckpt: has an adapter whose base is missing: .*start"):
         load_checkpoint(file, root / "model")
     world.save(policy(7), "start")
-    with pytest.raises(ValueError, match="step=3.ckpt: holds an adapter over base weights .*trained again since"):
+    with pytest.raises(ValueError, match="step=3.ckpt: has an adapter over base weights .*restore the base"):
         load_checkpoint(file, root / "model")
     with pytest.raises(ValueError, match="the checkpoint's adapter stands on base weights .*trained again since"):
         fit(world.stage(lora=LORA), world.data(), ckpt_path=str(file), max_steps=4)

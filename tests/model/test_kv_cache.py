@@ -55,5 +55,5 @@ def test_mistakes_are_named(network_of, tokens):
     cache = KVCache(network.config, 1, 8, dtype=torch.float64)
     with pytest.raises(ValueError, match="with a cache, positions"):
         network(tokens(1, 3), cache=cache)
-    with pytest.raises(ValueError, match="documents must not"):
+    with pytest.raises(ValueError, match="documents are not supported"):
         network(tokens(1, 3), positions=torch.arange(3), documents=torch.zeros(1, 3).long(), cache=cache)

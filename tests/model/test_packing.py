@@ -168,5 +168,5 @@ def test_the_context_holds_for_rows_not_for_the_line():
     with pytest.raises(ValueError, match="13 tokens exceed the network's context of 12"):
         net.hidden(rows.line(ids), rows=rows)
     rows = share_prefixes(torch.full((3,), 12), torch.zeros(3), alone)
-    with pytest.raises(ValueError, match="shared rows bring their own positions"):
+    with pytest.raises(ValueError, match="shared rows have positions"):
         net.hidden(rows.line(ids), rows=rows, positions=rows.positions)
