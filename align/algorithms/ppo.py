@@ -27,9 +27,10 @@ from align.model.response_states import response_states
 from align.objectives import kl_estimate, ppo_policy_loss, ppo_value_loss, token_logprobs
 from align.rewards.functions import load_reward
 from align.rewards.reward_model import RewardModel
+from align.training.lightning_internals import skip_batches
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
-from align.training.preemption import breaking_off
+from align.training.preemption import preemptible
 
 _IN_PROGRESS_BAR = ("rollout/reward", "rollout/kl")
 
@@ -272,7 +273,7 @@ class PPO(Stage):
     def _breaking_off(self) -> AbstractContextManager[Callable[[], None]]:
         """Devices that split matrices compute each token together: none of them may stop where it likes."""
         mesh = self.device_mesh
-        return breaking_off(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
+        return preemptible(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
 
     @property
     def work(self) -> dict[str, int]:
@@ -367,10 +368,7 @@ class PPO(Stage):
         """
         assert self._loader is not None
         left = self._loader.skip_rest()
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(progress.current, name, getattr(progress.current, name) + left)
-        progress.is_last_batch = True
+        skip_batches(self.trainer, left)
 
     def _check_first(self, batch: ExperienceBatch, approx_kl: torch.Tensor, ratio_max: torch.Tensor) -> None:
         """Before the first update of an iteration the policy is still the one that sampled."""

@@ -1,4 +1,4 @@
-"""What has been sampled and scored so far, on disk: a killed or failed run goes on where it stopped."""
+"""A log of finished work, such as samples and scores, so that a killed or failed run resumes where it stopped."""
 
 import hashlib
 import json
@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 
-def key_of(*facts: Any) -> str:
-    """A name for whatever depends on these facts alone (JSON values)."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+def key_of(*values: Any) -> str:
+    """A file name for a result that depends on these JSON values alone."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class Log:
-    """A JSONL file of rows in whole batches, one a line, in order.
+    """A JSONL file with one batch of rows per line, in order.
 
-    A batch is whole or not there, so the batches after a killed run are those of an uninterrupted one.
+    A batch is either whole or absent, so a resumed run makes the same batches as an uninterrupted one.
 
     Args:
-        file: where it lies; begun when the first batch is added.
-        origin: what the rows depend on (JSON values), where the file's name does not say it; kept in the first line,
-            and rows of another origin are thrown away.
+        file: its path; created when the first batch is appended.
+        origin: the JSON values that the rows depend on, if the file's name does not determine them; kept in the first
+            line. Rows of another origin are discarded.
     """
 
     def __init__(self, file: Path, *, origin: Any = None) -> None:
-        """Find what an earlier run left, and cut a batch that was being written when it was killed."""
+        """Read what an earlier run left, and truncate a batch that it was writing when it was killed."""
         self.file = file
         self._head = "" if origin is None else json.dumps({"origin": origin}, sort_keys=True) + "\n"
         self._rows = self._recover() if file.is_file() else 0
@@ -42,7 +42,7 @@ class Log:
         return rows
 
     def __len__(self) -> int:
-        """Rows so far."""
+        """Number of rows."""
         return self._rows
 
     def __iter__(self) -> Iterator[Any]:
@@ -55,7 +55,7 @@ class Log:
                 yield from json.loads(line)
 
     def append(self, rows: Sequence[Any]) -> None:
-        """Add a batch; it outlives the process from here on."""
+        """Append a batch, which then survives the process."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8", newline="\n") as stream:
             head = "" if stream.tell() else self._head
@@ -63,6 +63,6 @@ class Log:
         self._rows += len(rows)
 
     def remove(self) -> None:
-        """The log has served."""
+        """Delete the file."""
         self.file.unlink(missing_ok=True)
         self._rows = 0

@@ -16,7 +16,7 @@ from align.algorithms.ppo_settings import KLConfig, ScoringConfig, UpdateConfig,
 from align.algorithms.rollout import sample_seeds
 from align.algorithms.rollout_buffer import BatchPlan, Experience, PromptStream, join_ranks
 from align.model import response_states as module
-from align.model.response_states import cut_rows, response_states, response_tokens
+from align.model.response_states import chunk_rows, response_states, response_tokens
 from align.objectives import masked_whiten
 
 
@@ -188,7 +188,7 @@ def test_response_states_are_the_plain_forwards(group_size: int, line_tokens: in
         monkeypatch.setattr(module, "_MOST_TOKENS_ELSEWHERE", line_tokens)
         forwards, hidden = [], network.hidden
         monkeypatch.setattr(network, "hidden", lambda *args, **kwargs: forwards.append(args) or hidden(*args, **kwargs))
-        states = module._in_lines(network, ids, prompt_lengths, lengths, group_size)
+        states = module._chunked_states(network, ids, prompt_lengths, lengths, group_size)
         assert len(forwards) == (2 if line_tokens == 30 else 1)
     plain = [network.hidden(torch.tensor([row]))[0, p - 1 : -1] for row, p in zip(rows, prompt_lengths, strict=True)]
     torch.testing.assert_close(states, torch.cat(plain), rtol=1e-4, atol=1e-5)
@@ -207,7 +207,7 @@ def test_response_states_are_the_plain_forwards(group_size: int, line_tokens: in
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=12), st.integers(0, 60), st.integers(1, 100))
 def test_rows_are_cut_in_order_and_once(widths: list[int], call: int, most: int):
     widths = sorted(widths, reverse=True)
-    chunks = cut_rows(widths, call_tokens=call, most_tokens=most)
+    chunks = chunk_rows(widths, call_tokens=call, most_tokens=most)
     assert [row for chunk in chunks for row in range(chunk.start, chunk.stop)] == list(range(len(widths)))
     for chunk in chunks:
         rows = chunk.stop - chunk.start
@@ -215,8 +215,8 @@ def test_rows_are_cut_in_order_and_once(widths: list[int], call: int, most: int)
 
 
 def test_free_calls_leave_no_padding_and_dear_ones_one_chunk():
-    assert len(cut_rows([9, 9, 5, 5, 2], call_tokens=0, most_tokens=999)) >= 3
-    assert cut_rows([9, 9, 5, 5, 2], call_tokens=99, most_tokens=999) == [slice(0, 5)]
+    assert len(chunk_rows([9, 9, 5, 5, 2], call_tokens=0, most_tokens=999)) >= 3
+    assert chunk_rows([9, 9, 5, 5, 2], call_tokens=99, most_tokens=999) == [slice(0, 5)]
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.sampled_from([1, 2, 4]), st.integers(0, 5))

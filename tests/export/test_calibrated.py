@@ -10,9 +10,9 @@ from naming import naming
 from transformers import AutoModelForCausalLM
 
 from align.export.calibrated import calibration_rows
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import open_source
-from align.export.write import export
+from align.export.write_export import export
 
 CHAT = [{"role": "user", "content": "The fox?"}, {"role": "assistant", "content": "The dog."}]
 STAND_IN = '''

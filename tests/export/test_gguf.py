@@ -7,8 +7,8 @@ import torch
 from export_models import GPT2
 from naming import naming
 
+from align.export.export_settings import ExportSettings
 from align.export.gguf_file import FILE, check_gguf, write_gguf
-from align.export.settings import ExportSettings
 from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
 from align.model.config import RopeScaling

@@ -8,9 +8,9 @@ from export_models import GPT2
 from naming import naming
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TorchAoConfig
 
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import open_source
-from align.export.write import export
+from align.export.write_export import export
 from align.io.directory import load_network, load_scalar
 from align.io.manifest import read_manifest
 from align.model.gpt import GPT

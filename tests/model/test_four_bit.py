@@ -12,7 +12,7 @@ from align.generation.generate import generate
 from align.generation.packed_blocks import can_pack
 from align.generation.sampling_config import SamplingConfig
 from align.model.config import GPTConfig
-from align.model.four_bit import MODES, dense, is_four_bit, numbers, replace_matrices, round_matrices
+from align.model.four_bit import MODES, dense, is_four_bit, numel, replace_matrices, round_matrices
 from align.model.gpt import GPT, ScalarGPT
 from align.training import memory as training
 from align.training.qlora import FourBit
@@ -58,7 +58,7 @@ def test_a_matrix_stands_for_quantiles_times_the_largest_of_64():
     nearest = by_hand(weight)
     torch.testing.assert_close(dense(made.weight), nearest, atol=1e-6, rtol=0)
     assert made.weight.numel() == 128, "two numbers to a byte"
-    assert numbers(made.weight) == 256
+    assert numel(made.weight) == 256
     assert not made.weight.requires_grad
     x = torch.randn(3, 64)
     torch.testing.assert_close(made(x), x @ nearest.T, atol=1e-5, rtol=0)

@@ -108,7 +108,7 @@ def test_any_number_of_answers(case, seed):
     for a, b in zip(padded, line, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
     shared = share_prefixes(*rows[1:])
-    assert len(shared.place_of) == sum(prompts) + sum(itertools.chain(*answers))
+    assert len(shared.position_of) == sum(prompts) + sum(itertools.chain(*answers))
 
 
 @pytest.mark.parametrize("reference", [False, True], ids=["fast", "reference"])
@@ -122,14 +122,14 @@ def test_states_at_some_places_are_those_of_all(style, reference):
     cache = KVCache(net.config, len(ids), 12, dtype=torch.float64)
     cases = [(ids, {}), (shared.line(ids), {"rows": shared})]
     with torch.no_grad():
-        some = net.hidden(ids, positions=torch.arange(ids.shape[1]), cache=cache, places=torch.tensor([4, 9]))
+        some = net.hidden(ids, positions=torch.arange(ids.shape[1]), cache=cache, indices=torch.tensor([4, 9]))
     torch.testing.assert_close(some, net.hidden(ids).flatten(0, 1)[[4, 9]].detach(), rtol=1e-10, atol=1e-10)
     for read, settings in cases:
-        places = torch.tensor([7, 0, 11, 7])
+        indices = torch.tensor([7, 0, 11, 7])
         found = []
         for states in (
-            net.hidden(read, **settings).flatten(0, 1)[places],
-            net.hidden(read, **settings, places=places),
+            net.hidden(read, **settings).flatten(0, 1)[indices],
+            net.hidden(read, **settings, indices=indices),
         ):
             gradients = torch.autograd.grad((states**3).sum(), list(net.parameters()), allow_unused=True)
             found.append([states.detach(), *(gradient for gradient in gradients if gradient is not None)])

@@ -20,7 +20,7 @@ from align.training.checkpoint_files import (
     find_whole,
     global_step,
     publish,
-    remove_litter,
+    remove_leftovers,
     temporary,
 )
 
@@ -86,7 +86,7 @@ def test_killed_at_any_call_there_is_a_whole_one(tmp_path: Path, monkeypatch: py
     assert found == tmp_path / "last.ckpt"
     assert global_step(found) in (2, 3)
     assert not [path for path in tmp_path.glob("*.ckpt") if path.name.startswith(".")]
-    remove_litter(tmp_path)
+    remove_leftovers(tmp_path)
     save(tmp_path, 4)
     assert steps(tmp_path)["last.ckpt"] == 4
     assert not list(tmp_path.glob(".*"))
@@ -223,7 +223,7 @@ def test_killed_at_any_call_there_are_whole_shards(tmp_path: Path, monkeypatch, 
         killed = save(folder, step, call)
         found = newest(folder)
         assert found in (2, step)
-        remove_litter(folder)
+        remove_leftovers(folder)
         assert newest(folder) == found
         if keep_last == 1:
             assert (folder / "last.ckpt").exists()
@@ -239,11 +239,11 @@ def test_killed_at_any_call_there_are_whole_shards(tmp_path: Path, monkeypatch, 
     ("name", "spoil", "reason"),
     [
         (".metadata", None, ".metadata is missing"),
-        (".metadata", cut, ".metadata is cut short or overwritten"),
-        ("meta.pt", cut, r"it is cut short or overwritten \([\d,]+ bytes\)"),
+        (".metadata", cut, ".metadata is truncated or overwritten"),
+        ("meta.pt", cut, r"it is truncated or overwritten \([\d,]+ bytes\)"),
         ("__0_0.distcp", None, "__0_0.distcp is missing"),
-        ("__0_0.distcp", lambda content: b"", "__0_0.distcp is cut short or overwritten at byte 0"),
-        ("__0_0.distcp", lambda content: content[:-9], r"__0_0.distcp is cut short or overwritten at byte [\d,]+"),
+        ("__0_0.distcp", lambda content: b"", "__0_0.distcp is truncated or overwritten at byte 0"),
+        ("__0_0.distcp", lambda content: content[:-9], r"__0_0.distcp is truncated or overwritten at byte [\d,]+"),
         ("__0_0.distcp", flip, r"the checksum of __0_0.distcp at byte [\d,]+ is wrong"),
     ],
     ids=["no index", "cut index", "cut meta.pt", "no shard", "empty shard", "cut shard", "one bit"],

@@ -22,21 +22,21 @@ def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> No
 
     strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
     trainer: object = SimpleNamespace(world_size=2, strategy=strategy, is_global_zero=number == 0)
-    preemption._Wish.signal = 15 if number in asked else None
+    preemption._Request.signal = 15 if number in asked else None
     left = False
     try:
-        with preemption.breaking_off(trainer) as go_on:  # type: ignore[arg-type]
+        with preemption.preemptible(trainer) as check:  # type: ignore[arg-type]
             while number in busy:
-                go_on()
+                check()
                 time.sleep(0.01)
     except preemption.Preempted:
         left = True
     preemption.forget()
-    preemption._Wish.glanced = 0.0
+    preemption._Request.polled = 0.0
     left_again = False
     try:
-        with preemption.breaking_off(trainer) as go_on:  # type: ignore[arg-type]
-            go_on()
+        with preemption.preemptible(trainer) as check:  # type: ignore[arg-type]
+            check()
     except preemption.Preempted:
         left_again = True
     told.put((number, left, left_again))
@@ -66,12 +66,12 @@ def test_a_single_process_needs_no_group():
     reached = []
 
     def work(alone: bool) -> None:
-        with preemption.breaking_off(trainer, alone=alone) as go_on:  # type: ignore[arg-type]
-            go_on()
+        with preemption.preemptible(trainer, alone=alone) as check:  # type: ignore[arg-type]
+            check()
             reached.append(alone)
 
     work(True)
-    preemption._Wish.signal = 15
+    preemption._Request.signal = 15
     try:
         for alone in (True, False):
             with pytest.raises(preemption.Preempted):
@@ -102,7 +102,7 @@ def test_which_validations_are_broken_off(monkeypatch: pytest.MonkeyPatch, chang
     settings |= {"max_steps": 9, "should_stop": False, "world_size": 1, "fit_loop": accumulating(False)}
     trainer: object = SimpleNamespace(**settings | changed)
     preemption.leave_validation(trainer)  # type: ignore[arg-type]
-    monkeypatch.setattr(preemption._Wish, "signal", 15)
+    monkeypatch.setattr(preemption._Request, "signal", 15)
     if leaves:
         with pytest.raises(preemption.Preempted):
             preemption.leave_validation(trainer)  # type: ignore[arg-type]
