@@ -1,4 +1,4 @@
-"""The directory that an export leaves, or does not."""
+"""The directory that an export writes, replaces, or refuses to."""
 
 import errno
 import json
@@ -29,7 +29,7 @@ def check(**options):
 
 
 def judge(prompts, responses):
-    """Counts letters, so that another answer gets another score."""
+    """Counts letters, so that different responses have different rewards."""
     return [float(len(response)) for response in responses]
 
 
@@ -81,7 +81,7 @@ def test_a_worse_judge_fails(make, tmp_path):
 
 
 def test_weights_that_are_not_the_source_s_are_found(make, tmp_path, monkeypatch):
-    """What verification is for: a writer that puts a matrix in the wrong place."""
+    """Verification finds a matrix under the wrong name."""
     from align.export import gguf_file
 
     monkeypatch.setattr(gguf_file, "interleaved", lambda tensor, heads: tensor)
@@ -135,7 +135,7 @@ export(open_source(sys.argv[1]), sys.argv[2], ExportSettings())
 
 
 def test_a_kill_leaves_the_old_export(make, tmp_path):
-    """Killed after the weights are written and before the card is: the old directory stands, whole."""
+    """Killed after writing weights and before the card: the old directory is whole."""
     model, out = make(), tmp_path / "out"
     export(open_source(str(model)), out, ExportSettings(dtype="bfloat16"))
     before = weights_fingerprint(out)

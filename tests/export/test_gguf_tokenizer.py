@@ -1,4 +1,4 @@
-"""llama.cpp's ids against ours."""
+"""llama.cpp's token ids against ours."""
 
 from dataclasses import replace
 
@@ -73,7 +73,7 @@ def test_a_token_that_takes_space_along_is_refused(tokenizer):
 
 
 def test_a_word_that_merges_do_not_make_is_refused(tokenizer):
-    """Under llama-bpe llama.cpp gives a whole word's own token, which our merges would not."""
+    """llama.cpp's llama-bpe encodes a whole word as its token, which our merges don't."""
     vocab = {**tokenizer.spec.vocab, b"zqxjk": 1000}
     with pytest.raises(ValueError, match=naming(1000)):
         pre_tokenizer_name(changed(tokenizer, vocab=vocab))

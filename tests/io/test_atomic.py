@@ -1,4 +1,4 @@
-"""A directory is replaced whole or not at all: full disks, errors, kills at every step."""
+"""Files and directories are replaced whole or not at all: full disks, errors, kills at every step."""
 
 import errno
 import os
@@ -112,7 +112,7 @@ def test_a_disk_that_fills_up_at_the_flush(model, monkeypatch):
 
 
 def test_a_swap_that_fails_halfway_puts_the_old_one_back(model, monkeypatch):
-    """Without an exchange, the second of the two renames fails: the first is undone."""
+    """Without an exchange, if the second of the two renames fails, the first is undone."""
     rename = os.rename
 
     def failing(source, target):
@@ -161,7 +161,7 @@ def half_swap(model):
 
 
 def test_recover_finishes_a_half_done_swap(model):
-    """Between the two renames the old one lies aside and the new one is whole: the new one gets the name."""
+    """A kill between the two renames: recovery moves the new directory into place."""
     new = half_swap(model)
     new.mkdir()
     fill(new, "new")
@@ -216,7 +216,7 @@ left = -1
 
 @pytest.mark.parametrize("way", ["exchange", "renames"])
 def test_a_kill_at_any_step_leaves_one_of_them_whole(model, way):
-    """SIGKILL at the 1st, 2nd, ... system call that makes, opens, renames or removes, until the process survives."""
+    """SIGKILL at the 1st, 2nd, ... file operation, until the process survives."""
     seen = []
     for step in range(1, 60):
         with replacing_directory(model) as fresh:

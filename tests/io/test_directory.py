@@ -1,4 +1,4 @@
-"""Model directories without transformers: what is written is read, and what is wrong is said in one line."""
+"""Model directories without transformers: round trips, and errors for damaged or unsupported ones."""
 
 import errno
 import json
@@ -111,7 +111,7 @@ def test_round_trip(tmp_path_factory, config):
 
 
 def test_files_and_metadata(model):
-    """What transformers and the safetensors library expect to find, and the tied matrix once."""
+    """The files that transformers expects; a tied matrix is written once."""
     assert {path.name for path in model.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
     with safe_open(model / "model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -140,7 +140,7 @@ def test_loaded_network_trains(model):
 
 
 def test_loaded_network_outlives_its_directory(model):
-    """No memory map: the weights stay when the file is cut under them."""
+    """No memory map: truncating the file does not change a loaded network."""
     network = load_network(model)
     (model / "model.safetensors").write_bytes(b"")
     assert same(network, network_of(SMALL))
@@ -157,7 +157,7 @@ def test_dtypes(tmp_path, dtype):
 
 
 def test_sharding(tmp_path):
-    """Shards hold at most the limit, or one tensor; the index gives every place; the fingerprint does not change."""
+    """Shards have at most the limit, or one tensor; the index is complete; the fingerprint does not change."""
     network = network_of(SMALL)
     save(network, tmp_path / "one")
     save(network, tmp_path / "many", max_shard_bytes=1000)
@@ -216,7 +216,7 @@ def test_pickled_weights_are_refused(model):
 
 
 def test_truncated_weights_name_the_tensor(model):
-    """The bytes of a file lie in the order of its header, so the last tensor is the first to be cut."""
+    """Tensors are stored in the order of the header, so truncation affects the last one."""
     path = model / "model.safetensors"
     last = list(network_of(SMALL).state_dict())[-1]
     size = path.stat().st_size
@@ -326,7 +326,7 @@ def test_sources_that_are_no_directory(model, tmp_path):
 
 
 def test_hub_id(model, monkeypatch):
-    """The Hub is asked for configuration, safetensors and tokenizer files, and for nothing pickled."""
+    """Only configuration, safetensors and tokenizer files are downloaded, nothing pickled."""
     asked = {}
 
     def snapshot_download(repo_id, *, allow_patterns):
@@ -354,7 +354,7 @@ def test_hub_that_does_not_answer(monkeypatch, error):
 
 
 def test_full_disk_while_writing_weights(model):
-    """A file size limit below the weights' stands for the full disk: writing fails midway, the old model survives."""
+    """A file size limit simulates a full disk: writing fails midway, and the old model survives."""
     before = weights_fingerprint(model)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     bigger = network_of(replace(SMALL, width=64))
@@ -382,7 +382,7 @@ def test_no_space_left_on_device(model, monkeypatch):
 
 
 def test_written_files_have_the_usual_permissions(tmp_path):
-    """The library's own files are for their owner alone; ours follow the umask like every other file."""
+    """The library creates files that only their owner can read; ours follow the umask."""
     save(network_of(SMALL), tmp_path)
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
 
@@ -423,7 +423,7 @@ print(size, written, loaded, converted)
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux: /proc/self/clear_refs")
 def test_weights_are_in_memory_once(tmp_path):
-    """Of 73 MiB of weights (6 layers of 3.1 M float32): loading may take them and the largest tensor (3 MiB) over.
+    """Of 73 MiB of weights (6 layers of 3.1 M float32): loading may take these plus the largest tensor (3 MiB).
 
     Converting to half precision never takes both precisions; writing in half precision takes a shard (8 MiB).
     """

@@ -1,4 +1,4 @@
-"""Ranks that work on their own leave together, whoever is asked."""
+"""Ranks that work independently exit together, whichever receives the signal."""
 
 import multiprocessing
 import time
@@ -13,7 +13,7 @@ from align.training import preemption
 
 
 def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> None:
-    """Those of ``busy`` go on until they hear of it; the others are done at once. Then they work again, unasked."""
+    """Ranks in ``busy`` work until they hear of it, the others finish first; then all work again without a signal."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
 
     def reduce(tensor, reduce_op):
@@ -61,7 +61,7 @@ def test_all_ranks_leave_or_none(tmp_path: Path, asked, busy, left):
 
 
 def test_a_single_process_needs_no_group():
-    """Where it may not stop where it likes, it leaves at the end."""
+    """With ``alone=False`` it stops only at the end."""
     trainer: object = SimpleNamespace(world_size=1)
     reached = []
 
