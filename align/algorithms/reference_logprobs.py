@@ -5,8 +5,6 @@ Legend: R pairs of a split, B pairs of a batch.
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from align.batches import PairBatch
 from align.generation.generate import evaluating
+from align.io.atomic import replacing_file
 from align.model.gpt import GPT
 from align.progress import progress_bar
 from align.training.float64 import wide
@@ -97,18 +96,9 @@ def read_cache(path: Path, pairs: int) -> np.ndarray | None:
 
 
 def write_cache(path: Path, values: np.ndarray) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, logprobs=values)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    """Write a cache file, whole."""
+    with replacing_file(path, binary=True) as file:
+        np.savez(file, logprobs=values)
 
 
 @torch.no_grad()

@@ -6,9 +6,6 @@ files, the tokenizer, the settings, and the version of this code. It gets its na
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,8 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+
+from align.io.atomic import creating_directory
 
 VERSION = 1
 """Increased whenever the same input gives other tokens, so that no old cache is read."""
@@ -110,9 +109,8 @@ class CorpusWriter:
 
     def __enter__(self) -> "CorpusWriter":
         """Open the files."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._draft = self.path.parent / f".{self.path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        self._draft.mkdir()
+        self._publishing = creating_directory(self.path)
+        self._draft = self._publishing.__enter__()
         names = ["ids", "offsets"] + (["counted"] if self.counted is not None else [])
         names += ["texts", "text_offsets"] if self._with_texts else []
         self._files = {name: open(self._draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115
@@ -159,16 +157,14 @@ class CorpusWriter:
         try:
             for file in self._files.values():
                 file.close()
-            if kind is not None:
-                return
-            meta = {"dtype": self.dtype, "tokens": self.tokens, "documents": self.documents, "counted": self.counted}
-            if self._with_texts:
-                meta |= {"texts": self.texts, "text_bytes": self.text_bytes}
-            (self._draft / "meta.json").write_text(json.dumps(meta | self.meta))
-            try:
-                self._draft.rename(self.path)
-            except OSError:
-                if not (self.path / "meta.json").exists():
-                    raise
+            if kind is None:
+                meta = {"dtype": self.dtype, "tokens": self.tokens, "documents": self.documents}
+                meta["counted"] = self.counted
+                if self._with_texts:
+                    meta |= {"texts": self.texts, "text_bytes": self.text_bytes}
+                (self._draft / "meta.json").write_text(json.dumps(meta | self.meta))
+        except BaseException as failure:
+            kind, error, trace = type(failure), failure, failure.__traceback__
+            raise
         finally:
-            shutil.rmtree(self._draft, ignore_errors=True)
+            self._publishing.__exit__(kind, error, trace)
