@@ -224,5 +224,5 @@ def test_a_checkpoint_cut_in_half_is_named(run: Path, tmp_path: Path, capsys: py
     assert compare(run, tmp_path / "out", f"sft={run / 'sft'}", f"dpo={tmp_path / 'dpo'}") == 1
     error = capsys.readouterr().err
     assert str(whole) in error
-    assert "no whole checkpoint (5000 bytes" in error
+    assert "truncated, or not a Lightning checkpoint (5000 bytes" in error
     assert error.count("\n") == 1

@@ -192,7 +192,7 @@ def test_the_best_and_every_third_stay(folder, fit):
         (["--checkpoint.keep_last=0"], "checkpoint.keep_last is 0: it must be at least 1"),
         (["--checkpoint.every_minutes=0"], "checkpoint.every_minutes is 0.0: it must be above 0"),
         (["--checkpoint.keep_every_hours=-1"], "checkpoint.keep_every_hours is -1.0: it must be above 0"),
-        (["--checkpoint.save_top_k=2"], "checkpoint.save_top_k is 2 and checkpoint.monitor None"),
+        (["--checkpoint.save_top_k=2"], "checkpoint.save_top_k is 2 and checkpoint.monitor is None"),
     ],
 )
 def test_impossible_settings(fit, capsys, words, message):
@@ -217,7 +217,7 @@ def test_two_in_one_folder(folder, fit, capsys):
 def test_a_second_signal_ends_the_process_at_once():
     """The first is noted, one right behind it is the same wish, one after the patience kills."""
     code = (
-        "import os, signal, time; from align import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
+        "import os, signal, time; from align.training import preemption as p; p.listen(); p._PATIENCE = 0.2\n"
         "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)\n"
         "time.sleep(0.3); assert p.asked(); print('still here', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
