@@ -27,10 +27,10 @@ import torch
 
 from align.cli.export import read_texts
 from align.cli.sampling import read_prompts
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import open_source
-from align.export.verify import Prompt, Reading, answers, judged, prompt_ids, verify
-from align.export.write import export, open_reading
+from align.export.verify import Prompt, Reading, judged, prompt_ids, responses, verify
+from align.export.write_export import export, open_reading
 from align.io.manifest import weights_fingerprint
 from align.model.gpt import GPT
 from align.rewards.functions import load_reward
@@ -69,7 +69,7 @@ class Measure:
         self.judge = None if self.source.scalar else load_reward(args.judge)
         if not self.source.scalar:
             network, tokenizer = cast(GPT, self.source.network), self.source.tokenizer
-            greedy = answers(network, tokenizer, self.ids, args.max_new_tokens, temperature=0.0)
+            greedy = responses(network, tokenizer, self.ids, args.max_new_tokens, temperature=0.0)
             self.texts = [tokenizer.decode(answer) for answer in greedy]
 
     def export(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Measure:
         row = found.to_dict()
         if self.source.scalar or len(self.prompts) <= FIRST:
             return row
-        texts = [reading.answer(ids, min(new, context - len(ids))) for ids in self.ids]
+        texts = [reading.respond(ids, min(new, context - len(ids))) for ids in self.ids]
         return row | judged(self.judge, self.prompts, self.texts, texts) | {"judged": len(texts)}
 
 

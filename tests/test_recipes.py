@@ -162,8 +162,9 @@ def test_instructions_run_without_preferences():
 def test_instructions_hold_out_the_same_fifth_everywhere():
     """The reward model's held-out pairs are DPO's, and PPO's prompts are split by the same settings."""
     configs = [_parse(ROOT / f"recipes/instructions/{name}.yaml") for name in ("reward", "dpo", "ppo")]
-    settings = ("format", "val_fraction", "on_bad_record", "context")
+    settings = ("val_fraction", "on_bad_record", "context")
     assert len({tuple(config.data.init_args[name] for name in settings) for config in configs}) == 1
+    assert [config.data.init_args.format.class_path.split(".")[-1] for config in configs] == ["Alpaca"] * 3
     assert configs[0].data.init_args.val_fraction == 0.2
 
 

@@ -1,13 +1,12 @@
-"""LoRA: a frozen matrix W learns as W + s B A, with A and B thin (Hu et al. 2021, equation 3). The layers are peft's.
+"""LoRA: adapt a frozen matrix W as W + s B A, with low-rank A and B (Hu et al. 2021, equation 3), using peft's layers.
 
 s is alpha / r, or alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023). DoRA (Liu et al. 2024, equation 5) also learns the
-length of each row: m (W + s B A) / |W + s B A|. B starts at 0 (and m at |W|), so a fresh adapter changes nothing.
+norm of each row: m (W + s B A) / |W + s B A|. B starts at 0 (and m at |W|), so a new adapter changes nothing.
 
-Several networks can stand on one set of base weights, each with an adapter and a head of its own (``share_base``): to
-have a policy, its reference and a value model then costs the memory of one. What is private in peft is touched here
-and in ``merging`` only.
+Several networks can share base weights, each with its own adapter and head (``share_base``): a policy, its reference
+and a value model then take the memory of one. Only this module and ``merging`` use private attributes of peft.
 
-Legend: out, in: sides of a matrix; r rank.
+Legend: out, in: dimensions of a matrix; r rank.
 """
 
 import math
@@ -26,10 +25,10 @@ from align.model.gpt import GPT, ScalarGPT
 from align.model.meta import built_without_memory
 
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The matrices of a block, by Hugging Face's names"""
+"""The matrices of a block, by their Hugging Face names"""
 
 NAME = "default"
-"""What an adapter is called that stands alone"""
+"""Default name of an adapter"""
 
 _TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,48 +44,48 @@ class LoraConfig:
     """
 
     rank: int = 16
-    """Inner width r of the thin matrices"""
+    """Rank r"""
     alpha: float = 32.0
-    """Strength: what the adapter adds is multiplied by alpha / rank (rslora: alpha / sqrt(rank))"""
+    """Scales the update by alpha / rank (rslora: alpha / sqrt(rank))"""
     dropout: float = 0.0
-    """On what the adapter reads, in [0, 1); 0 in DPO and PPO, whose log-probs are to be those of sampling"""
+    """On the adapter's input, in [0, 1); 0 in DPO and PPO, whose training and sampling log-probs must agree"""
     targets: tuple[str, ...] | None = None
-    """Which of a block's matrices learn: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; null: all"""
+    """Matrices to adapt: q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj; null: all"""
     rslora: bool = False
-    """Multiply by alpha / sqrt(rank), which keeps the size of updates as the rank grows (Kalajdzievski 2023)"""
+    """Scale by alpha / sqrt(rank), which keeps the size of updates as the rank grows (Kalajdzievski 2023)"""
     dora: bool = False
-    """Learn the length of each row apart from its direction (Liu et al. 2024)"""
+    """Learn the norm of each row separately from its direction (Liu et al. 2024)"""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the frozen weights; the adapters' is float32 always. bfloat16 halves them and computes in it: slow on
-    CPUs without bfloat16 units"""
+    """Dtype of the frozen weights; adapters are always float32. bfloat16 halves their memory, and is slow on CPUs
+    without bfloat16 units"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
-        for name, value, holds, right in (
+        for name, value, valid, expected in (
             ("rank", self.rank, self.rank >= 1, "at least 1"),
             ("alpha", self.alpha, self.alpha > 0, "above 0"),
             ("dropout", self.dropout, 0 <= self.dropout < 1, "in [0, 1)"),
-            ("targets", self.targets, self.targets is None or len(self.targets) > 0, "null (all) or some names"),
+            ("targets", self.targets, self.targets is None or len(self.targets) > 0, "null (all) or at least one name"),
             ("base_dtype", self.base_dtype, self.base_dtype in _TYPES, " or ".join(_TYPES)),
         ):
-            if not holds:
-                raise ValueError(f"lora.{name} is {value!r}: it must be {right}")
+            if not valid:
+                raise ValueError(f"lora.{name} is {value!r}: it must be {expected}")
         for target in self.targets or ():
             if target not in LAYERS:
                 raise ValueError(f"lora.targets has {target!r}: each must be one of {', '.join(LAYERS)}")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the base weights."""
+        """Dtype of the base weights."""
         return _TYPES[self.base_dtype]
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by."""
+        """Factor of B A."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def same_weights(self, other: "LoraConfig") -> bool:
-        """Whether an adapter of one of the two can be read as one of the other, and means the same."""
+        """Whether the weights of an adapter mean the same under both settings."""
         mine, theirs = ((c.rank, c.alpha, set(c.targets or LAYERS), c.rslora, c.dora) for c in (self, other))
         return mine == theirs
 
@@ -100,22 +99,22 @@ def adapters(network: nn.Module) -> dict[str, LoraConfig]:
 def add_adapter(
     network: GPT | ScalarGPT, config: LoraConfig, *, name: str = NAME, seed: int = 0, trained: bool = True
 ) -> None:
-    """Give a network an adapter that changes nothing yet, make it the active one, and freeze everything else.
+    """Add an adapter that changes nothing yet, make it the active one, and freeze everything else.
 
-    A ScalarGPT's head goes on learning. The base keeps its type: ``convert_base`` changes it.
+    A ScalarGPT's head stays trainable. The base keeps its dtype; ``convert_base`` changes it.
 
     Args:
-        network: changed in place: peft's layers take the place of linear ones, which become their ``base_layer``.
-        config: what the adapter is.
-        name: of the adapter; a network may have several, of which one is active.
-        seed: decides A; no global generator is touched.
+        network: changed in place: peft's layers replace linear ones, which become their ``base_layer``.
+        config: of the adapter.
+        name: of the adapter; a network may have several, one of which is active.
+        seed: of A; the global generator is not used.
         trained: False freezes adapter and head too.
 
     Raises:
         ValueError: the network has an adapter of that name, or lacks a layer that ``config.targets`` names.
     """
     if name in adapters(network):
-        raise ValueError(f"the network has an adapter named {name!r} already; give this one another name")
+        raise ValueError(f"the network already has an adapter named {name!r}; choose another name")
     present = {name.rpartition(".")[2] for name, _ in network.model.layers.named_modules()} & set(LAYERS)
     for target in config.targets or ():
         if target not in present:
@@ -123,7 +122,7 @@ def add_adapter(
                 f"lora.targets has {target!r}, which this network lacks; it has "
                 f"{', '.join(layer for layer in LAYERS if layer in present)}"
             )
-    # peft pulls in transformers: only who asks for adapters waits for it.
+    # peft imports transformers, so import it only where adapters are used.
     import peft
 
     settings = peft.LoraConfig(
@@ -135,13 +134,13 @@ def add_adapter(
         use_dora=config.dora,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second one is meant
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # intended
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(settings, network, adapter_name=name)
     adapters(network)[name] = config
     for _, layer in lora_layers(network):
         for part in _parts(layer, name).values():
-            # peft gives them the base's type, in which small steps would be lost.
+            # peft uses the base's dtype, in which small updates would be lost.
             part.data = part.data.to(torch.promote_types(part.dtype, torch.float32))
         if config.dora:
             vector = layer.lora_magnitude_vector[name].weight
@@ -154,9 +153,9 @@ def add_adapter(
 
 
 def convert_base(network: GPT | ScalarGPT, dtype: torch.dtype) -> None:
-    """Convert the weights below the adapters, for every network that shares them; a ScalarGPT's head stays float32.
+    """Convert the base weights, for every network that shares them; a ScalarGPT's head stays float32.
 
-    Quantized weights stay what they are, and so does float64, which only Python asks for, to be exact.
+    Quantized and float64 weights are not converted.
     """
     for name, parameter in base_parameters(network).items():
         if parameter.dtype in _TYPES.values():
@@ -164,18 +163,18 @@ def convert_base(network: GPT | ScalarGPT, dtype: torch.dtype) -> None:
 
 
 def adapter_parameters(network: nn.Module, name: str = NAME) -> dict[str, nn.Parameter]:
-    """The tensors of an adapter, named as in peft's files: ``model.layers.0.self_attn.q_proj.lora_A.weight``."""
+    """The tensors of an adapter by their names in peft's files: ``model.layers.0.self_attn.q_proj.lora_A.weight``."""
     return {
-        f"{place}.{part}": parameter
-        for place, layer in lora_layers(network)
+        f"{module}.{part}": parameter
+        for module, layer in lora_layers(network)
         for part, parameter in _parts(layer, name).items()
     }
 
 
 def use_adapter(network: nn.Module, name: str | None) -> None:
-    """Let a network compute with one of its adapters, or with none (None): then it is the base, exactly.
+    """Activate one of a network's adapters, or none (None), which gives the base exactly.
 
-    Unlike peft's own switches this leaves ``requires_grad`` as it is.
+    Unlike peft's own methods this does not change ``requires_grad``.
 
     Raises:
         ValueError: there is no such adapter.
@@ -189,7 +188,7 @@ def use_adapter(network: nn.Module, name: str | None) -> None:
 
 
 def active_adapter(network: nn.Module) -> str | None:
-    """The adapter that a network computes with; None where it has none or they are off."""
+    """The active adapter; None if the network has none or they are off."""
     for _, layer in lora_layers(network):
         return None if layer.disable_adapters else str(layer.active_adapters[0])
     return None
@@ -199,8 +198,8 @@ def active_adapter(network: nn.Module) -> str | None:
 def using_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
     """``use_adapter`` for the length of a block.
 
-    What is differentiated belongs inside, too, if blocks are computed again in the backward pass (activation
-    checkpointing): networks of ``share_base`` have no such condition.
+    With activation checkpointing the backward pass must be inside too, because it recomputes blocks. Networks of
+    ``share_base`` don't have this restriction.
     """
     before = active_adapter(network)
     use_adapter(network, name)
@@ -211,23 +210,23 @@ def using_adapter(network: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def merge(network: nn.Module) -> None:
-    """Add the active adapter into the base weights, in place: products are then as cheap as without.
+    """Merge the active adapter into the base weights, in place.
 
     Raises:
-        ValueError: it is merged already, or there is none; or the base has 4 bits, which can't hold it.
+        ValueError: it is merged already, there is none, or the base has 4 bits, which can't represent the update.
     """
     if active_adapter(network) is None:
         raise ValueError("there is no active adapter to merge")
     for _, layer in lora_layers(network):
         if is_four_bit(layer.base_layer.weight):
-            raise ValueError("the base is kept in 4 bits, which can't hold an adapter: take merged_copy")
+            raise ValueError("the base has 4 bits, which can't represent a merged adapter: use merged_copy")
         if layer.merged:
             raise ValueError("the adapter is merged already")
         layer.merge()
 
 
 def unmerge(network: nn.Module) -> None:
-    """Undo ``merge``, to rounding.
+    """Undo ``merge``, up to rounding.
 
     Raises:
         ValueError: nothing is merged.
@@ -239,7 +238,7 @@ def unmerge(network: nn.Module) -> None:
 
 
 def merged_copy(network: GPT | ScalarGPT) -> GPT | ScalarGPT:
-    """A plain network in memory of its own that computes what ``network`` does with its active adapter."""
+    """A copy of ``network`` with its active adapter merged, in memory of its own."""
     with built_without_memory():
         plain = type(network)(network.config)
     state = MergedState(network)
@@ -248,31 +247,30 @@ def merged_copy(network: GPT | ScalarGPT) -> GPT | ScalarGPT:
 
 
 def share_base(network: GPT | ScalarGPT, kind: type[Network]) -> Network:
-    """Another network on the same base weights, without adapters: it costs no memory of its own.
+    """Another network on the same base weights, without adapters and without memory of its own.
 
-    What one network's adapters learn the other does not see; moving the base moves both.
+    Adapters of one network don't affect the other; moving the base to a device moves both.
 
     Args:
         network: with or without adapters.
-        kind: GPT, or ScalarGPT: then with a fresh head (seed 0) in float32 where ``network`` has none, else its own
-            copy of it.
+        kind: GPT, or ScalarGPT, with a copy of the head of ``network``, or a new one (seed 0, float32) if it has none.
 
     Raises:
-        ValueError: a GPT is asked of a ScalarGPT, which has no output matrix; or the base is kept in 4 bits.
+        ValueError: a GPT can't share a ScalarGPT, which has no output matrix; or the base has 4 bits.
     """
     if kind is GPT and isinstance(network, ScalarGPT):
         raise ValueError("a ScalarGPT has no output matrix to share with a GPT")
     if any(is_four_bit(tensor) for tensor in network.parameters()):
-        raise ValueError("the base is kept in 4 bits already: share it first")
+        raise ValueError("the base has 4 bits already: share it before quantizing it")
     with built_without_memory():
         other = kind(network.config)
     names = ("model.", "lm_head.") if kind is GPT else ("model.",)
     shared = {name: tensor for name, tensor in base_parameters(network).items() if name.startswith(names)}
-    learns = {id(tensor): tensor.requires_grad for tensor in shared.values()}
+    trainable = {id(tensor): tensor.requires_grad for tensor in shared.values()}
     other.load_state_dict(shared, assign=True, strict=kind is GPT)
     for tensor in shared.values():
-        # Loading sets it to what the new network had.
-        tensor.requires_grad_(learns[id(tensor)])
+        # load_state_dict took it from the new network.
+        tensor.requires_grad_(trainable[id(tensor)])
     if isinstance(other, ScalarGPT):
         other.score = nn.Linear(network.config.width, 1, bias=False, device=network.model.embed_tokens.weight.device)
         other.initialise_head(0)
@@ -283,17 +281,18 @@ def share_base(network: GPT | ScalarGPT, kind: type[Network]) -> Network:
 
 @torch.no_grad()
 def copy_adapter(source: GPT | ScalarGPT, target: GPT | ScalarGPT, *, name: str = NAME, trained: bool = False) -> None:
-    """Give ``target`` a copy of an adapter of ``source``, as its active one.
+    """Copy an adapter from ``source`` to ``target`` and activate it.
 
     Args:
-        source: has the adapter.
-        target: of the same shape.
+        source: with the adapter.
+        target: with the same configuration.
         name: of the adapter in both.
-        trained: whether the copy learns.
+        trained: whether the copy is trainable.
     """
     add_adapter(target, adapters(source)[name], name=name, trained=trained)
-    for place, parameter in adapter_parameters(target, name).items():
-        parameter.copy_(adapter_parameters(source, name)[place])
+    stored = adapter_parameters(source, name)
+    for tensor, parameter in adapter_parameters(target, name).items():
+        parameter.copy_(stored[tensor])
 
 
 def _head(network: nn.Module) -> list[nn.Parameter]:
@@ -301,7 +300,7 @@ def _head(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _parts(layer: Any, name: str) -> dict[str, nn.Parameter]:
-    """An adapter's tensors in a layer, named as in peft's files."""
+    """An adapter's tensors in a layer, by their names in peft's files."""
     if name not in layer.lora_A:
         return {}
     parts = {"lora_A.weight": layer.lora_A[name].weight, "lora_B.weight": layer.lora_B[name].weight}

@@ -1,6 +1,6 @@
-"""What a network with LoRA layers computes, seen as one without: its matrices with the adapter added.
+"""The weights of a network with its LoRA adapter merged.
 
-Nothing here imports peft: a network without adapters asks, too.
+Does not import peft, because networks without adapters use it too.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,27 +13,27 @@ from align.model.four_bit import dense
 
 
 def lora_layers(network: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers that carry adapters, by their name in the network."""
+    """The layers with adapters, and their names in the network."""
     for name, module in network.named_modules():
         if is_lora(module):
             yield name, module
 
 
 def is_lora(module: nn.Module) -> bool:
-    """Whether a module is a linear layer with adapters; asks without importing peft."""
+    """Whether a module is a linear layer with adapters."""
     return hasattr(module, "lora_A") and hasattr(module, "base_layer")
 
 
 def has_lora(network: nn.Module) -> bool:
-    """Whether any of a network's layers carries adapters."""
+    """Whether any layer of a network has adapters."""
     return any(True for _ in lora_layers(network))
 
 
 @torch.no_grad()
 def merged_weight(layer: nn.Module) -> torch.Tensor:
-    """The matrix ``[out, in]`` that a linear layer multiplies by: its own, or with the active adapter added.
+    """The effective ``[out, in]`` matrix of a linear layer: its own, or with the active adapter merged.
 
-    That is a new tensor of the adapter's type; the layer stays as it is.
+    A merged matrix is a new tensor of the adapter's dtype; the layer is not changed.
     """
     if not is_lora(layer):
         weight: torch.Tensor = layer.weight  # type: ignore[assignment]
@@ -55,36 +55,36 @@ def merged_weight(layer: nn.Module) -> torch.Tensor:
 
 
 class MergedState(Mapping[str, torch.Tensor]):
-    """What ``state_dict`` of the network would be with its adapter merged; a matrix is merged when it is asked for.
+    """The network's ``state_dict`` with its adapter merged; each matrix is merged when it is read.
 
-    Merged matrices have the adapter's type, float32: in bfloat16 most of what training added would be rounded away.
+    Merged tensors are float32, the adapter's dtype: bfloat16 would round away most of the update.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        """Note where each tensor is."""
+        """Index the tensors by name."""
         self._layers = dict(lora_layers(network))
         self._plain = base_parameters(network)
         self._float = any(not layer.disable_adapters for layer in self._layers.values())
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """A tensor of the merged network."""
-        place, _, part = name.rpartition(".")
+        module, _, part = name.rpartition(".")
         tensor = dense(self._plain[name]).detach()
-        if part == "weight" and place in self._layers:
-            tensor = merged_weight(self._layers[place])
+        if part == "weight" and module in self._layers:
+            tensor = merged_weight(self._layers[module])
         return tensor.float() if self._float and tensor.dtype == torch.bfloat16 else tensor
 
     def __iter__(self) -> Iterator[str]:
-        """Names as in the network without adapters."""
+        """The names without adapters."""
         return iter(self._plain)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Number of tensors."""
         return len(self._plain)
 
 
 def base_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of the network below its adapters, under the names that they have without."""
+    """The base parameters of a network, by their names without adapters."""
     return {
         name.replace(".base_layer.", "."): parameter
         for name, parameter in network.named_parameters(remove_duplicate=False)

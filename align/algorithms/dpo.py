@@ -25,9 +25,10 @@ from align.algorithms.starting_points import (
 )
 from align.batches import PairBatch
 from align.model.gpt import GPT
-from align.model.packing import share_answers
+from align.model.packing import share_responses
 from align.objectives import PairLogprobs, PairLosses, PreferenceLoss, preference, sequence_logprobs, token_logprobs
 from align.training.float64 import WideMetric, wide
+from align.training.lightning_internals import batch_index
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
@@ -151,7 +152,7 @@ class DPO(Stage):
         pairs = self._pair_logprobs("train", batch)  # 1, 2
         losses = self._pair_losses(pairs)  # 3
         real = batch.numbers >= 0
-        if self.loss.needs_reference and self.trainer.fit_loop.epoch_loop.total_batch_idx == 0:
+        if self.loss.needs_reference and batch_index(self.trainer) == 0:
             self._check_start(pairs, losses, real)  # 4
         loss = losses.loss.where(real, 0).sum()
         count = real.sum()
@@ -347,14 +348,14 @@ def pair_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) -> tor
     if not shared_prefix:
         return sequence_logprobs(network.hidden(ids[:, :-1]), network.output_weight, ids, mask)
     # The last token of a row predicts nothing.
-    distinct = share_answers(ids, (batch.lengths - 1).clamp(min=0), batch.prompt_lengths.repeat(2))
-    mask = mask.new_zeros(len(distinct.ids), ids.shape[1]).index_copy_(0, distinct.place, mask)[:, 1:]
+    distinct = share_responses(ids, (batch.lengths - 1).clamp(min=0), batch.prompt_lengths.repeat(2))
+    mask = mask.new_zeros(len(distinct.ids), ids.shape[1]).index_copy_(0, distinct.row_of, mask)[:, 1:]
     # The state at position t predicts the token at t + 1.
     row, column = mask.nonzero(as_tuple=True)
-    line, positions = distinct.rows.line(distinct.ids), distinct.rows.tokens_at(row, column)
-    states = network.hidden(line, rows=distinct.rows, places=positions)
+    line, indices = distinct.rows.line(distinct.ids), distinct.rows.tokens_at(row, column)
+    states = network.hidden(line, rows=distinct.rows, indices=indices)
     logprobs = token_logprobs(states, network.output_weight, distinct.ids[row, column + 1])
-    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs).sum(1)[distinct.place]
+    return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs).sum(1)[distinct.row_of]
 
 
 def pair_values(pairs: PairLogprobs, losses: PairLosses) -> torch.Tensor:

@@ -17,6 +17,7 @@ from align.algorithms.starting_points import adapt, adapter_record, base_source,
 from align.model.config import GPTConfig
 from align.model.four_bit import replace_matrices
 from align.model.gpt import GPT, ScalarGPT
+from align.training.lightning_internals import attached_trainer, batch_index, stored_data_position
 from align.training.memory import (
     MemoryConfig,
     check_precision,
@@ -27,7 +28,7 @@ from align.training.memory import (
 from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 from align.training.qlora import FourBit, four_bit_plugin
 from align.training.sharding import clip_gradients, local, shard
-from align.training.strategy import check_accumulation, number_optimizer_state
+from align.training.strategy import check_accumulation, index_optimizer_state
 
 
 class Sharing(NamedTuple):
@@ -140,7 +141,7 @@ class Stage(pl.LightningModule):
         Raises:
             ValueError: there are no adapters, or the Trainer shards the weights.
         """
-        if self._trainer is None:  # built in Python before there is a Trainer; setup checks again
+        if attached_trainer(self) is None:  # built in Python before there is a Trainer; setup checks again
             return
         adapted = self.lora is not None or bool(adapters(self.network))
         precision = self.trainer.precision_plugin
@@ -170,7 +171,7 @@ class Stage(pl.LightningModule):
     def run_seed(self) -> int:
         """The run's seed (``seed_everything``); rank 0's if ranks differ."""
         seed = torch.initial_seed() % 2**31
-        return seed if self._trainer is None else self.trainer.strategy.broadcast(seed)
+        return seed if attached_trainer(self) is None else self.trainer.strategy.broadcast(seed)
 
     def _save_memory(self) -> None:
         """Apply activation checkpointing and compilation to the trained networks.
@@ -264,13 +265,12 @@ class Stage(pl.LightningModule):
         """
         if hasattr(self, "network"):
             check_record(checkpoint.get("adapter"), self.adapter_record)
-        loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-        self._data_position = next(iter(loops.get("combined_loader", ())), None)
+        self._data_position = stored_data_position(checkpoint)
         if self.device_mesh is None and hasattr(self, "network") and checkpoint.get("optimizer_states"):
             names = {parameter: name for name, parameter in self.named_parameters()}
             optimizer = self.build_optimizer()
             states = checkpoint["optimizer_states"]
-            checkpoint["optimizer_states"] = [number_optimizer_state(state, optimizer, names) for state in states]
+            checkpoint["optimizer_states"] = [index_optimizer_state(state, optimizer, names) for state in states]
 
     def on_train_start(self) -> None:
         """Resume the data from the checkpoint's position."""
@@ -282,7 +282,7 @@ class Stage(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed with the batch number: a resumed run draws the same random numbers without saved generator states."""
         self.batch_shape = tuple(batch.ids.shape)
-        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        number = batch_index(self.trainer)
         torch.manual_seed((self._seed * 1_000_003 + number) * 4_099 + self.sharing.rank)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -47,9 +47,10 @@ from align.rewards.base import Reward
 from align.rewards.functions import load_reward
 from align.rewards.reward_model import RewardModel
 from align.training.float64 import wide
+from align.training.lightning_internals import skip_batches
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
-from align.training.preemption import breaking_off
+from align.training.preemption import preemptible
 from align.training.sharding import gathered
 
 _IN_PROGRESS_BAR = ("rollout/reward", "rollout/kl")
@@ -417,7 +418,7 @@ class PPO(Stage):
     def _breaking_off(self) -> AbstractContextManager[Callable[[], None]]:
         """Around work that a preempted run may abandon; tensor-parallel devices must not stop on their own."""
         mesh = self.device_mesh
-        return breaking_off(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
+        return preemptible(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
 
     def _total(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.reduce(tensor, "sum")
@@ -529,10 +530,7 @@ class PPO(Stage):
         """
         assert self._loader is not None
         left = self._loader.skip_rest()
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(progress.current, name, getattr(progress.current, name) + left)
-        progress.is_last_batch = True
+        skip_batches(self.trainer, left)
 
     # Logging, validation and checkpoints.
 

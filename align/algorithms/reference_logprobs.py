@@ -5,10 +5,8 @@ Legend: R pairs of a split, B pairs of a batch.
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,12 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from rich.console import Console
-from rich.progress import track
 
 from align.batches import PairBatch
 from align.generation.generate import evaluating
+from align.io.atomic import replacing_file
 from align.model.gpt import GPT
+from align.progress import progress_bar
 from align.training.float64 import wide
 from align.training.preemption import leave_validation
 
@@ -98,18 +96,9 @@ def read_cache(path: Path, pairs: int) -> np.ndarray | None:
 
 
 def write_cache(path: Path, values: np.ndarray) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, logprobs=values)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    """Write a cache file, whole."""
+    with replacing_file(path, binary=True) as file:
+        np.savez(file, logprobs=values)
 
 
 @torch.no_grad()
@@ -117,7 +106,7 @@ def _computed(
     trainer: pl.Trainer,
     network: GPT,
     logprobs: Callable[[GPT, PairBatch], torch.Tensor],
-    loader: Iterable[PairBatch],
+    loader: Collection[PairBatch],
     pairs: int,
     *,
     split: str,
@@ -141,10 +130,11 @@ def _computed(
     return values[:, :2].contiguous().cpu().numpy()
 
 
-def _with_bar(trainer: pl.Trainer, loader: Iterable[PairBatch], text: str) -> Iterator[PairBatch]:
-    console = Console(stderr=True)
-    quiet = not (console.is_terminal and trainer.is_global_zero)
-    yield from track(loader, text, console=console, transient=True, disable=quiet)
+def _with_bar(trainer: pl.Trainer, loader: Collection[PairBatch], text: str) -> Iterator[PairBatch]:
+    with progress_bar(text, len(loader), show=trainer.is_global_zero) as advance:
+        for batch in loader:
+            yield batch
+            advance(1)
 
 
 def network_fingerprint(network: GPT) -> str:

@@ -15,7 +15,7 @@ from align.algorithms.module import Stage
 from align.algorithms.starting_points import initial_network
 from align.batches import PairBatch
 from align.model.gpt import ScalarGPT
-from align.model.packing import share_answers
+from align.model.packing import share_responses
 from align.objectives import bradley_terry_loss
 from align.rewards.base import Reward as Judge
 from align.rewards.functions import load_reward
@@ -152,8 +152,8 @@ class Reward(Stage):
         if not self.shared_prefix:
             chosen, rejected = self.network.last_scores(ids, lengths).chunk(2)
             return chosen, rejected
-        distinct = share_answers(ids, lengths, batch.prompt_lengths.repeat(2))
-        scores = self.network.last_scores(distinct.ids, distinct.lengths, distinct.rows)[distinct.place]
+        distinct = share_responses(ids, lengths, batch.prompt_lengths.repeat(2))
+        scores = self.network.last_scores(distinct.ids, distinct.lengths, distinct.rows)[distinct.row_of]
         chosen, rejected = scores.chunk(2)
         return chosen, rejected
 

@@ -15,6 +15,8 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 from typing_extensions import override
 
+from align.io.atomic import replacing_file
+
 
 class RunLog(CSVLogger):
     """Writes ``metrics.csv`` directly into the run folder.
@@ -104,10 +106,8 @@ class Tracking(pl.Callback):
         ids = {type(logger).__name__: str(_id(logger)) for logger in trainer.loggers if _id(logger) is not None}
         file = Path(trainer.default_root_dir) / _FILE
         if ids:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(".new")
-            temporary.write_text(json.dumps(ids) + "\n")
-            temporary.replace(file)
+            with replacing_file(file) as stream:
+                stream.write(json.dumps(ids) + "\n")
 
 
 def _of_mlflow(loggers: Iterable[Any]) -> list[Any]:

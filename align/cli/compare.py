@@ -11,9 +11,9 @@ from align.cli.device import add_device_argument, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import named_models
 from align.cli.parsing import make_parser, parse
-from align.cli.progress import progress_bar
 from align.cli.sampling import read_prompts
 from align.io.atomic import replacing_file
+from align.progress import progress_bar
 
 if TYPE_CHECKING:
     from align.compare.comparison import Task

@@ -14,8 +14,8 @@ from align.cli.parsing import make_parser, parse
 from align.cli.sampling import read_prompts
 
 if TYPE_CHECKING:
-    from align.export.settings import ExportSettings, Text
-    from align.export.write import Check
+    from align.export.export_settings import ExportSettings, Text
+    from align.export.write_export import Check
 
 
 def main(args: list[str]) -> int:
@@ -31,7 +31,7 @@ def main(args: list[str]) -> int:
     _check_usage(options)
     settings = _settings(options)
     from align.export.source import open_source
-    from align.export.write import check_out, export
+    from align.export.write_export import check_out, export
 
     check_out(Path(options.out))  # before minutes of reading
     source = open_source(options.model, best=options.best, mode=options.mode, base=options.base)
@@ -51,7 +51,7 @@ def main(args: list[str]) -> int:
 
 
 def _parser() -> jsonargparse.ArgumentParser:
-    from align.export.settings import Dtype, ExportSettings, Format, Quantization
+    from align.export.export_settings import Dtype, ExportSettings, Format, Quantization
 
     parser = make_parser(
         "export",
@@ -138,7 +138,7 @@ def _check_usage(options: jsonargparse.Namespace) -> None:
 
 
 def _settings(options: jsonargparse.Namespace) -> "ExportSettings":
-    from align.export.settings import ExportSettings, parse_size
+    from align.export.export_settings import ExportSettings, parse_size
 
     texts = tuple(read_texts(options.calibration, options.calibration_limit))
     try:
@@ -188,9 +188,8 @@ def _text(record: dict[str, Any]) -> "Text":
 
 
 def _checked(options: jsonargparse.Namespace, *, scalar: bool) -> "Check":
-    from align.export.tolerance import Tolerance
-    from align.export.verify import PLAIN_PROMPTS
-    from align.export.write import Check
+    from align.export.verify import PLAIN_PROMPTS, Tolerance
+    from align.export.write_export import Check
 
     judge = None
     if options.judge:

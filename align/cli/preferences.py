@@ -13,10 +13,10 @@ import jsonargparse
 from align.cli.device import add_device_argument, network_device
 from align.cli.errors import UsageError
 from align.cli.parsing import make_parser, parse
-from align.cli.progress import progress_bar
 from align.cli.sampling import add_sampling_arguments, read_prompts, sampling_config
 from align.io.atomic import replacing_file
 from align.io.log import Log
+from align.progress import progress_bar
 from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
 from align.tokenizer.prompts import Prompt, as_messages, encode_prompt
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 from urllib.request import urlopen
 
-from align.export.missing import need
-from align.export.settings import GgufQuantization
+from align.export.export_settings import GgufQuantization
+from align.export.extra import need
 
 GGUF = ".gguf"
 _LONGEST = 4096  # tokens of a request unless --context says more: every slot has its memory from the start

@@ -1,70 +1,74 @@
-"""How well a tokenizer suits a text.
-
-What ``align tokenizer train|encode|decode`` do: results on stdout, progress on stderr.
-
-``align tokenizer train|encode|decode``.
-"""
+"""``align tokenizer train|encode|decode``: results on stdout, progress on stderr."""
 
 import json as jsonlib
-import sys
 from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jsonargparse
 import numpy as np
 
-from align.cli import tokenizer as commands
 from align.cli.parsing import dispatch, make_parser, parse
+from align.progress import progress_bar
 from align.tokenizer.bpe_training import sample_texts, train_tokenizer
 from align.tokenizer.text_files import read_text, read_texts
 from align.tokenizer.tokenizer import Tokenizer
 
+_REPORT_BYTES = 4_000_000
+"""UTF-8 bytes of the sample that a new tokenizer is measured on"""
+
+_SOURCE = "model directory, tokenizer.json or Hub id"
+
 
 class LongToken(NamedTuple):
-    """A token among the longest in use."""
+    """A token among the longest in a text.
+
+    Attributes:
+        text: the token, decoded.
+        bytes: its length, UTF-8 bytes.
+        uses: number of occurrences.
+    """
 
     text: str
-    """What it says"""
     bytes: int
-    """Its length, UTF-8 bytes"""
     uses: int
-    """How often it occurs"""
 
 
 class TokenizerReport(NamedTuple):
-    """How a tokenizer encodes a text."""
+    """How a tokenizer encodes a text.
+
+    Attributes:
+        bytes: length of the text, UTF-8 bytes.
+        tokens: length of the text, tokens.
+        bytes_per_token: ``bytes / tokens``.
+        tokens_used: number of distinct ids in the text.
+        vocab_size: number of ids of the tokenizer.
+        longest: the longest tokens in the text, longest first, then most frequent first.
+    """
 
     bytes: int
-    """Length of the text, UTF-8 bytes"""
     tokens: int
-    """Its length, tokens"""
     bytes_per_token: float
-    """The first by the second"""
     tokens_used: int
-    """Distinct ids that occur"""
     vocab_size: int
-    """Ids there are"""
     longest: list[LongToken]
-    """The longest tokens that occur, longest first, then commonest first"""
 
 
 def report(tokenizer: Tokenizer, texts: Iterable[str], *, longest: int = 10, processes: int = 1) -> TokenizerReport:
-    """Encode texts and measure.
+    """Measure how a tokenizer encodes texts.
 
     Args:
-        tokenizer: to be judged.
+        tokenizer: the tokenizer.
         texts: read once.
-        longest: how many of the longest tokens to name.
+        longest: number of longest tokens to list.
         processes: processes that encode.
 
     Raises:
-        ValueError: there is no text.
+        ValueError: all texts are empty.
     """
     ids, _ = tokenizer.encode_to_array(texts, processes=processes)
     if not len(ids):
-        raise ValueError("no text to measure the tokenizer on: every text was empty")
+        raise ValueError("no text to measure the tokenizer on: all texts are empty")
     counts = np.bincount(ids, minlength=tokenizer.vocab_size)
     used = np.flatnonzero(counts)
     lengths = tokenizer.token_bytes
@@ -80,9 +84,6 @@ def report(tokenizer: Tokenizer, texts: Iterable[str], *, longest: int = 10, pro
     )
 
 
-_REPORT_BYTES = 4_000_000
-
-
 def train(
     inputs: list[str],
     out: str,
@@ -94,31 +95,31 @@ def train(
     field: str = "text",
     json: bool = False,
 ) -> None:
-    """Learn a byte-level BPE tokenizer from files and say how well it suits them.
+    """Train a byte-level BPE tokenizer on files and print how it encodes a sample of them.
 
     Args:
-        inputs: Files: .jsonl (a record a line), .json (a list of records), anything else plain UTF-8 text.
-        out: Directory to write tokenizer.json and tokenizer_config.json to.
-        vocab_size: Number of ids, the 256 bytes and the 7 special tokens included.
-        pattern: How text is cut into words: gpt2, gpt4, or a regular expression.
-        sample_bytes: Learn from a random sample of about this many UTF-8 bytes; null: from everything.
-        processes: Processes that count words.
-        field: Field of a record that holds its text; records without it give the contents of their messages.
-        json: Print one JSON object instead of lines for people.
+        inputs: files: .jsonl (one record per line), .json (a list of records), anything else plain UTF-8 text.
+        out: directory for tokenizer.json and tokenizer_config.json.
+        vocab_size: number of ids, including the 256 bytes and the 7 special tokens.
+        pattern: split pattern: gpt2, gpt4, or a regular expression.
+        sample_bytes: train on a random sample of about this many UTF-8 bytes; None: on everything.
+        processes: processes that count words.
+        field: field of a record's text; of a record without it the contents of ``messages`` are read.
+        json: print one JSON object.
 
     Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file is empty or not text, a record has no text, or a setting is impossible.
+        FileNotFoundError: a file does not exist.
+        ValueError: a file is empty or not text, a record has no text, or a setting is invalid.
     """
     if not inputs:
-        raise ValueError("inputs is empty; name at least one file to learn from")
+        raise ValueError("inputs is empty; name at least one file to train on")
     tokenizer = train_tokenizer(
         read_texts(inputs, field=field),
         vocab_size=vocab_size,
         pattern=pattern,
         sample_bytes=sample_bytes,
         processes=processes,
-        progress=sys.stderr.isatty(),
+        progress=progress_bar,
     )
     tokenizer.save(Path(out))
     found = report(
@@ -128,7 +129,7 @@ def train(
         longest = [token._asdict() for token in found.longest]
         print(jsonlib.dumps({"out": out, "fingerprint": tokenizer.fingerprint, **found._asdict(), "longest": longest}))
         return
-    print(f"{out}: {found.vocab_size} tokens, {found.tokens_used} of them used in a sample of {found.bytes} bytes")
+    print(f"{out}: {found.vocab_size} tokens, of which a sample of {found.bytes} bytes uses {found.tokens_used}")
     print(f"{found.bytes_per_token:.3f} bytes per token")
     print("longest tokens (bytes, times used):")
     for token in found.longest:
@@ -136,16 +137,16 @@ def train(
 
 
 def encode(tokenizer: str, *, text: str | None = None, file: str | None = None, json: bool = False) -> None:
-    """Print the ids of a text; names of special tokens in it are text like any other.
+    """Print the ids of a text, in which names of special tokens are ordinary text.
 
     Args:
-        tokenizer: Model directory, tokenizer.json, or a model on the Hugging Face Hub (owner/name).
-        text: The text.
-        file: A UTF-8 text file to read instead.
-        json: Print one JSON list instead of ids with spaces between.
+        tokenizer: model directory, tokenizer.json, or Hub id (owner/name).
+        text: the text.
+        file: a UTF-8 text file, instead of ``text``.
+        json: print a JSON list instead of ids separated by spaces.
 
     Raises:
-        FileNotFoundError: the tokenizer or the file is missing.
+        FileNotFoundError: the tokenizer or the file does not exist.
         ValueError: the file is empty or not text, or not exactly one of text and file is given.
     """
     ids = Tokenizer.load(tokenizer).encode(_one_of(text, file, "text"))
@@ -158,21 +159,20 @@ def decode(
     """Print the text of ids.
 
     Args:
-        tokenizer: Model directory, tokenizer.json, or a model on the Hugging Face Hub (owner/name).
-        ids: The ids.
-        file: A file to read them from instead: a JSON list, or ids with white space between.
-        skip_special: Leave special tokens out instead of writing their names.
+        tokenizer: model directory, tokenizer.json, or Hub id (owner/name).
+        ids: the ids.
+        file: a file of ids, instead of ``ids``: a JSON list, or ids separated by whitespace.
+        skip_special: leave special tokens out instead of printing their names.
 
     Raises:
-        FileNotFoundError: the tokenizer or the file is missing.
-        ValueError: what is given is not ids of this tokenizer, or not exactly one of ids and file is given.
+        FileNotFoundError: the tokenizer or the file does not exist.
+        ValueError: an id is not one of the tokenizer's, or not exactly one of ids and file is given.
     """
     if ids is None or file is not None:
         written = _one_of(None if ids is None else " ".join(map(str, ids)), file, "ids")
         words = written.replace("[", " ").replace("]", " ").replace(",", " ").split()
-        wrong = next(islice((word for word in words if not word.isdecimal()), 1), None)
-        if wrong is not None:
-            raise ValueError(f"{file}: {wrong!r} is not an id")
+        if wrong := [word for word in words if not word.isdecimal()]:
+            raise ValueError(f"{file}: {wrong[0]!r} is not an id")
         ids = list(map(int, words))
     print(Tokenizer.load(tokenizer).decode(ids, skip_special=skip_special))
 
@@ -189,9 +189,6 @@ def _one_of(given: str | None, file: str | None, name: str) -> str:
     return text
 
 
-_SOURCE = "model directory, tokenizer.json or Hub id"
-
-
 def main(args: list[str]) -> int:
     """Run a tokenizer verb.
 
@@ -205,25 +202,18 @@ def main(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> None:
-    parser = make_parser(
-        "tokenizer train", "Learn a byte-level BPE tokenizer from files and say how well it suits them."
-    )
+    parser = make_parser("tokenizer train", "Train a byte-level BPE tokenizer and print how it encodes a sample.")
     parser.add_argument(
-        "inputs", nargs="+", help=".jsonl (a record a line), .json (a list of records), anything else plain UTF-8 text"
+        "inputs", nargs="+", help=".jsonl (one record per line), .json (a list of records), else plain UTF-8 text"
     )
     parser.add_argument("--out", required=True, help="directory for tokenizer.json and tokenizer_config.json")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="ids, the 256 bytes and 7 special tokens included")
-    parser.add_argument(
-        "--pattern", default="gpt4", help="how text is cut into words: gpt2, gpt4 or a regular expression"
-    )
-    parser.add_argument(
-        "--sample_bytes", type=int, help="learn from a random sample of about this many bytes (default: all)"
-    )
+    parser.add_argument("--vocab_size", type=int, default=8192, help="ids, including 256 bytes and 7 special tokens")
+    parser.add_argument("--pattern", default="gpt4", help="split pattern: gpt2, gpt4 or a regular expression")
+    parser.add_argument("--sample_bytes", type=int, help="train on a random sample of about this size (default: all)")
     parser.add_argument("--processes", type=int, default=1, help="processes that count words")
-    parser.add_argument("--field", default="text", help="field of a record that holds its text")
+    parser.add_argument("--field", default="text", help="field of a record's text")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parse(parser, args)
-    commands.train(**_settings(options))
+    train(**_settings(parse(parser, args)))
 
 
 def _encode(args: list[str]) -> None:
@@ -231,17 +221,17 @@ def _encode(args: list[str]) -> None:
     parser.add_argument("tokenizer", help=_SOURCE)
     parser.add_argument("--text", help="the text")
     parser.add_argument("--file", help="a UTF-8 text file, instead of --text")
-    parser.add_argument("--json", action="store_true", help="print one JSON list of ids")
-    commands.encode(**_settings(parse(parser, args)))
+    parser.add_argument("--json", action="store_true", help="print a JSON list of ids")
+    encode(**_settings(parse(parser, args)))
 
 
 def _decode(args: list[str]) -> None:
     parser = make_parser("tokenizer decode", "Print the text of ids.")
     parser.add_argument("tokenizer", help=_SOURCE)
     parser.add_argument("--ids", type=int, nargs="+", help="the ids")
-    parser.add_argument("--file", help="a file of ids, a JSON list or with white space between, instead of --ids")
+    parser.add_argument("--file", help="a file of ids, as a JSON list or separated by whitespace, instead of --ids")
     parser.add_argument("--skip_special", action="store_true", help="leave special tokens out")
-    commands.decode(**_settings(parse(parser, args)))
+    decode(**_settings(parse(parser, args)))
 
 
 def _settings(options: jsonargparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Readers, validation, packing and the LightningDataModules; imported on first use, so that this costs nothing."""
+"""Data modules: files and Hub data sets to batches of tokens. Names are imported on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import a public name from its home the first time it is asked for."""
+        """Import a public name on first use."""
         if name not in _HOMES:
             raise AttributeError(f"module 'align.data' has no attribute {name!r}")
         return getattr(import_module(_HOMES[name]), name)

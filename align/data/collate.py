@@ -1,10 +1,7 @@
-"""From row numbers to a ``TokenBatch``, with one gather over the memory-mapped corpus.
+"""Datasets whose item is a whole batch: an array of indices to a batch, with one gather over the corpus.
 
-Legend: B rows of a batch, R rows of a split, T tokens of a row.
-
-From record numbers to a ``PairBatch`` or a ``PromptBatch``, with one gather over the memory-mapped corpus.
-
-Legend: B pairs (prompts) of a batch, R pairs (prompts) of a split, T tokens of a row, P tokens of the longest prompt.
+Legend: B rows (pairs, prompts) of a batch, R rows (pairs, prompts) of a split, T tokens of a row, P tokens of the
+longest prompt.
 """
 
 from dataclasses import dataclass
@@ -22,11 +19,11 @@ Batch = TypeVar("Batch", covariant=True)
 
 
 class BatchDataset(Protocol[Batch]):
-    """What loaders draw batches from and the account counts."""
+    """A dataset that loaders index with all rows of a batch at once."""
 
     @property
     def corpus(self) -> Corpus:
-        """Tokens."""
+        """The tokens."""
         ...
 
     def __len__(self) -> int:
@@ -34,43 +31,43 @@ class BatchDataset(Protocol[Batch]):
         ...
 
     def __getitem__(self, chosen: np.ndarray) -> Batch:
-        """The batch of rows ``[B]``; -1 gives a row of nothing but padding."""
+        """The batch of the rows ``[B]``; -1 is a row of padding."""
         ...
 
     @property
     def sort_widths(self) -> np.ndarray | None:
-        """``[R]`` tokens of each row, by which rows share batches; None: lengths don't matter."""
+        """``[R]`` tokens of each row, if rows of similar length should share batches; else None."""
         ...
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the rows, beside the corpus and the context."""
+        """What decides the rows, besides the corpus and the context."""
         ...
 
     def padding_share(self, table: np.ndarray) -> float:
-        """How much of the batches ``[batches, B]`` is padding, without the rows that only fill up the last one."""
+        """Share of padding in the batches ``[batches, B]``, not counting rows that only fill the last one."""
         ...
 
 
 @dataclass(frozen=True)
 class RowDataset:
-    """What a loader draws batches from: ``dataset[row numbers]`` is a ``TokenBatch``."""
+    """Rows of documents: ``dataset[indices]`` is a ``TokenBatch``."""
 
     corpus: Corpus
-    """Tokens"""
+    """The tokens"""
     rows: Rows
-    """Their places"""
+    """Which tokens are in which row"""
     token_bytes: np.ndarray
-    """``[vocabulary]`` int32, UTF-8 bytes of each token"""
+    """``[V]`` int32, UTF-8 bytes of each token of the vocabulary"""
     pad_id: int
-    """Fills what no token fills"""
+    """Padding token"""
     width: int
-    """Longest row, tokens"""
+    """Tokens of the longest row"""
     fixed_width: bool
-    """Every batch is ``width`` wide; otherwise as wide as its longest row, in steps that let the network read a
-    multiple of 8 tokens"""
+    """Whether every batch is ``width`` wide; otherwise it is as wide as its longest row, rounded up so that the network
+    reads a multiple of 8 tokens"""
     block_diagonal: bool
-    """Positions and documents are given, so that attention stays inside a piece"""
+    """Whether batches have positions and documents, so that attention stays within a document"""
 
     def __len__(self) -> int:
         """R."""
@@ -78,16 +75,16 @@ class RowDataset:
 
     @property
     def sort_widths(self) -> np.ndarray | None:
-        """``[R]`` tokens of each row; None where every batch is as wide."""
+        """``[R]`` tokens of each row; None if all batches have the same width."""
         return None if self.fixed_width else self.rows.widths
 
     @property
     def identity(self) -> dict[str, Any]:
-        """How many tokens stand in the rows, and whether they see other documents'."""
+        """Tokens in all rows, and whether attention stays within a document."""
         return {"tokens": int(self.rows.lengths.sum()), "block_diagonal": self.block_diagonal}
 
     def padding_share(self, table: np.ndarray) -> float:
-        """How much of the batches ``[batches, B]`` is padding."""
+        """Share of padding in the batches ``[batches, B]``."""
         return padding_share(self.rows.widths, self._width(batch_widths(self.rows.widths, table)), table)
 
     def _width(self, longest: np.ndarray) -> np.ndarray:
@@ -96,23 +93,23 @@ class RowDataset:
     def __getitem__(self, chosen: np.ndarray) -> TokenBatch:
         """Lay out rows.
 
-        A piece's first token is no target: what it would be predicted from stands in another document or row.
+        The first token of a span is no target: it would be predicted from another document or row.
 
         Args:
-            chosen: ``[B]`` row numbers; -1 gives a row of nothing but padding.
+            chosen: ``[B]`` indices of rows; -1 is a row of padding.
 
         Returns:
             TokenBatch: ``[B, T]``.
         """
         first = np.where(chosen >= 0, self.rows.offsets[chosen], 0)
         count = np.where(chosen >= 0, self.rows.offsets[chosen + 1] - first, 0)
-        pieces = ranges(first, count)
-        starts, lengths = self.rows.starts[pieces], self.rows.lengths[pieces]
-        number = ranges(np.zeros_like(count), count)  # of the piece within its row
+        spans = ranges(first, count)
+        starts, lengths = self.rows.starts[spans], self.rows.lengths[spans]
+        number = ranges(np.zeros_like(count), count)  # index of the span in its row
         row = np.repeat(np.arange(len(chosen)), count)
         filled = np.bincount(row, lengths, len(chosen)).astype(np.int64)
         width = int(self._width(filled.max()))
-        # Pieces of a row follow each other, so a piece begins where all earlier ones end, less the rows before its own.
+        # The spans of a row are adjacent, so a span begins where all earlier ones end, minus the rows before its own.
         column = np.cumsum(lengths) - lengths - (np.cumsum(filled) - filled)[row]
 
         source = ranges(starts, lengths)
@@ -137,13 +134,11 @@ class RowDataset:
 
 
 def padded_width(longest: np.ndarray, most: int) -> np.ndarray:
-    """How wide a batch is.
-
-    The network reads all but the last token: 8 k + 1 tokens, but no more than the widest row.
+    """Width of batches: 8 k + 1 tokens, as the network reads all but the last, but no more than the widest row.
 
     Args:
-        longest: tokens of the batch's longest row, of any shape.
-        most: tokens of the widest row there may be.
+        longest: tokens of the longest row of each batch, of any shape.
+        most: tokens of the widest row allowed.
     """
     return np.minimum(np.maximum(1, -(-(longest - 1) // 8)) * 8 + 1, most)
 
@@ -153,25 +148,25 @@ def batch_widths(widths: np.ndarray, table: np.ndarray) -> np.ndarray:
 
     Args:
         widths: ``[R]`` tokens of each row.
-        table: ``[batches, B]`` row numbers, -1 for padding.
+        table: ``[batches, B]`` indices of rows, -1 for padding.
     """
     return np.where(table >= 0, widths[table], 0).max(axis=1)
 
 
 def padding_share(tokens: np.ndarray, widths: np.ndarray, table: np.ndarray) -> float:
-    """How much of some batches is padding, without the rows that only fill up the last one.
+    """Share of padding in batches, not counting rows that only fill the last one.
 
     Args:
         tokens: ``[R]`` tokens of each row.
-        widths: ``[batches]`` places of a row of each batch.
-        table: ``[batches, B]`` row numbers, -1 for padding.
+        widths: ``[batches]`` width of each batch, tokens.
+        table: ``[batches, B]`` indices of rows, -1 for padding.
     """
     used = table >= 0
     return 1 - float(tokens[table][used].sum() / (widths * used.sum(axis=1)).sum())
 
 
 def scatter(shape: tuple[int, int], target: np.ndarray, values: np.ndarray, *, fill: int) -> np.ndarray:
-    """A bool or int64 array of ``fill`` with ``values`` at the flat places ``target``."""
+    """A bool or int64 array of ``fill``, with ``values`` at the flat indices ``target``."""
     out = np.full(shape, fill, dtype=bool if values.dtype == bool else np.int64)
     out.reshape(-1)[target] = values
     return out
@@ -179,16 +174,16 @@ def scatter(shape: tuple[int, int], target: np.ndarray, values: np.ndarray, *, f
 
 @dataclass(frozen=True)
 class RecordDataset:
-    """Some records of a corpus, each of ``parts`` documents, with a text of each."""
+    """Records of a corpus, each with ``parts`` documents and a text."""
 
     corpus: Corpus
-    """Tokens and texts"""
+    """The tokens and texts"""
     records: range
-    """Which of the corpus"""
+    """Indices of the records in the corpus"""
     pad_id: int
-    """Fills what no token fills"""
+    """Padding token"""
     width: int
-    """Longest row there may be, tokens"""
+    """Tokens of the longest row allowed"""
 
     parts = 1
 
@@ -212,8 +207,8 @@ class RecordDataset:
     def _first(self) -> int:
         return self.records.start * self.parts
 
-    def _pieces(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the documents of records begin in the corpus, and their tokens: ``[B, parts]`` int64 each."""
+    def _spans(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Start in the corpus and length of each document of the records: ``[B, parts]`` int64 each."""
         starts = self.corpus.offsets[self._first + chosen[:, None] * self.parts + np.arange(self.parts)]
         return starts, np.where(chosen[:, None] >= 0, self.lengths[chosen], 0)
 
@@ -223,7 +218,7 @@ class RecordDataset:
 
 
 class PairDataset(RecordDataset):
-    """Pairs, in the corpus as prompt, chosen, rejected."""
+    """Preference pairs, each stored as three documents: prompt, chosen, rejected."""
 
     parts = 3
 
@@ -234,7 +229,7 @@ class PairDataset(RecordDataset):
         return widths
 
     def padding_share(self, table: np.ndarray) -> float:
-        """How much of the batches ``[batches, B]`` is padding."""
+        """Share of padding in the batches ``[batches, B]``."""
         tokens = self.lengths @ np.array([2, 1, 1])
         widths = padded_width(batch_widths(self.sort_widths, table), self.width)
         return padding_share(tokens, 2 * widths, table)
@@ -243,19 +238,19 @@ class PairDataset(RecordDataset):
         """Lay out pairs.
 
         Args:
-            chosen: ``[B]`` numbers of pairs; -1 gives two rows of nothing but padding.
+            chosen: ``[B]`` indices of pairs; -1 is two rows of padding.
 
         Returns:
-            PairBatch: ``[2B, T]``; T - 1 is a multiple of 8, or T the widest row there may be.
+            PairBatch: ``[2B, T]``; T - 1 is a multiple of 8, or T is the longest row allowed.
         """
-        starts, lengths = self._pieces(chosen)
+        starts, lengths = self._spans(chosen)
         prompts = np.tile(lengths[:, 0], 2)
-        answers = lengths[:, 1:].T.ravel()
-        filled = prompts + answers
+        responses = lengths[:, 1:].T.ravel()
+        filled = prompts + responses
         width = int(padded_width(filled.max(), self.width))
         row = np.arange(len(filled)) * width
-        source = np.concatenate([ranges(np.tile(starts[:, 0], 2), prompts), ranges(starts[:, 1:].T.ravel(), answers)])
-        target = np.concatenate([ranges(row, prompts), ranges(row + prompts, answers)])
+        source = np.concatenate([ranges(np.tile(starts[:, 0], 2), prompts), ranges(starts[:, 1:].T.ravel(), responses)])
+        target = np.concatenate([ranges(row, prompts), ranges(row + prompts, responses)])
         ids = scatter((len(filled), width), target, self.corpus.ids[source], fill=self.pad_id)
         column = np.arange(width)
         mask = (column >= prompts[:, None]) & (column < filled[:, None])
@@ -271,24 +266,24 @@ class PairDataset(RecordDataset):
 
 @dataclass(frozen=True)
 class PromptGroups:
-    """The pairs of a prompt as one: all comparisons of its answers in one batch (Ouyang et al. 2022, section 3.5)."""
+    """All pairs of a prompt as one item, so that they share a batch (Ouyang et al. 2022, section 3.5)."""
 
     pairs: PairDataset
-    """In which the pairs of a prompt follow each other"""
+    """Pairs, with those of one prompt next to each other"""
 
     @property
     def corpus(self) -> Corpus:
-        """Tokens and texts."""
+        """The tokens and texts."""
         return self.pairs.corpus
 
     def __len__(self) -> int:
-        """Prompts; one that comes again later counts again."""
+        """Number of prompts; one that recurs later counts again."""
         return len(self.first) - 1
 
     @cached_property
     def first(self) -> np.ndarray:
-        """``[prompts + 1]`` int64, the first pair of each prompt, and how many pairs there are."""
-        starts, lengths = self.pairs._pieces(np.arange(len(self.pairs)))
+        """``[prompts + 1]`` int64, index of the first pair of each prompt, and the number of pairs."""
+        starts, lengths = self.pairs._spans(np.arange(len(self.pairs)))
         prompts = [
             self.pairs.corpus.ids[start : start + length].tobytes()
             for start, length in zip(starts[:, 0].tolist(), lengths[:, 0].tolist(), strict=True)
@@ -304,24 +299,24 @@ class PromptGroups:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Which pairs these are, and that they come by prompt."""
+        """Which pairs these are, and that they are grouped by prompt."""
         return self.pairs.identity | {"by_prompt": True}
 
     def padding_share(self, table: np.ndarray) -> float:
-        """How much of the batches ``[batches, prompts]`` is padding."""
+        """Share of padding in the batches ``[batches, prompts]``."""
         tokens = np.add.reduceat(self.pairs.lengths @ np.array([2, 1, 1]), self.first[:-1])
         rows = np.where(table >= 0, 2 * np.diff(self.first)[table], 0).sum(axis=1)
-        places = rows * padded_width(batch_widths(self.sort_widths, table), self.pairs.width)
-        return 1 - float(tokens[table[table >= 0]].sum() / places.sum())
+        numel = rows * padded_width(batch_widths(self.sort_widths, table), self.pairs.width)
+        return 1 - float(tokens[table[table >= 0]].sum() / numel.sum())
 
     def __getitem__(self, chosen: np.ndarray) -> PairBatch:
-        """Lay out all pairs of some prompts.
+        """Lay out all pairs of prompts.
 
         Args:
-            chosen: numbers of prompts; -1 gives nothing, or one pair of padding where there is nothing else.
+            chosen: indices of prompts; -1 adds nothing, or one pair of padding if there is nothing else.
 
         Returns:
-            PairBatch: as many pairs as the prompts have.
+            PairBatch: all pairs of these prompts.
         """
         prompts = chosen[chosen >= 0]
         pairs = ranges(self.first[prompts], np.diff(self.first)[prompts])
@@ -329,15 +324,15 @@ class PromptGroups:
 
 
 class PromptDataset(RecordDataset):
-    """Prompts, each a document."""
+    """Prompts, each stored as a document."""
 
     @property
     def sort_widths(self) -> None:
-        """None: every batch is a fair sample of the prompts, long and short."""
+        """None, so that every batch is a fair sample of long and short prompts."""
         return
 
     def padding_share(self, table: np.ndarray) -> float:
-        """How much of the batches ``[batches, B]`` is padding."""
+        """Share of padding in the batches ``[batches, B]``."""
         tokens = self.lengths[:, 0]
         return padding_share(tokens, batch_widths(tokens, table), table)
 
@@ -345,12 +340,12 @@ class PromptDataset(RecordDataset):
         """Lay out prompts.
 
         Args:
-            chosen: ``[B]`` numbers of prompts; -1 gives a row of nothing but padding.
+            chosen: ``[B]`` indices of prompts; -1 is a row of padding.
 
         Returns:
             PromptBatch: ``[B, P]``.
         """
-        starts, lengths = (part[:, 0] for part in self._pieces(chosen))
+        starts, lengths = (part[:, 0] for part in self._spans(chosen))
         width = max(1, int(lengths.max()))
         target = ranges(np.arange(len(chosen)) * width, lengths)
         ids = scatter((len(chosen), width), target, self.corpus.ids[ranges(starts, lengths)], fill=self.pad_id)

@@ -1,14 +1,11 @@
-"""Token ids of a whole corpus on disk: written once in pieces, read through memory maps, shared by all processes.
+"""The token ids of a corpus on disk: written once, document by document, then memory-mapped by all processes.
 
-A corpus is a directory of flat files named by a hash of all that decides its content: the files' bytes, the tokenizer,
-the settings, the version of this code. It appears under its name only when it is whole.
+A corpus is a directory of flat files, named by a hash of everything that decides its content: the bytes of the source
+files, the tokenizer, the settings, and the version of this code. It gets its name only once it is complete.
 """
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,48 +14,51 @@ from typing import Any
 
 import numpy as np
 
+from align.io.atomic import creating_directory
+
 VERSION = 1
-"""Raised whenever the same input would give other tokens: old caches are then not read."""
+"""Increased whenever the same input gives other tokens, so that no old cache is read."""
 
 
 def corpus_key(**decides: Any) -> str:
-    """Hash of what decides a corpus (values that JSON can hold)."""
+    """Hash of what decides a corpus, given as JSON values."""
     text = json.dumps({"version": VERSION} | decides, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A corpus on disk; pickles as its path, so that loader workers map the files themselves."""
+    """A corpus on disk. It is pickled as its path, so that loader workers map the files themselves."""
 
     path: Path
-    """Directory"""
+    """Its directory"""
     ids: np.ndarray
-    """``[N]`` uint16 or uint32 token ids of all documents, one after another"""
+    """``[N]`` uint16 or uint32, token ids of all documents, concatenated"""
     offsets: np.ndarray
     """``[documents + 1]`` int64: document d is ``ids[offsets[d]:offsets[d + 1]]``"""
     counted: np.ndarray | None
-    """``[N]`` bool, True where the token counts as a target; None: all do"""
+    """``[N]`` bool, True where the token is a target; None: all tokens are"""
     text_bytes: np.ndarray | None
-    """UTF-8 of the records' texts, one after another; None: none were kept"""
+    """UTF-8 of the texts of all records, concatenated; None: not stored"""
     text_offsets: np.ndarray | None
-    """``[records + 1]`` int64: record r has ``text_bytes[text_offsets[r]:text_offsets[r + 1]]``"""
+    """``[records + 1]`` int64: the text of record r is ``text_bytes[text_offsets[r]:text_offsets[r + 1]]``"""
     meta: Mapping[str, Any]
-    """Numbers and report lines from the making"""
+    """Counts and report lines from when it was written"""
 
     @classmethod
     def open(cls, path: Path) -> "Corpus":
-        """Map a corpus.
+        """Map the files of a corpus.
 
         Raises:
-            ValueError: a file has not the length that the making wrote down.
+            ValueError: a file does not have the length recorded when it was written.
         """
         meta = json.loads((path / "meta.json").read_text())
 
         def mapped(name: str, dtype: str, length: int) -> np.ndarray:
             file = path / name
-            if file.stat().st_size != length * np.dtype(dtype).itemsize:
-                raise ValueError(f"{file}: damaged cache ({file.stat().st_size} bytes); delete {path} to make it again")
+            size, expected = file.stat().st_size, length * np.dtype(dtype).itemsize
+            if size != expected:
+                raise ValueError(f"{file}: the cache is damaged ({size} bytes instead of {expected}); delete {path}")
             return np.memmap(file, dtype=dtype, mode="r")
 
         return cls(
@@ -72,7 +72,7 @@ class Corpus:
         )
 
     def text(self, record: int) -> str:
-        """The text that was kept of a record."""
+        """The stored text of a record."""
         assert self.text_bytes is not None
         assert self.text_offsets is not None
         first, last = self.text_offsets[record : record + 2]
@@ -84,20 +84,20 @@ class Corpus:
 
 
 class CorpusWriter:
-    """Context manager that writes a corpus beside its place and moves it there when the block ends well.
+    """Context manager that writes a corpus to a temporary directory and renames it at the end.
 
-    Of two processes that write the same corpus at once, the first to finish wins; the other's copy is the same and is
-    removed. On an error nothing is left.
+    If two processes write the same corpus at once, the first to finish publishes it, and the other's identical copy is
+    removed. After an error nothing is left.
     """
 
     def __init__(self, path: Path, *, vocab_size: int, masked: bool, with_texts: bool = False) -> None:
         """Prepare to write ``path``.
 
         Args:
-            path: directory that will hold the corpus.
+            path: directory of the corpus.
             vocab_size: decides between uint16 and uint32.
-            masked: a mask of counted tokens is written too.
-            with_texts: a text of each record is written too.
+            masked: whether a mask of targets is written.
+            with_texts: whether a text of each record is written.
         """
         self.path = path
         self.dtype = "uint16" if vocab_size <= 2**16 else "uint32"
@@ -105,13 +105,12 @@ class CorpusWriter:
         self.tokens = self.documents = self.texts = self.text_bytes = 0
         self._with_texts = with_texts
         self.meta: dict[str, Any] = {}
-        """Further numbers to keep"""
+        """Further values for ``meta.json``"""
 
     def __enter__(self) -> "CorpusWriter":
         """Open the files."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._draft = self.path.parent / f".{self.path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        self._draft.mkdir()
+        self._publishing = creating_directory(self.path)
+        self._draft = self._publishing.__enter__()
         names = ["ids", "offsets"] + (["counted"] if self.counted is not None else [])
         names += ["texts", "text_offsets"] if self._with_texts else []
         self._files = {name: open(self._draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115
@@ -131,9 +130,9 @@ class CorpusWriter:
 
         Args:
             ids: ``[n]`` integer token ids.
-            lengths: ``[documents]`` tokens of each, n in all.
-            counted: ``[n]`` bool, given exactly when ``masked``.
-            text: of the record these documents are, given exactly when ``with_texts``.
+            lengths: ``[documents]`` tokens of each document, n in total.
+            counted: ``[n]`` bool, True on targets; required if ``masked``.
+            text: text of the record with these documents; required if ``with_texts``.
         """
         self._files["ids"].write(np.ascontiguousarray(ids, dtype=self.dtype).data)
         self._files["offsets"].write((self.tokens + np.cumsum(lengths, dtype=np.int64)).data)
@@ -154,20 +153,18 @@ class CorpusWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Publish the corpus, or remove the draft."""
+        """Publish the corpus, or remove it after an error."""
         try:
             for file in self._files.values():
                 file.close()
-            if kind is not None:
-                return
-            meta = {"dtype": self.dtype, "tokens": self.tokens, "documents": self.documents, "counted": self.counted}
-            if self._with_texts:
-                meta |= {"texts": self.texts, "text_bytes": self.text_bytes}
-            (self._draft / "meta.json").write_text(json.dumps(meta | self.meta))
-            try:
-                self._draft.rename(self.path)
-            except OSError:
-                if not (self.path / "meta.json").exists():
-                    raise
+            if kind is None:
+                meta = {"dtype": self.dtype, "tokens": self.tokens, "documents": self.documents}
+                meta["counted"] = self.counted
+                if self._with_texts:
+                    meta |= {"texts": self.texts, "text_bytes": self.text_bytes}
+                (self._draft / "meta.json").write_text(json.dumps(meta | self.meta))
+        except BaseException as failure:
+            kind, error, trace = type(failure), failure, failure.__traceback__
+            raise
         finally:
-            shutil.rmtree(self._draft, ignore_errors=True)
+            self._publishing.__exit__(kind, error, trace)

@@ -1,19 +1,18 @@
-"""What all kinds of data share: files to a cached corpus, splits, rows, loaders, and an account of them."""
+"""What all data modules share: files to a cached corpus, splits, loaders, and a summary of the data."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from align.data.collate import BatchDataset
 from align.data.corpus import Corpus, CorpusWriter, corpus_key
 from align.data.readers import BadRecords, OnBadRecord, Source, find_sources
 from align.data.sampler import BatchLoader, BatchOrder, ResumableLoader
+from align.progress import Advance, progress_bar
 from align.tokenizer import Tokenizer
 
 _SPLITS = {
@@ -25,29 +24,29 @@ _SPLITS = {
 
 
 class TokenData(pl.LightningDataModule):
-    """Files or Hub datasets to batches of tokens.
+    """Files or Hub data sets to batches of tokens.
 
     Args:
         tokenizer: Model directory or tokenizer directory
         train: File, glob, Hub id (owner/name:split) or a list of them: .jsonl .json .csv .parquet .txt
         validation: The same for validation; None: see val_fraction
         test: The same for `align test`
-        val_fraction: Share of train's records, from the end, that is held out instead of validation files; of a
+        val_fraction: Share of the train records, from the end, that is held out for validation instead of files; of a
             single document the last share of its text
-        context: Tokens the network reads at once; a row holds one more
+        context: Tokens the network reads at once; a row has one more
         batch_size: Rows of a batch on each rank
-        seed: Decides the order of training
-        workers: Processes that make batches ahead; 0: none, batches are cheap
-        cache_dir: Where tokenised files are kept, by content
-        on_bad_record: Stop at the first record that can't be used, or skip and count them
+        seed: Seed of the order of training
+        workers: Processes that prepare batches; 0: none, as batches are cheap
+        cache_dir: Directory of tokenized files, named by content
+        on_bad_record: Stop at the first record that can't be used, or skip and count such records
     """
 
     _masked: ClassVar[bool] = False
-    """Whether some tokens are no targets"""
+    """Whether a mask says which tokens are targets"""
     _with_texts: ClassVar[bool] = False
-    """Whether a text of each record is kept beside its tokens"""
+    """Whether a text of each record is stored beside its tokens"""
     _documents_per_record: ClassVar[int] = 1
-    """Documents of the corpus that a record makes"""
+    """Documents of the corpus per record"""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class TokenData(pl.LightningDataModule):
         """Check the settings and load the tokenizer.
 
         Raises:
-            ValueError: a setting is impossible.
+            ValueError: a setting is invalid.
         """
         super().__init__()
         least_values = {
@@ -82,47 +81,47 @@ class TokenData(pl.LightningDataModule):
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}; it must be at least 0 and less than 1")
         if validation and val_fraction:
-            raise ValueError("validation and val_fraction are both given; leave one of them out")
+            raise ValueError("validation and val_fraction are both set; remove one of them")
         self.tokenizer = Tokenizer.load(tokenizer)
         self.fingerprints: dict[str, str] = {}
-        """File -> hash of its content, of every split that was set up"""
+        """File -> hash of its content, for all splits that were set up"""
         self.context, self.batch_size, self.seed, self.workers = context, batch_size, seed, workers
         self.val_fraction, self.on_bad_record, self.cache_dir = val_fraction, on_bad_record, Path(cache_dir)
         self._given = {"train": train, "validation": validation, "test": test}
         self._corpora: dict[str, Corpus] = {}
         self._datasets: dict[str, Any] = {}
 
-    # What a kind of data has to say.
+    # What subclasses define.
 
     def _settings(self) -> dict[str, Any]:
-        """The settings that decide the tokens of a file."""
+        """The settings that decide the tokens of a corpus."""
         raise NotImplementedError
 
-    def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        """Write the corpus of ``sources``; return the lines of the report."""
+    def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
+        """Write the corpus of ``sources`` and return lines for the report."""
         raise NotImplementedError
 
     def _dataset(self, split: str) -> BatchDataset[Any]:
-        """What the loaders of a split draw from."""
+        """The dataset of a split."""
         raise NotImplementedError
 
     def _counts(self, split: str) -> dict[str, Any]:
-        """The numbers of a split that was set up, by name."""
+        """Counts of a split that was set up, by name."""
         raise NotImplementedError
 
     # Lightning's hooks.
 
     def prepare_data(self) -> None:
-        """Tokenise what is not in the cache; Lightning calls this on one process of each machine."""
+        """Tokenize what is not in the cache; Lightning calls this in one process per machine."""
         for split, given in self._given.items():
             if given:
                 self._corpus(split)
 
     def setup(self, stage: str) -> None:
-        """Map the corpora of a stage and lay out their rows.
+        """Open the corpora of a stage and lay out their rows.
 
         Raises:
-            ValueError: a file or record can't be used, or a split is too small for a batch.
+            ValueError: a file or record can't be used, or a split has too few rows.
         """
         for split in _SPLITS[stage]:
             if split in self._datasets or not self._has(split):
@@ -131,14 +130,14 @@ class TokenData(pl.LightningDataModule):
             least = self._data_parallel()["num_replicas"] if split == "train" else 1
             if len(dataset) < least:
                 raise ValueError(
-                    f"{split}: the data fill {len(dataset)} row(s); at least {least} is needed, one a rank"
+                    f"{split}: the data fill {len(dataset)} row(s), but each of the ranks needs one: at least {least}"
                 )
             self._datasets[split] = dataset
-            for line in self._account(split):
+            for line in self._summary(split):
                 rank_zero_info(line)
 
     def train_dataloader(self) -> BatchLoader[Any]:
-        """Shuffled, resumable batches; with the Trainer's overfit_batches the first ones, always."""
+        """Shuffled, resumable batches; with the Trainer's overfit_batches always the first ones, in order."""
         dataset = self._train_dataset()
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return BatchLoader(dataset, self._order(dataset), workers=self.workers)
@@ -146,31 +145,31 @@ class TokenData(pl.LightningDataModule):
         return ResumableLoader(dataset, order, workers=self.workers, identity=self._identity() | dataset.identity)
 
     def val_dataloader(self) -> BatchLoader[Any] | list[Any]:
-        """Every row once, in order; nothing where there is no validation data."""
+        """Every row once, in order; empty without validation data."""
         return self._fixed_loader("validation") if self._has("validation") else []
 
     def test_dataloader(self) -> BatchLoader[Any]:
         """Every row once, in order.
 
         Raises:
-            ValueError: no test files were given.
+            ValueError: ``test`` is not set.
         """
         if not self._has("test"):
-            raise ValueError("data.test is not set: name the files to test on")
+            raise ValueError("data.test is not set; set it to the files to test on")
         return self._fixed_loader("test")
 
     def predict_dataloader(self) -> BatchLoader[Any]:
-        """Every row of the test files once, in order; of the validation data where no test files were given.
+        """Every row of the test files once, in order; without test files, of the validation data.
 
         Raises:
-            ValueError: neither was given.
+            ValueError: there is neither.
         """
         if not self._has("test") and not self._has("validation"):
-            raise ValueError("neither data.test nor data.validation is set: name the files to predict on")
+            raise ValueError("neither data.test nor data.validation is set; set one to the files to predict on")
         return self._fixed_loader("test" if self._has("test") else "validation")
 
     def describe(self) -> dict[str, dict[str, float]]:
-        """Per split that was set up: what there is of records and tokens, the padding share, what was cut."""
+        """For each split that was set up: counts of records and tokens, the share of padding, what was truncated."""
         return {split: self._numbers(split) for split in self._datasets}
 
     # From files to rows.
@@ -179,7 +178,7 @@ class TokenData(pl.LightningDataModule):
         return bool(self._given[split]) or (split == "validation" and self.val_fraction > 0)
 
     def _corpus(self, split: str) -> Corpus:
-        """Open the corpus that holds a split; make it first if the cache has none."""
+        """The corpus of a split, written first if the cache does not have it."""
         if split == "validation" and self.val_fraction:
             split = "train"
         if split in self._corpora:
@@ -198,25 +197,25 @@ class TokenData(pl.LightningDataModule):
         )
         path = self.cache_dir / f"{type(self).__name__}-{key}"
         if not (path / "meta.json").exists():
-            self._make(path, sources, split)
+            self._write(path, sources, split)
         self._corpora[split] = Corpus.open(path)
         return self._corpora[split]
 
-    def _make(self, path: Path, sources: Sequence[Source], split: str) -> None:
+    def _write(self, path: Path, sources: Sequence[Source], split: str) -> None:
         bad = BadRecords(self.on_bad_record)
         with CorpusWriter(
             path, vocab_size=self.tokenizer.vocab_size, masked=self._masked, with_texts=self._with_texts
         ) as writer:
-            report = self._tokenise(sources, writer, bad, split)
+            report = self._tokenize(sources, writer, bad, split)
             report = bad.report() + report
             if not writer.documents:
                 raise ValueError(
-                    f"{', '.join(source.name for source in sources)}: no usable records; {' '.join(report)}"
+                    f"{', '.join(source.name for source in sources)}: no usable record; {' '.join(report)}"
                 )
             writer.meta["report"] = report
 
     def _records(self, split: str) -> range:
-        """Which records of its corpus a split has."""
+        """The records of a split in its corpus."""
         count = (len(self._corpus(split).offsets) - 1) // self._documents_per_record
         if not self.val_fraction or split == "test":
             return range(count)
@@ -229,18 +228,18 @@ class TokenData(pl.LightningDataModule):
 
     def _eos_id(self) -> int:
         if self.tokenizer.eos_id is None:
-            raise ValueError("the tokenizer has no end-of-sequence token (eos_token in tokenizer_config.json)")
+            raise ValueError("the tokenizer has no eos token; set eos_token in tokenizer_config.json")
         return self.tokenizer.eos_id
 
     # From rows to batches.
 
     def _data_parallel(self) -> dict[str, int]:
-        """How many ranks share the data, and which this is; ranks of one tensor-parallel group are one."""
+        """Number of ranks that share the data, and the index of this one; a tensor-parallel group is one rank."""
         sharing = self.trainer.distributed_sampler_kwargs if self.trainer is not None else None
         return sharing or {"num_replicas": 1, "rank": 0}
 
     def _train_dataset(self) -> BatchDataset[Any]:
-        """What the train loader draws from."""
+        """The dataset of the train loader."""
         dataset: BatchDataset[Any] = self._datasets["train"]
         return dataset
 
@@ -260,41 +259,30 @@ class TokenData(pl.LightningDataModule):
         return BatchLoader(dataset, self._order(dataset), workers=self.workers)
 
     def _identity(self) -> dict[str, Any]:
-        """What a place in the data means, beside the order: which tokens, in which rows."""
+        """What gives a position in the data its meaning, besides the order: the tokens and the rows."""
         dataset = self._datasets["train"]
         return {"data": dataset.corpus.path.name, "context": self.context}
 
-    # The account.
+    # Summary.
 
     def _numbers(self, split: str) -> dict[str, float]:
         dataset = self._train_dataset() if split == "train" else self._datasets[split]
         table = self._order(dataset, seed=self.seed if split == "train" else None).batches(0)
-        cut = dataset.corpus.meta.get("truncation", {}) if self._given[split] else {}
-        return self._counts(split) | {"padding_share": dataset.padding_share(table)} | cut
+        truncation = dataset.corpus.meta.get("truncation", {}) if self._given[split] else {}
+        return self._counts(split) | {"padding_share": dataset.padding_share(table)} | truncation
 
-    def _account(self, split: str) -> Iterable[str]:
+    def _summary(self, split: str) -> Iterable[str]:
         yield f"{split}: " + ", ".join(
             f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' ')} {value:.1%}"
             for name, value in self._numbers(split).items()
             if value or name == "padding_share"
         )
-        if self._given[split]:  # what was held out of train is told there
+        if self._given[split]:  # the report of train covers what was held out of it
             yield from (f"{split}: {line}" for line in self._datasets[split].corpus.meta["report"])
 
 
-@contextmanager
-def progress_bar(sources: Sequence[Source], split: str) -> Iterator[Any]:
-    """A bar over the sources' bytes on the terminal, if there is one; yields ``advance(bytes)``."""
+def tokenization_bar(sources: Sequence[Source], split: str) -> AbstractContextManager[Advance]:
+    """A progress bar over the bytes of the sources; of unknown length where a source's is unknown."""
     sizes = [source.size for source in sources]
     total = None if None in sizes else sum(size or 0 for size in sizes)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"tokenising {split}", total=total)
-        yield lambda count: progress.advance(task, count)
+    return progress_bar(f"tokenizing {split}", total, in_bytes=True)

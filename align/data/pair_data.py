@@ -1,27 +1,18 @@
-"""Pairs of answers to one prompt, for reward models and DPO.
-
-Prompts to answer, for PPO and its critic-free kin.
-"""
+"""Data modules for alignment: preference pairs for reward models and DPO, prompts for PPO, GRPO and RLOO."""
 
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from align.batches import PairBatch
 from align.data.collate import BatchDataset, PairDataset, PromptDataset, PromptGroups
 from align.data.corpus import CorpusWriter, corpus_key
-from align.data.data_module import TokenData, progress_bar
-from align.data.formats import (
-    Pair,
-    PairFormat,
-    PromptFormat,
-    detect_pair_format,
-    detect_prompt_format,
-    read_pair,
-    read_prompt,
-)
+from align.data.data_module import TokenData, tokenization_bar
+from align.data.formats.fields import Chat
+from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
+from align.data.formats.prompts import PROMPT_FORMATS, PromptFormat
 from align.data.readers import BadRecords, Source
 from align.data.sampler import BatchLoader
 from align.data.tokenize import EncodedPair, TruncationReport, encode_chat, encode_pair, encode_records
@@ -29,15 +20,15 @@ from align.tokenizer import Tokenizer
 
 
 class PreferenceData(TokenData):
-    """Prompts with a chosen and a rejected answer, rendered with the tokenizer's template; the mask covers the answers.
+    """Preference pairs, rendered with the tokenizer's chat template; the mask covers the responses.
 
-    A pair longer than a row is cut: the prompt from its start, then the answers from their ends (docs/data.md).
-    ``batch_size`` counts pairs: a batch has twice as many rows, pairs of similar length together.
+    A pair longer than a row is truncated: the start of the prompt, then the ends of the responses (docs/data.md).
+    ``batch_size`` counts pairs. A batch has two rows per pair, and pairs of similar length share a batch.
 
     Args:
-        format: Fields of a record; auto: told from each file's first record
-        by_prompt: Batches of prompts instead of pairs: neighbouring pairs with the same prompt come in one batch, and
-            ``batch_size`` counts prompts (training only)
+        format: Format of the records; None: detected from each file's first record
+        by_prompt: Batches of prompts instead of pairs, in training: adjacent pairs with the same prompt share a batch,
+            and ``batch_size`` counts prompts
     """
 
     _with_texts = True
@@ -48,58 +39,55 @@ class PreferenceData(TokenData):
         tokenizer: str,
         train: str | list[str],
         *,
-        format: Literal["auto", "preference", "hh", "alpaca"] = "auto",
+        format: PairFormat | None = None,
         by_prompt: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Check the settings; see TokenData for those that all data share.
+        """Check the settings; ``TokenData`` has those that all data modules share.
 
         Raises:
-            ValueError: a setting is impossible.
+            ValueError: a setting is invalid.
         """
         super().__init__(tokenizer, train, **kwargs)
         self.format, self.by_prompt = format, by_prompt
 
     def pair_loader(self, split: str) -> BatchLoader[PairBatch]:
-        """The split's pairs in order, each once: on several ranks each once over all of them.
+        """Every pair of a split once, in order; with several ranks, once across all of them.
 
         Args:
             split: "train", "validation" or "test".
 
         Raises:
-            ValueError: the split was not set up; ``describe`` has those that were.
+            ValueError: the split was not set up.
         """
         if split not in self._datasets:
-            raise ValueError(f"the {split} pairs are not set up; those that are: {', '.join(self._datasets) or 'none'}")
+            raise ValueError(f"the split {split!r} is not set up; available: {', '.join(self._datasets) or 'none'}")
         return self._fixed_loader(split)
 
     def identity(self, split: str) -> str:
-        """Hash of what decides the split's tokens and their numbering: content, tokenizer and template, settings."""
+        """Hash of everything that decides the tokens and indices of a split: content, tokenizer, template, settings."""
         records = self._records(split)
         return corpus_key(
             data=self._corpus(split).path.name, context=self.context, first=records.start, records=len(records)
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {"format": self.format, "context": self.context}
+        return {"format": self.format and self.format.identity, "context": self.context}
 
-    def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
+    def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         report, limit, warning = TruncationReport(), self.context + 1, []
-        with progress_bar(sources, split) as advance:
+        with tokenization_bar(sources, split) as advance:
 
-            def encode(fields: Mapping[str, Any], format: PairFormat) -> tuple[Pair, EncodedPair]:
-                pair = read_pair(fields, format)
+            def encode(pair: Pair) -> tuple[Pair, EncodedPair]:
                 advance(sum(len(text) for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)))
                 return pair, encode_pair(pair, self.tokenizer, limit)
 
-            for pair, encoded in encode_records(
-                sources, bad, format=self.format, detect=detect_pair_format, encode=encode
-            ):
+            for pair, encoded in encode_records(sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode):
                 parts = [encoded.prompt, encoded.chosen, encoded.rejected]
                 if not writer.texts:
                     warning = _template_warning(pair, self.tokenizer)
                 writer.append(np.concatenate(parts), [len(part) for part in parts], text=pair.prompt[-1]["content"])
-                report.add(encoded.cut)
+                report.add(encoded.truncation)
         writer.meta["truncation"] = report.as_dict("pairs")
         return warning + report.lines("pairs", total=writer.texts, limit=limit)
 
@@ -121,28 +109,28 @@ class PreferenceData(TokenData):
 
 
 def _template_warning(pair: Pair, tokenizer: Tokenizer) -> list[str]:
-    """One line where the template renders a whole chat otherwise than prompt and answer apart, else none."""
+    """A line if the template renders a whole chat differently from prompt and response separately, else none."""
     chat = [*pair.prompt, {"role": "assistant", "content": pair.chosen}]
     whole = encode_chat(chat, tokenizer, sys.maxsize).ids
-    apart = encode_pair(pair, tokenizer, sys.maxsize)
-    joined = np.concatenate([apart.prompt, apart.chosen])
+    parts = encode_pair(pair, tokenizer, sys.maxsize)
+    joined = np.concatenate([parts.prompt, parts.chosen])
     if np.array_equal(whole, joined):
         return []
     return [
         f"the chat template renders the first chat as {tokenizer.decode(whole.tolist(), skip_special=False)!r}, but "
-        f"its prompt and answer apart, which these pairs and sampling use, are "
+        "its prompt and response separately, as these pairs and sampling do, as "
         f"{tokenizer.decode(joined.tolist(), skip_special=False)!r}"
     ]
 
 
 class PromptData(TokenData):
-    """Prompts rendered up to the assistant's turn; ``batch_size`` counts prompts.
+    """Prompts, rendered up to the response; ``batch_size`` counts prompts.
 
-    A prompt is never cut: one that fills the context leaves no room to answer and is a bad record.
+    A prompt is never truncated: one that fills the context leaves no room for a response and is a bad record.
 
     Args:
-        format: Fields of a record; auto: told from each file's first record
-        max_prompt_tokens: A longer prompt is a bad record; None: one that fills the context is
+        format: Format of the records; None: detected from each file's first record
+        max_prompt_tokens: Tokens; a longer prompt is a bad record. None: the limit is the context
     """
 
     _with_texts = True
@@ -152,20 +140,20 @@ class PromptData(TokenData):
         tokenizer: str,
         train: str | list[str],
         *,
-        format: Literal["auto", "prompt", "messages", "alpaca", "hh"] = "auto",
+        format: PromptFormat | None = None,
         max_prompt_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
-        """Check the settings; see TokenData for those that all data share.
+        """Check the settings; ``TokenData`` has those that all data modules share.
 
         Raises:
-            ValueError: a setting is impossible.
+            ValueError: a setting is invalid.
         """
         super().__init__(tokenizer, train, **kwargs)
         if max_prompt_tokens is not None and not 0 < max_prompt_tokens < self.context:
             raise ValueError(
                 f"max_prompt_tokens is {max_prompt_tokens}; it must be at least 1 and less than context "
-                f"({self.context}), so that there is room to answer"
+                f"({self.context}), so that there is room for a response"
             )
         self.format, self.max_prompt_tokens = format, max_prompt_tokens
 
@@ -177,27 +165,30 @@ class PromptData(TokenData):
         return prompts if wrap is None else wrap(prompts)
 
     def _settings(self) -> dict[str, Any]:
-        return {"format": self.format, "context": self.context, "max_prompt_tokens": self.max_prompt_tokens}
+        return {
+            "format": self.format and self.format.identity,
+            "context": self.context,
+            "max_prompt_tokens": self.max_prompt_tokens,
+        }
 
-    def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        with progress_bar(sources, split) as advance:
+    def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
+        with tokenization_bar(sources, split) as advance:
 
-            def encode(fields: Mapping[str, Any], format: PromptFormat) -> tuple[str, list[int]]:
-                prompt = read_prompt(fields, format)
+            def encode(prompt: Chat) -> tuple[str, list[int]]:
                 advance(sum(len(message["content"]) for message in prompt))
                 ids = self.tokenizer.render_chat(prompt, add_generation_prompt=True).ids
                 self._refuse_long(len(ids))
                 return prompt[-1]["content"], ids
 
-            for text, ids in encode_records(
-                sources, bad, format=self.format, detect=detect_prompt_format, encode=encode
-            ):
+            for text, ids in encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode):
                 writer.append(ids, [len(ids)], text=text)
         return []
 
     def _refuse_long(self, tokens: int) -> None:
         if tokens >= self.context:
-            raise ValueError(f"the prompt has {tokens} tokens: a context of {self.context} leaves no room to answer")
+            raise ValueError(
+                f"the prompt has {tokens} tokens, which leaves no room for a response in context {self.context}"
+            )
         if self.max_prompt_tokens is not None and tokens > self.max_prompt_tokens:
             raise ValueError(f"the prompt has {tokens} tokens, more than max_prompt_tokens ({self.max_prompt_tokens})")
 

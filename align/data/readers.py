@@ -1,9 +1,7 @@
-"""Where a record stands, what is wrong with it, and what happens then.
+"""Read files and Hub data sets record by record, and report bad records by file and line.
 
-Files and Hub ids to records, one at a time, with exact line or record numbers.
-
-JSONL, JSON, CSV and text are read here, so that the number of a bad line is exact and a CSV's "007" stays text;
-Parquet and the Hub go through ``datasets``, streaming: what is kept on disk is our own cache of tokens.
+JSONL, JSON, CSV and text are parsed here, so that line numbers are exact and a CSV's "007" stays text. Parquet and the
+Hub are streamed through ``datasets``; nothing but our cache of tokens is written to disk.
 """
 
 import csv
@@ -25,44 +23,44 @@ class Record(NamedTuple):
     """One record of a source.
 
     Attributes:
-        source: file or Hub id, as given.
-        place: "line 3" or "record 3", counted from 1.
-        fields: what the record holds.
+        source: path or Hub id, as given.
+        location: "line 3" or "record 3", counted from 1.
+        fields: field name -> value.
     """
 
     source: str
-    place: str
+    location: str
     fields: dict[str, Any]
 
 
 class BadRecordError(ValueError):
-    """A record can't be used; the message names source, place, field and reason."""
+    """A record can't be used; names the file, the line, the field and the reason."""
 
 
 class BadRecords:
-    """Stops at the first bad record, or counts them and remembers the first."""
+    """Stops at the first bad record, or counts them and keeps the first message."""
 
     def __init__(self, policy: OnBadRecord) -> None:
-        """Start counting at zero."""
+        """Start with no bad records."""
         self.policy = policy
         self.count = 0
         self.first = ""
 
-    def add(self, source: str, place: str, reason: str) -> None:
-        """Take note of a bad record.
+    def add(self, source: str, location: str, reason: str) -> None:
+        """Report a bad record.
 
         Raises:
             BadRecordError: the policy is "stop".
         """
-        message = f"{source}: {place}: {reason}"
+        message = f"{source}: {location}: {reason}"
         if self.policy == "stop":
-            raise BadRecordError(f"{message} (on_bad_record: skip leaves such records out)")
+            raise BadRecordError(f"{message} (on_bad_record: skip would leave it out)")
         self.count += 1
         self.first = self.first or message
 
     def report(self) -> list[str]:
-        """One line when records were left out, else none."""
-        return [f"left out {self.count} bad record(s); the first: {self.first}"] if self.count else []
+        """A line if records were skipped, else none."""
+        return [f"skipped {self.count} bad record(s); the first: {self.first}"] if self.count else []
 
 
 _KINDS = {
@@ -81,7 +79,7 @@ _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<config>[\w.-]+))?(:(?P<spl
 
 @dataclass(frozen=True)
 class Source:
-    """A file or a Hub dataset."""
+    """A file or a Hub data set."""
 
     name: str
     """Path or Hub id, as found"""
@@ -90,11 +88,11 @@ class Source:
 
     @property
     def size(self) -> int | None:
-        """Bytes of text to go through, None where nobody knows before reading."""
+        """Bytes of text, or None where that is unknown before reading."""
         return None if self.kind in ("parquet", "hub") else Path(self.name).stat().st_size
 
     def fingerprint(self) -> str:
-        """What decides the content: the SHA-256 of a file's bytes, the commit of a Hub dataset."""
+        """Identifies the content: the SHA-256 of a file's bytes, the commit of a Hub data set."""
         if self.kind == "hub":
             from huggingface_hub import HfApi
 
@@ -103,10 +101,10 @@ class Source:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def records(self, bad: BadRecords) -> Iterator[Record]:
-        """Go through the records; a line that can't be read goes to ``bad``.
+        """Read the records; lines that can't be parsed go to ``bad``.
 
         Raises:
-            ValueError: the file as a whole can't be read: empty, binary, not what its name says.
+            ValueError: the file can't be read at all: it is empty, binary, or not of the type that its name says.
         """
         if self.kind in ("parquet", "hub"):
             return self._through_datasets()
@@ -128,20 +126,20 @@ class Source:
             for number, line in enumerate(file, 1):
                 if line.isspace():
                     continue
-                place = f"line {number}"
+                location = f"line {number}"
                 try:
                     fields = json.loads(line)
                 except json.JSONDecodeError as error:
-                    bad.add(self.name, place, f"not JSON: {error.msg} at column {error.colno}")
+                    bad.add(self.name, location, f"not JSON: {error.msg} at column {error.colno}")
                     continue
                 except UnicodeDecodeError as error:
                     bad.add(
                         self.name,
-                        place,
+                        location,
                         f"not UTF-8: byte 0x{error.object[error.start]:02x} at column {error.start + 1}",
                     )
                     continue
-                yield from self._object(fields, place, bad)
+                yield from self._object(fields, location, bad)
 
     def _json(self, bad: BadRecords) -> Iterator[Record]:
         try:
@@ -149,15 +147,15 @@ class Source:
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.name}: not UTF-8 at byte {error.start}") from None
         except json.JSONDecodeError as error:
-            hint = " (one object a line is a .jsonl file)" if error.msg == "Extra data" else ""
+            hint = " (a file with one object per line is named .jsonl)" if error.msg == "Extra data" else ""
             raise ValueError(f"{self.name}: line {error.lineno}: not JSON: {error.msg}{hint}") from None
         if not isinstance(content, list):
-            raise ValueError(f"{self.name}: must hold a list of records, found {type(content).__name__}")
+            raise ValueError(f"{self.name}: must contain a list of records, found {type(content).__name__}")
         for number, fields in enumerate(content, 1):
             yield from self._object(fields, f"record {number}", bad)
 
     def _csv(self, bad: BadRecords) -> Iterator[Record]:
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the standard 128 kB is less than a long document
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 kB is less than a long document
         with open(self.name, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             line = 1
@@ -174,11 +172,11 @@ class Source:
             except (csv.Error, UnicodeDecodeError) as error:
                 raise ValueError(f"{self.name}: line {line}: not CSV: {error}") from None
 
-    def _object(self, fields: Any, place: str, bad: BadRecords) -> Iterator[Record]:
+    def _object(self, fields: Any, location: str, bad: BadRecords) -> Iterator[Record]:
         if isinstance(fields, dict):
-            yield Record(self.name, place, fields)
+            yield Record(self.name, location, fields)
         else:
-            bad.add(self.name, place, f"must be an object with fields, found {type(fields).__name__}")
+            bad.add(self.name, location, f"must be an object with fields, found {type(fields).__name__}")
 
     def _through_datasets(self) -> Iterator[Record]:
         import datasets
@@ -193,19 +191,19 @@ class Source:
                 )
             for number, fields in enumerate(rows, 1):
                 yield Record(self.name, f"record {number}", fields)
-        except Exception as error:  # datasets, pyarrow and the network raise types of their own
+        except Exception as error:  # datasets, pyarrow and HTTP clients have their own types
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{self.name}: can't be read as {self.kind}: {reason}") from error
 
 
 def _hub_parts(name: str) -> dict[str, Any]:
     match = _HUB_ID.fullmatch(name)
-    assert match is not None  # find_sources gave the kind "hub" because it matched
+    assert match is not None  # or find_sources would not have chosen the kind "hub"
     return match.groupdict()
 
 
 def _refuse_unreadable(path: Path) -> None:
-    """Name empty and binary files at once, before a parser says something unrelated."""
+    """Reject empty and binary files before a parser complains about something unrelated."""
     with open(path, "rb") as file:
         head = file.read(8192)
     if not head:
@@ -218,14 +216,14 @@ def find_sources(given: str | Sequence[str]) -> list[Source]:
     """Resolve paths, globs and Hub ids (``owner/name``, ``owner/name:split``, ``owner/name@config:split``).
 
     Args:
-        given: one of them, or several; a glob's files come in the order of their names.
+        given: one or several; files of a glob are sorted by name.
 
     Returns:
-        list[Source]: every source, in order.
+        list[Source]: all sources, in order.
 
     Raises:
-        FileNotFoundError: nothing is there; the message names the nearest that is.
-        ValueError: the name's ending says no format.
+        FileNotFoundError: a file does not exist; suggests the one with the most similar name.
+        ValueError: the suffix of a file is unknown.
     """
     return [source for one in ([given] if isinstance(given, str) else given) for source in _find(str(one))]
 
@@ -239,18 +237,18 @@ def _find(given: str) -> list[Source]:
     if _HUB_ID.fullmatch(given) and path.suffix not in _KINDS and not path.parent.is_dir():
         return [Source(given, "hub")]
     if path.is_dir():
-        raise FileNotFoundError(f"{given}: a folder; name its files, for example {given.rstrip('/')}/*.jsonl")
+        raise FileNotFoundError(f"{given}: is a folder; give its files, for example {given.rstrip('/')}/*.jsonl")
     parent = path.parent
     while not parent.is_dir():
         parent = parent.parent
     names = [entry.name for entry in parent.iterdir()]
     near = difflib.get_close_matches(path.relative_to(parent).parts[0], names, 1, cutoff=0.4)
-    hint = f"the nearest there is: {parent / near[0]}" if near else f"nothing alike in {parent.resolve()}"
+    hint = f"did you mean {parent / near[0]}?" if near else f"no similar name in {parent.resolve()}"
     raise FileNotFoundError(f"{given}: no such file; {hint}")
 
 
 def _kind(path: str) -> str:
     suffix = Path(path).suffix.lower()
     if suffix not in _KINDS:
-        raise ValueError(f"{path}: the ending {suffix!r} says no format; known: {', '.join(_KINDS)}")
+        raise ValueError(f"{path}: the suffix {suffix!r} is unknown; allowed: {', '.join(_KINDS)}")
     return _KINDS[suffix]

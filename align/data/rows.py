@@ -1,10 +1,10 @@
-"""Which tokens stand in which row: every kind of packing, as slices of the corpus.
+"""Packing: which tokens of the corpus are in which row.
 
-A row is a list of pieces, a piece is a run of tokens of the corpus; ``collate`` lays them out side by side. A row of
-width W holds W - 1 predictions, so a text cut at a row's end goes on in the next row from the very token it ended
-with: that token is a target in the one and an input in the other.
+A row is a list of spans, and a span is consecutive tokens of the corpus. A row of W tokens makes W - 1 predictions, so
+a document that is split at the end of a row continues in the next row with its last token repeated: a target in the
+first row, an input in the second.
 
-Legend: P pieces, R rows, W width of a row, tokens.
+Legend: S spans, R rows, W width of a row, tokens.
 """
 
 from bisect import bisect_left, insort
@@ -14,12 +14,12 @@ import numpy as np
 
 
 class Rows(NamedTuple):
-    """Rows as pieces of a corpus.
+    """Rows as spans of a corpus.
 
     Attributes:
-        starts: ``[P]`` int64, first token of the piece in the corpus.
-        lengths: ``[P]`` int64, tokens of the piece, at least 1.
-        offsets: ``[R + 1]`` int64: row r holds the pieces ``offsets[r]:offsets[r + 1]``.
+        starts: ``[S]`` int64, index of the span's first token in the corpus.
+        lengths: ``[S]`` int64, tokens of the span, at least 1.
+        offsets: ``[R + 1]`` int64: row r has the spans ``offsets[r]:offsets[r + 1]``.
     """
 
     starts: np.ndarray
@@ -38,11 +38,11 @@ class Rows(NamedTuple):
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenate ``arange(start, start + length)`` of every pair.
+    """Concatenate ``arange(start, start + length)`` of all spans.
 
     Args:
-        starts: ``[P]`` int64.
-        lengths: ``[P]`` int64, zero allowed.
+        starts: ``[S]`` int64.
+        lengths: ``[S]`` int64, may be 0.
 
     Returns:
         ``[sum(lengths)]`` int64.
@@ -52,12 +52,12 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def stream_rows(bounds: np.ndarray, width: int, *, block_diagonal: bool) -> Rows:
-    """Cut the documents, laid one after another, into rows.
+    """Concatenate the documents and split them into rows.
 
     Args:
-        bounds: ``[documents + 1]`` int64, where documents begin in the corpus, and the end.
-        width: W. Neighbouring rows share one token; the last row may be shorter.
-        block_diagonal: a row's pieces are its documents; otherwise a row is one piece.
+        bounds: ``[documents + 1]`` int64, offsets of the documents in the corpus.
+        width: W. Adjacent rows share one token; the last row may be shorter.
+        block_diagonal: whether each document of a row is a span of its own; otherwise a row is one span.
 
     Returns:
         Rows: ``ceil((N - 1) / (W - 1))`` rows for N tokens.
@@ -68,10 +68,10 @@ def stream_rows(bounds: np.ndarray, width: int, *, block_diagonal: bool) -> Rows
     ends = np.minimum(starts + width, high)
     if not block_diagonal or count == 0:
         return Rows(starts, ends - starts, np.arange(count + 1))
-    # A document that begins at b cuts the one row which holds b after its first token.
-    cuts = np.asarray(bounds[1:-1], dtype=np.int64)
-    row = np.concatenate([np.arange(count), (cuts - low - 1) // (width - 1)])
-    starts = np.concatenate([starts, cuts])
+    # A document that begins at b splits the row that has b after its first token.
+    splits = np.asarray(bounds[1:-1], dtype=np.int64)
+    row = np.concatenate([np.arange(count), (splits - low - 1) // (width - 1)])
+    starts = np.concatenate([starts, splits])
     order = np.lexsort((starts, row))
     starts, row = starts[order], row[order]
     last = np.append(row[1:] != row[:-1], True)
@@ -80,24 +80,24 @@ def stream_rows(bounds: np.ndarray, width: int, *, block_diagonal: bool) -> Rows
 
 
 def document_rows(bounds: np.ndarray, width: int) -> Rows:
-    """Place whole documents into rows, best fit first, longest first.
+    """Pack whole documents into rows: best fit, longest first.
 
-    A document longer than a row is cut into row-sized pieces that overlap by one token, as a stream is.
+    A document longer than a row is split into spans of W tokens that overlap by one, as in ``stream_rows``.
 
     Args:
-        bounds: ``[documents + 1]`` int64, where documents begin in the corpus, and the end.
+        bounds: ``[documents + 1]`` int64, offsets of the documents in the corpus.
         width: W.
 
     Returns:
-        Rows: in the order of their first documents, so that the first rows are no special sample.
+        Rows: in order of their first documents, so that the first rows are not a special sample.
     """
     sizes = np.diff(bounds)
-    pieces = np.maximum(1, -(-(sizes - 1) // (width - 1)))
-    document = np.repeat(np.arange(len(sizes)), pieces)
-    skipped = ranges(np.zeros(len(sizes), np.int64), pieces) * (width - 1)
+    spans = np.maximum(1, -(-(sizes - 1) // (width - 1)))
+    document = np.repeat(np.arange(len(sizes)), spans)
+    skipped = ranges(np.zeros(len(sizes), np.int64), spans) * (width - 1)
     starts = np.asarray(bounds[:-1], np.int64)[document] + skipped
     lengths = np.minimum(width, sizes[document] - skipped)
-    # Rows are numbered by the first piece they hold; within a row the pieces keep the corpus's order.
+    # Rows are ordered by their first span; within a row spans keep the order of the corpus.
     _, first, row = np.unique(_best_fit(lengths, width), return_index=True, return_inverse=True)
     row = np.argsort(np.argsort(first))[row]
     order = np.argsort(row, kind="stable")
@@ -105,13 +105,13 @@ def document_rows(bounds: np.ndarray, width: int) -> Rows:
 
 
 def _best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
-    """Give each piece a row: the fullest row that still has room, or a new one. ``[P]`` -> ``[P]`` int64."""
+    """The row of each span: the fullest row with enough room, or a new one. ``[S]`` -> ``[S]`` int64."""
     rows_by_room: list[list[int]] = [[] for _ in range(width + 1)]
-    rooms: list[int] = []  # the rooms that some row has, ascending
+    rooms: list[int] = []  # rooms of at least one row, ascending
     row_of = np.empty(len(lengths), np.int64)
     sizes, count = lengths.tolist(), 0
-    for piece in np.argsort(-lengths, kind="stable").tolist():
-        size = sizes[piece]
+    for span in np.argsort(-lengths, kind="stable").tolist():
+        size = sizes[span]
         at = bisect_left(rooms, size)
         if at == len(rooms):
             row, room, count = count, width, count + 1
@@ -120,7 +120,7 @@ def _best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
             row = rows_by_room[room].pop()
             if not rows_by_room[room]:
                 del rooms[at]
-        row_of[piece] = row
+        row_of[span] = row
         if left := room - size:
             if not rows_by_room[left]:
                 insort(rooms, left)
@@ -129,9 +129,9 @@ def _best_fit(lengths: np.ndarray, width: int) -> np.ndarray:
 
 
 def single_rows(bounds: np.ndarray) -> Rows:
-    """One document a row, as long as it is.
+    """One whole document per row.
 
     Args:
-        bounds: ``[documents + 1]`` int64, where documents begin in the corpus, and the end.
+        bounds: ``[documents + 1]`` int64, offsets of the documents in the corpus.
     """
     return Rows(np.asarray(bounds[:-1], np.int64), np.diff(bounds), np.arange(len(bounds)))

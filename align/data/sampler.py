@@ -1,7 +1,7 @@
-"""Which rows come when: an order that is a pure function of (seed, pass), and loaders that can be taken up again.
+"""The order of rows, a pure function of seed and pass, and loaders that resume.
 
-Lightning saves the ``state_dict`` of a train loader in its checkpoints and saves no random state, so nothing here draws
-from a random generator that lives longer than one pass.
+Lightning saves the ``state_dict`` of a train loader in its checkpoints, but no random state. So no random generator
+here outlives a pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,39 +16,38 @@ from torch.utils.data import DataLoader
 from align.data.collate import Batch, BatchDataset
 
 _SORTED_BATCHES = 64
-"""Length buckets are cut from this many batches' worth of shuffled rows, sorted: enough for even batches, few enough
-that every pass groups rows anew"""
+"""Shuffled rows of this many batches are sorted by length and split into batches: enough for batches of even length,
+few enough that every pass groups rows differently"""
 
 _PRODUCT = "batch_size x ranks"
 
 
 @dataclass(frozen=True)
 class BatchOrder:
-    """The batches of every pass over some rows, for one rank of several.
+    """The batches of each pass over the rows, for one rank.
 
-    One order is made for all ranks; of every ``batch_size * ranks`` rows each rank takes every ranks-th. So the order
-    depends on the product alone: 2 ranks with 4 rows see what 1 rank with 8 sees.
+    All ranks share one order: each rank takes a strided slice of every ``batch_size * ranks`` rows. So the order
+    depends on that product alone: 2 ranks with 4 rows each see what 1 rank with 8 sees.
 
-    The tail: the last batch of a pass is filled up with -1 (a row of padding, which counts nothing). Where rows are
-    shuffled, the few (fewer than ranks) that can't be dealt evenly are left out, others in every pass; where they are
-    not (validation) every row comes exactly once.
+    The last batch of a pass is filled with -1, a row of padding. If rows are shuffled, the remainder that does not
+    divide among the ranks is left out, other rows in each pass. Otherwise (validation) every row occurs exactly once.
     """
 
     rows: int
-    """Rows there are"""
+    """Number of rows"""
     batch_size: int
     """Rows of a batch on one rank"""
     seed: int | None = None
-    """Shuffles; None: the order of the rows"""
+    """Seed of the shuffling; None: rows stay in order"""
     ranks: int = 1
-    """Data-parallel processes"""
+    """Number of data-parallel ranks"""
     rank: int = 0
-    """Which of them this is"""
+    """Index of this rank"""
     widths: np.ndarray | None = None
-    """``[rows]`` tokens of each row: rows of similar length then share a batch. None: lengths don't matter"""
+    """``[rows]`` tokens of each row, if rows of similar length should share a batch; else None"""
 
     def __len__(self) -> int:
-        """Batches of one pass, on every rank."""
+        """Batches of one pass, the same on every rank."""
         used = self.rows if self.seed is None else self.rows - self.rows % self.ranks
         return -(-used // (self.batch_size * self.ranks))
 
@@ -56,7 +55,7 @@ class BatchOrder:
         """This rank's batches of pass ``number``.
 
         Returns:
-            ``[batches, batch_size]`` int64 row numbers, -1 for padding.
+            ``[batches, batch_size]`` int64 indices of rows, -1 for padding.
         """
         step = self.batch_size * self.ranks
         order = np.arange(self.rows)
@@ -74,18 +73,18 @@ class BatchOrder:
 
 
 class BatchLoader(Generic[Batch]):
-    """A sized iterable of batches, always from the first one: validation and test.
+    """Batches of one pass, always from the first: for validation and test.
 
-    Not a torch ``DataLoader``, so that Lightning puts no sampler of its own into it.
+    It is no torch ``DataLoader``, so that Lightning does not replace its sampler.
     """
 
     def __init__(self, dataset: BatchDataset[Batch], order: BatchOrder, *, workers: int = 0) -> None:
         """Build the loader.
 
         Args:
-            dataset: gives the batch of an array of row numbers.
+            dataset: returns the batch of an array of indices.
             order: the batches of a pass.
-            workers: processes that make batches ahead; 0: the training process makes them.
+            workers: processes that prepare batches; 0: the training process does.
         """
         self.dataset, self.order, self.workers = dataset, order, workers
 
@@ -94,20 +93,20 @@ class BatchLoader(Generic[Batch]):
         return len(self.order)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go through one pass."""
+        """Iterate over one pass."""
         return self._batches(0)
 
     def _batches(self, start: int) -> Iterator[Batch]:
-        """As many batches as a pass has, from batch ``start`` of the endless row of passes."""
+        """The batches of one pass's length, from batch ``start`` of the endless sequence of passes."""
         return iter(
             DataLoader(
                 self.dataset,  # type: ignore[arg-type]
                 batch_size=None,
                 sampler=self._row_numbers(start),
-                collate_fn=_as_it_is,  # the default turns tuples of texts into lists
+                collate_fn=_unchanged,  # the default turns tuples of texts into lists
                 num_workers=self.workers,
                 pin_memory=is_available(),
-                generator=Generator(),  # else every new iterator moves torch's global generator
+                generator=Generator(),  # else every new iterator advances torch's global generator
             )
         )
 
@@ -118,17 +117,17 @@ class BatchLoader(Generic[Batch]):
             yield from self.order.batches(number + 1)[:position]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
 class ResumableLoader(BatchLoader[Batch]):
-    """The train loader: an endless row of passes, and a count of the batches that were delivered.
+    """The train loader: an endless sequence of passes and the number of batches delivered.
 
-    Every iterator gives as many batches as a pass has, going on from where the last one was left. An epoch that
-    Lightning ends early (``limit_train_batches``) is therefore followed by rows that have not been seen yet, and a
-    resumed run gets what the interrupted one would have got, wherever in an epoch it was stopped. Only what was handed
-    out is counted, not what workers have made ahead.
+    Every iterator yields the number of batches of a pass, starting after the last batch delivered. So an epoch that
+    Lightning ends early (``limit_train_batches``) is followed by rows not seen yet, and a resumed run gets the batches
+    that the interrupted one would have got, also within an epoch. Batches that workers have prepared but not delivered
+    do not count.
     """
 
     def __init__(
@@ -142,10 +141,10 @@ class ResumableLoader(BatchLoader[Batch]):
         """Build the loader.
 
         Args:
-            dataset: gives the batch of an array of row numbers.
+            dataset: returns the batch of an array of indices.
             order: the batches of a pass, shuffled.
-            workers: processes that make batches ahead; 0: the training process makes them.
-            identity: settings that decide what the rows are; a checkpoint made with others is refused.
+            workers: processes that prepare batches; 0: the training process does.
+            identity: what decides the rows; a checkpoint with another identity is refused.
         """
         super().__init__(dataset, order, workers=workers)
         self.delivered = 0
@@ -156,30 +155,30 @@ class ResumableLoader(BatchLoader[Batch]):
         }
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on from the batch after the last one delivered."""
+        """Continue after the last batch delivered."""
         for number, batch in enumerate(self._batches(self.delivered), self.delivered + 1):
             self.delivered = number
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Pass and position within it (batches on each rank), and what they were counted with."""
+        """Pass, position within it (batches on each rank), and the identity of the rows."""
         number, position = divmod(self.delivered, len(self))
         return {"pass": number, "position": position} | self._identity
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was made.
+        """Resume after the last batch before a checkpoint.
 
         Raises:
-            ValueError: it was made with other data or settings, where the position would mean other rows.
+            ValueError: it was saved with other data or settings, for which the position means other rows.
         """
         for name, now in self._identity.items():
             if state.get(name) != now:
-                cure = "resume with the settings and files it was made with"
+                fix = "resume with the files and settings of the checkpoint"
                 if name == _PRODUCT:
-                    cure = f"on {self.order.ranks} rank(s) {_batch_size_for(state.get(name), self.order.ranks)}"
+                    fix = f"on {self.order.ranks} rank(s) {_batch_size_for(state.get(name), self.order.ranks)}"
                 raise ValueError(
-                    f"the checkpoint's place in the data was counted with {name} = {state.get(name)}, now it is {now}: "
-                    f"{cure}, or start anew from its model directory"
+                    f"the checkpoint's position in the data refers to {name} = {state.get(name)}, but it is now {now}: "
+                    f"{fix}, or start a new run from its model directory"
                 )
         self.delivered = state["pass"] * len(self) + state["position"]
 
@@ -187,4 +186,4 @@ class ResumableLoader(BatchLoader[Batch]):
 def _batch_size_for(product: Any, ranks: int) -> str:
     if isinstance(product, int) and product % ranks == 0:
         return f"set data.batch_size to {product // ranks}"
-    return f"that can't be: take a number of ranks that divides {product}"
+    return f"this is impossible; use a number of ranks that divides {product}"

@@ -1,21 +1,17 @@
-"""What TextData and ChatData share: documents laid out in rows of tokens, each token a target or not.
+"""Data modules for language modelling: text for pretraining, chats for supervised fine-tuning."""
 
-Plain text for pretraining: documents packed into rows of the context.
-
-Chats for supervised fine-tuning: only the assistant's tokens count.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from align.data.collate import RowDataset
 from align.data.corpus import CorpusWriter
-from align.data.data_module import TokenData, progress_bar
-from align.data.formats import ChatFormat, chat_messages, detect_format, document_text
+from align.data.data_module import TokenData, tokenization_bar
+from align.data.formats.chats import CHAT_FORMATS, ChatFormat
+from align.data.formats.fields import Chat
+from align.data.formats.texts import Text, TextFormat
 from align.data.readers import BadRecords, Source
 from align.data.rows import Rows, document_rows, single_rows, stream_rows
 from align.data.tokenize import EncodedChat, TruncationReport, encode_chat, encode_records
@@ -24,12 +20,12 @@ from align.tokenizer.process_pool import chunked, ordered_map
 
 
 class Layout(NamedTuple):
-    """How documents stand in rows.
+    """Documents laid out in rows.
 
     Attributes:
         rows: the rows.
-        fixed_width: every batch is ``context + 1`` tokens wide; otherwise batches are of rows of similar length.
-        block_diagonal: attention stays inside a document.
+        fixed_width: whether every batch is ``context + 1`` tokens wide; otherwise rows of similar length share a batch.
+        block_diagonal: whether attention stays within a document.
     """
 
     rows: Rows
@@ -38,10 +34,10 @@ class Layout(NamedTuple):
 
 
 class RowData(TokenData):
-    """Files or Hub datasets to ``TokenBatch``: a record is a document, documents are laid out in rows."""
+    """Files or Hub data sets to ``TokenBatch``: each record is a document, and documents are laid out in rows."""
 
     def _lay_out(self, bounds: np.ndarray) -> Layout:
-        """Rows of the documents between ``bounds``."""
+        """Lay out the documents between ``bounds``."""
         raise NotImplementedError
 
     def _dataset(self, split: str) -> RowDataset:
@@ -57,29 +53,29 @@ class RowData(TokenData):
         )
 
     def _bounds(self, split: str) -> np.ndarray:
-        """Where a split's documents begin in its corpus, and the end."""
+        """``[documents + 1]`` offsets of a split's documents in its corpus."""
         corpus = self._corpus(split)
         offsets = np.asarray(corpus.offsets)
         if len(offsets) > 2 or not self.val_fraction or split == "test":
             records = self._records(split)
             return offsets[records.start : records.stop + 1]
-        # Bytes, not tokens, decide, so that the cut falls at the same text whatever the tokenizer.
+        # By bytes, not tokens, so that every tokenizer holds out the same text.
         filled = np.cumsum(self.tokenizer.token_bytes[corpus.ids])
-        cut = int(np.searchsorted(filled, int(filled[-1] * (1 - self.val_fraction)))) + 1
-        return np.array([0, cut] if split == "train" else [cut, offsets[-1]])
+        end = int(np.searchsorted(filled, int(filled[-1] * (1 - self.val_fraction)))) + 1
+        return np.array([0, end] if split == "train" else [end, offsets[-1]])
 
     def _counts(self, split: str) -> dict[str, Any]:
         dataset, bounds = self._datasets[split], self._bounds(split)
         return {
             "documents": len(bounds) - 1,
             "tokens": int(bounds[-1] - bounds[0]),
-            "counted_tokens": _counted(dataset),
+            "target_tokens": _counted(dataset),
             "rows": len(dataset),
         }
 
 
 def _counted(dataset: RowDataset) -> int:
-    """Targets of one pass."""
+    """Number of targets in one pass."""
     if dataset.corpus.counted is None:
         return int((dataset.rows.lengths - 1).sum())
     ends = np.cumsum(dataset.corpus.counted)
@@ -88,14 +84,14 @@ def _counted(dataset: RowDataset) -> int:
 
 
 class TextData(RowData):
-    """Documents ``<bos> text <eos>`` (bos where the tokenizer has one of its own), tokenised once and packed.
+    """Documents ``<bos> text <eos>`` (without bos if the tokenizer has none of its own), tokenized once and packed.
 
     Args:
-        packing: stream lays documents one after another and cuts rows of the context; documents keeps every document
-            whole (longer ones are cut into rows) and lets none see another
-        block_diagonal: With stream: let no document see another, as documents packing always does
-        field: Field of a record that holds the text
-        processes: Processes that tokenise
+        packing: stream concatenates documents and splits them into rows; documents keeps every document whole, unless
+            it is longer than a row, and attention within it
+        block_diagonal: Keep attention within a document with stream packing too
+        format: Format of the records; None: Text, whose setting is the name of the field
+        processes: Processes that tokenize
     """
 
     def __init__(
@@ -105,39 +101,36 @@ class TextData(RowData):
         *,
         packing: Literal["stream", "documents"] = "stream",
         block_diagonal: bool = False,
-        field: str = "text",
+        format: TextFormat | None = None,
         processes: int = 1,
         **kwargs: Any,
     ) -> None:
-        """Check the settings; see TokenData for those that all data share.
+        """Check the settings; ``TokenData`` has those that all data modules share.
 
         Raises:
-            ValueError: a setting is impossible.
+            ValueError: a setting is invalid.
         """
         super().__init__(tokenizer, train, **kwargs)
         if processes < 1:
             raise ValueError(f"processes is {processes}; it must be at least 1")
-        self.packing, self.block_diagonal, self.field, self.processes = packing, block_diagonal, field, processes
+        self.packing, self.block_diagonal, self.processes = packing, block_diagonal, processes
+        self.format = format or Text()
 
     def _settings(self) -> dict[str, Any]:
-        return {"field": self.field}
+        return {"format": self.format.identity}
 
-    def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
+    def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         encode = partial(_encode_documents, self.tokenizer, self.tokenizer.opening_ids, (self._eos_id(),))
-        with progress_bar(sources, split) as advance:
-            for ids, lengths in ordered_map(encode, chunked(self._texts(sources, bad, advance)), self.processes):
+        with tokenization_bar(sources, split) as advance:
+
+            def counted(text: str) -> str:
+                advance(len(text))
+                return text
+
+            texts = encode_records(sources, bad, format=self.format, formats=(), encode=counted)
+            for ids, lengths in ordered_map(encode, chunked(texts), self.processes):
                 writer.append(ids, lengths)
         return []
-
-    def _texts(self, sources: Sequence[Source], bad: BadRecords, advance: Callable[[int], None]) -> Iterator[str]:
-        for record in chain.from_iterable(source.records(bad) for source in sources):
-            try:
-                text = document_text(record.fields, self.field)
-            except ValueError as error:
-                bad.add(record.source, record.place, str(error))
-                continue
-            advance(len(text))
-            yield text
 
     def _lay_out(self, bounds: np.ndarray) -> Layout:
         width = self.context + 1
@@ -150,20 +143,20 @@ class TextData(RowData):
 def _encode_documents(
     tokenizer: Tokenizer, opening: Sequence[int], closing: Sequence[int], texts: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of documents, one after another, and the tokens of each (here, so that processes can be sent it)."""
+    """Ids of documents, concatenated, and the number of tokens of each; here, so that it can be pickled."""
     ids, offsets = tokenizer.encode_to_array(texts, prefix=opening, suffix=closing)
     return ids, np.diff(offsets)
 
 
 class ChatData(RowData):
-    """Chats rendered with the tokenizer's template; the loss counts assistant content and the end of its turn.
+    """Chats, rendered with the tokenizer's chat template; targets are the responses and the ends of their turns.
 
-    A chat longer than a row is cut: the prompt from its start, then the response from its end (docs/data.md).
+    A chat longer than a row is truncated: the start of the prompt, then the end of the response (docs/data.md).
 
     Args:
-        format: Fields of a record; auto: told from each file's first record
-        packing: Several whole chats a row, none seeing another; otherwise one chat a row, rows of similar length
-            together
+        format: Format of the records; None: detected from each file's first record
+        packing: Several whole chats per row, with attention within each; otherwise one chat per row, and rows of
+            similar length share a batch
     """
 
     _masked = True
@@ -173,33 +166,32 @@ class ChatData(RowData):
         tokenizer: str,
         train: str | list[str],
         *,
-        format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt"] = "auto",
+        format: ChatFormat | None = None,
         packing: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Check the settings; see TokenData for those that all data share.
+        """Check the settings; ``TokenData`` has those that all data modules share.
 
         Raises:
-            ValueError: a setting is impossible.
+            ValueError: a setting is invalid.
         """
         super().__init__(tokenizer, train, **kwargs)
         self.format, self.packing = format, packing
 
     def _settings(self) -> dict[str, Any]:
-        return {"format": self.format, "context": self.context}
+        return {"format": self.format and self.format.identity, "context": self.context}
 
-    def _tokenise(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
+    def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         report, limit = TruncationReport(), self.context + 1
-        with progress_bar(sources, split) as advance:
+        with tokenization_bar(sources, split) as advance:
 
-            def encode(fields: Mapping[str, Any], format: ChatFormat) -> EncodedChat:
-                messages = chat_messages(fields, format)
+            def encode(messages: Chat) -> EncodedChat:
                 advance(sum(len(message["content"]) for message in messages))
                 return encode_chat(messages, self.tokenizer, limit)
 
-            for chat in encode_records(sources, bad, format=self.format, detect=detect_format, encode=encode):
-                writer.append(chat.ids, [len(chat.ids)], chat.counted)
-                report.add(chat.cut)
+            for chat in encode_records(sources, bad, format=self.format, formats=CHAT_FORMATS, encode=encode):
+                writer.append(chat.ids, [len(chat.ids)], chat.mask)
+                report.add(chat.truncation)
         writer.meta["truncation"] = report.as_dict("chats")
         return report.lines("chats", total=writer.documents, limit=limit)
 

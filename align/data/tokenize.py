@@ -1,17 +1,18 @@
-"""From files of records to what a corpus holds, one record at a time.
+"""Records to token ids: reading, rendering, and truncation to the length of a row."""
 
-Chats that are longer than a row: what is cut, in which order, and the report of it.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from align.data.formats import Messages, Pair
+from align.data.formats.base import RecordFormat, detect
+from align.data.formats.fields import Chat
+from align.data.formats.pairs import Pair
 from align.data.readers import BadRecords, Source
 from align.tokenizer import Tokenizer
+
+Content = TypeVar("Content")
 
 Encoded = TypeVar("Encoded")
 
@@ -20,167 +21,169 @@ def encode_records(
     sources: Sequence[Source],
     bad: BadRecords,
     *,
-    format: str,
-    detect: Callable[[Mapping[str, Any]], str],
-    encode: Callable[[Mapping[str, Any], Any], Encoded],
+    format: RecordFormat[Content] | None,
+    formats: Sequence[RecordFormat[Content]],
+    encode: Callable[[Content], Encoded],
 ) -> Iterator[Encoded]:
-    """Encode every record that can be used; the others go to ``bad``.
+    """Read and encode the records of files.
 
     Args:
         sources: files, in order.
-        bad: what becomes of bad records.
-        format: of the records; "auto": told from each file's first record.
-        detect: fields to the name of a format; ValueError where it can't be told.
-        encode: fields and format to what a corpus holds; ValueError with the reason for a bad record.
+        bad: receives the records that can't be used.
+        format: of all records; None detects each file's format from its first record.
+        formats: candidates for detection.
+        encode: turns the content of a record into what a corpus stores; raises ValueError for a bad record.
 
     Raises:
-        ValueError: a file's format can't be told.
+        ValueError: the format of a file can't be detected.
+        BadRecordError: see ``BadRecords``.
     """
     for source in sources:
-        name = None if format == "auto" else format
+        chosen = format
         for record in source.records(bad):
-            if name is None:
+            if chosen is None:
                 try:
-                    name = detect(record.fields)
+                    chosen = detect(record.fields, formats)
                 except ValueError as error:
-                    raise ValueError(f"{record.source}: {record.place}: {error}") from None
+                    raise ValueError(f"{record.source}: {record.location}: {error}") from None
             try:
-                encoded = encode(record.fields, name)
+                encoded = encode(chosen.read(record.fields))
             except ValueError as error:
-                bad.add(record.source, record.place, str(error))
+                bad.add(record.source, record.location, str(error))
                 continue
             yield encoded
 
 
 @dataclass
 class TruncationReport:
-    """What was cut, over a whole file."""
+    """Counts of what was truncated, in a record or a whole file."""
 
-    cut: int = 0
-    """Chats, or pairs, that were cut"""
-    cut_prompt_tokens: int = 0
-    """Tokens cut from the start of prompts"""
-    cut_response_tokens: int = 0
-    """Tokens cut from the end of responses"""
+    truncated: int = 0
+    """Chats or pairs with fewer tokens than they had"""
+    truncated_prompt_tokens: int = 0
+    """Tokens dropped from the starts of prompts"""
+    truncated_response_tokens: int = 0
+    """Tokens dropped from the ends of responses"""
     responses_without_end: int = 0
-    """Responses that lost their end-of-turn token: the model is not shown that they end"""
+    """Responses without their end-of-turn token, which teach the model not to stop"""
 
     def add(self, other: "TruncationReport") -> None:
-        """Add the numbers of another report."""
+        """Add the counts of another report."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
     def lines(self, kind: str, *, total: int, limit: int) -> list[str]:
-        """One line when something was cut, else none; ``kind`` is what was cut, in the plural."""
-        if not self.cut:
+        """A line if anything was truncated, else none; ``kind`` is ``chats`` or ``pairs``."""
+        if not self.truncated:
             return []
         return [
-            f"cut {self.cut} of {total} {kind} to {limit} tokens: {self.cut_prompt_tokens} prompt and "
-            f"{self.cut_response_tokens} response tokens; {self.responses_without_end} response(s) lost their "
-            "end-of-turn (a larger context keeps them)"
+            f"truncated {self.truncated} of {total} {kind} to {limit} tokens: dropped {self.truncated_prompt_tokens} "
+            f"prompt and {self.truncated_response_tokens} response tokens; {self.responses_without_end} response(s) "
+            "lost their end of turn (a larger context would keep it)"
         ]
 
     def as_dict(self, kind: str) -> dict[str, int]:
-        """The numbers by name; ``cut_chats`` where ``kind`` is chats."""
-        return {name if name != "cut" else f"cut_{kind}": value for name, value in asdict(self).items()}
+        """The counts by name, the first one ``truncated_chats`` or ``truncated_pairs``."""
+        counts = asdict(self)
+        return {f"truncated_{kind}": counts.pop("truncated")} | counts
 
 
 class EncodedChat(NamedTuple):
-    """A chat as it stands in a row.
+    """A chat in one row.
 
     Attributes:
         ids: ``[n]`` int64.
-        counted: ``[n]`` bool, True on the tokens that are targets.
-        cut: what was cut.
+        mask: ``[n]`` bool, True on targets.
+        truncation: what was truncated.
     """
 
     ids: np.ndarray
-    counted: np.ndarray
-    cut: TruncationReport
+    mask: np.ndarray
+    truncation: TruncationReport
 
 
 class EncodedPair(NamedTuple):
-    """A pair as it stands in its two rows: prompt and chosen, prompt and rejected.
+    """A pair in two rows: prompt and chosen, prompt and rejected.
 
     Attributes:
-        prompt: ``[p]`` int64, up to what opens the assistant's turn.
-        chosen: ``[n]`` int64, the answer and the end of its turn.
+        prompt: ``[p]`` int64, up to the response, including the header of its turn.
+        chosen: ``[n]`` int64, the response and the end of its turn.
         rejected: ``[m]`` int64, likewise.
-        cut: what was cut.
+        truncation: what was truncated.
     """
 
     prompt: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
-    cut: TruncationReport
+    truncation: TruncationReport
 
 
 class _Kept(NamedTuple):
-    """What a row keeps of a prompt and a response: ``prompt[:opening]``, ``prompt[start:]``, ``response[:length]``."""
+    """Parts of a prompt and a response: ``prompt[:opening]``, ``prompt[start:]``, ``response[:length]``."""
 
     opening: int
     start: int
     length: int
 
 
-def encode_chat(messages: Messages, tokenizer: Tokenizer, limit: int) -> EncodedChat:
-    """Render a chat and, where it is longer than ``limit``, cut it.
+def encode_chat(messages: Chat, tokenizer: Tokenizer, limit: int) -> EncodedChat:
+    """Render a chat and truncate it to ``limit`` tokens.
 
-    What follows the last counted token is never read and goes first. Then, in order:
-        1. the prompt (all before the last response) from its start, but for the opening (bos and system message) and
-           the last response's header (``<|assistant|>``);
-        2. the system message, where it would take more than half of the row;
-        3. the last response from its end.
-    An earlier response that lost its beginning no longer counts.
+    Tokens after the last target are dropped first, as they have no effect. Then, in this order:
+        1. the start of the prompt (everything before the last response), except the opening (bos and system message)
+           and the header of the last response (``<|assistant|>``);
+        2. the system message, if opening and header take more than half of the row;
+        3. the end of the last response.
+    An earlier response whose beginning was dropped is no longer a target.
 
     Args:
-        messages: with at least one assistant turn.
-        tokenizer: renders.
-        limit: most tokens of a row.
+        messages: with at least one response.
+        tokenizer: renders the chat.
+        limit: maximum number of tokens.
 
     Raises:
-        ValueError: nothing of the response would be left, or the tokenizer's template counts nothing of it.
+        ValueError: nothing of the response would remain, or the chat template has no target in it.
     """
     rendered = tokenizer.render_chat(messages)
-    ids, counted = np.array(rendered.ids, np.int64), np.array(rendered.mask, bool)
-    places = np.flatnonzero(counted)
-    if len(places) == 0:
-        raise ValueError("the chat template leaves no assistant token to learn from")
-    end = int(places[-1]) + 1
-    ids, counted = ids[:end], counted[:end]
+    ids, mask = np.array(rendered.ids, np.int64), np.array(rendered.mask, bool)
+    targets = np.flatnonzero(mask)
+    if len(targets) == 0:
+        raise ValueError("the chat template renders no token of the assistant to learn from")
+    end = int(targets[-1]) + 1
+    ids, mask = ids[:end], mask[:end]
     if end <= limit:
-        return EncodedChat(ids, counted, TruncationReport())
+        return EncodedChat(ids, mask, TruncationReport())
 
-    before = np.flatnonzero(~counted)
-    response = int(before[-1]) + 1 if len(before) else 0  # where it begins
+    before = np.flatnonzero(~mask)
+    response = int(before[-1]) + 1 if len(before) else 0  # its first token
     header = _header_length(messages, tokenizer, response)
     opening, start, length = _fit(messages, ids[:response], end - response, tokenizer, header=header, limit=limit)
-    if opening < start < response and counted[start - 1] and counted[start]:
-        fragment = int(np.flatnonzero(~counted[start:])[0])
-        counted[start : start + fragment] = False
+    if opening < start < response and mask[start - 1] and mask[start]:
+        fragment = int(np.flatnonzero(~mask[start:])[0])
+        mask[start : start + fragment] = False
     keep = np.r_[0:opening, start : response + length]
     report = TruncationReport(1, start - opening, end - response - length, int(response + length < end))
-    return EncodedChat(ids[keep], counted[keep], report)
+    return EncodedChat(ids[keep], mask[keep], report)
 
 
 def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
-    """Render a prompt and two answers apart, as sampling does, and cut them where a row is longer than ``limit``.
+    """Render prompt and responses separately, as sampling does, and truncate both rows to ``limit`` tokens.
 
-    The prompt is cut, as in ``encode_chat``, until the longer answer fits, or nothing but the opening and the header
-    is left; then the answers from their ends. Both rows keep the same prompt.
+    The prompt is truncated as in ``encode_chat`` until the longer response fits, or only opening and header remain;
+    then the ends of the responses. Both rows keep the same prompt.
 
     Args:
-        pair: checked.
-        tokenizer: renders.
-        limit: most tokens of a row.
+        pair: a checked pair.
+        tokenizer: renders the pair.
+        limit: maximum number of tokens of a row.
 
     Raises:
-        ValueError: nothing of the answers would be left, or nothing of what they differ in, or the tokenizer's
-            template ends no turn.
+        ValueError: nothing of the responses, or of what distinguishes them, would remain, or the chat template ends the
+            assistant's turn with no special token.
     """
     end = tokenizer.end_of_turn_id
     if end is None:
-        raise ValueError("the tokenizer's chat template ends no turn of the assistant with a special token")
+        raise ValueError("the tokenizer's chat template does not end the assistant's turn with a special token")
     prompt = np.array(tokenizer.render_chat(pair.prompt, add_generation_prompt=True).ids, np.int64)
     chosen, rejected = (np.array([*tokenizer.encode(text), end], np.int64) for text in (pair.chosen, pair.rejected))
     longest = max(len(chosen), len(rejected))
@@ -191,18 +194,16 @@ def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
     opening, start, length = _fit(pair.prompt, prompt, longest, tokenizer, header=header, limit=limit)
     if np.array_equal(chosen[:length], rejected[:length]):
         raise ValueError(
-            f"chosen and rejected differ only after {length} tokens, which is all that a context of {limit - 1} tokens "
-            f"leaves of them behind {opening + len(prompt) - start} of the prompt"
+            f"chosen and rejected differ only after their first {length} tokens, which are all that fit into context "
+            f"{limit - 1} after {opening + len(prompt) - start} tokens of the prompt"
         )
-    lost = [max(0, len(answer) - length) for answer in (chosen, rejected)]
+    lost = [max(0, len(response) - length) for response in (chosen, rejected)]
     report = TruncationReport(1, start - opening, sum(lost), sum(map(bool, lost)))
     keep = np.r_[0:opening, start : len(prompt)]
     return EncodedPair(prompt[keep], chosen[:length], rejected[:length], report)
 
 
-def _fit(
-    messages: Messages, prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, header: int, limit: int
-) -> _Kept:
+def _fit(messages: Chat, prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, header: int, limit: int) -> _Kept:
     """Fit ``prompt`` and ``response`` tokens into a row of ``limit``; steps as in ``encode_chat``."""
     header = min(header, len(prompt))
     opening = min(_opening_length(messages, prompt, tokenizer), len(prompt) - header)
@@ -212,12 +213,12 @@ def _fit(
     start = len(prompt) - header - max(0, min(room, len(prompt) - header - opening))  # 1
     length = min(response, limit - opening - (len(prompt) - start))  # 3
     if length < 1:
-        raise ValueError(f"with a context of {limit - 1} tokens nothing is left of the response")
+        raise ValueError(f"nothing of the response fits into context {limit - 1}")
     return _Kept(opening, start, length)
 
 
-def _header_length(messages: Messages, tokenizer: Tokenizer, response: int) -> int:
-    """Tokens that open the last response, which begins at ``response``."""
+def _header_length(messages: Chat, tokenizer: Tokenizer, response: int) -> int:
+    """Tokens of the header of the last response, which begins at ``response``."""
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     earlier = messages[:last]
     if not earlier:
@@ -226,8 +227,8 @@ def _header_length(messages: Messages, tokenizer: Tokenizer, response: int) -> i
     return max(0, len(opened.ids) - len(tokenizer.render_chat(earlier).ids))
 
 
-def _opening_length(messages: Messages, ids: np.ndarray, tokenizer: Tokenizer) -> int:
-    """Tokens of bos and a leading system message."""
+def _opening_length(messages: Chat, ids: np.ndarray, tokenizer: Tokenizer) -> int:
+    """Tokens of bos and of a system message at the start."""
     if messages[0]["role"] != "system":
         return int(len(ids) > 0 and ids[0] == tokenizer.bos_id)
     return _common_prefix(tokenizer.render_chat(messages[:1]).ids, ids)

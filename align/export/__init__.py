@@ -1,35 +1,32 @@
-"""Export: a trained model as others read it, and the proof that they read the same.
-
-From a run, a checkpoint, an adapter or a model directory to safetensors or GGUF, quantized or not.
-"""
+"""Export a run, checkpoint, adapter or model directory to safetensors or GGUF, and verify the result."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_HOMES = {
-    "Check": "write",
-    "ExportSettings": "settings",
+_MODULES = {
+    "Check": "write_export",
+    "ExportSettings": "export_settings",
     "Source": "source",
-    "Tolerance": "tolerance",
+    "Tolerance": "verify",
     "Verification": "verify",
-    "export": "write",
+    "export": "write_export",
     "open_source": "source",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 if TYPE_CHECKING:
-    from align.export.settings import ExportSettings as ExportSettings
+    from align.export.export_settings import ExportSettings as ExportSettings
     from align.export.source import Source as Source
     from align.export.source import open_source as open_source
-    from align.export.tolerance import Tolerance as Tolerance
+    from align.export.verify import Tolerance as Tolerance
     from align.export.verify import Verification as Verification
-    from align.export.write import Check as Check
-    from align.export.write import export as export
+    from align.export.write_export import Check as Check
+    from align.export.write_export import export as export
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import a public name from its home the first time it is asked for."""
-        if name not in _HOMES:
+        """Import a public name on first use."""
+        if name not in _MODULES:
             raise AttributeError(f"module 'align.export' has no attribute {name!r}")
-        return getattr(import_module(f"align.export.{_HOMES[name]}"), name)
+        return getattr(import_module(f"align.export.{_MODULES[name]}"), name)

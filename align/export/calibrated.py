@@ -1,8 +1,7 @@
-"""GPTQ and AWQ: 4 bits chosen with the help of text, by llm-compressor in an environment of its own.
+"""GPTQ and AWQ: 4-bit weights calibrated on text, by llm-compressor in a separate environment.
 
-llm-compressor pins transformers below the version that everything else here runs with, so it is called as a program:
-the source is written as float weights, a job file names them and the calibration texts as token ids, and its output
-takes their place.
+llm-compressor pins an older transformers than the rest of align uses, so it runs as a program: the source is written as
+float weights, a job file points to them and has the calibration texts as token ids, and its output replaces them.
 """
 
 import json
@@ -11,37 +10,37 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from align.export.export_settings import ExportSettings
 from align.export.safetensors_dir import write_hf
-from align.export.settings import ExportSettings
 from align.export.source import Source
 from align.io.families import family_of
 from align.tokenizer import Tokenizer
 
 JOB = Path(__file__).with_name("llmcompressor_job.py")
 _GROUPS = (128, 64, 32)
-"""Weights that share a scale, widest first: what common kernels read"""
+"""Group sizes (weights per scale) that common kernels support, widest first"""
 _INSTALL = (
     "python -m venv quantizer && quantizer/bin/pip install llmcompressor, then --quantizer_python quantizer/bin/python"
 )
 
 
 def check_calibrated(source: Source, settings: ExportSettings) -> None:
-    """Refuse what llm-compressor cannot do, before anything is written.
+    """Refuse what llm-compressor can't quantize, before anything is written.
 
     Raises:
-        ValueError: texts or the environment are missing, or the architecture or a row's width does not fit.
+        ValueError: texts or the environment are missing, or the architecture or a row width is not supported.
     """
     name = settings.quantize
     if not settings.calibration:
-        raise ValueError(f"quantize {name} looks at text: give --calibration FILE")
+        raise ValueError(f"--quantize {name} needs calibration texts: give --calibration FILE")
     if settings.quantizer_python is None:
-        raise ValueError(f"quantize {name} runs in an environment of its own: {_INSTALL}")
+        raise ValueError(f"--quantize {name} runs in a separate environment: {_INSTALL}")
     if family_of(source.network.config).model_type == "gpt2":
         raise ValueError(
-            f"{source.name}: GPT2LMHeadModel keeps its matrices in Conv1D layers, which {name} leaves alone"
+            f"{source.name}: GPT2LMHeadModel has Conv1D layers, which {name} does not quantize; use --format gguf"
         )
     if source.scalar:
-        raise ValueError(f"{source.name}: a reward model; {name} is for language models: use --quantize int8")
+        raise ValueError(f"{source.name}: a reward model; {name} is for language models, use --quantize int8")
     _group_size(source)
     probe = "import llmcompressor"
     try:
@@ -54,10 +53,10 @@ def check_calibrated(source: Source, settings: ExportSettings) -> None:
 
 
 def write_calibrated(source: Source, directory: Path, settings: ExportSettings) -> None:
-    """Write a directory of transformers' in the compressed-tensors format.
+    """Write a transformers directory in the compressed-tensors format.
 
     Raises:
-        ValueError: llm-compressor failed; the line is the last one it said.
+        ValueError: llm-compressor failed; the message has its last line.
         OSError: the disk is full.
     """
     assert settings.quantizer_python is not None
@@ -66,7 +65,7 @@ def write_calibrated(source: Source, directory: Path, settings: ExportSettings) 
         plain.mkdir()
         write_hf(source, plain, settings)
         rows = calibration_rows(source.tokenizer, settings.calibration, source.network.config.context)
-        described = {
+        request = {
             "model": str(plain.resolve()),
             "out": str(out.resolve()),
             "method": settings.quantize,
@@ -74,7 +73,7 @@ def write_calibrated(source: Source, directory: Path, settings: ExportSettings) 
             "ignore": ["lm_head"],
             "rows": rows,
         }
-        job.write_text(json.dumps(described), encoding="utf-8")
+        job.write_text(json.dumps(request), encoding="utf-8")
         done = subprocess.run(
             [settings.quantizer_python, str(JOB), str(job)], capture_output=True, text=True, check=False, cwd=scratch
         )
@@ -90,12 +89,12 @@ def write_calibrated(source: Source, directory: Path, settings: ExportSettings) 
 def calibration_rows(
     tokenizer: Tokenizer, texts: Sequence[str | list[dict[str, str]]], context: int
 ) -> list[list[int]]:
-    """Token ids of calibration texts, as the network saw their like in training; cut to the context.
+    """Token ids of calibration texts, rendered as in training and truncated to the context.
 
     Args:
         tokenizer: of the source.
-        texts: texts, or chats with the answer as the last message.
-        context: longest row, tokens.
+        texts: texts, or chats that end with a response.
+        context: maximum row length, tokens.
     """
     rows = [
         [*tokenizer.opening_ids, *tokenizer.encode(text)] if isinstance(text, str) else tokenizer.render_chat(text).ids
@@ -105,7 +104,7 @@ def calibration_rows(
 
 
 def _group_size(source: Source) -> int:
-    """The widest group that divides the rows of every matrix.
+    """The widest group size that divides every row width.
 
     Raises:
         ValueError: none does.
@@ -116,6 +115,6 @@ def _group_size(source: Source) -> int:
         if not any(width % size for width in widths):
             return size
     raise ValueError(
-        f"{source.name}: its matrices have rows of {', '.join(map(str, sorted(widths)))} weights; gptq and awq need "
-        f"multiples of {_GROUPS[-1]}: use --quantize int8"
+        f"{source.name}: row widths are {', '.join(map(str, sorted(widths)))}; gptq and awq need multiples of "
+        f"{_GROUPS[-1]}: use --quantize int8"
     )

@@ -3,13 +3,13 @@
 import dataclasses
 import hashlib
 import json
-import os
 import tempfile
 from pathlib import Path
 
+from align.export.export_settings import ExportSettings, GgufQuantization
 from align.export.gguf_file import FILE, VERSION, check_gguf, write_gguf
-from align.export.settings import ExportSettings, GgufQuantization
 from align.export.source import open_source
+from align.io.atomic import flush
 from align.io.location import read_config
 from align.io.manifest import weights_fingerprint
 from align.tokenizer import Tokenizer
@@ -41,8 +41,7 @@ def cached_gguf(directory: Path, cache: Path, *, quantize: GgufQuantization = "n
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=cache) as folder:
         write_gguf(source, Path(folder), settings)
         written = Path(folder) / FILE
-        with written.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(written)
         written.replace(target)
     return target
 

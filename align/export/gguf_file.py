@@ -1,4 +1,4 @@
-"""One GGUF file, as llama.cpp reads it: our networks under its names.
+"""Write a GGUF file for llama.cpp, under its tensor names.
 
 Legend: D width, H heads, W head width.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from align.export.gguf_tokenizer import add_tokenizer, cut_name
-from align.export.missing import need
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
+from align.export.extra import need
+from align.export.gguf_tokenizer import add_tokenizer, pre_tokenizer_name
 from align.export.source import Source
 from align.io.families import family_of, why_no_twin
 from align.model.config import GPTConfig, RopeScaling
@@ -23,7 +23,7 @@ FILE = "model.gguf"
 VERSION = 1
 """Raised whenever the same source gives other bytes, so that cached files are written anew"""
 _BLOCK = 32
-"""Weights of a row that share a scale, in all types below"""
+"""Weights per scale, in all quantized types"""
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
 _WHOLE = {
@@ -45,36 +45,36 @@ _PARTS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-# Held in 8 bits where the rest has 4: errors here reach every token's logits.
-_DELICATE = ("token_embd.weight", "output.weight")
+# In 8 bits where the rest has 4 or 5: errors here affect every token's logits.
+_SENSITIVE = ("token_embd.weight", "output.weight")
 
 
 def check_gguf(source: Source, settings: ExportSettings) -> None:
-    """Refuse what a GGUF file cannot hold, before anything is written.
+    """Refuse what a GGUF file can't express, before anything is written.
 
     Raises:
         ModuleNotFoundError: gguf is not installed.
-        ValueError: the architecture, a head, the tokenizer or a row's width does not fit; the line says which.
+        ValueError: the architecture, head, tokenizer or a row width is not supported.
     """
     need("gguf", "--format gguf")
     if source.scalar:
         raise ValueError(
-            f"{source.name}: a reward model, for whose head llama.cpp has no place in the architectures llama, qwen2, "
+            f"{source.name}: a reward model, whose head llama.cpp does not support in the architectures llama, qwen2, "
             "qwen3 and gpt2: export it with --format hf"
         )
     if reason := why_no_twin(source.network.config):
-        raise ValueError(f"{source.name}: llama.cpp has no architecture that computes it: {reason}")
+        raise ValueError(f"{source.name}: llama.cpp does not support the architecture: {reason}")
     config = source.network.config
     family = family_of(config).model_type
     if config.rope_scaling is not None and family != "llama":
-        raise ValueError(f"{source.name}: rope_scaling is set, which llama.cpp reads in llama alone, not in {family}")
-    cut_name(source.tokenizer)
+        raise ValueError(f"{source.name}: rope_scaling is set, which llama.cpp supports in llama but not in {family}")
+    pre_tokenizer_name(source.tokenizer)
     if settings.quantize == "none":
         return
     for name, tensor in _tensors(source):
         if tensor.dim() == 2 and name != "position_embd.weight" and tensor.shape[1] % _BLOCK:
             raise ValueError(
-                f"{source.name}: {name} has rows of {tensor.shape[1]} weights, and {settings.quantize} needs a "
+                f"{source.name}: {name} has row width {tensor.shape[1]}, and {settings.quantize} needs a "
                 f"multiple of {_BLOCK}: use --dtype float32, float16 or bfloat16 without --quantize"
             )
 
@@ -84,7 +84,7 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
 
     Args:
         source: a language model.
-        directory: where to.
+        directory: to write into.
         settings: ``dtype`` and ``quantize``; vectors (norms, biases) and learned positions stay in float32.
 
     Raises:
@@ -92,9 +92,10 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
         OSError: the disk is full.
     """
     gguf = need("gguf", "--format gguf")
-    family = family_of(source.network.config).model_type  # the four that are left have the same names there
+    # llama.cpp has the same names for the four architectures that passed the check.
+    family = family_of(source.network.config).model_type
     writer = gguf.GGUFWriter(directory / FILE, family)
-    kind = _kind(source, settings)
+    kind = _type_name(source, settings)
     _add_shape(writer, source.network.config)
     writer.add_name(f"{source.manifest['stage']} ({Path(source.name).name})")
     writer.add_file_type(_FILE_TYPES[kind])
@@ -103,7 +104,7 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
         writer.add_license(settings.licence)
     add_tokenizer(writer, source.tokenizer, source.network.config.vocab_size)
     for name, tensor in _tensors(source):
-        code = _tensor_kind(name, tensor, kind)
+        code = _tensor_type(name, tensor, kind)
         values = np.ascontiguousarray(tensor.detach().float().numpy())
         stored = getattr(gguf.GGMLQuantizationType, code)
         writer.add_tensor(name, gguf.quants.quantize(values, stored), raw_dtype=stored)
@@ -115,21 +116,21 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
     except OSError as error:
         if error.errno is not None:
             raise
-        # numpy says only how many numbers it could not write.
+        # numpy reports only how many elements it could not write, without an error code.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / FILE)) from error
 
 
-def _kind(source: Source, settings: ExportSettings) -> str:
+def _type_name(source: Source, settings: ExportSettings) -> str:
     if settings.quantize != "none":
         return settings.quantize.upper()
     name = str(source.dtype).removeprefix("torch.") if settings.dtype == "auto" else settings.dtype
     return _TYPES.get(name, "F32")
 
 
-def _tensor_kind(name: str, tensor: torch.Tensor, kind: str) -> str:
+def _tensor_type(name: str, tensor: torch.Tensor, kind: str) -> str:
     if tensor.dim() == 1 or name == "position_embd.weight":
         return "F32"
-    return "Q8_0" if name in _DELICATE and kind.startswith(("Q4", "Q5")) else kind
+    return "Q8_0" if name in _SENSITIVE and kind.startswith(("Q4", "Q5")) else kind
 
 
 def _add_shape(writer: Any, config: GPTConfig) -> None:
@@ -151,7 +152,7 @@ def _add_shape(writer: Any, config: GPTConfig) -> None:
 
 
 def _tensors(source: Source) -> list[tuple[str, torch.Tensor]]:
-    """Name and values of each tensor, as llama.cpp wants them."""
+    """Each tensor under its llama.cpp name and in its layout."""
     config = source.network.config
     family = family_of(config).model_type
     found = []
@@ -183,9 +184,10 @@ def _named(name: str) -> str:
 
 
 def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of queries or keys in the order of llama.cpp's rotation of architecture llama.
+    """Reorder the rows of query or key matrices for llama.cpp's RoPE in architecture llama.
 
-    There neighbours make a pair, here (as in transformers) the halves of a head do. Its qwen2 and qwen3 rotate halves.
+    There adjacent rows are rotated as pairs. Here, in transformers, and in llama.cpp's qwen2 and qwen3, the pairs are
+    rows of the two halves of a head.
 
     Args:
         tensor: ``[H W, D]``, or a bias ``[H W]``.
@@ -198,7 +200,7 @@ def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def rope_divisors(config: GPTConfig, scaling: RopeScaling) -> torch.Tensor:
-    """By what Llama-3 scaling divides each rotary frequency; ``[W / 2]`` float32."""
+    """Divisors of the RoPE frequencies under Llama-3 scaling; ``[W / 2]`` float32."""
     divisors = []
     for pair in range(config.resolved_head_width // 2):
         wavelength = 2 * math.pi * config.rope_theta ** (2 * pair / config.resolved_head_width)

@@ -1,14 +1,14 @@
-"""Our tokenizer as llama.cpp keeps it: tokens, types, merges, and the name of the way it cuts words.
+"""Write a tokenizer into a GGUF file: tokens, types, merges, and the name of its split pattern.
 
-llama.cpp has no regular expressions in its files: it knows a list of ways to cut by name, and a tokenizer that cuts in
-another way cannot be expressed.
+GGUF files contain no regular expressions: llama.cpp knows a fixed list of split patterns by name, and a tokenizer with
+another pattern can't be expressed.
 """
 
 import re
 from typing import Any, NamedTuple
 
 from align.tokenizer import Tokenizer
-from align.tokenizer.alphabet import bytes_to_chars
+from align.tokenizer.files import bytes_to_chars
 from align.tokenizer.splitting import PATTERNS, split_words
 
 _LLAMA3 = (
@@ -19,9 +19,9 @@ _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Our gpt4 is Llama-3's with possessive quantifiers, which save time and match the same.
-CUTS = {PATTERNS["gpt2"]: "gpt-2", PATTERNS["gpt4"]: "llama-bpe", _LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
-"""Split pattern to llama.cpp's name for it"""
+# Our gpt4 pattern is Llama-3's with possessive quantifiers, which match the same in less time.
+PRE_TOKENIZERS = {PATTERNS["gpt2"]: "gpt-2", PATTERNS["gpt4"]: "llama-bpe", _LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
+"""Split patterns and their names in llama.cpp"""
 _TRAINING_TAGS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
@@ -30,7 +30,7 @@ class TokenTable(NamedTuple):
     """The vocabulary of a GGUF file, by id.
 
     Attributes:
-        texts: each token in byte-level characters, special ones by their plain name.
+        texts: each token in byte-level characters, added tokens as plain text.
         types: llama.cpp's: 1 normal, 3 control, 4 user-defined, 5 unused.
     """
 
@@ -38,36 +38,40 @@ class TokenTable(NamedTuple):
     types: list[int]
 
 
-def cut_name(tokenizer: Tokenizer) -> str:
-    """llama.cpp's name for how this tokenizer cuts words.
+def pre_tokenizer_name(tokenizer: Tokenizer) -> str:
+    """llama.cpp's name for the tokenizer's split pattern.
 
     Raises:
-        ValueError: it has none, or tokens would come out otherwise there.
+        ValueError: it has none, or llama.cpp would encode some text differently.
     """
     spec = tokenizer.spec
     if not spec.ranks:
         raise ValueError("tokenizer: it has no merges, and llama.cpp reads no tokenizer without them")
-    known = " or ".join(sorted({repr(name) for name in CUTS.values()}))
-    if len(spec.splits) != 1 or not spec.splits[0].keep_gaps or spec.splits[0].pattern not in CUTS:
+    known = " or ".join(sorted({repr(name) for name in PRE_TOKENIZERS.values()}))
+    if len(spec.splits) != 1 or not spec.splits[0].keep_gaps or spec.splits[0].pattern not in PRE_TOKENIZERS:
         shown = " then ".join(split.pattern for split in spec.splits) or "no pattern"
-        raise ValueError(f"tokenizer: it cuts words by {shown}, which llama.cpp has no name for; it knows {known}")
+        raise ValueError(
+            f"tokenizer: its split pattern is {shown}, which llama.cpp does not support; it supports {known}"
+        )
     for token in spec.added:
         if token.lstrip or token.rstrip:
-            raise ValueError(f"tokenizer: {token.content!r} takes white space along, which a GGUF file cannot say")
-    name = CUTS[spec.splits[0].pattern]
-    # Under this name llama.cpp takes a word that is a token for that token, whatever the merges say.
+            raise ValueError(
+                f"tokenizer: {token.content!r} strips adjacent white space, which a GGUF file can't express"
+            )
+    name = PRE_TOKENIZERS[spec.splits[0].pattern]
+    # Under this name llama.cpp encodes a word that is a token as that token, ignoring the merges.
     if name == "llama-bpe" and not spec.ignore_merges:
         for word, number in spec.vocab.items():
             if _is_word(word, tokenizer) and tokenizer.encode(word) != [number]:
                 raise ValueError(
-                    f"tokenizer: its merges never make token {number} ({word!r}), which llama.cpp would make under "
-                    f"the name {name!r} of its split pattern"
+                    f"tokenizer: its merges never produce token {number} ({word!r}), but llama.cpp's {name!r} "
+                    "would: export it with --format hf"
                 )
     return name
 
 
 def _is_word(token: bytes, tokenizer: Tokenizer) -> bool:
-    """Whether a text can hold the token as a whole word."""
+    """Whether the token can be a whole word of a text."""
     try:
         return len(split_words(token.decode(), tokenizer.spec.splits)) == 1
     except UnicodeDecodeError:
@@ -75,11 +79,11 @@ def _is_word(token: bytes, tokenizer: Tokenizer) -> bool:
 
 
 def token_table(tokenizer: Tokenizer, vocab_size: int) -> TokenTable:
-    """Every row of the embedding as a token.
+    """A token for every row of the embedding.
 
     Args:
         tokenizer: byte-level BPE.
-        vocab_size: rows of the network's embedding; those beyond the tokenizer's ids are unused tokens.
+        vocab_size: rows of the network's embedding; those beyond the tokenizer's ids become unused tokens.
     """
     texts = [f"[PAD{number}]" for number in range(vocab_size)]
     types = [_UNUSED] * vocab_size
@@ -91,7 +95,7 @@ def token_table(tokenizer: Tokenizer, vocab_size: int) -> TokenTable:
 
 
 def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Write a tokenizer's fields.
+    """Write the tokenizer's fields.
 
     Args:
         writer: a ``gguf.GGUFWriter``.
@@ -99,16 +103,14 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
         vocab_size: rows of the network's embedding.
 
     Raises:
-        ValueError: llama.cpp cannot express it.
+        ValueError: GGUF can't express it.
     """
     stops = tokenizer.stop_ids
     if not stops:
-        raise ValueError(
-            "tokenizer: it has no token that ends a text, and llama.cpp would take the one of id 11 for it"
-        )
+        raise ValueError("tokenizer: it has no end-of-text token, and llama.cpp would take token 11 for it")
     table = token_table(tokenizer, vocab_size)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(cut_name(tokenizer))
+    writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
     writer.add_token_list(table.texts)
     writer.add_token_types(table.types)
     writer.add_token_merges([f"{table.texts[a]} {table.texts[b]}" for a, b in tokenizer.spec.ranks])
@@ -122,5 +124,5 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_add_bos_token(bool(tokenizer.opening_ids))
     writer.add_add_eos_token(False)
     if tokenizer.spec.chat_template is not None:
-        # The tags that mark what training counts are not in every reader's Jinja.
+        # Not every reader's Jinja supports the tags that mark trained tokens.
         writer.add_chat_template(_TRAINING_TAGS.sub("", tokenizer.spec.chat_template))

@@ -1,6 +1,6 @@
-"""Matrices in 8 bits with one scale a row, as torchao keeps them and transformers reads them.
+"""8-bit matrices with one scale per row, in torchao's format, which transformers reads.
 
-Weight-only: activations stay as they are, and each matrix is multiplied out when it is used.
+Weight-only: activations are not quantized, and each matrix is dequantized when used.
 """
 
 import json
@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from align.export.missing import need
-from align.export.safetensors_dir import write_hf, written_type
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
+from align.export.extra import need
+from align.export.safetensors_dir import write_hf, written_dtype
 from align.export.source import Source
 from align.io.families import family_of
-from align.io.weight_files import WEIGHTS
+from align.io.weight_files import WEIGHTS, write_tensors
 
 _KEPT = ("lm_head", "score")
-"""Modules that stay as they are: errors there reach every token's logits, or the score"""
+"""Modules that are not quantized: errors there affect every token's logits, or the score"""
 
 
 def check_int8(source: Source, settings: ExportSettings) -> None:
-    """Refuse what torchao cannot hold, before anything is written.
+    """Refuse what torchao can't quantize, before anything is written.
 
     Raises:
         ModuleNotFoundError: torchao is not installed.
@@ -31,38 +31,31 @@ def check_int8(source: Source, settings: ExportSettings) -> None:
     need("torchao", "--quantize int8")
     if family_of(source.network.config).model_type == "gpt2":
         raise ValueError(
-            f"{source.name}: GPT2LMHeadModel keeps its matrices in Conv1D layers, which torchao leaves alone: quantize "
-            "int8 is for Llama and Qwen; use --format gguf --quantize q8_0"
+            f"{source.name}: GPT2LMHeadModel has Conv1D layers, which torchao does not quantize; use --format gguf "
+            "--quantize q8_0"
         )
     size = sum(tensor.numel() for tensor in source.network.state_dict().values())
     if size > settings.max_shard_bytes:
         raise ValueError(
-            f"{source.name}: int8 weights go to one file, of about {size:,} bytes here, and max_shard_size is "
+            f"{source.name}: int8 weights go to one file, here of about {size:,} bytes, but max_shard_size is "
             f"{settings.max_shard_bytes:,}: raise it"
         )
 
 
 def write_int8(source: Source, directory: Path, settings: ExportSettings) -> None:
-    """Write a directory of transformers' with a quantization_config that it knows.
+    """Write a transformers directory with a torchao quantization_config.
 
     Raises:
         OSError: the disk is full.
     """
     need("torchao", "--quantize int8")
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
     from torchao.core.config import config_to_dict
     from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
     from torchao.quantization import Int8WeightOnlyConfig
 
     write_hf(source, directory, settings)
-    tensors, notes = flatten_tensor_state_dict(_quantized(source, written_type(source, settings)))
-    try:
-        save_file(tensors, directory / WEIGHTS, metadata={**notes, "format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {WEIGHTS}: {error}") from error
-    # The library writes a file that its owner alone may read.
-    (directory / WEIGHTS).chmod((directory / "config.json").stat().st_mode)
+    tensors, notes = flatten_tensor_state_dict(_quantized(source, written_dtype(source, settings)))
+    write_tensors(directory / WEIGHTS, tensors, notes)
     path = directory / "config.json"
     fields: dict[str, Any] = json.loads(path.read_bytes())
     fields["quantization_config"] = {
@@ -74,7 +67,7 @@ def write_int8(source: Source, directory: Path, settings: ExportSettings) -> Non
 
 
 def _quantized(source: Source, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Every tensor of the file, the matrices of the blocks in 8 bits; the source's network is left as it is."""
+    """Every tensor of the file, with the matrices of the blocks in 8 bits; the source's network is not changed."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
     found: dict[str, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Where a model comes from: the chain of stages, their data, and the licence they hand down."""
+"""A model's lineage: the stages that led to it, their data, and the licence it inherits."""
 
 import json
 import re
@@ -12,12 +12,12 @@ _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
 class Stage(NamedTuple):
-    """One stage of the way to a model.
+    """A stage in a model's lineage.
 
     Attributes:
         manifest: its align.json.
-        directory: where it lies, or lay.
-        state: ``as recorded``, ``changed since`` (other weights lie there now), ``not on this disk`` or ``unknown``.
+        directory: as recorded; it may no longer exist.
+        state: ``as recorded``, ``changed since`` (it has other weights now), ``not on this disk`` or ``unknown``.
     """
 
     manifest: dict[str, Any]
@@ -30,10 +30,10 @@ def lineage(manifest: dict[str, Any], directory: Path) -> list[Stage]:
 
     Args:
         manifest: of the model.
-        directory: where it lies; recorded paths are relative to where the stages ran, one of the folders above.
+        directory: of the model; recorded paths are relative to where the stages ran, one of its parent directories.
 
     Returns:
-        The model itself, its parent, and so on as far as this disk knows.
+        The model itself, its parent, and so on, as far as they are on this disk.
     """
     stages = [Stage(manifest, str(directory), "as recorded")]
     seen = {str(directory.resolve())}
@@ -56,10 +56,10 @@ def lineage(manifest: dict[str, Any], directory: Path) -> list[Stage]:
 
 
 def data_origin(file: str, directory: Path) -> str | None:
-    """What is known of a data file from what lies beside it.
+    """Describe a data file from the metadata beside it.
 
     Args:
-        file: as the manifest names it.
+        file: as recorded in the manifest.
         directory: of the model; see ``lineage``.
 
     Returns:
@@ -72,19 +72,19 @@ def data_origin(file: str, directory: Path) -> str | None:
         if not note.is_file():
             continue
         try:
-            told = json.loads(note.read_bytes())
-            what, model, judge = told["what"], told.get("model", {}), told.get("judge", {})
+            meta = json.loads(note.read_bytes())
+            what, model, judge = meta["what"], meta.get("model", {}), meta.get("judge", {})
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         by = f", sampled from `{model['directory']}`" if model.get("directory") else ""
         judged = f", judged by `{judge['name']}`" if judge.get("name") else ""
-        seed = f", seed {told['seed']}" if "seed" in told else ""
+        seed = f", seed {meta['seed']}" if "seed" in meta else ""
         return f"{what}{by}{judged}{seed}"
     return None
 
 
-def handed_down_licence(stages: list[Stage], directory: Path) -> str | None:
-    """The licence that the card of a model, or of the nearest parent that names one, states."""
+def inherited_licence(stages: list[Stage], directory: Path) -> str | None:
+    """The licence in the card of a model, or of its nearest parent that states one."""
     for stage in stages:
         found = _find(stage.directory, directory)
         card = found / "README.md" if found else None
@@ -94,7 +94,7 @@ def handed_down_licence(stages: list[Stage], directory: Path) -> str | None:
 
 
 def licence_files(stages: list[Stage], directory: Path) -> list[Path]:
-    """Texts of licences beside a model, or beside the nearest parent that has some."""
+    """Licence files beside a model, or beside its nearest parent that has any."""
     for stage in stages:
         found = _find(stage.directory, directory)
         if texts := sorted(path for path in (found.glob("LICEN[CS]E*") if found else ()) if path.is_file()):
@@ -109,7 +109,7 @@ def _stated(card: str) -> str | None:
 
 
 def _find(recorded: str, directory: Path) -> Path | None:
-    """A recorded path, from here or from one of the folders above the model."""
+    """A recorded path, relative to the working directory or a parent directory of the model."""
     above = directory.resolve().parents
     return next((path for base in (Path(), *above) if (path := base / recorded).exists()), None)
 

@@ -1,8 +1,8 @@
-"""Quantize a directory with llm-compressor: run as a script by the python of an environment that has it.
+"""Quantize a directory with llm-compressor; a script for the python of an environment that has it.
 
 Usage: ``PYTHON llmcompressor_job.py JOB.json`` with ``model`` and ``out`` (directories), ``method`` (gptq or awq),
-``group_size``, ``ignore`` (modules to leave alone) and ``rows`` (token ids of calibration texts). Imports nothing of
-align, which that environment does not have.
+``group_size``, ``ignore`` (modules not to quantize) and ``rows`` (token ids of calibration texts). Does not import
+align, which that environment lacks.
 """
 
 import json
@@ -12,17 +12,17 @@ from typing import Any
 
 
 def recipe(job: dict[str, Any]) -> list[Any]:
-    """What llm-compressor does to the model.
+    """The steps llm-compressor applies to the model.
 
     Args:
         job: see the module.
 
     Returns:
-        Modifiers: GPTQ, or AWQ's scaling and rounding to nearest; both to symmetric groups of 4 bits.
+        Modifiers: GPTQ, or AWQ scaling and round-to-nearest; both to symmetric 4-bit groups.
     """
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
-    # Symmetric for both: compressed-tensors 0.20 does not read back the packed zero points that 0.19 writes.
+    # Symmetric: compressed-tensors 0.20 does not read the packed zero points that 0.19 writes.
     weights = QuantizationArgs(num_bits=4, type="int", strategy="group", group_size=job["group_size"], symmetric=True)
     groups = {"config_groups": {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}}
     if job["method"] == "gptq":
@@ -36,7 +36,7 @@ def recipe(job: dict[str, Any]) -> list[Any]:
 
 
 def main(path: str) -> None:
-    """Do a job.
+    """Run a job.
 
     Args:
         path: of its JSON file.
@@ -46,7 +46,7 @@ def main(path: str) -> None:
     from llmcompressor import oneshot
 
     if not torch.accelerator.is_available():
-        # AWQ pins its cache for a device that may not be there, which torch refuses.
+        # AWQ pins memory for an accelerator, which torch refuses where there is none.
         torch.Tensor.pin_memory = lambda tensor: tensor  # type: ignore[assignment,misc]
     job = json.loads(Path(path).read_text(encoding="utf-8"))
     rows = job["rows"]

@@ -1,4 +1,4 @@
-"""Lightning checkpoints of a run: the network in one, and the best of several."""
+"""Checkpoints of a run: load the network from one, and find the best."""
 
 import csv
 from pathlib import Path
@@ -20,9 +20,9 @@ class Checkpoint(NamedTuple):
     """The network of a checkpoint.
 
     Attributes:
-        network: in memory of its own, in the checkpoint's type.
+        network: in memory of its own, in the checkpoint's dtype.
         directory: a model directory with its tokenizer.
-        manifest: as in align.json, of the checkpoint's step.
+        manifest: as in align.json, for the checkpoint's step.
     """
 
     network: GPT | ScalarGPT
@@ -31,22 +31,22 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The network that a stage was training, by the run folder's help.
+    """Load the network of a checkpoint.
 
-    A checkpoint holds weights only; their shape is in the run's ``model/``, or follows from its ``config.yaml``.
+    A checkpoint has weights only; the configuration comes from the run's ``model/`` or its ``config.yaml``.
 
     Args:
         path: a ``.ckpt``, in ``RUN/checkpoints`` or in ``RUN``.
 
     Raises:
         FileNotFoundError: the run's files are missing.
-        ValueError: the file is cut short, is no checkpoint of a stage, or does not fit the run's network.
+        ValueError: the file is truncated, is not a checkpoint of a stage, or does not match the run's network.
     """
     stored = read_stored(path)
     state = trained_state(stored, path)
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
     recipe = _recipe(run)
-    config, directory = _shape(run, recipe, path)
+    config, directory = _configuration(run, recipe, path)
     network = adapted_network(stored, path)
     if network is None:
         with built_without_memory():
@@ -56,21 +56,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def best_of(run: Path, metric: str, mode: str) -> Path:
-    """The best of a run's ``model/`` and its checkpoints.
+    """Find the best of a run's ``model/`` and its checkpoints.
 
-    A checkpoint's value is the one that its ModelCheckpoint monitored, or the one in ``metrics.csv`` of the validation
-    at its own step; a checkpoint that was made between two validations has none and is left out.
+    A checkpoint's value is the one its ModelCheckpoint monitored, or the one in ``metrics.csv`` of the validation at
+    its step; a checkpoint saved between two validations has none and is skipped.
 
     Args:
         run: the run folder.
-        metric: as logged, as in ``val/loss``.
+        metric: as logged, such as ``val/loss``.
         mode: ``min`` or ``max``.
 
     Returns:
-        ``model/`` or a ``.ckpt``; of equals the one of most steps.
+        ``model/`` or a ``.ckpt``; among equals the one with the most steps.
 
     Raises:
-        ValueError: none has a value of this metric; the line names the metrics there are.
+        ValueError: none has a value of this metric; the message names the available metrics.
     """
     rows = _metric_rows(run)
     found: list[tuple[float, int, Path]] = []
@@ -92,8 +92,8 @@ def best_of(run: Path, metric: str, mode: str) -> Path:
             found.append((measured, step, path))
     if not found:
         if metric not in names:
-            raise ValueError(f"{run}: --best {metric}: no such metric; there are {', '.join(sorted(names)) or 'none'}")
-        raise ValueError(f"{run}: --best {metric}: no value of it at the step of {', '.join(unmeasured)}")
+            raise ValueError(f"{run}: --best {metric}: no such metric; available: {', '.join(sorted(names)) or 'none'}")
+        raise ValueError(f"{run}: --best {metric}: not measured at the step of {', '.join(unmeasured)}")
     sign = 1 if mode == "min" else -1
     return min(found, key=lambda entry: (sign * entry[0], -entry[1]))[2]
 
@@ -103,7 +103,7 @@ def _value(stored: dict[str, Any], rows: list[dict[str, str]], metric: str, step
         if name.startswith("ModelCheckpoint") and state.get("monitor") == metric:
             score = state.get("current_score")
             return None if score is None else float(score)
-    # Lightning logs a validation under the number of the last step, which counts from 0.
+    # Lightning logs a validation under the index of the last step, counted from 0.
     at_step = [row[metric] for row in rows if row.get(metric) and int(row["step"]) in (step - 1, step)]
     return float(at_step[-1]) if at_step else None
 
@@ -127,8 +127,8 @@ def _recipe(run: Path) -> dict[str, Any]:
     return recipe if isinstance(recipe, dict) else {}
 
 
-def _shape(run: Path, recipe: dict[str, Any], path: Path) -> tuple[GPTConfig, Path]:
-    """The network's shape, and a directory with its tokenizer."""
+def _configuration(run: Path, recipe: dict[str, Any], path: Path) -> tuple[GPTConfig, Path]:
+    """The network's configuration, and a directory with its tokenizer."""
     if (run / "model" / "config.json").is_file():
         return read_config(run / "model"), run / "model"
     model = recipe.get("model", {}).get("init_args", {})
@@ -136,8 +136,8 @@ def _shape(run: Path, recipe: dict[str, Any], path: Path) -> tuple[GPTConfig, Pa
     parent = model.get("init_from")
     if not (tokenizer or parent):
         raise ValueError(
-            f"{path}: a checkpoint holds no shape and no tokenizer, and {run} has neither model/config.json nor a "
-            "config.yaml that names them: keep the .ckpt in its run folder"
+            f"{path}: a checkpoint has no network configuration or tokenizer, and {run} has neither model/config.json "
+            "nor a config.yaml that names them: keep the .ckpt in its run folder"
         )
     directory = Path(tokenizer or parent)
     if parent:
@@ -147,7 +147,7 @@ def _shape(run: Path, recipe: dict[str, Any], path: Path) -> tuple[GPTConfig, Pa
 
 
 def _manifest(run: Path, recipe: dict[str, Any], step: int) -> dict[str, Any]:
-    """As the stage would have written it at this step."""
+    """The manifest that the stage would have written at this step."""
     written = read_manifest(run / "model") if (run / "model" / "align.json").is_file() else None
     if written and written.get("step") == step:
         return written
@@ -165,6 +165,6 @@ def _manifest(run: Path, recipe: dict[str, Any], step: int) -> dict[str, Any]:
         "libraries": {},
     }
     if written:
-        # Mean and standard deviation of a reward are those of other weights.
+        # Reward statistics are those of the final weights.
         base = {name: value for name, value in written.items() if not name.startswith("reward_")}
     return {**base, "step": step, "metrics": metrics}

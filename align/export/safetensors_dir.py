@@ -1,45 +1,43 @@
-"""A directory as transformers and vLLM read it."""
+"""Write a directory for transformers and vLLM."""
 
 from pathlib import Path
 
 import torch
 
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import Source
 from align.io.directory import save_network
 from align.io.families import why_no_twin
 
 
-def written_type(source: Source, settings: ExportSettings) -> torch.dtype:
-    """The type that weights are written in."""
+def written_dtype(source: Source, settings: ExportSettings) -> torch.dtype:
+    """The dtype of the written weights."""
     return source.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
 
 
 def check_hf(source: Source) -> None:
-    """Refuse what transformers has no class for, before anything is written.
+    """Refuse architectures that transformers does not have, before anything is written.
 
     Raises:
-        ValueError: the line names the setting and the nearest architecture.
+        ValueError: the message names the setting and the nearest architecture.
     """
     if reason := why_no_twin(source.network.config):
-        raise ValueError(f"{source.name}: transformers has no architecture that computes it: {reason}")
+        raise ValueError(f"{source.name}: transformers does not support the architecture: {reason}")
 
 
 def check_range(source: Source, dtype: torch.dtype) -> None:
-    """Refuse weights that are not finite, or too large for the type.
+    """Refuse weights that are not finite, or too large for the dtype.
 
     Raises:
-        ValueError: the line names the tensor, its largest weight and the type's.
+        ValueError: the message names the tensor, its largest weight and the limit.
     """
     for name, tensor in source.network.state_dict().items():
         largest = tensor.abs().max().item() if tensor.numel() else 0.0
         if not largest < float("inf"):
-            raise ValueError(
-                f"{source.name}: {name} holds {largest}: the source is damaged, its weights are not finite"
-            )
+            raise ValueError(f"{source.name}: {name} contains {largest}: the source's weights are not finite")
         if largest > (limit := torch.finfo(dtype).max):
             raise ValueError(
-                f"{source.name}: {name} holds {largest:.4g}, and {str(dtype).removeprefix('torch.')} ends at "
+                f"{source.name}: {name} contains {largest:.4g}, but {str(dtype).removeprefix('torch.')} ends at "
                 f"{limit:.4g}: use --dtype bfloat16 or float32"
             )
 
@@ -58,6 +56,6 @@ def write_hf(source: Source, directory: Path, settings: ExportSettings) -> None:
         bos_id=tokenizer.bos_id,
         eos_ids=tokenizer.stop_ids,
         pad_id=tokenizer.pad_id,
-        dtype=written_type(source, settings),
+        dtype=written_dtype(source, settings),
         max_shard_bytes=settings.max_shard_bytes,
     )

@@ -1,4 +1,4 @@
-"""What can be exported: a run folder, a checkpoint, an adapter or a model directory."""
+"""The source of an export: a run folder, a checkpoint, an adapter or a model directory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 
-from align.export.peft_adapter import ADAPTER, merged
+from align.export.peft_adapter import merged
 from align.export.run_checkpoints import CHECKPOINTS, best_of, read_checkpoint
 from align.io.directory import is_scalar, load_network, load_scalar
 from align.io.lightning_checkpoint import is_checkpoint
 from align.io.location import locate, read_fields
+from align.io.manifest import ADAPTER_CONFIG as ADAPTER
 from align.io.manifest import read_manifest
 from align.io.weight_files import stored_weights
 from align.model.gpt import GPT, ScalarGPT
@@ -21,49 +22,49 @@ _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class Source:
-    """A network to export, and what is known of it."""
+    """A network to export, and its metadata."""
 
     name: str
-    """As it was asked for"""
+    """As given by the user"""
     origin: str
-    """What was read, for people: ``model directory DIR``, ``checkpoint FILE, step 300``"""
+    """What was read, for the card: ``model directory DIR``, ``checkpoint FILE, step 300``"""
     directory: Path
-    """Where card, licence and tokenizer lie"""
+    """Of its card, licence and tokenizer"""
     network: GPT | ScalarGPT
-    """On the CPU, float32 (or the source's wider type), in eval mode"""
+    """On the CPU, float32 (or the source's dtype if wider), in eval mode"""
     tokenizer: Tokenizer
-    """Its own"""
+    """The network's tokenizer"""
     manifest: dict[str, Any]
-    """As in align.json; made up for what has none"""
+    """As in align.json; a default where there is none"""
     dtype: torch.dtype
-    """Of the weights as they lie on the disk"""
+    """Of the weights on disk"""
 
     @property
     def scalar(self) -> bool:
-        """Whether it gives a score and no text."""
+        """Whether it is a reward model."""
         return isinstance(self.network, ScalarGPT)
 
 
 def open_source(name: str, *, best: str | None = None, mode: str = "min", base: str | None = None) -> Source:
-    """Read what is to be exported.
+    """Load the source of an export.
 
     Args:
         name: a run folder (its ``model/``, or with ``best`` the best of that and its checkpoints), a Lightning
             ``.ckpt`` in a run's folder, a LoRA adapter, a model directory, or a Hub id.
-        best: the metric that picks among a run's checkpoints, as in ``val/loss``.
+        best: metric that selects among a run's checkpoints, such as ``val/loss``.
         mode: ``min``: lower is better; ``max``: higher is.
-        base: the model that an adapter is merged into; None: the one that it names.
+        base: the model to merge an adapter into; None: the one that it names.
 
     Raises:
-        FileNotFoundError: there is no such thing, or a file is missing.
-        ValueError: it is none of these, or damaged; the line names file, field and what would be right.
+        FileNotFoundError: it does not exist, or a file is missing.
+        ValueError: it is none of these, or damaged; the message names file and field.
     """
     path = Path(name).expanduser()
     run = _is_run(path)
     if best is not None and not run:
-        raise ValueError(f"{name}: --best picks among the checkpoints of a run folder, and this is none")
+        raise ValueError(f"{name}: --best selects among the checkpoints of a run folder, which this is not")
     if base is not None and not (path / ADAPTER).is_file():
-        raise ValueError(f"{name}: --base goes with an adapter ({ADAPTER}), and this is none")
+        raise ValueError(f"{name}: --base is for adapters (with {ADAPTER}), which this is not")
     if is_checkpoint(path):
         return _of_checkpoint(name, path)
     if (path / ADAPTER).is_file():
@@ -74,20 +75,22 @@ def open_source(name: str, *, best: str | None = None, mode: str = "min", base: 
     if path.is_dir() and not (path / "config.json").is_file():
         stages = [str(model.parent) for model in sorted(path.glob("*/model")) if (model / "config.json").is_file()]
         raise ValueError(
-            f"{path}: nothing of ours: a run folder has model/ or {CHECKPOINTS}/, a model directory config.json, an "
+            f"{path}: nothing to export: a run folder has model/ or {CHECKPOINTS}/, a model directory config.json, an "
             f"adapter {ADAPTER}" + (f"; did you mean {' or '.join(stages)}?" if stages else "")
         )
     return _of_directory(name, locate(name))
 
 
 def _is_run(path: Path) -> bool:
-    """A folder with model/ or checkpoints/; without either a stage was perhaps killed before it wrote one."""
+    """Whether this is a run folder; one without model/ and checkpoints/ was perhaps killed early and raises."""
     if (path / "config.json").is_file() or not path.is_dir():
         return False
     if any((path / part).is_dir() for part in ("model", CHECKPOINTS)):
         return True
     if (path / "config.yaml").is_file():
-        raise ValueError(f"{path}: a run folder without a model: neither model/ nor {CHECKPOINTS}/; did the run end?")
+        raise ValueError(
+            f"{path}: a run folder without a model: neither model/ nor {CHECKPOINTS}/; did the run finish?"
+        )
     return False
 
 
@@ -96,10 +99,10 @@ def _of_directory(name: str, directory: Path) -> Source:
         if found := sorted((directory.parent / CHECKPOINTS).glob("*.ckpt")):
             raise ValueError(
                 f"{directory.parent}: a run folder without a model: model/config.json is missing; export a checkpoint, "
-                f"as in {found[-1]}, or let --best pick one"
+                f"such as {found[-1]}, or select one with --best"
             )
         raise ValueError(f"{directory.parent}: a run folder without a model: model/config.json is missing")
-    dtype = _stored_type(directory)
+    dtype = _stored_dtype(directory)
     network = _load(directory, dtype)
     manifest = read_manifest(directory) if (directory / "align.json").is_file() else _unknown(directory)
     tokenizer = Tokenizer.load(directory)
@@ -132,7 +135,7 @@ def _of_adapter(name: str, path: Path, base: str | None) -> Source:
         network.eval(),
         Tokenizer.load(ours),
         manifest,
-        _stored_type(base_directory),
+        _stored_dtype(base_directory),
     )
 
 
@@ -142,14 +145,14 @@ def _load(directory: Path, dtype: torch.dtype) -> GPT | ScalarGPT:
     return load(directory, dtype=wide).eval()
 
 
-def _stored_type(directory: Path) -> torch.dtype:
-    """The widest type among the stored weights."""
+def _stored_dtype(directory: Path) -> torch.dtype:
+    """The widest dtype of the stored weights."""
     codes = {tensor.dtype for tensor in stored_weights(directory).values()}
     return next((kind for code, kind in _TYPES.items() if code in codes), torch.float32)
 
 
 def _unknown(directory: Path) -> dict[str, Any]:
-    """A manifest for what no stage of ours wrote."""
+    """A manifest for what no stage of align wrote."""
     return {
         "stage": "adapter" if (directory / ADAPTER).is_file() else "foreign",
         "recipe": None,

@@ -1,11 +1,12 @@
-"""What was written, read again by the program it is for, against the source.
+"""Verify an export: load it in the program it is for, and compare it with its source.
 
 Legend: N tokens of a response, V vocabulary.
 
-1. The source answers each prompt, greedily and once at temperature 1 (a fixed seed).
-2. The export's own tokenizer must give the source's ids for prompts and answers.
-3. On the sampled answers: log-probabilities of all tokens of the vocabulary, and perplexity.
-4. The export answers greedily too: the same text or not, and what a judge thinks of both.
+1. The source responds to each prompt, greedily and once at temperature 1 with a fixed seed.
+2. The export's tokenizer must give the source's ids for the prompts.
+3. On the sampled responses, compare the log-probabilities of the whole vocabulary, and the perplexity.
+4. The export responds greedily too: compare the texts, and the rewards that a judge gives both.
+5. ``check`` refuses differences above a ``Tolerance``.
 """
 
 import math
@@ -15,6 +16,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from align.export.export_settings import ExportSettings
 from align.export.source import Source
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
@@ -24,7 +26,7 @@ from align.tokenizer import Tokenizer
 from align.tokenizer.prompts import Prompt
 
 Judge = Callable[[Sequence[Any], Sequence[str]], list[float]]
-"""(prompts, responses) -> one score each; higher is better"""
+"""(prompts, responses) -> one reward each; higher is better"""
 
 PLAIN_PROMPTS: tuple[str, ...] = (
     "Tell me a story about a dog and a boat.",
@@ -36,26 +38,26 @@ PLAIN_PROMPTS: tuple[str, ...] = (
     "List three animals.",
     "Say something kind.",
 )
-"""What is asked where no prompts are given"""
+"""Prompts used where none are given"""
 
 
 class Reading(Protocol):
-    """An export as the program that it is for has read it."""
+    """An export, loaded in the program it is for."""
 
     def tokenize(self, text: str) -> list[int]:
-        """The ids of ordinary text."""
+        """Token ids of plain text."""
         ...
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        """The ids of a chat up to the assistant's turn."""
+        """Token ids of a chat up to the assistant's turn."""
         ...
 
     def logprobs(self, ids: list[int], start: int) -> torch.Tensor:
-        """``[N, V]`` float: of every token at the places of ``ids[start:]``; NaN where the program does not tell."""
+        """``[N, V]`` float: of every token at the positions of ``ids[start:]``; NaN where the program gives none."""
         ...
 
-    def answer(self, ids: list[int], max_new_tokens: int) -> str:
-        """The greedy response to ``ids``, special tokens left out."""
+    def respond(self, ids: list[int], max_new_tokens: int) -> str:
+        """The greedy response to ``ids``, without special tokens."""
         ...
 
     def score(self, ids: list[int]) -> float:
@@ -63,44 +65,44 @@ class Reading(Protocol):
         ...
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Release its resources."""
         ...
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How an export differs from its source; None: not measured."""
+    """Differences between an export and its source; None: not measured."""
 
     read_by: str
-    """The program that read the export, with its version"""
+    """The program that loaded the export, with its version"""
     prompts: int
     """Prompts compared"""
     tokens: int
-    """Places where distributions (or rows where scores) were compared"""
+    """Positions (for a reward model: rows) compared"""
     max_difference: float
-    """Largest difference of a log-probability (nats) over places and vocabulary, or of a reward model's score"""
+    """Largest difference of a log-probability (nats) over positions and vocabulary, or of a reward model's score"""
     perplexity_source: float | None = None
-    """Of the source's sampled answers under the source"""
+    """Of the source's sampled responses, under the source"""
     perplexity_export: float | None = None
-    """Of the same answers under the export"""
+    """Of the same responses, under the export"""
     same_text: int | None = None
-    """Prompts with the same greedy text"""
+    """Prompts with the same greedy response"""
     reward_source: float | None = None
-    """The judge's mean score of the source's greedy answers"""
+    """The judge's mean reward of the source's greedy responses"""
     reward_export: float | None = None
-    """The judge's mean score of the export's greedy answers"""
+    """The judge's mean reward of the export's greedy responses"""
     win_rate: float | None = None
-    """Share of prompts where the judge prefers the export's answer, half of the ties included"""
+    """Share of prompts where the judge prefers the export's response; ties count half"""
 
     @property
     def perplexity_change(self) -> float | None:
-        """Relative, as in 0.01 for one percent more."""
+        """Relative change: 0.01 is one percent more."""
         if self.perplexity_source is None or self.perplexity_export is None:
             return None
         return self.perplexity_export / self.perplexity_source - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """What was measured, as JSON values."""
+        """The measured values, for JSON."""
         values = asdict(self) | {"perplexity_change": self.perplexity_change}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -118,20 +120,20 @@ def verify(
 
     Args:
         source: what was exported.
-        reading: what was written, read again.
-        read_by: the reader's name and version.
-        prompts: what to answer; a reward model scores them, with the answer as the last message if there is one.
-        max_new_tokens: longest answer, tokens.
-        judge: scores answers; None: the text alone is compared.
+        reading: the export.
+        read_by: the program's name and version.
+        prompts: to respond to; a reward model scores them, including a response as the last message.
+        max_new_tokens: maximum response length, tokens.
+        judge: gives responses a reward; None: compare texts only.
 
     Raises:
-        ValueError: no prompt leaves room for an answer, or the export's tokenizer gives other ids.
+        ValueError: no prompt leaves room for a response, or the export's tokenizer gives other ids.
     """
     ids = [prompt_ids(source.tokenizer, prompt) for prompt in prompts]
     context = source.network.config.context
     fitting = [number for number, row in enumerate(ids) if len(row) < context]
     if not fitting:
-        raise ValueError(f"no prompt is shorter than the context, {context} tokens: nothing to verify with")
+        raise ValueError(f"no prompt is shorter than the context, {context} tokens: give shorter prompts")
     prompts, ids = [prompts[number] for number in fitting], [ids[number] for number in fitting]
     _check_tokens(source, reading, prompts)
     if isinstance(source.network, ScalarGPT):
@@ -140,7 +142,7 @@ def verify(
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    """What an answer to a prompt continues, as the network saw it in training."""
+    """Token ids of a prompt up to the response, as in training."""
     if tokenizer.spec.chat_template is None:
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         return [*tokenizer.opening_ids, *tokenizer.encode(text)]
@@ -164,12 +166,12 @@ def _check_tokens(source: Source, reading: Reading, prompts: Sequence[Prompt]) -
 
 def _same_ids(text: str, ours: list[int], theirs: list[int]) -> None:
     if ours != theirs:
-        place = next(
+        start = next(
             (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
         )
         raise ValueError(
-            f"verify: the export's tokenizer gives other ids from place {place} on ({theirs[place : place + 3]}, the "
-            f"source gives {ours[place : place + 3]}) for {text[:60]!r}"
+            f"verify: the export's tokenizer gives other ids from position {start} on ({theirs[start : start + 3]}; "
+            f"the source gives {ours[start : start + 3]}) for {text[:60]!r}"
         )
 
 
@@ -177,28 +179,28 @@ def _verify_language(
     source: Source,
     reading: Reading,
     read_by: str,
-    asked: tuple[Sequence[Prompt], list[list[int]]],
+    rendered: tuple[Sequence[Prompt], list[list[int]]],
     *,
     max_new_tokens: int,
     judge: Judge | None,
 ) -> Verification:
     network, tokenizer = cast(GPT, source.network), source.tokenizer
-    prompts, ids = asked
-    greedy = answers(network, tokenizer, ids, max_new_tokens, temperature=0.0)  # 1
-    sampled = answers(network, tokenizer, ids, max_new_tokens, temperature=1.0)
+    prompts, ids = rendered
+    greedy = responses(network, tokenizer, ids, max_new_tokens, temperature=0.0)  # 1
+    sampled = responses(network, tokenizer, ids, max_new_tokens, temperature=1.0)
     largest, nll_source, nll_export, count = 0.0, 0.0, 0.0, 0
-    for prompt, answer in zip(ids, sampled, strict=True):  # 3
-        ours = torch.log_softmax(_logits(network, prompt + answer, len(prompt)), -1)
-        theirs = reading.logprobs(prompt + answer, len(prompt))
-        places = torch.arange(len(answer)), torch.tensor(answer)
+    for prompt, response in zip(ids, sampled, strict=True):  # 3
+        ours = torch.log_softmax(_logits(network, prompt + response, len(prompt)), -1)
+        theirs = reading.logprobs(prompt + response, len(prompt))
+        chosen = torch.arange(len(response)), torch.tensor(response)
         largest = max(largest, (ours - theirs).abs().nan_to_num(0.0).max().item())
-        nll_source -= ours[places].sum().item()
-        nll_export -= theirs[places].sum().item()
-        count += len(answer)
-    # Rows of the embedding beyond the tokenizer's ids are no text, and only an untrained network draws them.
-    texts = [tokenizer.decode(i for i in answer if i < tokenizer.vocab_size) for answer in greedy]
+        nll_source -= ours[chosen].sum().item()
+        nll_export -= theirs[chosen].sum().item()
+        count += len(response)
+    # Only an untrained network samples embedding rows beyond the tokenizer's ids; they are no text.
+    texts = [tokenizer.decode(i for i in response if i < tokenizer.vocab_size) for response in greedy]
     context = network.config.context
-    exported = [reading.answer(prompt, min(max_new_tokens, context - len(prompt))) for prompt in ids]  # 4
+    exported = [reading.respond(prompt, min(max_new_tokens, context - len(prompt))) for prompt in ids]  # 4
     return Verification(
         read_by=read_by,
         prompts=len(ids),
@@ -212,7 +214,7 @@ def _verify_language(
 
 
 def judged(judge: Judge, prompts: Sequence[Prompt], ours: list[str], theirs: list[str]) -> dict[str, float]:
-    """What a judge says of two models' answers: both means, and the share of prompts where ``theirs`` is better."""
+    """A judge's mean rewards of two models' responses, and the share of prompts where ``theirs`` is better."""
     before, after = judge(prompts, ours), judge(prompts, theirs)
     wins = sum((b > a) + 0.5 * (b == a) for a, b in zip(before, after, strict=True))
     return {
@@ -222,7 +224,7 @@ def judged(judge: Judge, prompts: Sequence[Prompt], ours: list[str], theirs: lis
     }
 
 
-def answers(
+def responses(
     network: GPT, tokenizer: Tokenizer, ids: list[list[int]], max_new_tokens: int, *, temperature: float
 ) -> list[list[int]]:
     """One response to each row of ``ids``."""
@@ -233,7 +235,7 @@ def answers(
 
 @torch.no_grad()
 def _logits(network: GPT, ids: list[int], start: int) -> torch.Tensor:
-    """``[N, V]`` float32: what predicts ``ids[start:]``."""
+    """``[N, V]`` float32: the logits that predict ``ids[start:]``."""
     return network(torch.tensor([ids]))[0, start - 1 : -1].float()
 
 
@@ -244,3 +246,69 @@ def _verify_scores(network: ScalarGPT, reading: Reading, read_by: str, ids: list
         ours = network.last_scores(torch.tensor([row]), torch.tensor([len(row)])).item()
         largest = max(largest, abs(ours - reading.score(row)))
     return Verification(read_by=read_by, prompts=len(ids), tokens=len(ids), max_difference=largest)
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest differences that pass; None: not checked."""
+
+    difference: float | None = None
+    """Largest difference of a log-probability (nats), or of a reward model's score"""
+    perplexity: float | None = None
+    """Relative rise of the perplexity: 0.01 is one percent"""
+    reward: float | None = None
+    """Drop of the judge's mean reward, relative to the source's"""
+
+
+TOLERANCES = {
+    "float32": Tolerance(0.01, 1e-3, 0.01),
+    "float16": Tolerance(0.1, 0.005, 0.02),
+    "bfloat16": Tolerance(1.0, 0.01, 0.02),
+    "int8": Tolerance(1.0, 0.01, 0.02),
+    "q8_0": Tolerance(1.0, 0.01, 0.02),
+    "q5_1": Tolerance(None, 0.03, 0.05),
+    "q5_0": Tolerance(None, 0.03, 0.05),
+    "q4_1": Tolerance(None, 0.05, 0.1),
+    "q4_0": Tolerance(None, 0.05, 0.1),
+    "gptq": Tolerance(None, 0.05, 0.1),
+    "awq": Tolerance(None, 0.05, 0.1),
+}
+"""By the precision of the matrices. Below 8 bits, log-probabilities of the tail move by nats without consequence.
+A float32 GPT-2 in llama.cpp differs by some thousandths, because its GELU is a table of float16 values."""
+
+
+def precision(settings: ExportSettings, dtype: str) -> str:
+    """The row of ``TOLERANCES`` for an export.
+
+    Args:
+        settings: of the export.
+        dtype: what ``auto`` stands for, such as ``float32``.
+    """
+    if settings.quantize != "none":
+        # The weights that are not quantized may be coarser than int8.
+        return settings.quantize
+    found = dtype if settings.dtype == "auto" else settings.dtype
+    return found if found in TOLERANCES else "float32"
+
+
+def check(found: Verification, allowed: Tolerance) -> None:
+    """Refuse an export that differs too much.
+
+    Raises:
+        ValueError: the message names the difference and the tolerance.
+    """
+    drop = None
+    if found.reward_source is not None and found.reward_export is not None:
+        drop = (found.reward_source - found.reward_export) / (abs(found.reward_source) or 1.0)
+    measured = {
+        "max_difference": (found.max_difference, allowed.difference, "--tolerance_difference"),
+        "perplexity_change": (found.perplexity_change, allowed.perplexity, "--tolerance_perplexity"),
+        "drop of the reward": (drop, allowed.reward, "--tolerance_reward"),
+    }
+    for name, (value, limit, setting) in measured.items():
+        # NaN must not pass.
+        if value is not None and limit is not None and not value <= limit:
+            raise ValueError(
+                f"verify: {name} is {value:.4g}, above the tolerance {limit:g} ({found.read_by}, {found.prompts} "
+                f"prompts): nothing was written; {setting} sets another"
+            )

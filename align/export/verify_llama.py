@@ -1,4 +1,4 @@
-"""A GGUF file as llama.cpp reads it, through xllamacpp."""
+"""Load a GGUF export in llama.cpp, through xllamacpp, to verify it."""
 
 import json
 from pathlib import Path
@@ -7,26 +7,26 @@ from urllib.request import Request, urlopen
 
 import torch
 
-from align.export.missing import need
+from align.export.extra import need
 
 
 class LlamaReading:
     """A GGUF file in llama.cpp's server, in this process; see ``verify.Reading``.
 
-    The cache is float32 and attention plain: what differs is the file, not the way it is run.
+    Runs with a float32 cache and without flash attention, so that only the file can differ.
 
     Args:
-        file: what was written.
+        file: the export.
         context: of the network, tokens.
         vocab_size: rows of its embedding.
 
     Raises:
         ModuleNotFoundError: xllamacpp is not installed.
-        ValueError: llama.cpp cannot load the file.
+        ValueError: llama.cpp can't load the file.
     """
 
     def __init__(self, file: Path, *, context: int, vocab_size: int) -> None:
-        """Load it."""
+        """Load the file."""
         llama: Any = need("xllamacpp", "--verify of format gguf")
         from importlib.metadata import version
 
@@ -42,7 +42,7 @@ class LlamaReading:
         try:
             self.server = llama.Server(params)
         except (RuntimeError, ValueError) as error:
-            raise ValueError(f"{self.name} cannot read {file.name}: {error}") from error
+            raise ValueError(f"{self.name} can't load {file.name}: {error}") from error
         self.letter = self.tokenize("a")[0]
 
     def tokenize(self, text: str) -> list[int]:
@@ -50,15 +50,15 @@ class LlamaReading:
         return list(self._post("/tokenize", {"content": text, "add_special": False, "parse_special": False})["tokens"])
 
     def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
-        """See ``verify.Reading``; as in llama.cpp's chats, the tokenizer adds the begin-of-text."""
+        """See ``verify.Reading``; as in llama.cpp's chats, the tokenizer adds the begin-of-text token."""
         text = self._post("/apply-template", {"messages": messages})["prompt"]
         return list(self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"])
 
     def logprobs(self, ids: list[int], start: int) -> torch.Tensor:
-        """See ``verify.Reading``: one request a place, each prefix kept from the one before.
+        """See ``verify.Reading``: one request per position, with the prefix cached.
 
-        The server keeps half characters to itself, with their probabilities. The bias makes it draw a letter; what it
-        tells are the probabilities without the bias.
+        The server withholds incomplete characters together with their probabilities, so a bias makes it generate a
+        letter; the reported probabilities are without the bias.
         """
         rows = torch.full((len(ids) - start, self.vocab_size), float("nan"))
         request = {"n_predict": 1, "n_probs": self.vocab_size, "logit_bias": [[self.letter, 1e6]]}
@@ -67,16 +67,16 @@ class LlamaReading:
                 row[entry["id"]] = entry["logprob"]
         return rows
 
-    def answer(self, ids: list[int], max_new_tokens: int) -> str:
+    def respond(self, ids: list[int], max_new_tokens: int) -> str:
         """See ``verify.Reading``."""
         return str(self._complete(ids, n_predict=max_new_tokens)["text"])
 
     def score(self, ids: list[int]) -> float:
-        """No GGUF file of ours holds a reward model."""
+        """Reward models are not exported to GGUF."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """See ``verify.Reading``: the server stops when nobody holds it."""
+        """See ``verify.Reading``: the server stops when it is garbage-collected."""
         del self.server
 
     def _complete(self, ids: list[int], **request: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class LlamaReading:
         return dict(reply["choices"][0])
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
-        """Ask the server, which listens on this machine only."""
+        """Send a request to the server, which listens on this machine only."""
         request = Request(
             self.server.listening_address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
         )

@@ -1,27 +1,27 @@
-"""An export as transformers reads it: the one place in align that imports transformers, and only to verify."""
+"""Load an export in transformers to verify it; the only module of align that imports transformers."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from align.export.missing import need
+from align.export.extra import need
 
 
 class TransformersReading:
     """A safetensors directory loaded by transformers; see ``verify.Reading``.
 
     Args:
-        directory: what was written.
-        scalar: it is a reward model.
+        directory: the export.
+        scalar: whether it is a reward model.
 
     Raises:
         ModuleNotFoundError: transformers is not installed.
-        ValueError: transformers cannot load the directory; the line says what it said.
+        ValueError: transformers can't load the directory.
     """
 
     def __init__(self, directory: Path, *, scalar: bool) -> None:
-        """Load it as its users would."""
+        """Load the directory as users do."""
         need("transformers", "--verify of format hf")
         import transformers
 
@@ -33,7 +33,7 @@ class TransformersReading:
             self.model = kind.from_pretrained(directory, dtype="auto").eval()
             self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(directory)
         except (OSError, ValueError, RuntimeError, ImportError) as error:
-            raise ValueError(f"{self.name} cannot read the export: {error}") from error
+            raise ValueError(f"{self.name} can't load the export: {error}") from error
 
     def tokenize(self, text: str) -> list[int]:
         """See ``verify.Reading``."""
@@ -51,7 +51,7 @@ class TransformersReading:
         return torch.log_softmax(self.model(torch.tensor([ids])).logits[0, start - 1 : -1].float(), -1)
 
     @torch.no_grad()
-    def answer(self, ids: list[int], max_new_tokens: int) -> str:
+    def respond(self, ids: list[int], max_new_tokens: int) -> str:
         """See ``verify.Reading``."""
         row = torch.tensor([ids])
         out = self.model.generate(

@@ -1,11 +1,10 @@
-"""Reading prompts and then one token per row and step: plainly through the network, or with its weights packed.
+"""Prefill of prompts, then decoding one token per row and step.
+
+``Decoder`` uses the network's own forward pass, ``PackedDecoder`` packed weights, and ``StaticDecoder`` fixed shapes,
+which a CUDA graph can replay.
 
 Legend: R rows, T tokens, S slots of the cache, H query heads, K key/value heads, E width of one head, D width,
 V vocabulary.
-
-Decoding with the same shapes in every step and nothing read back: what a CUDA graph can replay.
-
-Legend: R rows, S slots of the cache, K key/value heads, E width of one head, V vocabulary.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,37 +18,37 @@ from align.model.gpt import GPT
 from align.model.kv_cache import KVCache
 from align.model.layers import Block, attend_fast
 
-# Rows that attend together, over the slots of the longest of them: fewer read more memory for nothing (rows of one
-# batch differ in length), more cost calls. 16 was the best of 4..64 on a CPU with prompts of 16..96 tokens.
+# Rows that attend together, over the slots of the longest: larger groups read more unused slots, smaller ones need more
+# calls. 16 was the fastest of 4..64 on a CPU with prompts of 16..96 tokens.
 _GROUP = 16
 
-# Padded tokens of the prompts that are read together: on a CPU large enough for full-speed products, small enough for
-# its caches; elsewhere each block is a handful of launches, however many tokens they are for.
+# Padded tokens per prefill batch: on a CPU enough for efficient products, yet within its caches; elsewhere the number
+# of kernel launches counts, whatever their size.
 _PREFILL_TOKENS = 512
 
 _PREFILL_TOKENS_ELSEWHERE = 16384
 
 
 class Decoder:
-    """Rows being continued, through the network's own forward: the reference, and the way for changed networks.
+    """Decodes with the network's own forward pass: the reference, and for networks that can't be packed.
 
     Attributes:
-        cache: keys and values of every token read.
+        cache: keys and values of every processed token.
         positions: ``[R]`` int64, the slot of each row's next token.
-        shrinks: whether finished rows may leave, by ``keep``.
-        check_every: steps between two questions whether all rows are finished.
+        shrinks: whether finished rows can be dropped with ``keep``.
+        check_every: steps between checks whether all rows are finished.
     """
 
     shrinks = True
     check_every = 1
 
     def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int) -> None:
-        """Make room.
+        """Allocate the cache.
 
         Args:
             network: in evaluation mode.
             prompts: longest first, at least one token each.
-            slots: tokens a row.
+            slots: per row, tokens.
         """
         weight = network.output_weight
         device = weight.device
@@ -61,7 +60,7 @@ class Decoder:
         self.positions = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64, device=device)
 
     def read_prompts(self) -> torch.Tensor:
-        """Fill the cache with the prompts; returns the logits ``[R, V]`` after the last token of each."""
+        """Prefill the prompts; returns the logits ``[R, V]`` after the last token of each."""
         ids = self._padded(self.prompts)
         positions = torch.arange(ids.shape[1], device=ids.device)
         return self.network.logits(
@@ -69,18 +68,18 @@ class Decoder:
         )
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
-        """Append ``ids`` ``[R]`` int64, one to each row; returns the logits ``[R, V]`` after them."""
+        """Append one token per row, ``ids`` ``[R]`` int64; returns the logits ``[R, V]`` after them."""
         hidden = self.network.hidden(ids[:, None], positions=self.positions[:, None], cache=self.cache)
         self._advance()
         return self.network.logits(hidden[:, 0])
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these rows only: ``[R']`` int64, ascending."""
+        """Keep only these rows: ``[R']`` int64, ascending."""
         self.cache.keep(rows, int(self.positions.max()))
         self.positions = self.positions[rows]
 
     def _advance(self) -> None:
-        # A finished row that still waits for its removal may come to the end of its slots; it stays there.
+        # A finished row that is not dropped yet may reach its last slot and stays there.
         self.positions = (self.positions + 1).clamp(max=self.cache.length - 1)
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -91,25 +90,25 @@ class Decoder:
 
 
 class PackedDecoder(Decoder):
-    """The same numbers sooner: matrices packed for thin products, no module calls, attention over live slots only.
+    """A faster equivalent: matrices packed for products with few rows, no module calls, attention over used slots only.
 
-    Packing costs one more copy of the matrices while it lives. Use it only where ``can_pack`` holds.
+    Takes a second copy of the matrices. Only for networks for which ``can_pack`` is true.
     """
 
     def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int) -> None:
-        """As ``Decoder``, and pack the weights."""
+        """Allocate the cache and pack the weights."""
         super().__init__(network, prompts, slots=slots)
         self.layers = [
             PackedBlock(layer, network.config, self.dtype) for layer in cast(Sequence[Block], network.model.layers)
         ]
         self.output = pack([network.output_weight], self.dtype)
         tables = network.model.rotary(torch.arange(slots, device=self.positions.device))
-        self.turns = None if tables is None else torch.complex(*tables)[:, None]
+        self.rotations = None if tables is None else torch.complex(*tables)[:, None]
         self.lengths = [len(prompt) for prompt in prompts]
         self._view()
 
     def read_prompts(self) -> torch.Tensor:
-        """See ``Decoder.read_prompts``; rows of like length are read together, so little is padding."""
+        """See ``Decoder.read_prompts``; rows of similar length are processed together, which limits padding."""
         return self._read_all(self.prompts, 0)
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
@@ -120,14 +119,14 @@ class PackedDecoder(Decoder):
         hidden_slots = torch.arange(max(live), device=ids.device) > self.positions[:, None]
         mask = torch.zeros_like(hidden_slots, dtype=self.dtype).masked_fill(hidden_slots, -torch.inf)[:, None, None]
         masks = [rows[..., :slots] for rows, slots in zip(mask.split(self.group), live, strict=True)]
-        # The cache as one column of vectors, and where in it each row's new ones go.
+        # Where the new vectors go in the cache, seen as one list of vectors.
         heads = torch.arange(len(ids) * kv_heads, device=ids.device)
-        places = heads * self.cache.length + self.positions.repeat_interleave(kv_heads)
+        flat_slots = heads * self.cache.length + self.positions.repeat_interleave(kv_heads)
 
         def attend(layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             for kept, new in ((self.cache.keys, keys), (self.cache.values, values)):
-                kept[layer].view(-1, head_width).index_copy_(0, places, new.reshape(-1, head_width).to(self.dtype))
-            # The H / K query heads of one key head see the same slots: to the kernel they are queries of one head.
+                kept[layer].view(-1, head_width).index_copy_(0, flat_slots, new.reshape(-1, head_width).to(self.dtype))
+            # The H / K query heads of a key head see the same slots, so the kernel treats them as queries of one head.
             grouped = queries.view(len(ids), kv_heads, -1, head_width).split(self.group)
             mixed = [
                 F.scaled_dot_product_attention(
@@ -151,11 +150,11 @@ class PackedDecoder(Decoder):
         self._view()
 
     def _live_slots(self) -> list[int]:
-        """The slots that the longest row of each group, its first, looks at, its new token included."""
+        """Slots that the longest (first) row of each group sees, including its new token."""
         return [self.lengths[start] + 1 for start in range(0, len(self.lengths), self.group)]
 
     def _view(self) -> None:
-        """Note each layer's keys and values by groups of rows, so that a step need not cut them again."""
+        """Split each layer's keys and values into groups of rows, once for all steps."""
         self.group = _GROUP if self.positions.device.type == "cpu" else max(1, len(self.lengths))
         self.views = [
             list(zip(keys.split(self.group), values.split(self.group), strict=True))
@@ -163,14 +162,14 @@ class PackedDecoder(Decoder):
         ]
 
     def _read_all(self, prompts: Sequence[Sequence[int]], first: int) -> torch.Tensor:
-        """Read prompts, longest first, into the rows from ``first`` on; returns the logits ``[prompts, V]``."""
-        at_once = _PREFILL_TOKENS if self.positions.device.type == "cpu" else _PREFILL_TOKENS_ELSEWHERE
-        chunks = _prefill_chunks([len(prompt) for prompt in prompts], at_once)
+        """Prefill prompts, longest first, into the rows from ``first`` on; returns the logits ``[prompts, V]``."""
+        max_tokens = _PREFILL_TOKENS if self.positions.device.type == "cpu" else _PREFILL_TOKENS_ELSEWHERE
+        chunks = _prefill_chunks([len(prompt) for prompt in prompts], max_tokens)
         last = [self._read(prompts[start:stop], first + start) for start, stop in chunks]
         return F.linear(torch.cat(last), self.output)
 
     def _read(self, prompts: Sequence[Sequence[int]], start: int) -> torch.Tensor:
-        """Read prompts into the rows from ``start`` on; returns ``[prompts, D]`` after the last token of each.
+        """Prefill prompts into the rows from ``start`` on; returns ``[prompts, D]`` after the last token of each.
 
         Args:
             prompts: longest first.
@@ -198,31 +197,31 @@ class PackedDecoder(Decoder):
         attend: Attend,
         only: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Embeddings, blocks, final norm.
+        """Run embeddings, blocks and final norm.
 
         Args:
             ids: ``[R, T]``.
             positions: ``[T]`` or ``[R, T]``.
             attend: attention over the cache.
-            only: chooses the tokens whose hidden state is wanted; None means all.
+            only: selects the tokens whose hidden state is needed; None means all.
 
         Returns:
             ``[R, T', D]``.
         """
         trunk = self.network.model
-        turns = None if self.turns is None else self.turns[positions]
+        rotations = None if self.rotations is None else self.rotations[positions]
         x = trunk.embed(ids, positions)
         *others, last = self.layers
         for layer in others:
-            x = layer(x, turns=turns, attend=attend)
-        x = last(x, turns=turns, attend=attend, only=only)
+            x = layer(x, rotations=rotations, attend=attend)
+        x = last(x, rotations=rotations, attend=attend, only=only)
         return x if trunk.norm is None else normalise(trunk.norm, x)
 
 
-def _prefill_chunks(lengths: Sequence[int], at_once: int) -> Iterator[tuple[int, int]]:
+def _prefill_chunks(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:
     start = 0
     while start < len(lengths):
-        stop = min(start + max(1, at_once // lengths[start]), len(lengths))
+        stop = min(start + max(1, max_tokens // lengths[start]), len(lengths))
         yield start, stop
         start = stop
 
@@ -233,18 +232,18 @@ def _last(x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
 
 
 class StaticDecoder(PackedDecoder):
-    """``PackedDecoder`` whose step is one recorded CUDA graph; elsewhere the same operations, one by one.
+    """A ``PackedDecoder`` whose step is one CUDA graph; on other devices it runs the same operations one by one.
 
-    A small network's step on a GPU is hundreds of kernels that each take less time than their launch; replayed, they
-    cost one launch. In return every step looks at all slots, finished rows stay, and whether all are finished is asked
-    only every few steps, because asking waits for the device.
+    On a GPU, a small network's step is hundreds of kernels that take less time than their launch; a graph has one
+    launch. In return every step attends to all slots, finished rows stay, and whether all are finished is checked only
+    every few steps, because the check waits for the device.
     """
 
     shrinks = False
     check_every = 16
 
     def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int) -> None:
-        """As ``PackedDecoder``."""
+        """Allocate the cache, pack the weights, and allocate the graph's inputs."""
         super().__init__(network, prompts, slots=slots)
         self._ids = torch.zeros_like(self.positions)
         self._slots = torch.arange(slots, device=self.positions.device)
@@ -252,37 +251,37 @@ class StaticDecoder(PackedDecoder):
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def step(self, ids: torch.Tensor) -> torch.Tensor:
-        """See ``Decoder.step``; the next step overwrites what it returns."""
+        """See ``Decoder.step``; the next step overwrites the returned tensor."""
         self._ids.copy_(ids)
         if self._ids.device.type != "cuda":
             return self._step()
         if self._graph is None:
-            self._record()
+            self._capture()
         assert self._graph is not None
         self._graph.replay()
         return self._logits
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Rows stay.
+        """Not supported: shapes are fixed.
 
         Raises:
             RuntimeError: always.
         """
-        raise RuntimeError("a StaticDecoder keeps all its rows")
+        raise RuntimeError("a StaticDecoder has fixed shapes and can't drop rows")
 
     def _step(self) -> torch.Tensor:
-        """Read ``_ids`` at ``positions`` and move these on, in place; returns the logits ``[R, V]``."""
+        """Process ``_ids`` at ``positions`` and advance these, in place; returns the logits ``[R, V]``."""
         rows, kv_heads = len(self._ids), self.network.config.resolved_kv_heads
         head_width = self.network.config.resolved_head_width
-        unseen = self._slots > self.positions[:, None]
-        mask = torch.zeros_like(unseen, dtype=self.dtype).masked_fill(unseen, -torch.inf)[:, None, None]
+        hidden_slots = self._slots > self.positions[:, None]
+        mask = torch.zeros_like(hidden_slots, dtype=self.dtype).masked_fill(hidden_slots, -torch.inf)[:, None, None]
         heads = torch.arange(rows * kv_heads, device=self._ids.device)
-        places = heads * self.cache.length + self.positions[:, None].expand(-1, kv_heads).flatten()
+        flat_slots = heads * self.cache.length + self.positions[:, None].expand(-1, kv_heads).flatten()
 
         def attend(layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             for kept, new in ((self.cache.keys, keys), (self.cache.values, values)):
-                kept[layer].view(-1, head_width).index_copy_(0, places, new.reshape(-1, head_width).to(self.dtype))
-            # The query heads of one key head see the same slots: to the kernel they are queries of one head.
+                kept[layer].view(-1, head_width).index_copy_(0, flat_slots, new.reshape(-1, head_width).to(self.dtype))
+            # The H / K query heads of a key head see the same slots, so the kernel treats them as queries of one head.
             grouped = queries.view(rows, kv_heads, -1, head_width)
             mixed = F.scaled_dot_product_attention(
                 grouped, self.cache.keys[layer], self.cache.values[layer], attn_mask=mask
@@ -293,8 +292,8 @@ class StaticDecoder(PackedDecoder):
         self.positions.add_(1).clamp_(max=self.cache.length - 1)
         return F.linear(hidden[:, 0], self.output)
 
-    def _record(self) -> None:
-        """Record a step. Libraries want to run once before; those runs write what the first replay writes again."""
+    def _capture(self) -> None:
+        """Capture a step. Libraries need warm-up runs before; the first replay overwrites what those write."""
         before = self.positions.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())

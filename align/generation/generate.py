@@ -1,4 +1,4 @@
-"""Sampling responses to a batch of prompts of different length.
+"""Sample responses to a batch of prompts of different length.
 
 Legend: B rows, N tokens of the longest response, V vocabulary.
 """
@@ -16,19 +16,19 @@ from align.generation.sampling import next_tokens, row_seeds, row_uniforms
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 
-# Finished rows leave once they are this share of the batch: moving the others costs about one step.
+# Finished rows are dropped once they are this share of the batch: moving the others costs about one step.
 _IDLE_SHARE = 1 / 8
 
 
 class Samples(NamedTuple):
-    """What was sampled.
+    """Sampled responses.
 
     Attributes:
         ids: ``[B, N]`` int64, the responses, right-padded with ``pad_id``.
-        logprobs: ``[B, N]`` float32, log-probability of each token under the distribution it was drawn from
-            (temperature and filters included; at temperature 0 under the plain softmax), 0 on padding.
-        mask: ``[B, N]`` bool, True on tokens of the response, a stop token included.
-        finished: ``[B]`` bool, True where a stop token ended the row, False where it was cut.
+        logprobs: ``[B, N]`` float32, log-probability of each token under the sampling distribution, after temperature
+            and filters (at temperature 0: the plain softmax); 0 on padding.
+        mask: ``[B, N]`` bool, True on tokens of the response, including a stop token.
+        finished: ``[B]`` bool, True where a stop token ended the response, False where it was truncated.
     """
 
     ids: torch.Tensor
@@ -52,37 +52,37 @@ def generate(
 ) -> Samples:
     """Sample one response to each prompt.
 
-    A row ends with a stop token, after ``max_new_tokens``, or where prompt and response fill the context. Without
-    stop ids every row gets exactly ``max_new_tokens`` tokens if the context has room. The network is used in
-    evaluation mode and left as it was; no global generator is touched.
+    A response ends with a stop token, after ``max_new_tokens``, or when it fills the context. Without stop ids every
+    response has exactly ``max_new_tokens`` tokens if the context has room. The network runs in evaluation mode and is
+    restored afterwards; the global generator is not used.
 
     Args:
-        network: a GPT; with hooks, sharded weights or 4 bits it is sampled through its own forward, more slowly.
+        network: with hooks, sharded weights or 4 bits, its own, slower forward pass is used.
         prompts: token ids, at least one each.
-        sampling: how tokens are drawn.
+        sampling: the settings.
         stop_ids: tokens that end a response.
-        seeds: one number for the whole call, or one per row: then a row's random numbers do not depend on its batch.
-        pad_id: what follows the end of a response in ``ids``.
-        on_token: called with (row, token) as soon as a token is known.
-        on_step: called before each step; what it raises ends the sampling.
-        static: steps of one shape, replayed as a CUDA graph on a GPU; the same numbers to rounding. Without effect on
-            networks that are sampled through their own forward.
+        seeds: one for the whole call, or one per row, so that a row's random numbers don't depend on its batch.
+        pad_id: padding of ``ids``.
+        on_token: called with (row, token) as soon as a token is sampled.
+        on_step: called before each step; an exception it raises ends the sampling.
+        static: fixed shapes, replayed as a CUDA graph on a GPU; equal up to rounding. No effect on networks that use
+            their own forward pass.
 
     Returns:
         Samples on the network's device.
 
     Raises:
-        ValueError: a prompt is empty, leaves no room in the context or holds an id the network does not know; a stop
-            id it does not know; seeds are not one per row; or the logits are not finite.
+        ValueError: a prompt is empty or leaves no room in the context; a prompt or stop id is not in the vocabulary;
+            there is not one seed per row; or the logits are not finite.
     """
     vocab_size, context = network.config.vocab_size, network.config.context
     _check(prompts, stop_ids, vocab_size=vocab_size, context=context)
     seeds = row_seeds(seeds, len(prompts))
-    # Longest first: the decoder reads and attends to neighbouring rows together.
+    # Longest first: the decoder processes adjacent rows together.
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     prompts = [prompts[row] for row in order]
     rooms = [min(sampling.max_new_tokens, context - len(prompt)) for prompt in prompts]
-    # The last token of a row is never read.
+    # The last token of a row is never processed.
     slots = max(len(prompt) + room - 1 for prompt, room in zip(prompts, rooms, strict=True))
     kind = Decoder if not can_pack(network) else StaticDecoder if static else PackedDecoder
     with evaluating(network):
@@ -113,19 +113,19 @@ def _sample(
 ) -> Samples:
     """The loop of ``generate``, in the decoder's order of rows.
 
-    1. read the prompts; 2. turn logits into a distribution; 3. draw; 4. note the tokens; 5. see which rows end, and
-    drop finished ones; 6. read the tokens and go on with 2.
+    1. Prefill the prompts. 2. Turn logits into a distribution. 3. Sample. 4. Record the tokens. 5. Find rows that end,
+    and drop finished ones. 6. Decode the tokens and repeat from 2.
 
     Args, besides those of ``generate``:
-        decoder: holds the prompts.
-        stops: ``[V]`` bool, True on stop tokens; None when there are none.
-        rooms: tokens each row may get.
+        decoder: with the prompts.
+        stops: ``[V]`` bool, True on stop tokens; None if there are none.
+        rooms: maximum new tokens of each row.
     """
     device, batch, longest = decoder.positions.device, len(rooms), max(rooms)
     ids, logprobs, mask, finished = _no_samples(batch, longest, pad_id=pad_id, device=device)
     uniforms = row_uniforms(seeds, longest).to(device)
     room = torch.tensor(rooms, device=device)
-    rows = torch.arange(batch, device=device)  # the decoder's rows; finished ones wait among them for their removal
+    rows = torch.arange(batch, device=device)  # the decoder's rows, including finished ones not dropped yet
     alive = torch.ones_like(rows, dtype=torch.bool)
     logits = decoder.read_prompts()
     seen = None if sampling.repetition_penalty == 1 else _seen(decoder.prompts, logits)
@@ -140,7 +140,7 @@ def _sample(
 
         if stops is not None:
             ended = alive & stops[tokens]
-            finished[rows] = finished[rows] | ended  # not rows[ended]: a GPU would be asked how many in every step
+            finished[rows] = finished[rows] | ended  # not rows[ended], which would synchronize a GPU in every step
             alive = alive & ~ended
         alive = alive & (room[rows] > step + 1)
         if step + 1 == longest:
@@ -163,15 +163,15 @@ def _sample(
 
 
 def _put_back(samples: Samples, order: Sequence[int]) -> Samples:
-    """The rows in the caller's order, of which they are number ``order``; refuses what is not finite."""
+    """Undo the permutation ``order`` of the rows; refuses log-probabilities that are not finite."""
     if not bool(samples.logprobs.isfinite().all()):
-        raise ValueError("the network's logits are not finite while sampling: look for NaN or infinity in its weights")
+        raise ValueError("the network's logits are not finite while sampling: check its weights for NaN or infinity")
     back = torch.tensor(order, device=samples.ids.device).argsort()
     return Samples(*(tensor[back] for tensor in samples))
 
 
 def _no_samples(batch: int, longest: int, *, pad_id: int, device: torch.device) -> Samples:
-    """What a response is before its first token."""
+    """Empty responses."""
     return Samples(
         ids=torch.full((batch, longest), pad_id, device=device),
         logprobs=torch.zeros(batch, longest, device=device),
@@ -198,7 +198,7 @@ def _stop_table(stop_ids: Sequence[int], vocab_size: int, *, device: torch.devic
 
 def _check(prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], *, vocab_size: int, context: int) -> None:
     if not prompts:
-        raise ValueError("there are no prompts; give at least one")
+        raise ValueError("prompts is empty; give at least one")
     for row, prompt in enumerate(prompts):
         if not 1 <= len(prompt) < context:
             raise ValueError(
@@ -206,7 +206,7 @@ def _check(prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], *, vocab_s
                 f"to leave room for a response in the context of {context}"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise ValueError(f"prompt {row} holds an id outside the network's vocabulary of {vocab_size}")
+            raise ValueError(f"prompt {row} has an id outside the network's vocabulary of {vocab_size}")
     for token in stop_ids:
         if not 0 <= token < vocab_size:
             raise ValueError(f"stop id {token} is outside the network's vocabulary of {vocab_size}")
@@ -214,7 +214,7 @@ def _check(prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], *, vocab_s
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode within; afterwards every module is back in the mode it was in."""
+    """Evaluation mode for the length of the block; restores the mode of every module."""
     training = [module for module in network.modules() if module.training]
     network.eval()
     try:

@@ -1,4 +1,4 @@
-"""A network's blocks rearranged for sampling: fewer and better shaped products that give the same numbers.
+"""Blocks with packed weights for sampling: fewer, more efficient products with the same results up to rounding.
 
 Legend: R rows, T tokens, H query heads, K key/value heads, E width of one head, D width.
 """
@@ -15,17 +15,17 @@ from align.model.config import GPTConfig
 from align.model.gpt import GPT, Trunk
 from align.model.layers import Attention, Block, FeedForward, RMSNorm
 
-# Floats between the rows of a packed matrix: rows a power of two apart fall into the same few cache lines.
+# Floats of padding between rows of a packed matrix: rows a power of two apart collide in the cache.
 _STRIDE_PADDING = 16
 
 _PLAIN = {GPT, Trunk, Block, Attention, FeedForward, RMSNorm, nn.Linear, nn.Embedding, nn.LayerNorm, nn.ModuleList}
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Block number, queries ``[R, T, H, E]``, keys and values ``[R, T, K, E]`` to ``[R, T, H E]``."""
+"""(block index, queries ``[R, T, H, E]``, keys and values ``[R, T, K, E]``) -> ``[R, T, H E]``"""
 
 
 def can_pack(network: GPT) -> bool:
-    """Whether the network computes what its weights and adapters say: no hooks, parametrisations or sharded weights."""
+    """Whether the weights and adapters alone determine the network: no hooks, parametrizations or sharded weights."""
     return (
         type(network) is GPT
         and not network.model.reference_attention
@@ -35,7 +35,7 @@ def can_pack(network: GPT) -> bool:
 
 
 def _without_adapters(module: nn.Module) -> Iterator[nn.Module]:
-    """A module and all below it; of a layer with adapters the linear layer only, as packing merges them."""
+    """A module and all its submodules; for a layer with adapters the base only, as packing merges them."""
     if is_lora(module):
         module = cast(nn.Module, module.base_layer)
     yield module
@@ -48,7 +48,7 @@ def _plain(module: nn.Module) -> bool:
 
 
 def pack(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-    """Matrices stacked and stored input-major, which a product with few rows reads fastest on a CPU.
+    """Stack matrices and store them input-major, the fastest layout for products with few rows on a CPU.
 
     Args:
         weights: each ``[outputs, inputs]``.
@@ -63,25 +63,25 @@ def pack(weights: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
 
 
 def normalise(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What ``norm`` makes of ``x`` ``[..., D]``; an RMSNorm in fewer passes than its kernel takes on a CPU."""
+    """Apply ``norm`` to ``x`` ``[..., D]``; an RMSNorm in fewer passes than its CPU kernel."""
     if not isinstance(norm, RMSNorm) or not (x.dtype == torch.float32 or (x.dtype == torch.float64 and norm.exact)):
         return norm(x)
     return (x * x.square().mean(-1, keepdim=True).add_(norm.eps).rsqrt_()).mul_(norm.weight)
 
 
 class PackedBlock:
-    """A block with its query, key and value matrices in one, and its gate and up matrices in one.
+    """A block with fused query, key and value matrices, and fused gate and up matrices.
 
-    With rope the components of queries and keys are reordered so that the two of a rotated pair are neighbours: one
-    complex product turns them, and a dot product does not care about the order.
+    With rope, components of queries and keys are reordered so that rotated pairs are adjacent: one complex product
+    rotates them, and dot products don't depend on the order.
     """
 
     def __init__(self, block: Block, config: GPTConfig, dtype: torch.dtype) -> None:
-        """Copy the matrices of ``block`` as ``dtype``; the norms stay where they are."""
+        """Copy the matrices of ``block`` as ``dtype``; the norms are shared."""
         attention, mlp = block.self_attn, block.mlp
         self.block, self.eps = block, config.norm_eps
         self.heads, self.kv_heads, self.head_width = config.heads, config.resolved_kv_heads, config.resolved_head_width
-        self.turned = config.positions == "rope"
+        self.rotated = config.positions == "rope"
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         self.qkv = pack(
             [*(self._paired(merged_weight(layer)) for layer in projections[:2]), merged_weight(projections[2])], dtype
@@ -105,24 +105,24 @@ class PackedBlock:
         self,
         x: torch.Tensor,
         *,
-        turns: torch.Tensor | None,
+        rotations: torch.Tensor | None,
         attend: Attend,
         only: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """One step of the residual stream.
+        """Apply the block to the residual stream.
 
         Args:
             x: ``[R, T, D]``.
-            turns: ``[T, 1, E / 2]`` or ``[R, T, 1, E / 2]`` complex, the rotations; None without rope.
+            rotations: ``[T, 1, E / 2]`` or ``[R, T, 1, E / 2]`` complex, the rotations; None without rope.
             attend: attention over the cache.
-            only: chooses the tokens ``[R, T', ...]`` of ``[R, T, ...]`` whose output is wanted; None means all. The
-                others still give their keys and values.
+            only: selects the tokens ``[R, T', ...]`` of ``[R, T, ...]`` whose output is needed; None means all. The
+                others only provide keys and values.
 
         Returns:
             ``[R, T', D]``.
         """
         block, pre_norm = self.block, self.block.pre_norm
-        mixed = self._attention(normalise(block.input_layernorm, x) if pre_norm else x, turns, attend)
+        mixed = self._attention(normalise(block.input_layernorm, x) if pre_norm else x, rotations, attend)
         if only is not None:
             x, mixed = only(x), only(mixed)
         x = x + F.linear(mixed, self.out, block.self_attn.o_proj.bias)
@@ -131,16 +131,16 @@ class PackedBlock:
         x = normalise(block.input_layernorm, x)
         return normalise(block.post_attention_layernorm, x + self._feed_forward(x))
 
-    def _attention(self, x: torch.Tensor, turns: torch.Tensor | None, attend: Attend) -> torch.Tensor:
+    def _attention(self, x: torch.Tensor, rotations: torch.Tensor | None, attend: Attend) -> torch.Tensor:
         mixed = F.linear(x, self.qkv, self.qkv_bias).unflatten(-1, (-1, self.head_width))
-        turned, values = mixed.split((self.heads + self.kv_heads, self.kv_heads), dim=-2)
+        rotated, values = mixed.split((self.heads + self.kv_heads, self.kv_heads), dim=-2)
         if self.scales is not None:
-            turned = F.rms_norm(turned, (self.head_width,), eps=self.eps) * self.scales
-        if turns is not None:
-            # Complex numbers start at float32.
-            pairs = turned.to(torch.promote_types(turned.dtype, torch.float32)).unflatten(-1, (-1, 2))
-            turned = torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(turned.dtype)
-        queries, keys = turned.split((self.heads, self.kv_heads), dim=-2)
+            rotated = F.rms_norm(rotated, (self.head_width,), eps=self.eps) * self.scales
+        if rotations is not None:
+            # There are no complex numbers below float32.
+            pairs = rotated.to(torch.promote_types(rotated.dtype, torch.float32)).unflatten(-1, (-1, 2))
+            rotated = torch.view_as_real(torch.view_as_complex(pairs) * rotations).flatten(-2).to(rotated.dtype)
+        queries, keys = rotated.split((self.heads, self.kv_heads), dim=-2)
         return attend(self.block.self_attn.layer, queries, keys, values)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -153,8 +153,8 @@ class PackedBlock:
         return F.linear(inner, self.down, self.block.mlp.down_proj.bias)
 
     def _paired(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Components i and i + E / 2 of each head, along the first axis, side by side; untouched without rope."""
-        if not self.turned:
+        """Make components i and i + E / 2 of each head adjacent, along the first axis; no change without rope."""
+        if not self.rotated:
             return parameter
         halves = parameter.unflatten(0, (-1, 2, self.head_width // 2))
         return halves.transpose(1, 2).flatten(0, 2)

@@ -1,4 +1,4 @@
-"""From logits to the next token: the distribution that is sampled, and one draw from it.
+"""From logits to the next token: the sampling distribution, and one draw from it.
 
 Legend: B rows, V vocabulary.
 """
@@ -10,11 +10,11 @@ import torch
 
 from align.generation.sampling_config import SamplingConfig
 
-_NUCLEUS = 256  # entries looked at before the whole vocabulary is sorted; a trained network's nucleus is smaller
+_NUCLEUS = 256  # entries tried before sorting the whole vocabulary; a trained network's nucleus is smaller
 
 
 def penalise_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
-    """Make tokens that are already in the row less likely (CTRL, arXiv:1909.05858, section 4.1).
+    """Penalize tokens that are already in the row (CTRL, arXiv:1909.05858, section 4.1).
 
     Args:
         logits: ``[B, V]``.
@@ -28,11 +28,11 @@ def penalise_repetition(logits: torch.Tensor, seen: torch.Tensor, penalty: float
 
 
 def top_k_mask(probs: torch.Tensor, k: int) -> torch.Tensor:
-    """True on the k most probable tokens, and on all that tie with the last of them.
+    """Select the k most probable tokens, and all that tie with the last of them.
 
     Args:
         probs: ``[B, V]`` probabilities or logits.
-        k: at least 1; beyond V keeps everything.
+        k: at least 1; above V selects all.
 
     Returns:
         ``[B, V]`` bool.
@@ -41,7 +41,7 @@ def top_k_mask(probs: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def top_p_mask(probs: torch.Tensor, p: float) -> torch.Tensor:
-    """True on the nucleus (arXiv:1904.09751): the fewest most probable tokens that reach p, and ties with the last.
+    """Select the nucleus (arXiv:1904.09751): the fewest most probable tokens that reach p, and ties with the last.
 
     Args:
         probs: ``[B, V]``, each row summing to 1.
@@ -60,7 +60,7 @@ def top_p_mask(probs: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def min_p_mask(probs: torch.Tensor, share: float) -> torch.Tensor:
-    """True on tokens at least ``share`` as probable as the most probable one (arXiv:2407.01082).
+    """Select tokens at least ``share`` times as probable as the most probable one (arXiv:2407.01082).
 
     Args:
         probs: ``[B, V]``.
@@ -73,9 +73,9 @@ def min_p_mask(probs: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def sampling_probs(logits: torch.Tensor, sampling: SamplingConfig) -> torch.Tensor:
-    """The distribution that is sampled: temperature, then top-k, top-p and min-p, each on what the last one left.
+    """The sampling distribution: temperature, then top-k, top-p and min-p, each renormalized before the next.
 
-    At temperature 0 it is the plain softmax, of which the greedy choice is the mode.
+    At temperature 0 it is the plain softmax, whose mode is the greedy choice.
 
     Args:
         logits: ``[B, V]``.
@@ -105,7 +105,7 @@ def _keep(probs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 
 def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """One token per row by inverting the cumulative distribution: one random number, not one per vocabulary entry.
+    """Sample one token per row by inverting the cumulative distribution, from one random number per row.
 
     The token is the first whose cumulative probability exceeds ``uniforms`` times the total, so a token of
     probability 0 is never drawn.
@@ -115,14 +115,14 @@ def draw(probs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
         uniforms: ``[B]`` in [0, 1).
 
     Returns:
-        ``[B]`` int64; for a row that is not finite, any token.
+        ``[B]`` int64; arbitrary for a row that is not finite.
     """
     cumulative = probs.cumsum(-1)
     if cumulative.device.type != "cpu":
-        # Sums made in parallel need not rise: a token of probability 0 might exceed its neighbours by a rounding.
+        # Parallel sums need not be monotone: rounding could give a token of probability 0 an interval.
         cumulative = cumulative.masked_fill(probs == 0, 0).cummax(-1).values
     total = cumulative[:, -1]
-    # Rounding may lift u * total to the total, beyond every token.
+    # Rounding can raise u * total to the total, past every token.
     targets = torch.minimum(uniforms * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0].clamp(max=probs.shape[-1] - 1)
 
@@ -135,7 +135,7 @@ def next_tokens(
     Args:
         logits: ``[B, V]``.
         sampling: the settings.
-        uniforms: ``[B]`` in [0, 1); not looked at when greedy.
+        uniforms: ``[B]`` in [0, 1); unused at temperature 0.
         seen: ``[B, V]`` bool, True on tokens already in the row; None without a repetition penalty.
 
     Returns:
@@ -150,11 +150,11 @@ def next_tokens(
 
 
 def row_uniforms(seeds: Sequence[int], steps: int) -> torch.Tensor:
-    """The random numbers of each row, drawn from its own generator on the CPU: the same in any batch, on any device.
+    """Random numbers of each row from its own CPU generator, the same in any batch and on any device.
 
     Args:
         seeds: one per row.
-        steps: tokens a row may need.
+        steps: maximum tokens per row.
 
     Returns:
         ``[B, steps]`` float32 in [0, 1).
@@ -163,14 +163,14 @@ def row_uniforms(seeds: Sequence[int], steps: int) -> torch.Tensor:
 
 
 def row_seeds(seeds: int | Sequence[int], rows: int) -> list[int]:
-    """Seeds of the rows of a batch: as given, or hashed from one seed, so that no two seeds share rows.
+    """Seeds of the rows of a batch: as given, or hashed from one seed.
 
     Raises:
-        ValueError: they are not one per row.
+        ValueError: there is not one seed per row.
     """
     if not isinstance(seeds, int):
         if len(seeds) != rows:
-            raise ValueError(f"{len(seeds)} seeds were given for {rows} prompts; give one each, or a single number")
+            raise ValueError(f"{len(seeds)} seeds were given for {rows} prompts; give one each, or a single integer")
         return list(seeds)
     return [response_seed(seeds, row) for row in range(rows)]
 

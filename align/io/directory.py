@@ -1,10 +1,11 @@
-"""The model directory: what stages hand each other, in the layout of Hugging Face.
+"""The model directory, in the Hugging Face layout: the input and the output of every stage.
 
-A directory of ours opens in transformers where the network has a twin there, and a directory, a local checkpoint or a
-Hub id of Llama, Qwen2, Qwen3 or GPT-2 opens here. Names and configurations of each are in ``align.io.families``.
+Directories written here open in transformers where it has the architecture, and a local directory or Hub id of Llama,
+Qwen2, Qwen3 or GPT-2 opens here. ``align.io.families`` maps each family's tensor names and configuration to ours.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,18 +16,10 @@ from torch import nn
 from align.adapters.merging import MergedState, has_lora
 from align.io.atomic import replacing_directory
 from align.io.families import ONE_LABEL, config_from, family_in, family_of
-from align.io.families.base import Family, Fields, FileTensor
+from align.io.families.base import ConfigJson, Family, FileTensor
 from align.io.location import locate, read_config, read_fields
 from align.io.manifest import weights_fingerprint
-from align.io.weight_files import (
-    INDEX,
-    WEIGHTS,
-    PlannedTensor,
-    StoredTensor,
-    read_tensor,
-    stored_weights,
-    write_tensors,
-)
+from align.io.weight_files import INDEX, WEIGHTS, StoredTensor, read_tensor, stored_weights, write_tensors
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.model.meta import built_without_memory
@@ -38,25 +31,25 @@ __all__ = ["load_network", "locate", "read_config", "replacing_directory", "save
 
 
 def load_network(source: str | Path, *, dtype: torch.dtype = torch.float32) -> GPT:
-    """The network of a model directory, on the CPU and in training mode.
+    """Load the language model of a model directory, on the CPU and in training mode.
 
-    The network is built without memory and gets one tensor of the file after the other.
+    The network is built on the meta device and filled one tensor at a time.
 
     Args:
-        source: a directory of ours or of Hugging Face, sharded or not, or a Hub id; see ``locate``.
-        dtype: what the weights are converted to.
+        source: a directory in the Hugging Face layout, sharded or not, or a Hub id; see ``locate``.
+        dtype: of the loaded weights.
 
     Raises:
         FileNotFoundError: the directory or a weight file is missing.
-        ValueError: the configuration is not supported, a file is damaged, or a tensor is missing, surplus or of
-            another shape, or it is a reward model; the line names file and tensor.
+        ValueError: the configuration is not supported, the directory is a reward model, a file is damaged, or a tensor
+            is missing, unexpected or of the wrong shape; the message names file and tensor.
     """
     directory = locate(source)
     fields = read_fields(directory)
     config = config_from(fields)
     if is_scalar(fields):
         raise ValueError(
-            f"{directory}: a reward model ({family_in(fields).classifier}), which gives a score and no text; "
+            f"{directory} is a reward model ({family_in(fields).classifier}), which scores text; "
             "a language model is needed here"
         )
     with built_without_memory():
@@ -65,33 +58,33 @@ def load_network(source: str | Path, *, dtype: torch.dtype = torch.float32) -> G
     return network
 
 
-def is_scalar(fields: Fields) -> bool:
-    """Whether a config.json describes a network with a score for a head, not a language model."""
+def is_scalar(fields: ConfigJson) -> bool:
+    """Whether a config.json describes a network with a scalar head instead of a language model."""
     return family_in(fields).classifier in fields.get("architectures", [])
 
 
 def fill(
     network: nn.Module,
     directory: Path,
-    fields: Fields,
+    fields: ConfigJson,
     *,
     dtype: torch.dtype,
     ignored: Sequence[str] = (),
     fresh: Sequence[str] = (),
 ) -> None:
-    """Give a network without memory the weights of a directory, one tensor after the other.
+    """Fill a network on the meta device with the weights of a directory, one tensor at a time.
 
     Args:
         network: a GPT or a ScalarGPT of the configuration in ``fields``.
-        directory: where the weight files are.
+        directory: of the weight files.
         fields: its config.json.
-        dtype: what the weights are converted to.
-        ignored: tensors of the file that the network has no use for.
-        fresh: tensors of ours that the file does not have; they are left without memory.
+        dtype: of the loaded weights.
+        ignored: tensors of the file to skip.
+        fresh: tensors of the network that the file does not have; they stay on the meta device.
 
     Raises:
         FileNotFoundError: a weight file is missing.
-        ValueError: a file is damaged, or a tensor is missing, surplus or of another shape.
+        ValueError: a file is damaged, or a tensor is missing, unexpected or of the wrong shape.
     """
     config, family = config_from(fields), family_in(fields)
     stored = _by_canonical_name(stored_weights(directory), family)
@@ -117,54 +110,55 @@ def save_network(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Write config.json, generation_config.json and the weights, in the family that the network's shape has.
+    """Write config.json, generation_config.json and the weights, as the family that fits the network's configuration.
 
-    Not atomic by itself: write into what ``replacing_directory`` yields.
+    Not atomic by itself: write into the directory that ``replacing_directory`` yields.
 
     Args:
         network: what to write; a tied output matrix is written once, as the embedding. A ScalarGPT is written as a
-            sequence classifier with one label, whose readers find the last real token by ``pad_id``. Of one with
-            adapters the merged weights are written, and it stays as it is.
-        directory: made where it does not exist; must hold no weights.
-        bos_id: what starts a text, or None.
-        eos_ids: what ends a response.
-        pad_id: what fills rows, or None.
-        dtype: what weights are converted to, one at a time; None: as they are.
-        max_shard_bytes: weights above this go to several files with an index. A tensor is never split.
+            sequence classifier with one label, which finds the last real token by ``pad_id``. Adapters are written
+            merged; the network itself is not changed.
+        directory: created if needed; must have no weights yet.
+        bos_id: token id that starts a text, or None.
+        eos_ids: token ids that end a response.
+        pad_id: token id of padding, or None.
+        dtype: of the written weights; None: as they are.
+        max_shard_bytes: larger weights go to several files with an index; a tensor is never split. Up to so many bytes
+            of converted weights are in memory at a time.
 
     Raises:
-        FileExistsError: the directory holds weights already.
+        FileExistsError: the directory has weights already.
         OSError: the disk is full.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if old := sorted(directory.glob("model*.safetensors*")):
-        raise FileExistsError(f"{old[0]} exists; write into what replacing_directory yields, to replace it whole")
+        raise FileExistsError(f"{old[0]} exists; write into the directory that replacing_directory yields")
     family = family_of(network.config)
     state: Mapping[str, torch.Tensor] = MergedState(network) if has_lora(network) else network.state_dict()
     written = dtype or state["model.embed_tokens.weight"].dtype
     special = {"bos_token_id": bos_id, "eos_token_id": _one_or_list(eos_ids), "pad_token_id": pad_id}
     shape = _shape_fields(network.config, family, scalar="score.weight" in state)
     precision = str(written).removeprefix("torch.")
-    # The second name is for readers older than transformers 5.
+    # transformers before version 5 reads torch_dtype.
     _write_json(directory / "config.json", {**shape, **special, "dtype": precision, "torch_dtype": precision})
     _write_json(directory / "generation_config.json", special)
-    layout = {tensor.name: tensor for tensor in family.layout(state)}
+    layout = family.layout(state)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    plan = [PlannedTensor(tensor.name, _shape(tensor, shapes), written) for tensor in layout.values()]
-    shards = list(_shards(plan, max_shard_bytes))
-    places: dict[str, str] = {}
+    sizes = {tensor.name: math.prod(_shape(tensor, shapes)) * written.itemsize for tensor in layout}
+    shards = list(_shards(layout, sizes, max_shard_bytes))
+    file_of: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_tensors(directory / file, shard, lambda name: _join(layout[name], state))
-        places |= {tensor.name: file for tensor in shard}
+        write_tensors(directory / file, {tensor.name: _join(tensor, state).to(written) for tensor in shard})
+        file_of |= {tensor.name: file for tensor in shard}
     if len(shards) > 1:
-        size = sum(tensor.num_bytes for tensor in plan)
-        _write_json(directory / INDEX, {"metadata": {"total_size": size}, "weight_map": places})
+        total = {"total_size": sum(sizes.values())}
+        _write_json(directory / INDEX, {"metadata": total, "weight_map": file_of})
 
 
 def _shape_fields(config: GPTConfig, family: Family, *, scalar: bool) -> dict[str, Any]:
-    """The fields of config.json that tell the network's shape."""
+    """The fields of config.json that describe the network."""
     return {
         "model_type": family.model_type,
         "architectures": [family.classifier if scalar else family.architecture],
@@ -178,7 +172,7 @@ def _by_canonical_name(stored: Mapping[str, StoredTensor], family: Family) -> di
 
 
 def _drop_tied_copy(stored: dict[str, StoredTensor], config: GPTConfig, layout: Sequence[FileTensor]) -> None:
-    """Forget a tied output matrix that is stored too, if it is the embedding's copy."""
+    """Drop a tied output matrix that the file also has, if it equals the embedding."""
     if not config.tied_embeddings or "lm_head.weight" not in stored:
         return
     embedding = stored.get(next(t.name for t in layout if t.parts == ("model.embed_tokens.weight",)))
@@ -201,23 +195,23 @@ def _check_complete(
     expected = {tensor.name: tensor for tensor in layout}
     if missing := [name for name in expected if name not in stored]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ValueError(f"{directory}: the weights lack {missing[0]}{more}, which config.json calls for")
+        raise ValueError(f"{directory}: the weights lack {missing[0]}{more}, which config.json requires")
     for name, tensor in stored.items():
         if name not in expected:
-            raise ValueError(f"{tensor.path}: {tensor.name} is no part of the network that config.json describes")
+            raise ValueError(f"{tensor.path}: {tensor.name} is not part of the network that config.json describes")
         if tensor.shape != (right := _shape(expected[name], shapes)):
             raise ValueError(f"{tensor.path}: {tensor.name} is {list(tensor.shape)}; config.json says {list(right)}")
 
 
 def _shape(tensor: FileTensor, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape in the file of a tensor made of ours."""
+    """The shape of a file's tensor, given the shapes of ours."""
     first, *rest = shapes[tensor.parts[0]]
     joined = (sum(shapes[part][0] for part in tensor.parts), *rest)
     return joined[::-1] if tensor.transposed else joined
 
 
 def _parts(tensor: FileTensor, values: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Our tensors out of one of a file, each in memory of its own."""
+    """Our tensors from one tensor of a file, each in memory of its own."""
     if tensor.transposed:
         values = values.T
     if len(tensor.parts) == 1:
@@ -228,20 +222,20 @@ def _parts(tensor: FileTensor, values: torch.Tensor) -> Iterator[tuple[str, torc
 
 
 def _join(tensor: FileTensor, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """One tensor of a file out of ours."""
+    """One tensor of a file from ours."""
     values = state[tensor.parts[0]] if len(tensor.parts) == 1 else torch.cat([state[name] for name in tensor.parts])
     return values.T if tensor.transposed else values
 
 
-def _shards(plan: Sequence[PlannedTensor], limit: int) -> Iterator[list[PlannedTensor]]:
-    shard: list[PlannedTensor] = []
+def _shards(layout: Sequence[FileTensor], sizes: Mapping[str, int], limit: int) -> Iterator[list[FileTensor]]:
+    shard: list[FileTensor] = []
     size = 0
-    for tensor in plan:
-        if shard and size + tensor.num_bytes > limit:
+    for tensor in layout:
+        if shard and size + sizes[tensor.name] > limit:
             yield shard
             shard, size = [], 0
         shard.append(tensor)
-        size += tensor.num_bytes
+        size += sizes[tensor.name]
     yield shard
 
 
@@ -254,17 +248,17 @@ def _write_json(path: Path, values: Any) -> None:
 
 
 def load_scalar(source: str | Path, *, dtype: torch.dtype = torch.float32, head_seed: int = 0) -> ScalarGPT:
-    """The reward model of a directory, or a language model's trunk under a fresh head; on the CPU, in training mode.
+    """Load a reward model, or a language model's trunk with a fresh scalar head; on the CPU, in training mode.
 
     Args:
-        source: a directory of ours or of Hugging Face, or a Hub id; see ``locate``.
-        dtype: what the weights are converted to.
-        head_seed: decides the fresh head; not read where the directory has a head.
+        source: a directory in the Hugging Face layout, or a Hub id; see ``locate``.
+        dtype: of the loaded weights.
+        head_seed: seeds a fresh head; unused where the directory has a head.
 
     Raises:
         FileNotFoundError: the directory or a weight file is missing.
-        ValueError: the configuration is not supported (another number of labels than 1, for one), a file is damaged,
-            or a tensor is missing, surplus or of another shape; the line names file and tensor.
+        ValueError: the configuration is not supported (such as more than one label), a file is damaged, or a tensor is
+            missing, unexpected or of the wrong shape; the message names file and tensor.
     """
     directory = locate(source)
     fields = read_fields(directory)
@@ -274,7 +268,7 @@ def load_scalar(source: str | Path, *, dtype: torch.dtype = torch.float32, head_
         fill(network, directory, fields, dtype=dtype)
         return network
     fill(network, directory, fields, dtype=dtype, ignored=("lm_head.weight",), fresh=("score.weight",))
-    # The head is drawn in float32, so that a seed gives the same head whatever the dtype.
+    # Drawn in float32, so that a seed gives the same head in every dtype.
     network.score = nn.Linear(network.config.width, 1, bias=False)
     network.initialise_head(head_seed)
     network.score.to(dtype)

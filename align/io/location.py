@@ -1,4 +1,4 @@
-"""Where a model directory is, on this disk or on the Hub, and what its config.json says. Needs no torch."""
+"""Find a model directory, on disk or on the Hub, and read its config.json. Does not need torch."""
 
 import json
 import re
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from align.io.atomic import recover
 from align.io.families import config_from
-from align.io.families.base import Fields
+from align.io.families.base import ConfigJson
 from align.model.config import GPTConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
@@ -26,17 +26,17 @@ _HUB_FILES = [
 
 
 def locate(source: str | Path) -> Path:
-    """The local directory of a model.
+    """Find the local directory of a model.
 
     Args:
-        source: a directory, or the id of a model on the Hub, as in ``openai-community/gpt2``, whose configuration,
-            weights (safetensors only) and tokenizer are fetched into the Hub's cache.
+        source: a directory, or the id of a model on the Hub, such as ``openai-community/gpt2``, whose configuration,
+            weights (safetensors only) and tokenizer are downloaded into the Hub's cache.
 
     Returns:
         A directory that has a config.json.
 
     Raises:
-        FileNotFoundError: it is neither; the line says what was looked for.
+        FileNotFoundError: it is neither.
     """
     path = Path(source).expanduser()
     if not path.exists():
@@ -54,23 +54,23 @@ def locate(source: str | Path) -> Path:
 
 
 def read_config(source: str | Path) -> GPTConfig:
-    """The shape of a model directory's network; no weights are read.
+    """Read the configuration of a model directory's network, but no weights.
 
     Args:
         source: as for ``locate``.
 
     Raises:
         FileNotFoundError: there is no such directory.
-        ValueError: config.json asks for what our network does not do; the line names file, field and value.
+        ValueError: config.json asks for something our network does not support; the message names file and field.
     """
     return config_from(read_fields(locate(source)))
 
 
-def read_fields(directory: Path) -> Fields:
+def read_fields(directory: Path) -> ConfigJson:
     """The fields of a model directory's config.json.
 
     Raises:
-        ValueError: it is no JSON mapping.
+        ValueError: it is not a JSON object.
     """
     path = directory / "config.json"
     try:
@@ -78,8 +78,8 @@ def read_fields(directory: Path) -> Fields:
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: holds {type(values).__name__}, not a mapping")
-    return Fields(values, path)
+        raise ValueError(f"{path}: is a JSON {type(values).__name__}, not an object")
+    return ConfigJson(values, path)
 
 
 def _from_hub(name: str) -> Path:
@@ -89,4 +89,4 @@ def _from_hub(name: str) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"{name}: no such directory, and not to be had from the Hub: {reason}") from None
+        raise FileNotFoundError(f"{name}: no such directory, and the Hub could not provide it: {reason}") from None

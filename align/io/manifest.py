@@ -1,7 +1,4 @@
-"""The manifest of a model directory, align.json: what made these weights, out of what.
-
-Needs no torch: fingerprints are taken from the bytes of the weight files.
-"""
+"""The manifest of a model directory, align.json: which stage made these weights, from which parent and data."""
 
 import hashlib
 import json
@@ -11,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from align.io.weight_files import read_header, stored_bytes, stored_weights
+from align.io.weight_files import read_header, stored_weights, tensor_bytes
 
 MANIFEST = "align.json"
 
@@ -25,7 +22,7 @@ _LIBRARIES = ("lightning-align", "torch", "lightning")
 
 _ADAPTER_FIELDS = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "stage": ((str,), "a string"),
     "recipe": ((str, dict, type(None)), "a string, a mapping or null"),
     "parent": ((dict, type(None)), 'null or {"directory": ..., "weights": ...}'),
@@ -41,13 +38,12 @@ def write_manifest(directory: str | Path, manifest: Mapping[str, Any]) -> None:
     Args:
         directory: the model directory.
         manifest: ``stage`` (name), ``recipe`` (path or settings), ``parent`` (``directory`` and ``weights``, its
-            ``weights_fingerprint``, or None where it is unknown), ``tokenizer`` (fingerprint), ``data`` (file to
-            fingerprint), ``libraries``, and any further fields of JSON values, as in ``reward_mean``. Without a
-            default: ``stage``. ``libraries`` defaults to the versions that are running; ``schema_version`` is
-            filled in.
+            ``weights_fingerprint``, or None if unknown), ``tokenizer`` (fingerprint), ``data`` (file to fingerprint),
+            ``libraries``, and any further fields with JSON values, such as ``reward_mean``. Only ``stage`` is required;
+            ``libraries`` defaults to the versions in use, and ``schema_version`` is filled in.
 
     Raises:
-        ValueError: a field is missing, of the wrong kind, or no JSON value (NaN is none).
+        ValueError: a field is missing, has the wrong type, or is not a JSON value (NaN is not one).
     """
     path = Path(directory, MANIFEST)
     defaults = {"recipe": None, "parent": None, "tokenizer": None, "data": {}, "libraries": running_versions()}
@@ -56,20 +52,20 @@ def write_manifest(directory: str | Path, manifest: Mapping[str, Any]) -> None:
     try:
         text = json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: a field is no JSON value: {error}") from None
+        raise ValueError(f"{path}: a field is not a JSON value: {error}") from None
     path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
-    """The manifest of a model directory that a stage wrote.
+    """Read the manifest of a model directory that a stage wrote.
 
     Raises:
-        FileNotFoundError: there is none: the directory is not one of ours.
-        ValueError: it is no JSON, a field is missing or of the wrong kind, or a newer version wrote it.
+        FileNotFoundError: there is none, so no stage of align wrote the directory.
+        ValueError: it is not JSON, a field is missing or has the wrong type, or a newer version wrote it.
     """
     path = Path(directory, MANIFEST)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; only directories that a stage of align wrote have one")
+        raise FileNotFoundError(f"{path}: no such file; only directories written by a stage of align have one")
     try:
         manifest = json.loads(path.read_bytes())
     except ValueError as error:
@@ -81,7 +77,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
 
 
 def stage_of(directory: str | Path) -> str | None:
-    """The stage that wrote a model directory; None for one that no stage of align wrote.
+    """The stage that wrote a model directory; None if no stage of align wrote it.
 
     Raises:
         ValueError: as for ``read_manifest``.
@@ -90,15 +86,15 @@ def stage_of(directory: str | Path) -> str | None:
 
 
 def weights_fingerprint(directory: str | Path) -> str:
-    """What the weights of a model directory are, however they are spread over files; or those of an adapter directory.
+    """Identify the weights of a model directory, whatever their sharding, or of an adapter directory.
 
     Returns:
-        sha256 in hexadecimal over name, type, shape and bytes of each tensor, in the order of the names. An adapter's
-        covers what multiplies them, too, and not its base.
+        SHA-256 in hexadecimal over name, dtype, shape and bytes of each tensor, sorted by name. An adapter's also
+        covers the settings that scale it, but not its base.
 
     Raises:
-        FileNotFoundError: there is no weight file, or one is missing.
-        ValueError: one is damaged.
+        FileNotFoundError: a weight file is missing.
+        ValueError: a weight file is damaged.
     """
     directory, digest = Path(directory), hashlib.sha256()
     tensors = read_header(directory / ADAPTER_WEIGHTS) if is_adapter(directory) else stored_weights(directory)
@@ -107,13 +103,12 @@ def weights_fingerprint(directory: str | Path) -> str:
         digest.update(json.dumps([config.get(field) for field in _ADAPTER_FIELDS], sort_keys=True).encode())
     for name, stored in sorted(tensors.items()):
         digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
-        for chunk in stored_bytes(stored):
-            digest.update(chunk)
+        digest.update(tensor_bytes(stored))
     return digest.hexdigest()
 
 
 def is_adapter(source: str | Path) -> bool:
-    """Whether this is a directory with an adapter in peft's format, and not a model directory."""
+    """Whether this is an adapter directory in peft's format rather than a model directory."""
     path = Path(source).expanduser()
     return (path / ADAPTER_CONFIG).is_file() and not (path / "config.json").is_file()
 
@@ -121,21 +116,21 @@ def is_adapter(source: str | Path) -> bool:
 def _check(manifest: Mapping[str, Any], path: Path) -> None:
     schema = manifest.get("schema_version")
     if not isinstance(schema, int) or schema < 1:
-        raise ValueError(f"{path}: schema_version is {schema!r}; it must be a whole number >= 1")
+        raise ValueError(f"{path}: schema_version is {schema!r}; it must be an integer, at least 1")
     if schema > SCHEMA_VERSION:
         raise ValueError(f"{path}: schema_version is {schema}; this version of align reads up to {SCHEMA_VERSION}")
-    for name, (kinds, right) in _KINDS.items():
+    for name, (kinds, expected) in _TYPES.items():
         if name not in manifest:
             raise ValueError(f"{path}: {name} is missing")
         if not isinstance(manifest[name], kinds):
-            raise ValueError(f"{path}: {name} is {manifest[name]!r}; it must be {right}")
+            raise ValueError(f"{path}: {name} is {manifest[name]!r}; it must be {expected}")
     parent = manifest["parent"]
     if parent is not None and not (
         {"directory", "weights"} <= parent.keys()
         and isinstance(parent["directory"], str)
         and isinstance(parent["weights"], (str, type(None)))
     ):
-        raise ValueError(f"{path}: parent is {parent!r}; it must be {_KINDS['parent'][1]}")
+        raise ValueError(f"{path}: parent is {parent!r}; it must be {_TYPES['parent'][1]}")
     for name in ("data", "libraries"):
         for key, value in manifest[name].items():
             if not isinstance(value, str):
@@ -143,7 +138,7 @@ def _check(manifest: Mapping[str, Any], path: Path) -> None:
 
 
 def running_versions() -> dict[str, str]:
-    """Versions of Python, of align and of the libraries that numbers depend on."""
+    """Versions of Python, align and the libraries that results depend on."""
     versions = {"python": platform.python_version()}
     for library in _LIBRARIES:
         try:

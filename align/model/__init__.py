@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from align.model.gpt import GPT, ScalarGPT
     from align.model.kv_cache import KVCache
 
-_HOMES = {
+_MODULES = {
     "GPT": "gpt",
     "GPTConfig": "config",
     "KVCache": "kv_cache",
@@ -23,7 +23,7 @@ __all__ = ["GPT", "GPTConfig", "KVCache", "RopeScaling", "ScalarGPT"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home the first time it is asked for."""
-    if name not in _HOMES:
+    """Import a public name on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'align.model' has no attribute {name!r}")
-    return getattr(import_module(f"align.model.{_HOMES[name]}"), name)
+    return getattr(import_module(f"align.model.{_MODULES[name]}"), name)

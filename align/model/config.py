@@ -1,4 +1,4 @@
-"""The shape of a GPT: one frozen dataclass, checked at construction."""
+"""The configuration of a GPT: one frozen dataclass, checked at construction."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -9,23 +9,23 @@ from typing import Any, Literal, get_args, get_type_hints
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3 style stretching of the rotary frequencies to contexts longer than the trained one.
+    """Llama-3 scaling of RoPE frequencies, for contexts longer than the trained one.
 
     Raises:
-        ValueError: a setting is impossible; the message names it, its value, and what would be right.
+        ValueError: a setting is impossible; the message names it, its value and the valid range.
     """
 
     factor: float = 8.0
-    """By how much low frequencies are divided"""
+    """Divisor of low frequencies"""
     low_freq_factor: float = 1.0
-    """Wavelengths above original_context / this are divided by factor"""
+    """Frequencies of wavelengths above original_context / this are divided by factor"""
     high_freq_factor: float = 4.0
-    """Wavelengths below original_context / this are left alone"""
+    """Frequencies of wavelengths below original_context / this are unchanged"""
     original_context: int = 8192
-    """Context the network was trained on, tokens"""
+    """Context the network was trained with, tokens"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings."""
+        """Reject impossible settings."""
         _require("rope_scaling.factor", self.factor, self.factor >= 1, "at least 1")
         _require("rope_scaling.low_freq_factor", self.low_freq_factor, self.low_freq_factor > 0, "above 0")
         _require(
@@ -39,12 +39,12 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT.
+    """The configuration of a GPT.
 
-    Llama-style by default. See docs/model.md for which combinations have a Hugging Face twin.
+    Llama-style by default. docs/model.md lists the combinations that have a Hugging Face equivalent.
 
     Raises:
-        ValueError: a setting is impossible; the message names it, its value, and what would be right.
+        ValueError: a setting is impossible; the message names it, its value and the valid range.
     """
 
     vocab_size: int = 4096
@@ -54,46 +54,46 @@ class GPTConfig:
     heads: int = 6
     """Query heads"""
     kv_heads: int | None = None
-    """Key/value heads (grouped-query attention); None: as many as heads"""
+    """Key/value heads (grouped-query attention); None: equal to heads"""
     width: int = 384
     """Width of the residual stream"""
     head_width: int | None = None
     """Width of one head; None: width / heads"""
     ff_width: int | None = None
-    """Width inside the feed-forward; None: 8/3 width for swiglu (rounded up to a multiple of 32), 4 width for gelu"""
+    """Feed-forward hidden width; None: 8/3 width for swiglu (rounded up to a multiple of 32), 4 width for gelu"""
     context: int = 256
-    """Longest sequence, tokens"""
+    """Maximum sequence length, tokens"""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Normalisation"""
+    """Kind of normalization"""
     norm_placement: Literal["pre", "post"] = "pre"
-    """Normalise before each sub-layer (pre) or after its residual sum (post)"""
+    """Normalize before each sub-layer (pre) or after its residual sum (post)"""
     norm_eps: float = 1e-5
     """Added to the variance"""
     positions: Literal["rope", "learned", "sinusoidal"] = "rope"
-    """How the network knows a token's place"""
+    """Kind of position encoding"""
     rope_theta: float = 10000.0
-    """Base of the rotary wavelengths"""
+    """RoPE base"""
     rope_scaling: RopeScaling | None = None
-    """Llama-3 rotary scaling; None: none"""
+    """Llama-3 RoPE scaling; None: none"""
     feed_forward: Literal["swiglu", "gelu"] = "swiglu"
-    """Feed-forward kind"""
+    """Kind of feed-forward layer"""
     qkv_bias: bool = False
     """Biases on the query, key and value projections"""
     bias: bool = False
-    """Biases on every other linear layer, and on layernorm"""
+    """Biases on all other linear layers, and on layernorm"""
     qk_norm: bool = False
     """RMSNorm on each head's queries and keys (Qwen3)"""
     tied_embeddings: bool = True
-    """The output matrix is the token embedding"""
+    """Use the token embedding as the output matrix"""
     init_std: float = 0.02
-    """Standard deviation of fresh matrices; projections into the residual stream get init_std / sqrt(2 layers)"""
+    """Standard deviation of initial matrices; projections into the residual stream get init_std / sqrt(2 layers)"""
     embedding_std: float = 0.02
-    """Standard deviation of the fresh token embedding; 1.0 with an untied head learns to copy sooner in small models"""
+    """Standard deviation of the initial token embedding; 1.0 with an untied head helps small models learn to copy"""
     dropout: float = 0.0
     """Probability of zeroing attention weights and sub-layer outputs while training"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings."""
+        """Reject impossible settings."""
         for name in ("vocab_size", "layers", "heads", "width", "context"):
             _require_count(name, getattr(self, name))
         for name in ("kv_heads", "head_width", "ff_width"):
@@ -108,7 +108,7 @@ class GPTConfig:
             _require("heads", heads, self.width % heads == 0, f"a divisor of width ({self.width}), or set head_width")
         if self.positions == "rope":
             head_width = self.resolved_head_width
-            _require("head_width", head_width, head_width % 2 == 0, "even: rope rotates pairs")
+            _require("head_width", head_width, head_width % 2 == 0, "even, because rope rotates pairs")
         else:
             _require("rope_scaling", self.rope_scaling, self.rope_scaling is None, "None unless positions is rope")
         if self.positions == "sinusoidal":
@@ -130,21 +130,21 @@ class GPTConfig:
 
     @property
     def resolved_ff_width(self) -> int:
-        """Width inside the feed-forward."""
+        """Hidden width of the feed-forward layer."""
         if self.ff_width is not None:
             return self.ff_width
         return 4 * self.width if self.feed_forward == "gelu" else -(-8 * self.width // (3 * 32)) * 32
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values; ``from_dict`` takes them back."""
+        """The settings as JSON values; the inverse of ``from_dict``."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "GPTConfig":
-        """A config from the plain values of ``to_dict``.
+        """Build a config from the values of ``to_dict``.
 
         Raises:
-            ValueError: a key is unknown (the nearest valid one is named) or a value impossible.
+            ValueError: a key is unknown (the message names the nearest one) or a value is impossible.
         """
         values = _known(cls, settings)
         if isinstance(scaling := values.get("rope_scaling"), Mapping):
@@ -155,13 +155,15 @@ class GPTConfig:
 _CHOICES = ("norm", "norm_placement", "positions", "feed_forward")
 
 
-def _require(name: str, value: object, holds: bool, right: str) -> None:
+def _require(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise ValueError(f"{name} is {value!r}; it must be {right}")
+        raise ValueError(f"{name} is {value!r}; it must be {expected}")
 
 
 def _require_count(name: str, value: object) -> None:
-    _require(name, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "a whole number >= 1")
+    _require(
+        name, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "an integer, at least 1"
+    )
 
 
 def _known(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Matrices kept in 4 bits: what they stand for, and where they take the place of whole ones.
+"""4-bit matrices: quantize the matrices of a network, and dequantize them.
 
-NF4 (Dettmers et al. 2023, arXiv:2305.14314, section 3) keeps blocks of 64 numbers as indices of 16 quantiles of a
-normal distribution, times the largest of the block. Layers and kernels are bitsandbytes', which is imported only where
-there are such weights.
+NF4 (Dettmers et al. 2023, arXiv:2305.14314, section 3) stores blocks of 64 weights as indices into 16 quantiles of a
+normal distribution, scaled by the block's maximum. Layers and kernels are bitsandbytes', which is imported only where
+there are 4-bit weights.
 """
 
 import copy
@@ -17,28 +17,28 @@ MODES: Mapping[str, dict[str, Any]] = {
     for kind in ("nf4", "fp4")
     for suffix in ("", "-dq")
 }
-"""Names as in Lightning's ``BitsandbytesPrecision``: -dq keeps the blocks' largest numbers in 8 bits"""
+"""Named as in Lightning's ``BitsandbytesPrecision``: -dq stores the block scales in 8 bits"""
 
 
 def dense(weight: torch.Tensor) -> torch.Tensor:
-    """The matrix ``[out, in]`` that a weight stands for: itself, or a new tensor where it is kept in 4 bits."""
+    """The ``[out, in]`` matrix of a weight: itself, or a new, dequantized tensor if it has 4 bits."""
     if not is_four_bit(weight):
         return weight
     packed: Any = weight
-    # As one row: blocks go over the ends of rows, which the kernel for CPUs gets wrong (bitsandbytes 0.50.2).
+    # As one row: the CPU kernel is wrong where blocks cross the ends of rows (bitsandbytes 0.50.2).
     state = copy.copy(packed.quant_state)
-    state.shape = torch.Size((1, numbers(weight)))
+    state.shape = torch.Size((1, numel(weight)))
     found: torch.Tensor = _bitsandbytes().functional.dequantize_4bit(packed.data, state)
     return found.reshape(packed.quant_state.shape)
 
 
 def is_four_bit(weight: torch.Tensor) -> bool:
-    """Whether a weight is kept in 4 bits, two numbers to a byte."""
+    """Whether a weight has 4 bits, two per byte."""
     return getattr(weight, "quant_state", None) is not None
 
 
-def numbers(weight: torch.Tensor) -> int:
-    """How many numbers a weight stands for."""
+def numel(weight: torch.Tensor) -> int:
+    """Number of elements of a weight, also if two are packed into a byte."""
     packed: Any = weight
     return int(packed.quant_state.shape.numel()) if is_four_bit(weight) else weight.numel()
 
@@ -46,12 +46,12 @@ def numbers(weight: torch.Tensor) -> int:
 def replace_matrices(
     root: nn.Module, networks: Iterable[nn.Module], quantized: Callable[[nn.Linear], nn.Module]
 ) -> None:
-    """Put another layer in the place of each matrix of the blocks of some networks, adapters left out.
+    """Replace every linear layer in the blocks of some networks by a quantized one, except adapters.
 
     Args:
-        root: below it, every network that stands on one of these matrices gets the same new layer.
-        networks: whose blocks.
-        quantized: makes the layer of one matrix, which it may use up.
+        root: every network below it that shares one of these matrices gets the same new layer.
+        networks: whose blocks to quantize.
+        quantized: makes the new layer; it may consume the old one.
     """
     blocks: list[Any] = [network.model.layers for network in networks]  # type: ignore[union-attr]
     chosen = {
@@ -61,7 +61,7 @@ def replace_matrices(
         if isinstance(layer, nn.Linear) and ".lora_" not in name and not is_four_bit(layer.weight)
     }
     made: dict[int, nn.Module] = {}
-    # No reference to the layers themselves: each is to go when it is replaced.
+    # Keep no reference to the layers, so that each is freed when it is replaced.
     for parent in [module for module in root.modules() if not isinstance(module, nn.Linear)]:
         for name, layer in list(parent.named_children()):
             if not isinstance(layer, nn.Linear) or is_four_bit(layer.weight) or (key := id(layer.weight)) not in chosen:
@@ -73,7 +73,7 @@ def replace_matrices(
 
 @torch.no_grad()
 def round_matrices(network: nn.Module, mode: str) -> None:
-    """Give the matrices of the blocks the values that they have in 4 bits, in place; their type stays.
+    """Round the matrices of the blocks to their 4-bit values, in place; the dtype does not change.
 
     Raises:
         ValueError: bitsandbytes is not installed.
@@ -82,24 +82,24 @@ def round_matrices(network: nn.Module, mode: str) -> None:
     functional = _bitsandbytes().functional
     for layer in blocks.modules():
         if isinstance(layer, nn.Linear):
-            # As one row; see dense.
+            # As one row; see ``dense``.
             packed, state = functional.quantize_4bit(layer.weight.data.reshape(1, -1), **MODES[mode])
             layer.weight.copy_(functional.dequantize_4bit(packed, state).reshape(layer.weight.shape))
 
 
 class FourBitLinear(nn.Linear):
-    """``x W^T + b`` with a frozen W kept in 4 bits; products in one type, the result's.
+    """``x W^T + b`` with a frozen 4-bit W; the product and the result have one dtype.
 
-    bitsandbytes' own layer computes in the type of what it read first, rounds its bias to that, and on some CPUs
-    repacks W when it is evaluated, so that it can't be trained on nor read again.
+    bitsandbytes' own layer computes in the dtype of its first input, rounds its bias to it, and on some CPUs repacks W
+    in evaluation mode, after which it can neither be trained nor saved.
     """
 
     def __init__(self, packed: nn.Linear, dtype: torch.dtype) -> None:
         """Take weight and bias of ``packed``, a layer that bitsandbytes quantized.
 
         Args:
-            packed: is used up.
-            dtype: of the products.
+            packed: consumed.
+            dtype: of the product.
         """
         nn.Module.__init__(self)
         self.in_features, self.out_features, self.dtype = packed.in_features, packed.out_features, dtype
@@ -118,6 +118,6 @@ def _bitsandbytes() -> Any:
         import bitsandbytes
     except ImportError:
         raise ValueError(
-            'weights in 4 bits need bitsandbytes, which is not installed: pip install "lightning-align[qlora]"'
+            '4-bit weights need bitsandbytes, which is not installed: pip install "lightning-align[qlora]"'
         ) from None
     return bitsandbytes

@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from align.model.config import GPTConfig
-from align.model.four_bit import numbers
+from align.model.four_bit import numel
 from align.model.kv_cache import KVCache
 from align.model.layers import (
     Block,
     Context,
-    at,
     attend_fast,
     attend_reference,
     cache_mask,
@@ -23,15 +22,16 @@ from align.model.layers import (
     make_norm,
     rotary_frequencies,
     rotary_tables,
+    select_tokens,
     sinusoidal_embedding,
 )
 from align.model.packing import SharedRows
 
 
 class Trunk(nn.Module):
-    """Embeddings, blocks and the final norm: everything below the output matrix.
+    """Embeddings, blocks and the final norm: everything except the output matrix.
 
-    With post-norm placement there is no final norm: the last block already ends in one.
+    Post-norm networks have no final norm, because the last block already ends in one.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -39,7 +39,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.config = config
         self.reference_attention = False
-        self.widths: tuple[int, ...] = ()  # of rows, ascending, that the blocks are compiled for
+        self.widths: tuple[int, ...] = ()  # row widths, ascending, that the blocks are compiled for
         self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
         if config.positions == "learned":
             self.embed_positions = nn.Embedding(config.context, config.width)
@@ -49,7 +49,7 @@ class Trunk(nn.Module):
     def embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Token embeddings plus absolute positions, if the network has any.
 
-        Sinusoids have amplitude 1, so beside them embeddings are multiplied by sqrt(D), as their paper does.
+        With sinusoidal positions, whose amplitude is 1, embeddings are multiplied by sqrt(D), as in their paper.
 
         Args:
             ids: ``[..., T]`` int64.
@@ -66,7 +66,7 @@ class Trunk(nn.Module):
         return x
 
     def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Rotary tables ``[..., T, E / 2]`` of ``positions`` ``[..., T]``, or None without rope."""
+        """RoPE tables ``[..., T, E / 2]`` of ``positions`` ``[..., T]``, or None without rope."""
         config = self.config
         if config.positions != "rope":
             return None
@@ -83,29 +83,29 @@ class Trunk(nn.Module):
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
         rows: SharedRows | None = None,
-        places: torch.Tensor | None = None,
+        indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See ``GPT.hidden``."""
         if ids.dim() != 2:
             raise ValueError(f"ids has shape {tuple(ids.shape)}; it must be [rows, tokens]")
         tokens = ids.shape[1] if rows is None else rows.width
         if tokens > self.config.context:
-            raise ValueError(f"{tokens} tokens do not fit the network's context of {self.config.context}")
+            raise ValueError(f"{tokens} tokens exceed the network's context of {self.config.context}")
         if cache is not None and (positions is None or documents is not None):
-            raise ValueError("with a cache, positions must be given (they are its slots) and documents must not")
+            raise ValueError("with a cache, positions (its slots) are required and documents are not supported")
         if rows is not None and (positions is not None or documents is not None or cache is not None):
-            raise ValueError("shared rows bring their own positions and go with neither documents nor a cache")
+            raise ValueError("shared rows have positions of their own and support neither documents nor a cache")
         if rows is not None:
             positions = rows.positions
         if self.compiles and rows is None and cache is None:
-            return self._at_fixed_width(ids, positions, documents, places)
+            return self._at_fixed_width(ids, positions, documents, indices)
         if positions is None:
             positions = torch.arange(ids.shape[1], device=ids.device)
-        return self._run(ids, positions, documents, cache, rows, places)
+        return self._run(ids, positions, documents, cache, rows, indices)
 
     @property
     def compiles(self) -> bool:
-        """Whether a plain forward now runs compiled: only where gradients are wanted; see ``compile_blocks``."""
+        """Whether a forward pass now runs compiled: only with gradients; see ``compile_blocks``."""
         return bool(self.widths) and torch.is_grad_enabled()
 
     def _at_fixed_width(
@@ -113,18 +113,18 @@ class Trunk(nn.Module):
         ids: torch.Tensor,
         positions: torch.Tensor | None,
         documents: torch.Tensor | None,
-        places: torch.Tensor | None,
+        indices: torch.Tensor | None,
     ) -> torch.Tensor:
-        """``forward`` of rows padded on the right, where nobody sees it, to the next of ``widths``."""
+        """``forward`` of rows padded on the right to the next of ``widths``; no token sees the padding."""
         length = ids.shape[1]
         width = next((width for width in self.widths if width >= length), length)
-        more = (0, width - length)
-        positions = torch.arange(width, device=ids.device) if positions is None else F.pad(positions, more)
-        documents = None if documents is None else F.pad(documents, more, value=-1)
-        x = self._run(F.pad(ids, more), positions, documents, None, None, None, fixed_shapes=True)
-        if places is None:
+        padding = (0, width - length)
+        positions = torch.arange(width, device=ids.device) if positions is None else F.pad(positions, padding)
+        documents = None if documents is None else F.pad(documents, padding, value=-1)
+        x = self._run(F.pad(ids, padding), positions, documents, None, None, None, fixed_shapes=True)
+        if indices is None:
             return x[:, :length]
-        return at(x, places // length * width + places % length)
+        return select_tokens(x, indices // length * width + indices % length)
 
     def _run(
         self,
@@ -133,17 +133,17 @@ class Trunk(nn.Module):
         documents: torch.Tensor | None,
         cache: KVCache | None,
         rows: SharedRows | None,
-        places: torch.Tensor | None,
+        indices: torch.Tensor | None,
         *,
         fixed_shapes: bool = False,
     ) -> torch.Tensor:
-        """Embeddings, blocks, final norm."""
+        """Run embeddings, blocks and final norm."""
         mask = None
         if documents is not None:
             mask = document_mask(documents)
         elif cache is not None:
             mask = cache_mask(positions, cache.length)
-        # A row of positions needs an axis for the heads.
+        # Positions per row need an axis for the heads.
         rotary = self.rotary(positions if positions.dim() == 1 else positions[:, None])
         attend = attend_reference if self.reference_attention else attend_fast
         if rows is not None:
@@ -153,15 +153,15 @@ class Trunk(nn.Module):
         *others, final = self.layers
         for layer in others:
             x = layer(x, context)
-        x = final(x, context, places)
+        x = final(x, context, indices)
         return x if self.norm is None else self.norm(x)
 
 
 class GPT(nn.Module):
-    """A decoder-only transformer. Parameters are named as in Hugging Face's Llama for every style.
+    """A decoder-only transformer; parameters have Hugging Face's Llama names whatever the configuration.
 
-    A fresh network is initialised with seed 0; ``initialise`` draws it again with another. Set
-    ``model.reference_attention`` to compute attention the readable way instead of the fast one.
+    A new network is initialised with seed 0; ``initialise`` does it again with another. Set
+    ``model.reference_attention`` to use ``attend_reference`` instead of the fused kernels.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -186,30 +186,30 @@ class GPT(nn.Module):
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
         rows: SharedRows | None = None,
-        places: torch.Tensor | None = None,
+        indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states after the final norm. Right padding needs no mask: nobody before it can see it.
+        """Hidden states after the final norm. Right padding needs no mask, because no earlier token sees it.
 
         Args:
             ids: ``[B, T]`` int64.
-            positions: ``[T]`` or ``[B, T]`` int64, each token's place in its own document; None means 0..T-1.
-            documents: ``[B, T]`` int64, the token's document within its row, -1 on padding: attention stays inside a
-                document. Positions of packed rows are the caller's (absolute embeddings need them).
-            cache: keys and values of earlier tokens; the new ones are written to the slots ``positions``.
-            rows: ids is one line ``[1, N]`` of the tokens of several rows; see ``share_prefixes``.
-            places: ``[R]`` int64, the tokens whose states are wanted, ``b * T + t``; of the others the last block only
-                computes keys, values and queries. None means all.
+            positions: ``[T]`` or ``[B, T]`` int64, each token's position in its own document; None means 0..T-1.
+            documents: ``[B, T]`` int64, index of the token's document within its row, -1 on padding: attention stays
+                within a document. The caller sets the positions of packed rows (absolute embeddings need them).
+            cache: keys and values of earlier tokens; new ones are written to the slots ``positions``.
+            rows: ids is one packed sequence ``[1, N]`` of the tokens of several rows; see ``share_prefixes``.
+            indices: ``[R]`` int64, the tokens whose states are needed, ``b * T + t``; for the others the last block
+                only computes queries, keys and values. None means all.
 
         Returns:
-            ``[B, T, D]``, or ``[R, D]`` with ``places``.
+            ``[B, T, D]``, or ``[R, D]`` with ``indices``.
 
         Raises:
             ValueError: more tokens than the context, a cache without positions or with documents, or rows with either.
         """
-        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows, places=places)
+        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows, indices=indices)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores of the next token: ``hidden`` ``[..., D]`` to ``[..., V]``."""
+        """Logits of the next token: ``hidden`` ``[..., D]`` to ``[..., V]``."""
         return F.linear(hidden, self.output_weight) if self.lm_head is None else self.lm_head(hidden)
 
     def forward(
@@ -226,15 +226,15 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Draw every parameter afresh, touching no global generator.
+        """Initialise every parameter, without using the global generator.
 
         Matrices are normal with ``init_std``, the token embedding with ``embedding_std``; the two projections of a
         block into the residual stream are divided by sqrt(2 L), so that the sum of 2 L of them has the variance of
-        one (GPT-2, section 2.3). Norms start at 1, biases at 0. The same seed gives the same weights on one kind of
+        one (GPT-2, section 2.3). Norms start at 1, biases at 0. A seed gives the same weights on the same kind of
         device.
 
         Args:
-            seed: decides all of them.
+            seed: of the random numbers.
         """
         config = self.config
         generator = torch.Generator(device=self.output_weight.device).manual_seed(seed)
@@ -250,27 +250,27 @@ class GPT(nn.Module):
             parameter.normal_(0.0, std, generator=generator)
 
     def num_parameters(self, *, embeddings: bool = True) -> int:
-        """Parameters, each counted once, adapters left out.
+        """Number of parameters, tied ones counted once, adapters excluded.
 
         Args:
-            embeddings: False leaves out the token and position embeddings, and with them a tied output matrix.
+            embeddings: False excludes the token and position embeddings, and with them a tied output matrix.
         """
         return sum(
-            numbers(parameter)
+            numel(parameter)
             for name, parameter in self.named_parameters()
             if ".lora_" not in name and (embeddings or ".embed_" not in name)
         )
 
     def flops_per_token(self, context: int, *, forward_only: bool = False) -> int:
-        """FLOPs of forward and backward per trained token, ``6 N + 12 L (H E) T`` (PaLM, arXiv:2204.02311, appendix B).
+        """Training FLOPs per token, ``6 N + 12 L (H E) T`` (PaLM, arXiv:2204.02311, appendix B).
 
-        N counts the parameters of matrix products: all matrices of the blocks and the output matrix once, tied or
-        not; those frozen under adapters count 4 each, as they have no gradient of their own. The attention term does
-        not discount causality. Embedding look-ups, norms and softmax are left out.
+        N counts parameters of matrix products: the matrices of the blocks and the output matrix, tied or not; those
+        frozen under adapters count 4 instead of 6, as they have no gradient. The attention term ignores causality.
+        Embedding lookups, norms and softmax are excluded.
 
         Args:
-            context: T, tokens a row is trained on.
-            forward_only: no backward pass: 2 for each parameter, and a third of the attention term.
+            context: T, tokens per row.
+            forward_only: exclude the backward pass: 2 per parameter, and a third of the attention term.
 
         Returns:
             FLOPs (a multiply-add is two).
@@ -282,26 +282,26 @@ class GPT(nn.Module):
 
 
 def matrix_flops(matrices: Sequence[torch.Tensor], forward_only: bool) -> int:
-    """FLOPs of matrix products per token: 2 a parameter forward; back 2 for what was multiplied and 2 for itself.
+    """FLOPs of matrix products per token: 2 per parameter forward, 2 for the input gradient, 2 for the weight gradient.
 
     Args:
-        matrices: that a token is multiplied by. Where some of them learn, the others have no gradient.
-        forward_only: leave the backward pass out.
+        matrices: that each token is multiplied by. If some require gradients, the others have no weight gradient.
+        forward_only: exclude the backward pass.
     """
     if forward_only:
-        return 2 * sum(numbers(matrix) for matrix in matrices)
-    some_learn = any(matrix.requires_grad for matrix in matrices)
-    return sum((6 if matrix.requires_grad or not some_learn else 4) * numbers(matrix) for matrix in matrices)
+        return 2 * sum(numel(matrix) for matrix in matrices)
+    some_trained = any(matrix.requires_grad for matrix in matrices)
+    return sum((6 if matrix.requires_grad or not some_trained else 4) * numel(matrix) for matrix in matrices)
 
 
 class ScalarGPT(nn.Module):
-    """The trunk of a GPT under a head ``[1, D]`` without bias, named as in Hugging Face's sequence classifiers.
+    """The trunk of a GPT with a scalar head ``[1, D]`` without bias, named as in Hugging Face's sequence classifiers.
 
-    A fresh network has the trunk of a fresh GPT and the head of seed 0.
+    A new network has the trunk of a new GPT, and a head of seed 0.
     """
 
     def __init__(self, config: GPTConfig) -> None:
-        """Build the network of ``config`` on torch's default device; whether embeddings are tied says nothing here."""
+        """Build the network of ``config`` on torch's default device; ``tied_embeddings`` has no effect."""
         super().__init__()
         self.config = config
         self.model = GPT(config).model
@@ -311,10 +311,10 @@ class ScalarGPT(nn.Module):
 
     @torch.no_grad()
     def initialise_head(self, seed: int) -> None:
-        """Draw the head afresh, normal with std 1 / sqrt(D + 1) (Stiennon et al. 2020, appendix B).
+        """Initialise the head, normal with std 1 / sqrt(D + 1) (Stiennon et al. 2020, appendix B).
 
         Args:
-            seed: decides it; no global generator is touched.
+            seed: of the random numbers; the global generator is not used.
         """
         generator = torch.Generator(device=self.score.weight.device).manual_seed(seed)
         self.score.weight.normal_(0.0, (self.config.width + 1) ** -0.5, generator=generator)
@@ -327,60 +327,60 @@ class ScalarGPT(nn.Module):
         documents: torch.Tensor | None = None,
         cache: KVCache | None = None,
         rows: SharedRows | None = None,
-        places: torch.Tensor | None = None,
+        indices: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Hidden states ``[B, T, D]`` after the final norm, or ``[R, D]`` at ``places``; see ``GPT.hidden``."""
-        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows, places=places)
+        """Hidden states ``[B, T, D]`` after the final norm, or ``[R, D]`` at ``indices``; see ``GPT.hidden``."""
+        return self.model(ids, positions=positions, documents=documents, cache=cache, rows=rows, indices=indices)
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """One score a hidden state.
+        """One score per hidden state.
 
-        In float32 even under autocast: bfloat16 keeps 8 bits, and what counts is the difference of two scores.
+        In float32 even under autocast: bfloat16 has 8 bits of precision, too few for differences of scores.
 
         Args:
             hidden: ``[..., D]``.
 
         Returns:
-            ``[...]`` float32; float64 of a float64 network.
+            ``[...]`` float32; float64 for a float64 network.
         """
         wide = torch.promote_types(self.score.weight.dtype, torch.float32)
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.to(wide), self.score.weight.to(wide)).squeeze(-1)
 
     def last_scores(self, ids: torch.Tensor, lengths: torch.Tensor, rows: SharedRows | None = None) -> torch.Tensor:
-        """The score of each row at its last real token, which alone has read the whole row.
+        """The score of each row at its last real token, the only one that sees the whole row.
 
-        Right padding needs no mask: the last real token cannot see it.
+        Right padding needs no mask, because the last real token does not see it.
 
         Args:
             ids: ``[B, T]`` int64, right-padded.
-            lengths: ``[B]`` int64, tokens of each row; where it is 0 the score means nothing.
-            rows: compute the rows as one line, as laid out by ``share_prefixes``; the same numbers to rounding.
+            lengths: ``[B]`` int64, tokens of each row; the score of an empty row is undefined.
+            rows: compute the rows as one packed sequence, from ``share_prefixes``; equal up to rounding.
 
         Returns:
-            ``[B]`` float32; float64 of a float64 network.
+            ``[B]`` float32; float64 for a float64 network.
         """
         row, last = torch.arange(len(lengths), device=lengths.device), (lengths - 1).clamp(min=0)
         if rows is None:
-            return self.scores(self.model(ids, places=row * ids.shape[1] + last))
-        return self.scores(self.model(rows.line(ids), rows=rows, places=rows.tokens_at(row, last)))
+            return self.scores(self.model(ids, indices=row * ids.shape[1] + last))
+        return self.scores(self.model(rows.line(ids), rows=rows, indices=rows.tokens_at(row, last)))
 
     def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """See ``last_scores``."""
         return self.last_scores(ids, lengths)
 
     def num_parameters(self) -> int:
-        """Parameters, each counted once, adapters left out."""
-        return sum(numbers(parameter) for name, parameter in self.named_parameters() if ".lora_" not in name)
+        """Number of parameters, adapters excluded."""
+        return sum(numel(parameter) for name, parameter in self.named_parameters() if ".lora_" not in name)
 
     def flops_per_token(self, context: int, *, forward_only: bool = False) -> int:
-        """FLOPs of forward and backward per trained token of ``last_scores``; see ``GPT.flops_per_token``.
+        """Training FLOPs per token of ``last_scores``; see ``GPT.flops_per_token``.
 
-        The last block's output projection and feed-forward, and the head, run once a row and are left out.
+        The last block's output projection and feed-forward layer, and the head, run once per row and are excluded.
 
         Args:
-            context: T, tokens a row is trained on.
-            forward_only: leave the backward pass out.
+            context: T, tokens per row.
+            forward_only: exclude the backward pass.
 
         Returns:
             FLOPs (a multiply-add is two).

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens already read.
+"""The key-value cache of tokens already processed.
 
 Legend: L layers, B rows, K key/value heads, S slots, T tokens, E width of one head.
 """
@@ -9,10 +9,10 @@ from align.model.config import GPTConfig
 
 
 class KVCache:
-    """A static cache: memory for every slot from the start, written in place.
+    """A static cache: all slots are allocated at the start and written in place.
 
-    A token's slot is its position, so rows of different length live side by side: what padding wrote beyond a row's
-    end is never looked at (a query at position p sees slots 0..p) and is overwritten when the row gets there.
+    A token's slot is its position, so rows may have different lengths: what padding wrote beyond a row's end is never
+    attended to (a query at position p sees slots 0..p) and is overwritten when the row gets there.
 
     Attributes:
         keys: ``[L, B, K, S, E]``.
@@ -29,20 +29,20 @@ class KVCache:
         *,
         kv_heads: int | None = None,
     ) -> None:
-        """Room for ``batch`` rows of ``length`` tokens; of ``kv_heads`` heads, where the network is split by heads.
+        """Allocate ``batch`` rows of ``length`` tokens, with ``kv_heads`` heads if the network is sharded by heads.
 
         Raises:
-            ValueError: ``length`` is beyond the network's context.
+            ValueError: ``length`` exceeds the network's context.
         """
         if not 1 <= length <= config.context:
             raise ValueError(f"length is {length}; it must be between 1 and the network's context ({config.context})")
         shape = (config.layers, batch, kv_heads or config.resolved_kv_heads, length, config.resolved_head_width)
-        # Zeros, not empty: a masked slot still meets a weight of 0, and 0 times a NaN left in memory is NaN.
+        # Zeros, not empty: a masked slot is multiplied by a weight of 0, and 0 times a NaN in memory is NaN.
         self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
 
     @property
     def length(self) -> int:
-        """Slots of a row, tokens."""
+        """Slots per row, tokens."""
         return self.keys.shape[3]
 
     def update(
@@ -51,7 +51,7 @@ class KVCache:
         """Write the new tokens of one layer and return all its slots.
 
         Args:
-            layer: the block's number.
+            layer: index of the block.
             keys: ``[B, K, T, E]``.
             values: ``[B, K, T, E]``.
             positions: ``[T]`` or ``[B, T]`` int64, the slots to write.
@@ -69,9 +69,9 @@ class KVCache:
 
         Args:
             rows: ``[B']`` int64, ascending.
-            slots: how many slots of them hold something worth keeping.
+            slots: how many slots of them are in use.
         """
         for tensor in (self.keys, self.values):
-            for layer in range(len(tensor)):  # one at a time: the copy in between stays small
+            for layer in range(len(tensor)):  # one at a time, so that the temporary copy is small
                 tensor[layer, : len(rows), :, :slots] = tensor[layer, :, :, :slots][rows]
         self.keys, self.values = (tensor[:, : len(rows)] for tensor in (self.keys, self.values))

@@ -1,17 +1,10 @@
-"""Normalisation layers.
+"""The layers of a GPT: normalization, positions, causal attention, feed-forward, and the block of these.
 
-How the network knows a token's place: rotary tables and sinusoidal embeddings.
+Legend: B rows, T tokens (queries), S slots (keys), R selected tokens, H query heads, K key/value heads, D width,
+E width of one head.
 
-Legend: B rows, T tokens, H heads, D width, E width of one head. Tables are computed in float32 from whole positions
-at every forward, never kept as buffers: nothing to cast to bfloat16, to forget on the meta device or to outgrow.
-
-Causal self-attention with grouped queries, in a readable and a fast form that compute the same.
-
-Legend: B rows, T tokens (queries), S slots (keys), H query heads, K key/value heads, E width of one head, D width.
-
-One transformer block: attention, feed-forward, and where they are normalised.
-
-Legend: B rows, T tokens, R places, D width, F width inside the feed-forward.
+RoPE tables are computed in float32 from integer positions in every forward pass and are not buffers, so nothing is cast
+to bfloat16, missing on the meta device, or too short.
 """
 
 import math
@@ -31,21 +24,21 @@ from align.model.kv_cache import KVCache
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight (arXiv:1910.07467); the mean is taken in float32.
 
-    In float32 for float64 input too, operation by operation as transformers does it: a float64 copy of a network then
-    gives transformers' float64 logits, to float64's rounding. ``exact = True`` takes float64 in float64,
-    for tests that hold two ways of ours equal.
+    Float64 input is normalized in float32 too, with transformers' order of operations, so that a float64 network gives
+    transformers' float64 logits, up to float64's rounding. ``exact = True`` computes float64 in float64, for tests that
+    compare two code paths.
     """
 
     exact = False
 
     def __init__(self, width: int, eps: float) -> None:
-        """Normalise the last axis, of ``width`` components; ``eps`` is added to the mean square."""
+        """Normalize the last axis, of ``width`` elements; ``eps`` is added to the mean square."""
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise ``x`` ``[..., width]``; the result keeps its dtype."""
+        """Normalize ``x`` ``[..., width]``; the dtype does not change."""
         if x.dtype == torch.float64 and not self.exact:
             single = x.float()
             single = single * torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + self.eps)
@@ -55,7 +48,7 @@ class RMSNorm(nn.Module):
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
-    """The residual stream's normalisation; a LayerNorm has a bias iff ``config.bias``, an RMSNorm never."""
+    """The norm of the residual stream; a LayerNorm has a bias if ``config.bias``, an RMSNorm never."""
     if config.norm == "rmsnorm":
         return RMSNorm(config.width, config.norm_eps)
     return nn.LayerNorm(config.width, eps=config.norm_eps, bias=config.bias)
@@ -64,10 +57,10 @@ def make_norm(config: GPTConfig) -> nn.Module:
 def rotary_frequencies(
     head_width: int, *, theta: float, scaling: RopeScaling | None = None, device: torch.device | None = None
 ) -> torch.Tensor:
-    """Angles per position of the rotated pairs, ``theta ** (-2 i / E)`` (RoFormer, arXiv:2104.09864).
+    """RoPE frequencies, ``theta ** (-2 i / E)`` (RoFormer, arXiv:2104.09864).
 
-    With ``scaling``, frequencies are stretched as in Llama 3: long wavelengths are divided by ``factor``, short ones
-    kept, those between interpolated (arXiv:2407.21783; transformers' ``rope_type: llama3``).
+    With ``scaling``, as in Llama 3: frequencies of long wavelengths are divided by ``factor``, those of short ones
+    kept, and those between interpolated (arXiv:2407.21783; transformers' ``rope_type: llama3``).
 
     Returns:
         ``[E / 2]`` float32, radians per token.
@@ -83,7 +76,7 @@ def rotary_frequencies(
 
 
 def rotary_tables(positions: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosine and sine of every position's angles.
+    """Cosine and sine of the RoPE angles.
 
     Args:
         positions: ``[..., T]`` int64.
@@ -97,12 +90,12 @@ def rotary_tables(positions: torch.Tensor, frequencies: torch.Tensor) -> tuple[t
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (component i, component i + E / 2) by its angle: the half-split order of Hugging Face.
+    """Rotate each pair (component i, component i + E / 2) by its angle; Hugging Face's half-split order.
 
     Args:
         x: ``[..., T, E]`` queries or keys.
-        cos: ``[..., T, E / 2]``, as ``sin``; broadcast over the heads of x.
-        sin: see ``cos``.
+        cos: ``[..., T, E / 2]``; broadcast over the heads of x.
+        sin: as ``cos``.
     """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
@@ -126,15 +119,15 @@ Attend = Callable[..., torch.Tensor]
 
 
 class Context(NamedTuple):
-    """What every block of one forward shares, made once.
+    """What all blocks share in one forward pass.
 
     Attributes:
         attend: ``attend_fast`` or ``attend_reference``.
-        mask: bool, True = may look, broadcastable to ``[B, H, T, S]``; None means plain causal.
+        mask: bool, True = attend, broadcastable to ``[B, H, T, S]``; None means causal.
         rotary: cosine and sine tables, broadcastable to ``[B, H, T, E / 2]``; None without rope.
         positions: ``[T]`` or ``[B, T]`` int64; with a cache also the slots that are written.
-        cache: where keys and values are kept, or None.
-        fixed_shapes: the shapes are among the few that compiled blocks are made for.
+        cache: of keys and values, or None.
+        fixed_shapes: the shapes are among the few that blocks are compiled for.
     """
 
     attend: Attend
@@ -146,29 +139,29 @@ class Context(NamedTuple):
 
 
 def document_mask(documents: torch.Tensor) -> torch.Tensor:
-    """Block-diagonal causal mask: a token sees itself and what stands before it in its own document.
+    """Block-diagonal causal mask: a token sees itself and earlier tokens of its own document.
 
-    Padding (-1) counts as one more document: it sees padding only, nobody sees it, and no row of the softmax is empty.
+    Padding (-1) counts as one more document, so that no row of the softmax is empty.
 
     Args:
-        documents: ``[B, T]`` int64, the document's number within the row, -1 on padding.
+        documents: ``[B, T]`` int64, index of the document within the row, -1 on padding.
 
     Returns:
-        ``[B, 1, T, T]`` bool, True = may look.
+        ``[B, 1, T, T]`` bool, True = attend.
     """
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same.tril()
 
 
 def cache_mask(positions: torch.Tensor, slots: int) -> torch.Tensor:
-    """A query at position p sees slots 0..p, because slot and position are the same number.
+    """A query at position p sees slots 0..p, because a token's slot is its position.
 
     Args:
         positions: ``[T]`` or ``[B, T]`` int64.
         slots: S.
 
     Returns:
-        ``[T, S]`` or ``[B, 1, T, S]`` bool, True = may look.
+        ``[T, S]`` or ``[B, 1, T, S]`` bool, True = attend.
     """
     visible = torch.arange(slots, device=positions.device) <= positions[..., None]
     return visible if positions.dim() == 1 else visible[:, None]
@@ -177,13 +170,13 @@ def cache_mask(positions: torch.Tensor, slots: int) -> torch.Tensor:
 def attend_reference(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """Attention as written on paper: softmax(q k^T / sqrt(E) + mask) v, softmax in at least float32.
+    """Attention by its definition: softmax(q k^T / sqrt(E) + mask) v, with the softmax in at least float32.
 
     Args:
         queries: ``[B, H, T, E]``.
-        keys: ``[B, K, S, E]``; each key head serves H / K neighbouring query heads.
+        keys: ``[B, K, S, E]``; each key head serves H / K adjacent query heads.
         values: as ``keys``.
-        mask: as in ``Context``; with None T and S must be equal.
+        mask: as in ``Context``; None requires T = S.
         dropout: probability of zeroing an attention weight.
 
     Returns:
@@ -202,7 +195,7 @@ def attend_reference(
 def attend_fast(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
-    """As ``attend_reference``, through torch's fused kernels."""
+    """As ``attend_reference``, with torch's fused kernels."""
     return F.scaled_dot_product_attention(
         queries,
         keys,
@@ -215,13 +208,13 @@ def attend_fast(
 
 
 class Attention(nn.Module):
-    """Multi-head attention; heads are reshaped with -1 so that tensor parallelism may hold a share of them."""
+    """Multi-head attention; reshapes infer the number of heads, because tensor parallelism splits them."""
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
-        """Build the projections of block number ``layer``."""
+        """Build the projections of block ``layer``."""
         super().__init__()
         self.layer, self.head_width, self.dropout = layer, config.resolved_head_width, config.dropout
-        self.kv_heads = config.resolved_kv_heads  # of those that this device has
+        self.kv_heads = config.resolved_kv_heads  # on this device
         inner, kv_inner = config.heads * self.head_width, config.resolved_kv_heads * self.head_width
         self.q_proj = nn.Linear(config.width, inner, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.width, kv_inner, bias=config.qkv_bias)
@@ -230,8 +223,8 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_width, config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x: torch.Tensor, context: Context, places: torch.Tensor | None = None) -> torch.Tensor:
-        """Attend within ``x`` ``[B, T, D]``, and to the cache when there is one; ``places`` as in ``Block``."""
+    def forward(self, x: torch.Tensor, context: Context, indices: torch.Tensor | None = None) -> torch.Tensor:
+        """Attend within ``x`` ``[B, T, D]``, and to the cache if there is one; ``indices`` as in ``Block``."""
         queries, keys, values = (
             projection(x).unflatten(-1, (-1, self.head_width)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -245,20 +238,20 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         mixed = context.attend(queries, keys, values, mask=context.mask, dropout=dropout)
         mixed = mixed.transpose(1, 2).flatten(-2)
-        return self.o_proj(mixed if places is None else at(mixed, places))
+        return self.o_proj(mixed if indices is None else select_tokens(mixed, indices))
 
 
-def at(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """``[R, D]`` of ``x`` ``[B, T, D]``; place t of row b is ``b * T + t`` in ``places`` ``[R]`` int64."""
-    return x.flatten(0, 1).index_select(0, places)
+def select_tokens(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Select ``[R, D]`` of ``x`` ``[B, T, D]`` by ``indices`` ``[R]`` int64: ``b * T + t`` for token t of row b."""
+    return x.flatten(0, 1).index_select(0, indices)
 
 
 Recompute = Literal["none", "selective", "block"]
-"""What the backward pass makes again instead of keeping it: nothing, the feed-forward, the whole block"""
+"""What the backward pass recomputes instead of storing: nothing, the feed-forward layer, the whole block"""
 
 
 class FeedForward(nn.Module):
-    """SwiGLU, ``down(silu(gate x) * up x)`` (arXiv:2002.05202), or GELU in its tanh form, ``down(gelu(up x))``."""
+    """SwiGLU, ``down(silu(gate x) * up x)`` (arXiv:2002.05202), or tanh GELU, ``down(gelu(up x))``."""
 
     def __init__(self, config: GPTConfig) -> None:
         """Build the projections."""
@@ -269,7 +262,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, config.width, bias=config.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Transform ``x`` ``[B, T, D]`` token by token."""
+        """Transform each token of ``x`` ``[B, T, D]``."""
         if self.gate_proj is None:
             return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -282,12 +275,11 @@ class Block(nn.Module):
     names of the pre-norm order for both.
 
     Attributes:
-        recompute: what a forward with gradients does not keep (activation checkpointing, Chen et al. 2016,
-            arXiv:1604.06174); the same operations run again, so on a CPU losses and gradients are bitwise identical.
-            ``selective`` makes the feed-forward again, which holds most of a block's activations and none of its
-            attention's.
-        draws: whether a forward in training draws dropout, an adapter's included.
-        compiled: a compiled ``compute``, used where gradients are wanted and shapes are few; see ``compile_blocks``.
+        recompute: what a forward pass with gradients does not store (activation checkpointing, Chen et al. 2016,
+            arXiv:1604.06174); on a CPU losses and gradients are bitwise identical, because the same operations run
+            again. ``selective`` recomputes the feed-forward layer, which has most of a block's activations.
+        draws: whether a training forward pass samples dropout, including an adapter's.
+        compiled: a compiled ``compute``, used with gradients and fixed shapes; see ``compile_blocks``.
     """
 
     recompute: Recompute = "none"
@@ -295,7 +287,7 @@ class Block(nn.Module):
     compiled: Callable[..., torch.Tensor] | None = None
 
     def __init__(self, config: GPTConfig, layer: int) -> None:
-        """Build block number ``layer``."""
+        """Build block ``layer``."""
         super().__init__()
         self.self_attn = Attention(config, layer)
         self.mlp = FeedForward(config)
@@ -303,36 +295,36 @@ class Block(nn.Module):
         self.post_attention_layernorm = make_norm(config)
         self.pre_norm, self.dropout = config.norm_placement == "pre", config.dropout
 
-    def forward(self, x: torch.Tensor, context: Context, places: torch.Tensor | None = None) -> torch.Tensor:
-        """One step of the residual stream.
+    def forward(self, x: torch.Tensor, context: Context, indices: torch.Tensor | None = None) -> torch.Tensor:
+        """Apply the block to the residual stream.
 
         Args:
             x: ``[B, T, D]``.
-            context: what all blocks share.
-            places: ``[R]`` int64, the places whose output is wanted, ``b * T + t``; the others still give their keys
-                and values. None means all.
+            context: shared by all blocks.
+            indices: ``[R]`` int64, the tokens whose output is needed, ``b * T + t``; the others only provide keys and
+                values. None means all.
 
         Returns:
-            ``[B, T, D]``, or ``[R, D]`` with ``places``.
+            ``[B, T, D]``, or ``[R, D]`` with ``indices``.
         """
         if context.fixed_shapes and self.compiled is not None:
-            return self.compiled(x, context, places)
-        return self.compute(x, context, places)
+            return self.compiled(x, context, indices)
+        return self.compute(x, context, indices)
 
-    def compute(self, x: torch.Tensor, context: Context, places: torch.Tensor | None = None) -> torch.Tensor:
+    def compute(self, x: torch.Tensor, context: Context, indices: torch.Tensor | None = None) -> torch.Tensor:
         """``forward`` without the compiler."""
         if self.recompute == "block" and torch.is_grad_enabled():
-            return self._again(partial(self._both, context=context, places=places), x)
-        return self._both(x, context, places)
+            return self._recomputed(partial(self._attend_and_feed, context=context, indices=indices), x)
+        return self._attend_and_feed(x, context, indices)
 
-    def _both(self, x: torch.Tensor, context: Context, places: torch.Tensor | None) -> torch.Tensor:
-        chosen = x if places is None else at(x, places)
+    def _attend_and_feed(self, x: torch.Tensor, context: Context, indices: torch.Tensor | None) -> torch.Tensor:
+        chosen = x if indices is None else select_tokens(x, indices)
         if self.pre_norm:
-            x = chosen + self._drop(self.self_attn(self.input_layernorm(x), context, places))
+            x = chosen + self._drop(self.self_attn(self.input_layernorm(x), context, indices))
         else:
-            x = self.input_layernorm(chosen + self._drop(self.self_attn(x, context, places)))
+            x = self.input_layernorm(chosen + self._drop(self.self_attn(x, context, indices)))
         if self.recompute == "selective" and torch.is_grad_enabled():
-            return self._again(self._feed, x)
+            return self._recomputed(self._feed, x)
         return self._feed(x)
 
     def _feed(self, x: torch.Tensor) -> torch.Tensor:
@@ -340,8 +332,8 @@ class Block(nn.Module):
             return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
         return self.post_attention_layernorm(x + self._drop(self.mlp(x)))
 
-    def _again(self, part: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        # Where nothing is drawn, the generators need not be put back.
+    def _recomputed(self, part: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        # Without dropout there is no generator state to restore.
         out: torch.Tensor = checkpoint(part, x, use_reentrant=False, preserve_rng_state=self.training and self.draws)
         return out
 

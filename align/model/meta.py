@@ -1,25 +1,22 @@
-"""Networks without memory, for loaders that fill them."""
+"""Build networks on the meta device, for loaders that fill them."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-if TYPE_CHECKING:
-    pass
-
 
 @contextmanager
 def built_without_memory() -> Iterator[None]:
-    """Networks built inside have shapes but no weights; ``fill`` gives them some."""
+    """Networks built inside have shapes but no memory, until a loader assigns their weights."""
     with torch.device("meta"), _Undrawn():
         yield
 
 
 class _Undrawn(TorchFunctionMode):
-    """Leaves out the normal_ of fresh embeddings: on the meta device it loads torch's compiler, over a second."""
+    """Skips normal_ of new embeddings: on the meta device it loads torch's compiler, which takes over a second."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None

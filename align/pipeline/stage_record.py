@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from align.io.atomic import replacing_file
 
 _NOT_CONTENT = {"README.md", "align.json"}
 """Descriptions in a model directory: equal models may differ in them (paths, versions)"""
@@ -62,10 +63,8 @@ class StageRecord:
         self._write({"state": "done", "fingerprint": fingerprint, "output": output, "seconds": round(seconds, 1)})
 
     def _write(self, state: dict[str, Any]) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps(state))
-        temporary.replace(self.file)
+        with replacing_file(self.file) as file:
+            json.dump(state, file)
         self._state = state
 
 

@@ -2,7 +2,6 @@
 
 from align.tokenizer.bpe_training import train_tokenizer
 from align.tokenizer.chat_template import RenderedChat
-from align.tokenizer.streaming import StreamDecoder
-from align.tokenizer.tokenizer import Tokenizer
+from align.tokenizer.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = ["RenderedChat", "StreamDecoder", "Tokenizer", "train_tokenizer"]

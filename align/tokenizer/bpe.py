@@ -1,6 +1,6 @@
-"""Apply BPE merges to one word.
+"""Apply BPE merges to a word.
 
-The rule: among all adjacent pairs that have a rank, merge the one of lowest rank, the leftmost of equals; repeat.
+The rule: of all adjacent pairs with a rank, merge the one with the lowest rank, and of equal ones the leftmost; repeat.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,17 +14,17 @@ Word = TypeVar("Word", bound=str | bytes)
 
 Value = TypeVar("Value")
 
-_NEVER = 1 << 60  # the rank of a pair that is never merged
+_NEVER = 1 << 60  # rank of a pair that is never merged
 
-_HEAP_FROM = 512  # symbols; below, scanning a list of ranks is faster than a heap
+_HEAP_FROM = 512  # symbols; for shorter words scanning a list of ranks is faster than a heap
 
 _WINDOW = 48  # bytes; a longer word is merged window by window
 
 _CACHED_WINDOWS = 1 << 12
 
-_CUT_OFF = 2  # tokens
+_UNSETTLED = 2  # tokens at a window's end, which more context often changes
 
-_LONGEST_CACHED = 64  # characters; longer words are rare and large
+_LONGEST_CACHED = 64  # characters; longer words are rare and take much memory
 
 
 class Merger:
@@ -33,13 +33,13 @@ class Merger:
     def __init__(
         self, byte_ids: list[int], ranks: dict[Pair, int], made: list[int], tokens: Mapping[int, bytes]
     ) -> None:
-        """Take the table.
+        """Store the table.
 
         Args:
             byte_ids: id of each of the 256 bytes.
-            ranks: rank of each pair, the lowest first.
-            made: the id that the pair of each rank becomes.
-            tokens: what each id stands for.
+            ranks: rank of each pair, from 0.
+            made: id that the pair of each rank becomes.
+            tokens: bytes of each id.
         """
         self.byte_ids = byte_ids
         self.ranks = ranks
@@ -54,7 +54,7 @@ class Merger:
         return self._merge_list(list(map(self.byte_ids.__getitem__, word)))
 
     def _merge_list(self, ids: list[int]) -> list[int]:
-        """Merge in place, finding the lowest rank by scanning; quadratic, and the fastest for short words."""
+        """Merge in place and find the lowest rank by scanning: quadratic, and fastest for short words."""
         get, made = self.ranks.get, self.made
         ranks = list(map(get, pairwise(ids), repeat(_NEVER)))
         while ranks:
@@ -72,7 +72,7 @@ class Merger:
         return ids
 
     def _merge_heap(self, ids: list[int]) -> list[int]:
-        """Merge with a heap of (rank, place) over a linked list; n log n."""
+        """Merge with a heap of (rank, position) over a linked list: O(n log n)."""
         get, made, n = self.ranks.get, self.made, len(ids)
         after, before = list(range(1, n + 1)), list(range(-1, n - 1))
         heap = [(get(pair, _NEVER), i) for i, pair in enumerate(pairwise(ids))]
@@ -82,7 +82,7 @@ class Merger:
             if rank == _NEVER:
                 break
             j = after[i]
-            # An entry is stale when either symbol has since been merged away or become another.
+            # An entry is stale once either symbol has been merged.
             if j >= n or ids[i] < 0 or get((ids[i], ids[j])) != rank:
                 continue
             ids[i], ids[j] = made[rank], -1
@@ -95,18 +95,18 @@ class Merger:
         return [i for i in ids if i >= 0]
 
     def _merge_windows(self, word: bytes) -> list[int]:
-        """Merge a long word in linear time and the memory of its ids.
+        """Merge a long word in linear time, with memory for its ids only.
 
-        A sequence of tokens is the encoding of its bytes exactly when each two neighbours are the encoding of theirs:
-        were some merge to cross a border, the first such merge would also be made in the two neighbours alone. So
-        windows may be merged apart and joined where they agree:
+        A sequence of tokens is the encoding of its bytes exactly if every two adjacent tokens are the encoding of
+        theirs: a merge across a boundary would also happen with the two adjacent tokens alone. So windows can be merged
+        separately and joined where they agree:
 
-        1. Merge a window that starts at a border.
-        2. Take a border near its end (its last tokens are cut off, and seldom agree) as the next window's start, and
-           merge that one.
-        3. If it starts with the token that followed the border, every two neighbours have been seen together in one
-           window: the tokens before the border stand. Otherwise try the border before.
-        4. If no border will do, start again with windows twice as long.
+        1. Merge a window that starts at a token boundary.
+        2. Start the next window at a boundary near the end of this one, before the last tokens, which lack context and
+           rarely agree. Merge it.
+        3. If it starts with the token that followed the boundary in the first window, every two adjacent tokens have
+           been merged in one window, and the tokens before the boundary are final. Otherwise try the boundary before.
+        4. If no boundary works, start over with windows twice as long.
         """
         size = _WINDOW
         while (ids := self._join_windows(word, size)) is None:
@@ -114,11 +114,11 @@ class Merger:
         return ids
 
     def _join_windows(self, word: bytes, size: int) -> list[int] | None:
-        """Steps 1 to 3 of `_merge_windows` for one size; None: two windows did not agree."""
+        """Steps 1 to 3 of `_merge_windows` for one window size; None if two windows do not agree anywhere."""
         out: list[int] = []
         start, current = 0, self._windows[word[:size]]
         while start + size < len(word):
-            kept = max(len(current) - _CUT_OFF, min(len(current) - 1, 1))
+            kept = max(len(current) - _UNSETTLED, min(len(current) - 1, 1))
             border = start + size - sum(len(self.tokens[i]) for i in current[kept:])
             following = self._windows[word[border : border + size]]
             while kept and following[0] != current[kept]:
@@ -137,20 +137,20 @@ class Merger:
 
 
 class WordCache(dict[Word, Value]):
-    """Words already encoded; a missing one is encoded and kept.
+    """Encoded words; a missing one is encoded and stored.
 
-    Being a dict, it answers inside C loops: ``b"".join(map(cache.__getitem__, words))``. A full cache is emptied, so
-    memory stays bounded.
+    As a dict it works inside C loops: ``b"".join(map(cache.__getitem__, words))``. A full cache is emptied, so its
+    memory is bounded.
     """
 
     def __init__(self, encode_word: Callable[[Word], Value], limit: int) -> None:
-        """Start empty, to be filled by ``encode_word`` with at most ``limit`` words."""
+        """Start empty; holds at most ``limit`` words, encoded by ``encode_word``."""
         super().__init__()
         self.encode_word = encode_word
         self.limit = limit
 
     def __missing__(self, word: Word) -> Value:
-        """Encode a word seen for the first time."""
+        """Encode a word that is not in the cache."""
         value = self.encode_word(word)
         if len(word) <= _LONGEST_CACHED:
             if len(self) >= self.limit:

@@ -1,49 +1,49 @@
-"""Learn a byte-level BPE from text.
+"""Train a byte-level BPE.
 
-The algorithm, by the same numbers as in the code:
+The steps, numbered as in the code:
 
-1. Cut the texts into words and count them. From here on only distinct words are looked at.
-2. Write each word as a string with one character per symbol, the character's code point being the symbol's id. Python's
-   string methods then find, split and replace pairs in C.
-3. Count all pairs of adjacent symbols, and note for each pair the words that hold it.
-4. Put the pairs on a heap, by count. An entry whose count has since changed is put back when it comes up.
-5. Take the commonest pair; of equals, the one with the lower first id, then the lower second id. It becomes a new
-   token, or the existing token of the same bytes.
-6. Replace the pair in the words that hold it, and adjust the counts of the pairs that touched it. No word that does
-   not hold the pair is looked at.
+1. Split the texts into words and count the words. All further steps see distinct words only.
+2. Write each word as a string with one character per symbol, whose code point is the symbol's id. Python's string
+   methods then find, split and replace pairs in C.
+3. Count all pairs of adjacent symbols, and list for each pair the words that contain it.
+4. Put the pairs on a heap, by count. An entry with an outdated count is put back when it reaches the top.
+5. Take the most frequent pair, and of equally frequent ones that with the lower first id, then the lower second id. It
+   becomes a new token, or the existing token with the same bytes.
+6. Replace the pair in the words that contain it, and update the counts of the pairs next to it.
 7. Repeat from 5 until the vocabulary is full or no pair is left.
 
-Ids and merges equal those of Hugging Face's `BpeTrainer` with the byte alphabet, its tie-breaking included.
+Ids and merges equal those of Hugging Face's `BpeTrainer` with the byte alphabet, including its tie-breaking.
 """
 
 import random
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
-from align.tokenizer.alphabet import BYTE_ORDER
+from align.tokenizer.files import BYTE_ORDER
 from align.tokenizer.process_pool import chunked, ordered_map
 from align.tokenizer.splitting import Split, resolve_pattern, split_words
+from align.tokenizer.tokenizer import Tokenizer, own_special_tokens
 
-if TYPE_CHECKING:
-    from rich.progress import Progress
+Advance = Callable[[int], None]
 
-    from align.tokenizer.tokenizer import Tokenizer
+Progress = Callable[[str, int | None], AbstractContextManager[Advance]]
+"""Opens a progress display for a task and its number of units (None: unknown)"""
 
 MAX_VOCAB_SIZE = 1_000_000
-"""Ids are code points of strings while training, and those end at 1,114,111"""
+"""During training ids are code points, which end at 1,114,111"""
 
 _LONGEST_WORD = (
-    4096  # characters; longer runs without a border are counted in pieces, or each merge would scan them all
+    4096  # characters; longer words are counted in parts of this length, or each merge would scan them completely
 )
 
-_PIECE = 1 << 16  # characters; the unit of sampling
+_EXCERPT = 1 << 16  # characters; the unit of sampling
 
 _TO_IDS = bytes(BYTE_ORDER.index(byte) for byte in range(256))
 
@@ -55,23 +55,21 @@ def train_tokenizer(
     pattern: Literal["gpt2", "gpt4"] | str = "gpt4",
     sample_bytes: int | None = None,
     processes: int = 1,
-    progress: bool = False,
-) -> "Tokenizer":
-    """Learn a byte-level BPE tokenizer.
+    progress: Progress | None = None,
+) -> Tokenizer:
+    """Train a byte-level BPE tokenizer.
 
     Args:
-        texts: documents; read once, not kept.
-        vocab_size: number of ids, the 256 bytes and our special tokens included.
-        pattern: how text is cut into words: ``gpt2``, ``gpt4``, or a regular expression.
-        sample_bytes: learn from a random sample of about this many UTF-8 bytes; None: from everything.
+        texts: documents; read once, not kept in memory.
+        vocab_size: number of ids, including the 256 bytes and our special tokens.
+        pattern: split pattern: ``gpt2``, ``gpt4``, or a regular expression.
+        sample_bytes: train on a random sample of about this many UTF-8 bytes; None: on everything.
         processes: processes that count words.
-        progress: show progress bars on stderr.
+        progress: displays the progress, such as ``align.progress.progress_bar``; None: nothing does.
 
     Raises:
-        ValueError: an impossible setting, or no text.
+        ValueError: a setting is invalid, or all texts are empty.
     """
-    from align.tokenizer.tokenizer import Tokenizer, own_special_tokens
-
     specials = own_special_tokens(0)
     smallest = 256 + len(specials)
     if not smallest <= vocab_size <= MAX_VOCAB_SIZE:
@@ -86,58 +84,60 @@ def train_tokenizer(
     splits = (Split(resolve_pattern(pattern)),)
     if sample_bytes is not None:
         texts = sample_texts(texts, sample_bytes)
-    with _progress_bars() if progress else nullcontext() as bars:
-        counts = count_words(texts, splits, processes=processes, bars=bars)
-        if not counts:
-            raise ValueError("no text to learn a tokenizer from: every text was empty")
-        tokens, merges = learn_merges(counts, vocab_size - len(specials), bars=bars)
+    progress = progress or _no_progress
+    with progress("counting words, in characters", None) as advance:
+        counts = count_words(texts, splits, processes=processes, advance=advance)
+    if not counts:
+        raise ValueError("no text to train a tokenizer on: all texts are empty")
+    size = vocab_size - len(specials)
+    with progress("learning merges", size - len(BYTE_ORDER)) as advance:
+        tokens, merges = learn_merges(counts, size, advance=advance)
     if len(tokens) + len(specials) < vocab_size:
         warnings.warn(
-            f"the text holds too few distinct pairs for vocab_size {vocab_size}: "
-            f"the tokenizer has {len(tokens) + len(specials)} tokens",
+            f"vocab_size is {vocab_size}, but the text has pairs for {len(tokens) + len(specials)} tokens only, which "
+            "is now the size of the vocabulary",
             stacklevel=2,
         )
     return Tokenizer.from_merges(tokens, merges, splits=splits)
 
 
 def sample_texts(texts: Iterable[str], sample_bytes: int) -> list[str]:
-    """A random sample of pieces of the texts, about ``sample_bytes`` UTF-8 bytes, in memory of that size.
+    """A random sample of excerpts from the texts, of about ``sample_bytes`` UTF-8 bytes.
 
-    Every piece of up to 64 K characters draws a number; those with the lowest are kept. The draw is the same each time.
+    Every excerpt of up to 64 K characters draws a number, and those with the lowest numbers are kept. The seed is
+    fixed. Memory holds the sample only.
     """
     draw = random.Random(0).random
     kept: list[tuple[float, int, str]] = []
     held = 0
     for text in texts:
-        for start in range(0, len(text), _PIECE):
-            piece = text[start : start + _PIECE]
-            size = len(piece.encode(errors="surrogatepass"))
-            heappush(kept, (-draw(), size, piece))
+        for start in range(0, len(text), _EXCERPT):
+            excerpt = text[start : start + _EXCERPT]
+            size = len(excerpt.encode(errors="surrogatepass"))
+            heappush(kept, (-draw(), size, excerpt))
             held += size
             while held - kept[0][1] >= sample_bytes:
                 held -= heappop(kept)[1]
-    return [piece for _, _, piece in kept]
+    return [excerpt for _, _, excerpt in kept]
 
 
 def count_words(
-    texts: Iterable[str], splits: tuple[Split, ...], *, processes: int = 1, bars: "Progress | None" = None
+    texts: Iterable[str], splits: tuple[Split, ...], *, processes: int = 1, advance: Advance
 ) -> Counter[str]:
-    """Step 1: how often each word occurs."""
+    """Step 1: the number of occurrences of each word."""
     total: Counter[str] = Counter()
-    bar = bars.add_task("counting words, MB", total=None) if bars else None
     for counts, read in ordered_map(partial(_count_chunk, splits=splits), chunked(texts), processes):
         if total:
             for word, count in counts.items():
                 total[word] += count
         else:
             total = counts
-        if bars and bar is not None:
-            bars.advance(bar, read / 1e6)
+        advance(read)
     return total
 
 
 def _count_chunk(texts: list[str], splits: tuple[Split, ...]) -> tuple[Counter[str], int]:
-    """Word counts of some texts, and how many characters were read."""
+    """Word counts of some texts, and the number of characters read."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(split_words(text, splits))
@@ -149,23 +149,23 @@ def _count_chunk(texts: list[str], splits: tuple[Split, ...]) -> tuple[Counter[s
 
 
 def learn_merges(
-    counts: Counter[str], size: int, *, bars: "Progress | None" = None
+    counts: Counter[str], size: int, *, advance: Advance
 ) -> tuple[list[bytes], dict[tuple[int, int], int]]:
-    """Steps 2 to 7: the tokens by id, and the id that each merged pair becomes, in the order of merging.
+    """Steps 2 to 7: the tokens by id, and the id that each merged pair becomes, in order of merging.
 
     Args:
-        counts: words and how often they occur.
-        size: tokens wanted, the 256 bytes included.
-        bars: where to show progress.
+        counts: number of occurrences of each word.
+        size: number of tokens to learn, including the 256 bytes.
+        advance: called with the number of tokens added since the last call.
 
     Raises:
-        ValueError: a word holds a lone surrogate, which has no UTF-8 form.
+        ValueError: a word contains a lone surrogate, which has no UTF-8 form.
     """
-    # 2. Words as strings of ids; words of one symbol hold no pair.
+    # 2. Words as strings of ids
     try:
         raw = {word.encode().translate(_TO_IDS): count for word, count in counts.items()}
     except UnicodeEncodeError as error:
-        raise ValueError(f"the word {error.object!r} holds a lone surrogate, which has no UTF-8 form") from None
+        raise ValueError(f"the word {error.object!r} contains a lone surrogate, which has no UTF-8 form") from None
     raw.pop(b"", None)
     words = [word.decode("latin-1") for word in raw]
     frequency = list(raw.values())
@@ -176,7 +176,6 @@ def learn_merges(
     del raw
     heap = [(-count, pair) for pair, count in pair_counts.items()]  # 4
     heapify(heap)
-    bar = bars.add_task("merging pairs", total=size, completed=len(tokens)) if bars else None
     while heap and len(tokens) < size:
         negative, pair = heap[0]
         count = pair_counts[pair]
@@ -191,20 +190,17 @@ def learn_merges(
         new = ids.setdefault(token, len(tokens))
         if new == len(tokens):
             tokens.append(token)
-        merges.pop((left, right), None)  # a pair merged once more takes its last place, as in Hugging Face's trainer
+            advance(1)
+        merges.pop((left, right), None)  # a pair merged again moves to the end, as in Hugging Face's trainer
         merges[left, right] = new
         for changed in _replace_pair(pair, chr(new), words, frequency, pair_counts=pair_counts, where=where):  # 6
             if pair_counts[changed] > 0:
                 heappush(heap, (-pair_counts[changed], changed))
-        if bars and bar is not None and len(tokens) % 64 == 0:
-            bars.update(bar, completed=len(tokens))
-    if bars and bar is not None:
-        bars.update(bar, completed=len(tokens))
     return tokens, merges
 
 
 def _count_pairs(raw: dict[bytes, int]) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """Step 3: how often each pair occurs, and the numbers of the words that hold it."""
+    """Step 3: the count of each pair, and the indices of the words that contain it."""
     flat = np.frombuffer(b"".join(raw), dtype=np.uint8)
     lengths = np.fromiter(map(len, raw), dtype=np.int64, count=len(raw))
     frequency = np.fromiter(raw.values(), dtype=np.int64, count=len(raw))
@@ -216,9 +212,9 @@ def _count_pairs(raw: dict[bytes, int]) -> tuple[dict[str, int], dict[str, list[
     sums = np.bincount(keys, weights=frequency[holders], minlength=1).astype(np.int64)
     order = np.argsort(keys, kind="stable")
     present, starts = np.unique(keys[order], return_index=True)
-    groups = np.split(holders[order], starts[1:])[: len(present)]  # no pair at all gives one empty group
+    groups = np.split(holders[order], starts[1:])[: len(present)]  # without any pair there is one empty group
     names = [chr(key >> 8) + chr(key & 255) for key in present.tolist()]
-    # A word that holds a pair twice is named twice; the second visit finds the pair gone.
+    # A word that contains a pair twice is listed twice; the second visit finds nothing to replace.
     where = {name: group.tolist() for name, group in zip(names, groups, strict=True)}
     return dict(zip(names, sums[present].tolist(), strict=True)), where
 
@@ -232,14 +228,14 @@ def _replace_pair(
     pair_counts: dict[str, int],
     where: dict[str, list[int]],
 ) -> list[str]:
-    """Step 6: merge a pair everywhere and return the pairs that came into being.
+    """Step 6: merge a pair everywhere and return the new pairs.
 
-    The merged pair's own count stays as it is, as in Hugging Face's trainer. It matters when a token of the same bytes
-    brings the pair back.
+    The count of the merged pair itself is left unchanged, as in Hugging Face's trainer. This matters if a token with
+    the same bytes creates the pair again.
     """
-    before: defaultdict[str, list[int]] = defaultdict(list)  # symbol before a merged pair: words, one entry per place
-    behind: defaultdict[str, list[int]] = defaultdict(list)
-    between: list[int] = []  # words, one entry per two merged pairs side by side
+    before: defaultdict[str, list[int]] = defaultdict(list)  # symbol before a merged pair -> words, once per occurrence
+    after: defaultdict[str, list[int]] = defaultdict(list)
+    between: list[int] = []  # words, once per two adjacent merged pairs
     for number in where.pop(pair, ()):
         head, found, tail = words[number].partition(pair)
         if not found:
@@ -249,16 +245,16 @@ def _replace_pair(
         while pair in tail:
             middle, _, tail = tail.partition(pair)
             if middle:
-                behind[middle[0]].append(number)
+                after[middle[0]].append(number)
                 before[middle[-1]].append(number)
             else:
                 between.append(number)
             head += new + middle
         if tail:
-            behind[tail[0]].append(number)
+            after[tail[0]].append(number)
         words[number] = head + new + tail
     changes = [(symbol + pair[0], symbol + new, numbers) for symbol, numbers in before.items()]
-    changes += [(pair[1] + symbol, new + symbol, numbers) for symbol, numbers in behind.items()]
+    changes += [(pair[1] + symbol, new + symbol, numbers) for symbol, numbers in after.items()]
     if between:
         changes.append((pair[1] + pair[0], new + new, between))
     times = frequency.__getitem__
@@ -273,10 +269,5 @@ def _replace_pair(
     return [made for _, made, _ in changes]
 
 
-def _progress_bars() -> "Progress":
-    """Progress bars on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+def _no_progress(task: str, total: int | None) -> AbstractContextManager[Advance]:
+    return nullcontext(lambda count: None)

@@ -1,13 +1,13 @@
-"""Chats to ids with a loss mask.
+"""Render chats to ids with a loss mask.
 
-The mask is made from what was rendered, never from searching the ids:
+The mask follows from the rendering; ids are never searched:
 
 1. Check the messages.
-2. Write the chat as a row of segments: text of the template, and contents of messages. For our own format the row is
-   known; for a foreign Jinja template see jinja_template.py.
-3. Encode each segment apart and join the ids. Names of special tokens count in text of the template only, so no message
-   can forge a turn.
-4. The mask is True on an assistant's content and on the token that ends its turn.
+2. Split the rendered chat into segments: text of the template, and contents of messages. Our own format needs no
+   template engine; jinja_template.py renders others.
+3. Encode each segment separately and join the ids. Special tokens are recognized in text of the template only, so a
+   message can't forge a turn.
+4. The mask is True on the assistant's content and on the special token that ends its turn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,25 +27,19 @@ TEMPLATE = (
     "{% else %}{{ raise_exception('role ' + message['role'] + ' is unknown') }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-"""Our chat format for readers of tokenizer_config.json; `render_chat` writes it without Jinja"""
+"""Our chat format as other programs read it from tokenizer_config.json; `render_chat` needs no Jinja for it"""
 
 
 class RenderedChat(NamedTuple):
-    """A chat as ids."""
+    """A chat as ids.
+
+    Attributes:
+        ids: ``[T]`` ids of the whole chat.
+        mask: ``[T]``, True on the assistant's content and the token that ends its turn.
+    """
 
     ids: list[int]
-    """The whole chat"""
     mask: list[bool]
-    """As long as ids: True exactly on an assistant's content and the token that ends its turn"""
-
-
-class Segment(NamedTuple):
-    """A stretch of a rendered chat."""
-
-    text: str
-    """What it says"""
-    message: int | None
-    """The number of the message whose content it is; None: text of the template"""
 
 
 def render_chat(
@@ -57,28 +51,28 @@ def render_chat(
         raise ValueError("the tokenizer has no chat template (tokenizer_config.json or chat_template.jinja)")
     if tokenizer.spec.chat_template == TEMPLATE:
         return _render_own(tokenizer, checked, add_generation_prompt)
-    from align.tokenizer.jinja_template import render_segments
+    from align.tokenizer.jinja_template import render_segments  # here, as our own template needs no Jinja
 
     segments = render_segments(tokenizer.spec, checked, add_generation_prompt=add_generation_prompt)  # 2
     ids: list[int] = []
     mask: list[bool] = []
-    answered = -1
+    response = -1  # index of the message whose content was just encoded, if it is the assistant's
     for segment in segments:
         if segment.message is not None:
             part = tokenizer.encode(segment.text)
             counts = len(part) if checked[segment.message]["role"] == "assistant" else 0
         else:
             part = tokenizer.encode_template(segment.text)  # 3
-            counts = _turn_end(tokenizer, part, answered) if answered >= 0 else 0
+            counts = _turn_end(tokenizer, part, response) if response >= 0 else 0
         ids += part
         mask += [True] * counts + [False] * (len(part) - counts)  # 4
-        is_answer = segment.message is not None and checked[segment.message]["role"] == "assistant"
-        answered = segment.message if is_answer and segment.message is not None else -1
+        is_response = segment.message is not None and checked[segment.message]["role"] == "assistant"
+        response = segment.message if is_response and segment.message is not None else -1
     return RenderedChat(ids, mask)
 
 
 def end_of_turn(tokenizer: "Tokenizer") -> int | None:
-    """The special token that ends an assistant's turn in the tokenizer's chat template; None: there is none."""
+    """The special token that ends the assistant's turn in the tokenizer's chat template, or None."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     try:
         rendered = render_chat(tokenizer, turns, add_generation_prompt=False)
@@ -88,10 +82,10 @@ def end_of_turn(tokenizer: "Tokenizer") -> int | None:
 
 
 def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The messages with what is used of them.
+    """The messages, reduced to role and content.
 
     Raises:
-        ValueError: not a list of messages with a known role and a text; names the message's index (from 0).
+        ValueError: they are not a list of messages with a known role and a text; names the message by index, from 0.
     """
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence):
         raise ValueError(f"messages is {_shown(messages)}; it must be a list of messages")
@@ -106,7 +100,7 @@ def check_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]
             if not isinstance(message[name], str):
                 raise ValueError(f"message {i}: {name} is {_shown(message[name])}; it must be a string")
         if message["role"] not in ROLE_TOKENS:
-            raise ValueError(f"message {i}: role {message['role']!r} is unknown; use {', '.join(ROLE_TOKENS)}")
+            raise ValueError(f"message {i}: role {message['role']!r} is unknown; allowed: {', '.join(ROLE_TOKENS)}")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
@@ -125,14 +119,14 @@ def _render_own(tokenizer: "Tokenizer", messages: list[dict[str, str]], add_gene
 
 
 def _turn_end(tokenizer: "Tokenizer", ids: list[int], message: int) -> int:
-    """How many of the ids behind an assistant's content end its turn: up to the first special token."""
+    """Number of ids after the assistant's content that end its turn: up to the first special token."""
     special = set(tokenizer.special_tokens.values())
     for i, number in enumerate(ids):
         if number in special:
             return i + 1
         if tokenizer.decode((number,)).strip():
             break
-    raise ValueError(f"message {message}: the chat template ends the assistant's turn with no special token")
+    raise ValueError(f"message {message}: the chat template does not end the assistant's turn with a special token")
 
 
 def _shown(value: Any) -> str:

@@ -1,17 +1,105 @@
-"""Read and write tokenizer.json, tokenizer_config.json and chat_template.jinja, as Hugging Face lays them out."""
+"""A byte-level BPE tokenizer as data, and as Hugging Face's files.
 
+The files are tokenizer.json, tokenizer_config.json and chat_template.jinja. The first writes tokens in GPT-2's byte
+alphabet (openai/gpt-2, ``bytes_to_unicode``), which has one printable character per byte: printable Latin-1 bytes stand
+for themselves, the others, in order, are U+0100 and up.
+"""
+
+import hashlib
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from align.tokenizer.alphabet import bytes_to_chars, chars_to_bytes
 from align.tokenizer.bpe import Pair
-from align.tokenizer.spec import PLAIN_CONFIG, AddedToken, TokenizerSpec
 from align.tokenizer.splitting import PATTERNS, Split, split_words
+
+PLAIN_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+"""tokenizer_config.json of any tokenizer that its tokenizer.json describes completely"""
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 _TOKEN_FIELDS = ("id", "content", "special", "lstrip", "rstrip", "normalized")
+
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(256) if byte not in set(_PRINTABLE)]
+
+BYTE_ORDER = bytes(_PRINTABLE + _OTHERS)
+"""The 256 bytes sorted by their character: ids 0 to 255 of GPT-2, of Hugging Face's trainer, and of ours"""
+
+_TO_CHARS = {byte: chr(byte) for byte in _PRINTABLE} | {byte: chr(0x100 + i) for i, byte in enumerate(_OTHERS)}
+_TO_BYTES = {ord(char): byte for byte, char in _TO_CHARS.items()}
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is matched in the text itself, before BPE."""
+
+    id: int
+    """Its id"""
+    content: str
+    """The text it stands for"""
+    special: bool = True
+    """True: only chat templates produce it; False: ordinary text with its content does too"""
+    lstrip: bool = False
+    """Its match includes the whitespace before it"""
+    rstrip: bool = False
+    """Its match includes the whitespace after it"""
+    normalized: bool = False
+    """It is matched after normalization; only kept for the file, as it makes no difference to ASCII content"""
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Everything that decides the ids of a byte-level BPE tokenizer."""
+
+    vocab: dict[bytes, int]
+    """Id of each token that BPE produces"""
+    ranks: dict[Pair, int]
+    """Rank of each pair of ids that is merged, from 0"""
+    made: list[int]
+    """Id that the pair of each rank becomes"""
+    splits: tuple[Split, ...]
+    """How text is split into words"""
+    added: tuple[AddedToken, ...] = ()
+    """Special and other added tokens, by id"""
+    nfc: bool = False
+    """Text is normalized to Unicode NFC first (Qwen)"""
+    ignore_merges: bool = False
+    """A word that is a token becomes that token without merging (Llama-3)"""
+    post_processor: dict[str, Any] | None = None
+    """What other readers add around a text, as in tokenizer.json; ours add nothing"""
+    config: dict[str, Any] = field(default_factory=dict)
+    """tokenizer_config.json without the chat template"""
+    chat_template: str | None = None
+    """Jinja source"""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides ids, in hexadecimal."""
+        digest = hashlib.sha256()
+        tokens = sorted((number, token.hex()) for token, number in self.vocab.items())
+        merges = [(a, b, self.made[rank]) for (a, b), rank in self.ranks.items()]
+        added = [(t.id, t.content, t.special, t.lstrip, t.rstrip) for t in self.added]
+        for part in (tokens, merges, self.splits, added, self.nfc, self.ignore_merges, self.chat_template):
+            digest.update(json.dumps(part).encode())
+        return digest.hexdigest()
+
+
+def bytes_to_chars(data: bytes) -> str:
+    """Write bytes in the byte alphabet."""
+    return data.decode("latin-1").translate(_TO_CHARS)
+
+
+def chars_to_bytes(text: str) -> bytes:
+    """Read bytes written in the byte alphabet.
+
+    Raises:
+        ValueError: a character is not in the alphabet.
+    """
+    try:
+        return bytes([_TO_BYTES[ord(char)] for char in text])
+    except KeyError as error:
+        raise ValueError(f"{chr(error.args[0])!r} in token {text!r} is not a byte-level character") from None
 
 
 def read_spec(source: str | Path) -> TokenizerSpec:
@@ -46,7 +134,7 @@ def write_spec(spec: TokenizerSpec, directory: Path) -> None:
 
 
 def _describe(spec: TokenizerSpec) -> dict[str, Any]:
-    """A tokenizer as tokenizer.json."""
+    """The content of tokenizer.json."""
     name_of = {number: bytes_to_chars(token) for token, number in spec.vocab.items()}
     steps: list[dict[str, Any]] = [
         {
@@ -85,7 +173,7 @@ def _describe(spec: TokenizerSpec) -> dict[str, Any]:
 
 
 def _parse(data: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The fields of a `TokenizerSpec` that tokenizer.json holds."""
+    """The fields of a `TokenizerSpec` that tokenizer.json contains."""
     try:
         model = data["model"]
         if model.get("type", "BPE") != "BPE":
@@ -100,7 +188,7 @@ def _parse(data: dict[str, Any], file: Path) -> dict[str, Any]:
         vocab = {_to_bytes(name, number, added_ids): number for name, number in model["vocab"].items()}
         for byte in range(256):
             if bytes([byte]) not in vocab:
-                raise ValueError(f"the vocabulary lacks the byte 0x{byte:02x}")
+                raise ValueError(f"the vocabulary has no token for byte 0x{byte:02x}")
         ranks, made = _parse_merges(model["merges"], model["vocab"], vocab)
         split_words("", splits)
     except ValueError as error:
@@ -120,7 +208,7 @@ def _parse(data: dict[str, Any], file: Path) -> dict[str, Any]:
 
 
 def _to_bytes(name: str, number: int, added_ids: set[int]) -> bytes:
-    """What a name in the vocabulary stands for; added tokens may be listed there under their plain names."""
+    """The bytes of a token in the vocabulary; added tokens may be listed there by their content."""
     return name.encode() if number in added_ids else chars_to_bytes(name)
 
 
@@ -133,21 +221,21 @@ def _parse_added(token: dict[str, Any]) -> AddedToken:
 def _parse_merges(
     merges: list[Any], names: dict[str, int], vocab: dict[bytes, int]
 ) -> tuple[dict[Pair, int], list[int]]:
-    """Ranks and results of merges, which are ``"a b"`` or ``["a", "b"]``."""
+    """Ranks and results of merges, each ``"a b"`` or ``["a", "b"]``."""
     ranks: dict[Pair, int] = {}
     made: list[int] = []
     for rank, merge in enumerate(merges):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
         result = names.get(left + right)
         if left not in names or right not in names or result is None:
-            raise ValueError(f"merge {rank} ({left!r}, {right!r}) is of tokens outside the vocabulary")
+            raise ValueError(f"merge {rank} ({left!r}, {right!r}) has tokens outside the vocabulary")
         ranks[names[left], names[right]] = rank
         made.append(result)
     return ranks, made
 
 
 def _parse_normalizer(normalizer: dict[str, Any] | None) -> bool:
-    """Whether text is brought to form C."""
+    """Whether text is normalized to NFC."""
     if normalizer is None:
         return False
     steps = normalizer.get("normalizers", [normalizer])
@@ -158,7 +246,7 @@ def _parse_normalizer(normalizer: dict[str, Any] | None) -> bool:
 
 
 def _parse_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> tuple[Split, ...]:
-    """How text is cut into words."""
+    """How text is split into words."""
     steps = (pre_tokenizer or {}).get("pretokenizers", [pre_tokenizer] if pre_tokenizer else [])
     if not steps or steps[-1]["type"] != "ByteLevel":
         raise ValueError("the last pre-tokenizer is not ByteLevel")
@@ -197,7 +285,7 @@ def _read_object(file: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{file}: not JSON: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"{file}: holds {type(data).__name__}; it must hold a JSON object")
+        raise ValueError(f"{file}: contains {type(data).__name__}; it must contain a JSON object")
     return data
 
 
@@ -206,7 +294,7 @@ def _write_object(file: Path, data: dict[str, Any]) -> None:
 
 
 def _from_hub(name: str) -> Path:
-    """Fetch the tokenizer files of ``owner/name``, or find them in the local cache."""
+    """Directory of the tokenizer files of ``owner/name``, downloaded unless they are in the local cache."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FileNotFoundError(f"{name}: no such file or directory")
     from huggingface_hub import snapshot_download
@@ -215,4 +303,4 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=list(_FILES)))
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"{name}: no such directory, and not on the Hugging Face Hub: {reason}") from None
+        raise FileNotFoundError(f"{name}: no such directory, and not available from the Hub: {reason}") from None

@@ -1,21 +1,20 @@
-"""Foreign chat templates: Jinja source to segments of known origin.
+"""Chat templates of other models: render Jinja and locate the content of each message.
 
-A template is a program, and what it does to a content (trim it, drop it) is known only from what it writes. So:
+A template is a program: only its output shows whether it trims or drops a content. So:
 
-1. Render the messages as they are: this is the text that counts.
-2. Render them once more with each content between two marks, characters that no text holds.
-3. Take the marks out of the second text. If the rest is the first text, the marks say where each content lies.
-4. A template that trims contents trims nothing between marks; then the same is tried with contents that are trimmed
-   beforehand.
+1. Render the messages unchanged. This text decides.
+2. Render them again with each content between two marks, characters that no text contains.
+3. Remove the marks from the second text. If the result is the first text, the marks locate each content.
+4. A template that trims contents trims nothing between marks. In that case repeat 2 and 3 with trimmed contents.
 
-Templates see no clock (``strftime_now`` is undefined, and those who use it have a fixed date for that case): the same
-chat gives the same ids every day.
+Templates have no clock, so that a chat has the same ids every day: ``strftime_now`` is undefined, for which templates
+that use it have a fixed date.
 """
 
 import json
 import re
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 from jinja2.ext import Extension
@@ -23,16 +22,27 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from align.tokenizer.chat_template import Segment
-from align.tokenizer.spec import TokenizerSpec
+from align.tokenizer.files import TokenizerSpec
 
-# Private-use characters of the last plane around the message's number.
+# Private-use characters of the last plane, each followed by the index of the message.
 _OPEN, _CLOSE = "\U0010fff0", "\U0010fff1"
 _MARK = re.compile(f"([{_OPEN}{_CLOSE}])([0-9]+);")
 
 
+class Segment(NamedTuple):
+    """Consecutive text of a rendered chat.
+
+    Attributes:
+        text: the text.
+        message: index of the message whose content it is; None: text of the template.
+    """
+
+    text: str
+    message: int | None
+
+
 class _Generation(Extension):
-    """``{% generation %} .. {% endgeneration %}``, with which templates mark answers, writes what it holds."""
+    """``{% generation %} .. {% endgeneration %}``, with which templates mark responses, renders its body."""
 
     tags = {"generation"}
 
@@ -44,13 +54,13 @@ class _Generation(Extension):
 def render_segments(
     spec: TokenizerSpec, messages: list[dict[str, str]], *, add_generation_prompt: bool
 ) -> list[Segment]:
-    """The chat as the template writes it, cut at the borders of contents.
+    """Render a chat as segments: contents of messages, and the template's text between them.
 
     Raises:
-        ValueError: the template is broken, refuses the messages, or changes an assistant's content.
+        ValueError: the template is broken, refuses the messages, or changes the assistant's content.
     """
     if any(mark in message["content"] for message in messages for mark in (_OPEN, _CLOSE)):
-        raise ValueError("a message holds U+10FFF0 or U+10FFF1, which mark contents while a chat is rendered")
+        raise ValueError("a message contains U+10FFF0 or U+10FFF1, which are reserved for rendering; remove them")
 
     def render(contents: list[str]) -> str:
         shown = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
@@ -61,19 +71,19 @@ def render_segments(
     for tried in (contents, [content.strip() for content in contents]):  # 4
         marked = render([f"{_OPEN}{i};{content}{_CLOSE}{i};" for i, content in enumerate(tried)])  # 2
         if _MARK.sub("", marked) == text:  # 3
-            segments = _cut(marked)
+            segments = _split(marked)
             found = {segment.message for segment in segments}
             for i, message in enumerate(messages):
                 if i not in found and (
                     message["role"] == "assistant" or f"{_OPEN}{i};" in marked or f"{_CLOSE}{i};" in marked
                 ):
-                    raise ValueError(f"message {i}: the chat template leaves (part of) its content out")
+                    raise ValueError(f"message {i}: the chat template drops its content, or a part of it")
             return segments
-    raise ValueError("the chat template changes the contents of messages, so no loss mask can be made")
+    raise ValueError("the chat template changes the contents of messages, so there is no loss mask")
 
 
-def _cut(marked: str) -> list[Segment]:
-    """Segments of a text with marks; only a content between both its marks counts as one."""
+def _split(marked: str) -> list[Segment]:
+    """Split a text at its marks; only text between both marks of a message is its content."""
     segments: list[Segment] = []
     start, opened = 0, None
     for match in _MARK.finditer(marked):

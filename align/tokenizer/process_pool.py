@@ -1,4 +1,4 @@
-"""Run a function over many chunks on several processes, in order and in bounded memory."""
+"""Map a function over items on several processes, in order and in bounded memory."""
 
 import multiprocessing
 from collections import deque
@@ -11,13 +11,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CHUNK_CHARS = 1 << 20
-"""Characters of text handed to a process at once"""
+"""Characters of text sent to a process at once"""
 
 _function: Callable[[Any], Any]
 
 
 def chunked(texts: Iterable[str], size: int = CHUNK_CHARS) -> Iterator[list[str]]:
-    """Gather texts into lists of about ``size`` characters."""
+    """Group texts into lists of about ``size`` characters."""
     chunk: list[str] = []
     held = 0
     for text in texts:
@@ -33,7 +33,7 @@ def chunked(texts: Iterable[str], size: int = CHUNK_CHARS) -> Iterator[list[str]
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], processes: int) -> Iterator[Result]:
     """``map(function, items)`` on several processes; at most two items per process are read ahead.
 
-    The function reaches the processes by fork where the system has it (what it holds is not copied), else pickled.
+    The function is inherited by fork where the system supports it, without copying its data; elsewhere it is pickled.
     """
     if processes <= 1:
         yield from map(function, items)

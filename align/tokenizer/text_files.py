@@ -5,18 +5,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-_BLOCK = 1 << 20  # bytes; a plain text file is read in pieces of about this size that end with a line
+_BLOCK = 1 << 20  # bytes; plain text is read in blocks of about this size that end with a line
 
 
 def read_texts(paths: Iterable[str | Path], *, field: str = "text") -> Iterator[str]:
-    """The texts of files, one after the other, in bounded memory.
+    """Read the texts of files in bounded memory.
 
     Args:
-        paths: ``.jsonl`` (a record a line), ``.json`` (a list of records), anything else plain UTF-8 text.
-        field: the field of a record that holds its text. A record without it gives the contents of its ``messages``.
+        paths: ``.jsonl`` (one record per line), ``.json`` (a list of records), anything else plain UTF-8 text.
+        field: field of a record's text. Of a record without it the contents of ``messages`` are read.
 
     Raises:
-        FileNotFoundError: a file is missing.
+        FileNotFoundError: a file does not exist.
         ValueError: a file is empty or not UTF-8 text, or a record has no text; names the file and the line or offset.
     """
     for path in map(Path, paths):
@@ -33,7 +33,7 @@ def read_texts(paths: Iterable[str | Path], *, field: str = "text") -> Iterator[
 
 
 def read_text(path: str | Path) -> str:
-    """The whole text of a plain file; raises as `read_texts`."""
+    """The text of a plain file; raises the same errors as `read_texts`."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -79,7 +79,7 @@ def _read_jsonl(path: Path, field: str) -> Iterator[str]:
 def _read_json(path: Path, field: str) -> Iterator[str]:
     records = _load("".join(_read_plain(path)), str(path))
     if not isinstance(records, list):
-        raise ValueError(f"{path}: holds {type(records).__name__}; it must hold a list of records")
+        raise ValueError(f"{path}: contains {type(records).__name__}; it must contain a list of records")
     for number, record in enumerate(records):
         yield from _record_texts(record, field, f"{path}: record {number}")
 
@@ -100,5 +100,7 @@ def _record_texts(record: Any, field: str, where: str) -> list[str]:
             isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages
         ):
             return [message["content"] for message in messages]
-        raise ValueError(f"{where}: no text in field {field!r} and no messages; the fields are {', '.join(record)}")
-    raise ValueError(f"{where}: holds {type(record).__name__}; it must hold a record")
+        raise ValueError(
+            f"{where}: field {field!r} has no text, and there are no messages; its fields are {', '.join(record)}"
+        )
+    raise ValueError(f"{where}: contains {type(record).__name__}; it must be a record")

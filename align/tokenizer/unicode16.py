@@ -1,8 +1,8 @@
-"""Which characters are letters, digits, marks ...: the general categories of Unicode 16.0.
+"""General categories of characters (letter, digit, mark ...) in Unicode 16.0.
 
-A tokenizer must not depend on the Python it runs under, and Python's own tables (14.0 in 3.11, 16.0 in 3.14) and those
-of the `regex` package (18.0 in 2026) split newly assigned letters differently. This table is the one that Hugging Face
-`tokenizers` 0.22-0.23 and `tiktoken` 0.9-0.14 use; a test compares every code point with both.
+Ids must not depend on the Python version, but Python's tables (14.0 in 3.11, 16.0 in 3.14) and those of the `regex`
+package (18.0 in 2026) classify newly assigned letters differently. This is the table of Hugging Face `tokenizers`
+0.22-0.23 and `tiktoken` 0.9-0.14; a test compares every code point with both.
 """
 
 from base64 import b85decode
@@ -14,7 +14,7 @@ Ranges = tuple[tuple[int, int], ...]
 
 LAST = 0x10FFFF
 
-# White_Space, which regular expressions of other languages call \s. Python's own \s also takes U+001C..U+001F.
+# White_Space, which is \s in the regular expressions of other languages. Python's \s also matches U+001C..U+001F.
 WHITE_SPACE: Ranges = (
     *((0x09, 0x0D), (0x20, 0x20), (0x85, 0x85), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)),
     *((0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000)),
@@ -88,10 +88,10 @@ def category(char: str) -> str:
 
 @cache
 def category_ranges(name: str) -> Ranges:
-    """Code points of a general category (``Lu``) or of a group of them (``L``), as inclusive ranges in order.
+    """Code points of a general category (``Lu``) or a group of them (``L``), as ascending inclusive ranges.
 
     Raises:
-        KeyError: no category starts with this name.
+        KeyError: no category begins with this name.
     """
     merged: list[tuple[int, int]] = []
     for category, first, last in _runs():
@@ -107,7 +107,7 @@ def category_ranges(name: str) -> Ranges:
 
 
 def complement(ranges: Ranges) -> Ranges:
-    """The code points in none of the ranges, which must be in order."""
+    """The code points outside ascending ranges."""
     gaps, start = [], 0
     for first, last in ranges:
         if first > start:

@@ -1,6 +1,6 @@
-"""How weights are trained: optimizers, precision, sharding, memory, checkpoints, preemption.
+"""Training infrastructure: optimizers, precision, sharding, memory, checkpoints, preemption.
 
-Public names are imported on first use: most of this room needs Lightning, which takes seconds to import.
+Public names are imported on first use, because Lightning takes seconds to import.
 """
 
 from importlib import import_module
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from align.training.strategy import ModelParallel
     from align.training.weight_average import WeightAverage
 
-_HOMES = {
+_MODULES = {
     "Checkpoints": "checkpointing",
     "FourBit": "qlora",
     "MemoryConfig": "memory",
@@ -36,7 +36,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home the first time it is asked for."""
-    if name not in _HOMES:
+    """Import a public name on first use."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'align.training' has no attribute {name!r}")
-    return getattr(import_module(f"align.training.{_HOMES[name]}"), name)
+    return getattr(import_module(f"align.training.{_MODULES[name]}"), name)

@@ -1,10 +1,9 @@
-"""Checkpoints as files: written whole or not at all, checked before they are believed, the newest whole one found."""
+"""Checkpoint files: written whole or not at all, checked before use, and the newest whole one found."""
 
 import copy
 import os
 import re
 import shutil
-import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,61 +15,62 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from typing_extensions import override
 
+from align.io.atomic import flush, flush_tree
 from align.io.lightning_checkpoint import METADATA as _META
 from align.io.lightning_checkpoint import read_sharded, shards_damage
 
 LAST = "last.ckpt"
-"""The newest; the ones before it are last-1.ckpt, last-2.ckpt, ..."""
+"""The newest; older ones are last-1.ckpt, last-2.ckpt, ..."""
 
 _ASIDE = "last-0.ckpt"
-"""The newest while a directory takes its name, which needs two renamings: a kill between them leaves it so"""
+"""Temporary name of the newest while a directory replaces it in two renames; a kill between them leaves it"""
 
 
 class BackgroundIO(TorchCheckpointIO):
-    """Copies a checkpoint into memory at once and takes it to the disk in a thread, while training goes on.
+    """Copies a checkpoint to CPU memory, then writes it in a background thread while training continues.
 
-    One checkpoint is on its way at a time: who saves the next waits for it. Lightning's own plugin writes through the
-    system's temporary folder, which may lie on another disk, and returns before the file is safe there.
+    One checkpoint is written at a time: saving another waits for it. Lightning's own asynchronous plugin writes through
+    the system's temporary directory, which may be on another disk, and does not wait until the data is on disk.
     """
 
     def __init__(self) -> None:
-        """Nothing on its way."""
+        """Nothing is being written."""
         self._executor: ThreadPoolExecutor | None = None
         self._error: BaseException | None = None
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Copy now, write later.
+        """Copy the checkpoint, and write it in the background.
 
         Raises:
-            OSError: the one before could not be written.
+            OSError: the previous one could not be written.
         """
         self.finish()
         self.later(partial(_write, Path(path), _copied(checkpoint)))
 
     @override
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """A file's contents; of a folder that many processes wrote, their parts put together."""
+        """Read a file, or a directory of shards, which is gathered."""
         if Path(path).is_dir():
             return read_sharded(Path(path), only_weights=False)
         return super().load_checkpoint(path, map_location, weights_only)
 
     @override
     def remove_checkpoint(self, path: Any) -> None:
-        """Remove a file or a directory, behind what is on its way."""
+        """Delete a file or a directory, after pending writes."""
         self.later(partial(remove, Path(path)))
 
     def later(self, job: Callable[[], None]) -> None:
-        """Do ``job`` behind the ones before it, unless one of them failed."""
+        """Run ``job`` after the pending ones, unless one of them fails."""
         if self._executor is None:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._executor.submit(self._do, job)
 
     def finish(self) -> None:
-        """Wait for what is on its way.
+        """Wait for pending jobs.
 
         Raises:
-            OSError: it could not be written.
+            OSError: a checkpoint could not be written.
         """
         if self._executor is not None:
             self._executor.shutdown(wait=True)
@@ -81,7 +81,7 @@ class BackgroundIO(TorchCheckpointIO):
 
     @override
     def teardown(self) -> None:
-        """Wait for what is on its way; see ``finish``."""
+        """Wait for pending jobs; see ``finish``."""
         self.finish()
 
     def _do(self, job: Callable[[], None]) -> None:
@@ -93,14 +93,14 @@ class BackgroundIO(TorchCheckpointIO):
 
 
 def _copied(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint as it is now, in the CPU's memory; tensors that are one stay one."""
+    """A copy of the checkpoint in CPU memory; tensors that share memory still do."""
     copies: dict[tuple[Any, ...], torch.Tensor] = {}
     known: dict[int, Any] = {}
     for tensor in _tensors(checkpoint):
-        place = tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
-        if place not in copies:
-            copies[place] = tensor.detach().to("cpu", copy=True)
-        known[id(tensor)] = copies[place]
+        key = tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride()
+        if key not in copies:
+            copies[key] = tensor.detach().to("cpu", copy=True)
+        known[id(tensor)] = copies[key]
     return copy.deepcopy(checkpoint, known)
 
 
@@ -119,33 +119,32 @@ def _write(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def temporary(folder: Path) -> Path:
-    """Where the next checkpoint is written before it gets its names; nobody takes it for one."""
+    """Where a checkpoint is written before it is published."""
     return folder / ".new.part"
 
 
 def publish(
     new: Path, *, last: Path, keep_last: int, also: Sequence[Path] = (), stale: Callable[[Path], bool] = lambda _: False
 ) -> None:
-    """Give a checkpoint that is written its names, whole to whoever looks, at any moment, and after a power cut.
+    """Give a written checkpoint its names, so that a kill or a power failure at any moment leaves whole ones.
 
-    There is a last.ckpt at every moment if they are files; a directory can't be renamed onto another, and for the
-    moment between two renamings the newest is last-1.ckpt or last-0.ckpt (``find_whole`` looks there).
+    If checkpoints are files, last.ckpt exists at every moment. A directory can't be renamed onto another: between two
+    renames the newest is last-1.ckpt or last-0.ckpt, where ``find_whole`` looks too.
 
     Args:
         new: a file, or a directory of shards.
-        last: becomes the newest.
-        keep_last: so many of the newest stay, as last.ckpt, last-1.ckpt, ...
-        also: other names for it.
-        stale: which of the newest so far are none to go on from, and go.
+        last: its name as the newest.
+        keep_last: how many recent ones to keep, as last.ckpt, last-1.ckpt, ...
+        also: further names for it.
+        stale: which recent ones must not be resumed from and are deleted.
     """
-    for path in new.rglob("*") if new.is_dir() else [new]:
-        _sync(path)
+    flush_tree(new)
     for name in also:
         second = name.with_name(f".{name.name}.part")
         remove(second)
         _link(new, second)
         _replace(second, name)
-    _put_back(last)
+    _restore(last)
     older = [path for path in last.parent.glob(f"{last.stem}-*{last.suffix}") if stale(path)]
     for path in older:
         remove(path)
@@ -155,37 +154,37 @@ def publish(
             if younger.exists():
                 _replace(younger, aged(last, age))
         if keep_last > 1:
-            _second_name(last, aged(last, 1))
+            _alias(last, aged(last, 1))
     aside = last.with_name(_ASIDE)
     if last.exists() and (last.is_dir() or new.is_dir()):
         last.replace(aside)
     new.replace(last)
-    _sync(new.parent)
+    flush(new.parent)
     remove(aside)
 
 
 def aged(last: Path, age: int) -> Path:
-    """The name of the checkpoint that is ``age`` older than the newest."""
+    """The name of the checkpoint ``age`` saves before the newest."""
     return last.with_name(f"{last.stem}-{age}{last.suffix}") if age else last
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a directory, if it is there."""
+    """Delete a file or a directory, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def remove_litter(folder: Path) -> None:
-    """Remove what a killed process left half written, and give the newest its name back."""
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left unfinished, and restore the newest checkpoint's name."""
     for path in folder.glob(".*.part"):
         remove(path)
-    _put_back(folder / LAST)
+    _restore(folder / LAST)
 
 
-def _put_back(last: Path) -> None:
-    """After a kill: what was set aside for a new one is the newest, unless that has taken its place."""
+def _restore(last: Path) -> None:
+    """Rename last-0.ckpt back to last.ckpt, if a kill prevented its replacement."""
     aside = last.with_name(_ASIDE)
     if last.exists():
         remove(aside)
@@ -194,14 +193,14 @@ def _put_back(last: Path) -> None:
 
 
 def _replace(old: Path, new: Path) -> None:
-    """Rename; a directory can't be renamed onto another."""
+    """Rename, deleting the target first if a directory is involved."""
     if new.is_dir() or old.is_dir():
         remove(new)
     old.replace(new)
 
 
-def _second_name(old: Path, new: Path) -> None:
-    """Have ``old`` be there under both names, or where that can't be, under ``new`` alone."""
+def _alias(old: Path, new: Path) -> None:
+    """Link ``new`` to ``old``, or rename where links are not possible."""
     part = new.with_name(f".{new.name}.part")
     remove(part)
     try:
@@ -210,19 +209,19 @@ def _second_name(old: Path, new: Path) -> None:
         _replace(old, new)
         return
     _replace(part, new)
-    # Renaming does nothing where both names were the same file's, as a kill in mid-publish leaves them.
+    # A rename between two links to one file, which a kill during publishing can leave, does nothing.
     remove(part)
 
 
 def _link(old: Path, new: Path) -> None:
-    """The same bytes by a second name; a copy where the file system has no hard links."""
+    """Hard-link ``new`` to ``old``, or copy where the file system has no hard links."""
 
     def link(one: str, other: str) -> None:
         try:
             os.link(one, other)
         except OSError:
             shutil.copyfile(one, other)
-            _sync(Path(other))
+            flush(Path(other))
 
     if old.is_dir():
         shutil.copytree(old, new, copy_function=link)
@@ -230,31 +229,20 @@ def _link(old: Path, new: Path) -> None:
         link(str(old), str(new))
 
 
-def _sync(path: Path) -> None:
-    """Have the system take a file, or a folder's names, to the disk."""
-    if sys.platform == "win32":  # Windows opens no folder, and flushes only files that are open for writing
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# Reading.
+# Reading checkpoints.
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, read from end to end.
+    """Read a checkpoint from end to end and report what is wrong with it.
 
-    A file is a zip archive with a CRC-32 of each tensor, which torch writes and does not read; so is each part of a
-    tensor in a directory of shards.
+    A file is a zip archive with a CRC-32 per tensor, which torch writes but does not check; so is each shard in a
+    directory.
 
     Args:
         path: a file, or a directory of shards.
 
     Returns:
-        str: the reason; None for a whole one.
+        str: what is wrong; None if it is whole.
     """
     if path.is_dir():
         for name in (_META, ".metadata"):
@@ -271,29 +259,29 @@ def damage(path: Path) -> str | None:
             wrong = archive.testzip()
     except FileNotFoundError:
         return "there is no such file"
-    except Exception:  # whatever a flipped bit makes of a header
-        return f"it is cut short or overwritten ({size:,} bytes)"
+    except Exception:  # a corrupt header can raise anything
+        return f"it is truncated or overwritten ({size:,} bytes)"
     return None if wrong is None else f"the checksum of {wrong} is wrong"
 
 
 def absence(path: Path) -> str | None:
-    """What ``damage`` says, by a look at the name alone."""
+    """Like ``damage``, but checks only whether the path exists."""
     return None if path.exists() else "there is no such file"
 
 
 def find_whole(folder: Path, warn: Callable[[str], None], judge: Callable[[Path], str | None] = damage) -> Path | None:
-    """The newest whole checkpoint of a run.
+    """Find the newest whole checkpoint of a run.
 
     Args:
         folder: ``RUN/checkpoints``.
-        warn: is told, in one line each, which newer ones are damaged.
-        judge: says what is wrong with one, or None.
+        warn: called with one line per newer checkpoint that is damaged.
+        judge: returns what is wrong with a checkpoint, or None.
 
     Returns:
-        Path: last.ckpt, or what comes nearest; None where there is none at all.
+        Path: last.ckpt, or the next newest; None if there are no checkpoints.
 
     Raises:
-        ValueError: there are some, and none is whole.
+        ValueError: there are checkpoints, but none is whole.
     """
     candidates = sorted(folder.glob("*.ckpt"), key=_age)
     damaged: list[str] = []
@@ -301,25 +289,25 @@ def find_whole(folder: Path, warn: Callable[[str], None], judge: Callable[[Path]
         reason = judge(path)
         if reason is None:
             for line in damaged:
-                warn(f"{line}; going on from {path.name}, the one before")
+                warn(f"{line}; resuming from {path.name}")
             return path
         damaged.append(f"{path} is damaged: {reason}")
     if damaged:
-        raise ValueError(f"no checkpoint in {folder} is whole: {'; '.join(damaged)}; remove them to start anew")
+        raise ValueError(f"every checkpoint in {folder} is damaged: {'; '.join(damaged)}; delete them to start over")
     return None
 
 
 def global_step(path: Path) -> int | None:
-    """Optimizer steps before a checkpoint, without reading its tensors; None if it can't be read."""
+    """Optimizer steps of a checkpoint, without reading its tensors; None if it can't be read."""
     try:
         stored = torch.load(path / _META if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
         return int(stored["global_step"])
-    except Exception:  # damaged, in any way; who wants to know how asks ``damage``
+    except Exception:  # damaged in any way; ``damage`` says how
         return None
 
 
 def _age(path: Path) -> tuple[bool, float, str]:
-    """Newest first: last.ckpt and those that it replaced, then the named ones by steps (they may be of another try)."""
+    """Sort key, newest first: last.ckpt and its predecessors, then named ones by step (maybe of another attempt)."""
     named = re.search(r"step=(\d+)", path.name)
     age = re.fullmatch(r"last(?:-(\d+))?\.ckpt", path.name)
     return age is None, float(age[1] or -1) if age else -float(named[1] if named else 0), path.name

@@ -1,7 +1,4 @@
-"""Settings that trade time or precision for memory, and which precisions a stage trains in.
-
-How a network trains: what its backward pass recomputes, and which of its forwards are compiled.
-"""
+"""Settings that trade time or precision for memory: precision, activation checkpointing, compilation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +11,12 @@ from torch import nn
 from align.model.gpt import GPT, ScalarGPT
 from align.model.layers import Block, Recompute
 
-_INSTEAD = "train in bf16-mixed, or in 32-true where the device has no bfloat16"
+_ALTERNATIVE = "train in bf16-mixed, or in 32-true where the device has no bfloat16"
 
 _REFUSED = {
-    "16-mixed": "losses make their gradients in the forward pass, before the scaler, and float16 rounds those below "
-    f"3e-8 to 0: {_INSTEAD}",
-    "16-true": f"float16 rounds gradients below 3e-8 to 0 and nothing scales them: {_INSTEAD}",
+    "16-mixed": "losses compute their gradients in the forward pass, before the gradient scaler, and float16 rounds "
+    f"those below 3e-8 to 0: {_ALTERNATIVE}",
+    "16-true": f"float16 rounds gradients below 3e-8 to 0, without a gradient scaler: {_ALTERNATIVE}",
 }
 
 _LOSES_UPDATES = (
@@ -30,22 +27,21 @@ _LOSES_UPDATES = (
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """What a stage gives up for memory; docs/precision_memory.md has what each setting saves and costs.
+    """Memory settings of a stage; docs/precision_memory.md has what each saves and costs.
 
     Raises:
         ValueError: a setting is impossible.
     """
 
     activation_checkpointing: Recompute = "none"
-    """What the backward pass computes again instead of keeping it: nothing; the feed-forwards (selective); whole blocks
-    (block). On a CPU gradients are bitwise identical: the same operations run again"""
+    """What the backward pass recomputes instead of storing: nothing (none), feed-forward layers (selective) or whole
+    blocks (block). On a CPU gradients are bitwise identical, because the same operations run again"""
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Weights of the networks that are never trained, reference and rewards: bfloat16 takes half the memory"""
+    """Weights of networks that are never trained (reference, rewards): bfloat16 takes half the memory"""
     compile_widths: tuple[int, ...] = ()
-    """Under compile: row widths that batches are padded to, tokens, the context being one more; empty: 64, 128, 256 and
-    so on"""
+    """With compile: row widths that batches are padded to, tokens, beside the context; empty: 64, 128, 256 and so on"""
     low_precision_weights: bool = False
-    """Train in bf16-true although it loses small updates"""
+    """Allow training in bf16-true, which loses small updates"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -61,14 +57,14 @@ class MemoryConfig:
 
 
 def check_precision(precision: str, memory: MemoryConfig) -> None:
-    """Refuse a precision in which trained weights or gradients lose what they should learn.
+    """Refuse a precision that loses weight updates or gradients.
 
     Args:
         precision: the Trainer's.
         memory: ``low_precision_weights`` allows bf16-true.
 
     Raises:
-        ValueError: the precision is refused; the line says why and what would be right.
+        ValueError: the precision is refused; the message says why and what to use.
     """
     if precision in _REFUSED:
         raise ValueError(f"trainer.precision is {precision}: {_REFUSED[precision]}")
@@ -77,31 +73,31 @@ def check_precision(precision: str, memory: MemoryConfig) -> None:
 
 
 def check_sharded_memory(memory: MemoryConfig, *, state_bits: int, compile: bool, devices: tuple[int, ...]) -> None:
-    """Refuse what does not work over several devices that share weights.
+    """Refuse settings that don't work with sharded weights.
 
     Args:
         memory: of the stage.
         state_bits: of the optimizer.
         compile: whether blocks are compiled.
-        devices: data-parallel and tensor-parallel, that share one copy of the weights.
+        devices: data-parallel and tensor-parallel sizes of the mesh that holds one copy of the weights.
 
     Raises:
-        ValueError: the line says what to change.
+        ValueError: the message says what to change.
     """
     if state_bits == 8 and max(devices) > 1:
         raise ValueError(
-            "optimizer.state_bits is 8 and trainer.strategy shards weights, whose blocks of 256 a checkpoint could not "
-            "deal out again: set it to 32, of which sharding leaves each device its share"
+            "optimizer.state_bits is 8 and trainer.strategy shards weights, but a checkpoint can't reshard the 8-bit "
+            "state's blocks of 256: set it to 32, which is sharded too"
         )
     if compile and memory.activation_checkpointing != "none" and devices[-1] > 1:
         raise ValueError(
-            f"compile is on and memory.activation_checkpointing {memory.activation_checkpointing}, which torch can't "
-            "compile for tensor parallelism: turn one of them off, or shard over data only"
+            f"compile is true and memory.activation_checkpointing is {memory.activation_checkpointing}, which torch "
+            "can't compile with tensor parallelism: turn one of them off, or use data parallelism alone"
         )
 
 
 BACKEND = "inductor"
-"""Of torch.compile; tests take one that needs no C compiler"""
+"""Of torch.compile; tests set one that needs no C compiler"""
 
 _SMALLEST_WIDTH = 64
 
@@ -109,7 +105,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def without_dropout(module: Module) -> Module:
-    """The module with every dropout at 0, adapters' too: log-probs of training are those of sampling."""
+    """The module with all dropout set to 0, also in adapters, so that training and sampling log-probs agree."""
     for part in module.modules():
         if isinstance(getattr(part, "dropout", None), float):
             part.dropout = 0.0  # type: ignore[assignment]
@@ -119,15 +115,15 @@ def without_dropout(module: Module) -> Module:
 
 
 def blocks_of(network: GPT | ScalarGPT) -> list[Block]:
-    """The blocks of a network, the lowest first."""
+    """The blocks of a network, from input to output."""
     return list(cast(Sequence[Block], network.model.layers))
 
 
 def recompute_activations(network: GPT | ScalarGPT, what: Recompute) -> None:
-    """Let the network's blocks make activations again in the backward pass instead of keeping them.
+    """Have the network's blocks recompute activations in the backward pass instead of storing them.
 
     Args:
-        network: any forward of it with gradients is concerned; generation and frozen networks have none.
+        network: affected in every forward pass with gradients, so not in generation.
         what: see ``Block.recompute``.
     """
     for block in blocks_of(network):
@@ -137,7 +133,7 @@ def recompute_activations(network: GPT | ScalarGPT, what: Recompute) -> None:
 
 
 def default_widths(context: int) -> tuple[int, ...]:
-    """Row widths to compile for: 64, 128, 256 and so on below the context, and the context, tokens."""
+    """Row widths to compile for, tokens: 64, 128, 256 and so on below the context, and the context."""
     widths = [_SMALLEST_WIDTH]
     while widths[-1] < context:
         widths.append(2 * widths[-1])
@@ -145,23 +141,23 @@ def default_widths(context: int) -> tuple[int, ...]:
 
 
 def compile_blocks(network: GPT | ScalarGPT, widths: Sequence[int] = ()) -> None:
-    """Compile the network's blocks for plain forwards with gradients, whose rows are padded to one of a few widths.
+    """Compile the network's blocks for forward passes with gradients, whose rows are padded to one of a few widths.
 
-    Blocks, not the network: all blocks share one graph per width, so that compiling takes as long for 48 as for 2.
-    Forwards without gradients, with a cache or of ``SharedRows`` stay as they are: their shapes are many.
+    All blocks share one graph per width, so compiling takes as long for 48 as for 2. Forward passes without gradients,
+    with a KV cache or of ``SharedRows`` are not compiled: they have too many shapes.
 
     Args:
-        network: keeps the names of its parameters.
-        widths: tokens of a row; none: ``default_widths``. The context is always among them.
+        network: keeps its parameter names.
+        widths: row widths, tokens; empty: ``default_widths``. The context is always added.
 
     Raises:
         ValueError: a width is not between 1 and the context.
     """
     context = network.config.context
     if not all(1 <= width <= context for width in widths):
-        raise ValueError(f"widths to compile for are {list(widths)}: each must be between 1 and the context, {context}")
+        raise ValueError(f"compile widths are {list(widths)}: each must be between 1 and the context, {context}")
     chosen = tuple(sorted({*widths, context})) if widths else default_widths(context)
-    # Blocks of other networks are seen as the same code: every width of a policy and of its value model counts.
+    # The limit is per code object: the widths of a policy and of its value model add up.
     dynamo: Any = import_module("torch._dynamo.config")
     dynamo.recompile_limit = max(dynamo.recompile_limit, 8 * len(chosen))
     for block in blocks_of(network):

@@ -1,4 +1,4 @@
-"""What decides the last bit of a sum, and a line about it where a run goes on under another one."""
+"""What decides the last bits of a run's results, compared when it resumes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,15 +7,15 @@ import lightning.pytorch as pl
 import torch
 
 
-def arithmetic(trainer: pl.Trainer) -> dict[str, str | int]:
-    """How a run computes: everything that has the same sum end in other bits where it is another.
+def numerics(trainer: pl.Trainer) -> dict[str, str | int]:
+    """Everything that changes how the same sums are rounded.
 
     Args:
-        trainer: whose run.
+        trainer: of the run.
 
     Returns:
-        dict: torch's version, strategy, ranks and precision; threads and the widest instructions of a CPU, the name of
-        a GPU.
+        dict: torch's version, strategy, ranks and precision; on a CPU its threads and widest instruction set, on a GPU
+        its name.
     """
     found: dict[str, str | int] = {
         "torch": str(torch.__version__),
@@ -34,14 +34,14 @@ def arithmetic(trainer: pl.Trainer) -> dict[str, str | int]:
 
 
 def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """What of an arithmetic is another one now.
+    """How the numerics of a resumed run differ from those of its checkpoint.
 
     Args:
-        then: of the run that made a checkpoint.
-        now: of the one that goes on from it.
+        then: stored in the checkpoint.
+        now: of the resumed run.
 
     Returns:
-        str: such as ``threads 2, now 1``; None where they are the same.
+        str: such as ``threads 2 -> 1``; None if they are equal.
     """
     names = [name for name in now if then.get(name) != now[name]]
-    return "; ".join(f"{name} {then.get(name, 'not said')}, now {now[name]}" for name in names) or None
+    return ", ".join(f"{name} {then.get(name, 'unknown')} -> {now[name]}" for name in names) or None

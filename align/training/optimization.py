@@ -1,7 +1,4 @@
-"""How weights move: AdamW with decay on matrices only, and learning-rate schedules per optimizer step.
-
-AdamW whose running means have 8 bits.
-"""
+"""Optimizers and learning-rate schedules: AdamW with weight decay on matrices only, also with 8-bit state."""
 
 import logging
 import math
@@ -28,14 +25,14 @@ class OptimizerConfig:
     lr: float = 3e-4
     """Peak learning rate, per optimizer step"""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay of the running means of the gradient and of its square"""
+    """Decay rates of the running means of the gradient and its square"""
     eps: float = 1e-8
-    """Added to the root of the squared-gradient mean"""
+    """Added to the root of the mean squared gradient"""
     weight_decay: float = 0.1
-    """Decoupled decay of matrices; vectors (norms, biases) never decay"""
+    """Decoupled weight decay of matrices; vectors (norms, biases) never decay"""
     state_bits: Literal[32, 8] = 32
-    """Bits of each running mean: 8 takes a quarter of the memory, by blocks of 256 with a scale each (Dettmers et al.
-    2022, arXiv:2110.02861), and needs torchao"""
+    """Bits per value of the running means: 8 takes a quarter of the memory, in blocks of 256 with a scale each
+    (Dettmers et al. 2022, arXiv:2110.02861), and needs torchao"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -58,13 +55,13 @@ class ScheduleConfig:
     """
 
     kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """What follows the warm-up; wsd: constant, then a linear fall over the last decay_share (warm-up-stable-decay)"""
+    """After the warm-up; wsd (warm-up-stable-decay): constant, then linear decay over the last decay_share"""
     warmup_steps: int = 0
     """Optimizer steps of linear warm-up from 0 to the peak"""
     final_factor: float = 0.1
-    """Factor of the peak at the last step (not used by constant)"""
+    """Factor of the peak at the last step (unused by constant)"""
     decay_share: float = 0.2
-    """wsd only: share of all steps that the fall takes"""
+    """wsd only: share of all steps spent decaying"""
 
     def __post_init__(self) -> None:
         """Reject impossible settings."""
@@ -83,7 +80,7 @@ class ScheduleConfig:
             total: optimizer steps of the run.
 
         Returns:
-            float: in (0, 1] during warm-up (the first step already moves), in [final_factor, 1] after it.
+            float: in (0, 1] during warm-up, so that the first step already learns; in [final_factor, 1] afterwards.
         """
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
@@ -93,19 +90,19 @@ class ScheduleConfig:
         if self.kind == "wsd":
             start = max(start, round(total * (1 - self.decay_share)))
         progress = min(1.0, max(0, step - start) / max(1, total - 1 - start))
-        fall = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
-        return self.final_factor + (1 - self.final_factor) * fall
+        decay = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
+        return self.final_factor + (1 - self.final_factor) * decay
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, for groups that hold cut tensors beside uncut ones.
+    """torch's AdamW, for parameter groups that mix sharded and unsharded tensors.
 
-    A kernel updates tensors of one device mesh together. Groups of their own for them would do, but then a checkpoint
-    of one strategy would have other groups than that of another.
+    Its kernel updates tensors of one device mesh together. Separate groups per mesh would work too, but then
+    checkpoints of different strategies would have different groups.
     """
 
     def step(self, closure: Any = None) -> Any:
-        """Update what every group holds, mesh by mesh."""
+        """Update every group, mesh by mesh."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -123,15 +120,15 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     """AdamW with decay only on matrices (two or more axes).
 
     Args:
-        parameters: the parameters to train; frozen ones are left out.
+        parameters: of the network; frozen ones are skipped.
         config: its settings.
 
     Returns:
-        torch.optim.Optimizer: torch's, fused where every parameter's device has the fused kernel; torchao's with a
-        state of 8 bits.
+        torch.optim.Optimizer: torch's, fused if every parameter's device has the fused kernel; torchao's for 8-bit
+        state.
 
     Raises:
-        ModuleNotFoundError: the state is to have 8 bits and there is no torchao.
+        ModuleNotFoundError: 8-bit state needs torchao, which is not installed.
     """
     trained = [p for p in parameters if p.requires_grad]
     groups = [
@@ -139,12 +136,10 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     if config.state_bits == 8:
-        pass
-
         return eight_bit_adamw(groups, config)
     fused = all(p.device.type in {"cpu", "cuda"} for p in trained)
     optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-    # A fused step can unscale fp16 gradients itself, so Lightning refuses to clip them before it, in bf16 too.
+    # A fused step can unscale fp16 gradients itself, so Lightning refuses to clip before it, even in bf16.
     optimizer._step_supports_amp_scaling = False
     return optimizer
 
@@ -153,7 +148,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, tot
     """The schedule as a torch scheduler, to be stepped once per optimizer step.
 
     Args:
-        optimizer: whose learning rates it multiplies.
+        optimizer: whose learning rates are scaled.
         config: its settings.
         total_steps: optimizer steps of the run.
 
@@ -161,36 +156,36 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, tot
         LambdaLR: multiplies each group's learning rate by ``config.factor(step, total_steps)``.
 
     Raises:
-        ValueError: the warm-up is as long as the run.
+        ValueError: the warm-up is not shorter than the run.
     """
     if config.warmup_steps and config.warmup_steps >= total_steps:
         raise ValueError(
             f"schedule.warmup_steps is {config.warmup_steps} but the run has {total_steps} optimizer steps: "
-            "the peak learning rate would never be reached"
+            "the peak learning rate is never reached; set it below"
         )
     return LambdaLR(optimizer, lambda step: config.factor(step, total_steps))
 
 
 def eight_bit_adamw(groups: list[dict[str, Any]], config: "OptimizerConfig") -> torch.optim.Optimizer:
-    """Torchao's AdamW with both running means in blocks of 256 codes of 8 bits and one float32 scale.
+    """AdamW from torchao, with both running means in blocks of 256 8-bit codes and one float32 scale.
 
-    Matrices of fewer than 4096 numbers, and those that 256 does not divide, keep a state of 32 bits. A step is torch's
-    AdamW on the dequantised means, but for the order of its operations. Its ``state_dict`` has plain tensors, codes and
-    scales, so that who reads a checkpoint needs no torchao.
+    Tensors of fewer than 4096 elements, or not divisible by 256, keep 32-bit state. A step computes torch's AdamW on
+    the dequantized means, in another order of operations. Its ``state_dict`` has plain tensors of codes and scales, so
+    reading a checkpoint does not need torchao.
 
     Args:
-        groups: of parameters.
+        groups: parameter groups.
         config: learning rate, betas, eps.
 
     Raises:
-        ModuleNotFoundError: there is no torchao.
+        ModuleNotFoundError: torchao is not installed.
     """
     torchao = _torchao()
-    quantised = import_module("torchao.optim.subclass_8bit").OptimState8bit
+    quantized = import_module("torchao.optim.subclass_8bit").OptimState8bit
 
     class AdamW(torchao.AdamW8bit):  # type: ignore[name-defined]
         def step(self, closure: Any = None) -> Any:
-            # torchao compiles for every shape of matrix, which on a CPU is a minute of C++ for what saves nothing.
+            # torchao compiles a kernel per matrix shape: on a CPU a minute of C++ for no gain.
             on_cpu = all(p.device.type == "cpu" for group in self.param_groups for p in group["params"])
             with torch.compiler.set_stance("force_eager" if on_cpu else "default"):
                 return super().step(closure)
@@ -207,27 +202,27 @@ def eight_bit_adamw(groups: list[dict[str, Any]], config: "OptimizerConfig") -> 
             super().load_state_dict({**state_dict, "state": found})
 
     def plain(value: Any) -> Any:
-        if not isinstance(value, quantised):
+        if not isinstance(value, quantized):
             return value
         return {"codes": value.codes, "scale": value.scale, "signed": value.signed}
 
     def packed(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        like = quantised.zeros(value["codes"].shape, value["signed"])
-        return quantised(value["codes"], value["scale"], like.qmap, value["signed"])
+        like = quantized.zeros(value["codes"].shape, value["signed"])
+        return quantized(value["codes"], value["scale"], like.qmap, value["signed"])
 
     optimizer: torch.optim.Optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
     return optimizer
 
 
 def _torchao() -> Any:
-    # torchao warns of GPU kernels, and torch of torchao, on every import.
+    # Every import of torchao warns about missing GPU kernels, and makes torch warn.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         return import_module("torchao.optim")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            'optimizer.state_bits is 8, which needs torchao: pip install "lightning-align[export]", or set it to 32'
+            'optimizer.state_bits is 8, which needs torchao; pip install "lightning-align[export]", or set it to 32'
         ) from error

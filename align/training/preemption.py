@@ -1,8 +1,8 @@
-"""Being asked to leave: SIGTERM, and SIGUSR1 of a SLURM job that is to be queued again; and leaving together.
+"""Preemption: on SIGTERM, or SIGUSR1 from SLURM (which also requeues the job), all ranks save and exit together.
 
-Signals come to some of a run's processes, at any moment, and all of them have to leave at the same place. Between steps
-and between batches all ranks meet (``any_of``, ``leave_validation``). Where each works on its own for long, they give
-up one after another, and meet at its end (``breaking_off``).
+A signal reaches some of a run's processes at any moment, but all of them must stop at the same step. Between steps and
+between batches the ranks agree (``any_of``, ``leave_validation``). During long work that ranks do independently, each
+stops as soon as it hears of the signal, and they agree at the end (``preemptible``).
 """
 
 import os
@@ -19,47 +19,47 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 _PATIENCE = 2.0
-"""Seconds within which a second signal is the same wish: a job and its launcher both pass it on"""
+"""Seconds within which a second signal counts as the first: a job and its launcher both forward it"""
 
 _SIGNALS = ("SIGTERM", "SIGUSR1")
 
-_KEY = "align/asked_to_leave"
+_KEY = "align/preempted"
 
-_GLANCE = 0.5
-"""Seconds between two looks at what other ranks say: each is a round trip to the first one"""
+_POLL_INTERVAL = 0.5
+"""Seconds between two polls of the other ranks: each is a round trip to rank 0"""
 
 
 class Preempted(Exception):
-    """The run was asked to leave, and can be taken up again.
+    """The run was preempted and can be resumed.
 
     Attributes:
-        step: optimizer steps that are kept.
-        checkpoint: what to go on from; None: nothing was learned yet.
+        step: optimizer steps that were saved.
+        checkpoint: the checkpoint to resume from; None: no step was made yet.
     """
 
     step = 0
     checkpoint: str | None = None
 
     def __str__(self) -> str:
-        """For the user."""
-        wrote = f"wrote {self.checkpoint}" if self.checkpoint else "nothing to keep yet"
-        return f"preempted at step {self.step}: {wrote}"
+        """One line for the user."""
+        saved = f"saved {self.checkpoint}" if self.checkpoint else "nothing to save yet"
+        return f"preempted at step {self.step}: {saved}"
 
 
-class _Wish:
-    """The signal that came, and when; signals are the process's, so there is one."""
+class _Request:
+    """The signal received, and when. Signals belong to the process, so there is one for all runs."""
 
     signal: int | None = None
-    at = 0.0
-    told = False
-    glanced = 0.0
+    time = 0.0
+    announced = False
+    polled = 0.0
 
 
 def listen() -> None:
-    """Take the signals over from Lightning, which ends a run at SIGTERM without a checkpoint.
+    """Replace Lightning's signal handlers, which end a run on SIGTERM without a checkpoint.
 
-    The first one is noted (``asked``), a second one ends the process as if nobody listened. Outside the main thread
-    nothing can be taken over.
+    The first signal is recorded (``asked``), a second one ends the process. Does nothing outside the main thread, where
+    Python can't install handlers.
     """
     if threading.current_thread() is threading.main_thread():
         for name in _SIGNALS:
@@ -68,39 +68,37 @@ def listen() -> None:
 
 
 def forget() -> None:
-    """A new run was not asked yet."""
-    _Wish.signal, _Wish.told = None, False
+    """Forget an earlier signal, for a new run."""
+    _Request.signal, _Request.announced = None, False
 
 
 def asked() -> bool:
-    """Whether this process was asked to leave."""
-    return _Wish.signal is not None
+    """Whether this process received a signal."""
+    return _Request.signal is not None
 
 
-def any_of(trainer: "pl.Trainer", *wishes: bool) -> tuple[bool, ...]:
-    """Which of some wishes any process of the run has; call it on all of them."""
+def any_of(trainer: "pl.Trainer", *flags: bool) -> tuple[bool, ...]:
+    """Which flags are set on any rank. A collective: call it on all of them."""
     if trainer.world_size == 1:
-        return wishes
+        return flags
     import torch
 
-    held = torch.tensor([float(wish) for wish in wishes], device=trainer.strategy.root_device)
-    return tuple(bool(wish) for wish in trainer.strategy.reduce(held, reduce_op="sum"))
-
-
-def accumulating(trainer: "pl.Trainer") -> bool:
-    """Whether the micro-batch that was computed last leaves its gradients to a later one's optimizer step."""
-    return trainer.fit_loop.epoch_loop._should_accumulate()
+    counts = torch.tensor([float(flag) for flag in flags], device=trainer.strategy.root_device)
+    return tuple(bool(count) for count in trainer.strategy.reduce(counts, reduce_op="sum"))
 
 
 def leave_validation(trainer: "pl.Trainer") -> None:
-    """Between two batches of a validation of training's, on all ranks: leave, if one of them was asked to.
+    """Between two batches of a validation during ``fit``, on all ranks: exit if any rank was asked to.
 
-    Not behind the run's last step: Lightning takes up no run that has made all of its steps, and one that was told to
-    stop (``should_stop``) would go on. Nor between the micro-batches of a step: what they add up is in no checkpoint.
+    Not after the run's last step, since Lightning does not resume a run that has made all its steps; nor when the run
+    is stopping early (``should_stop``), since it would train on; nor inside an optimizer step, since accumulated
+    gradients are in no checkpoint.
 
     Raises:
         Preempted: on all ranks or on none.
     """
+    from align.training.lightning_internals import accumulating
+
     training = trainer.validating and trainer.state.fn == "fit" and not trainer.fast_dev_run  # type: ignore[attr-defined]
     over = trainer.global_step == trainer.max_steps or trainer.should_stop
     if training and not over and not accumulating(trainer) and any_of(trainer, asked())[0]:
@@ -108,60 +106,60 @@ def leave_validation(trainer: "pl.Trainer") -> None:
 
 
 @contextmanager
-def breaking_off(trainer: "pl.Trainer", *, alone: bool = True) -> Iterator[Callable[[], None]]:
-    """Work that is thrown away on all ranks when one of them is asked to leave; they meet at its end.
+def preemptible(trainer: "pl.Trainer", *, alone: bool = True) -> Iterator[Callable[[], None]]:
+    """Work that all ranks abandon when any of them is asked to exit; they agree at its end.
 
     Args:
         trainer: of the run.
-        alone: no rank waits for another within, so that each may stop where it is.
+        alone: no rank waits for another inside, so each may stop anywhere.
 
     Yields:
-        What to call often within: it gives up this rank's part.
+        A function to call often inside; it abandons this rank's work.
 
     Raises:
         Preempted: at the end, on all ranks or on none.
     """
 
-    def go_on() -> None:
+    def check() -> None:
         if alone and _heard(trainer):
             raise Preempted
 
-    left = False
+    stopped = False
     try:
-        yield go_on
+        yield check
     except Preempted:
-        left = True
-    if any_of(trainer, left or asked())[0]:
+        stopped = True
+    if any_of(trainer, stopped or asked())[0]:
         _withdraw(trainer)
         raise Preempted
 
 
 def _withdraw(trainer: "pl.Trainer") -> None:
-    """All ranks heard it: what this group of processes trains next was not asked to leave."""
-    _Wish.told = False
+    """Clear the announcement once all ranks have heard it, for the next run of these processes."""
+    _Request.announced = False
     if trainer.world_size > 1 and trainer.is_global_zero:
         _store().delete_key(_KEY)
-    any_of(trainer, False)  # nobody goes on before it is gone
+    any_of(trainer, False)  # a barrier: nobody continues before it is cleared
 
 
 def _heard(trainer: "pl.Trainer") -> bool:
-    """Whether this process was asked, or another one said so; nobody waits."""
+    """Whether this process was asked, or another rank announced it; does not block."""
     if trainer.world_size == 1:
         return asked()
     now = time.monotonic()
     if asked():
-        if not _Wish.told:
+        if not _Request.announced:
             _store().set(_KEY, "1")
-            _Wish.told = True
+            _Request.announced = True
         return True
-    if now - _Wish.glanced < _GLANCE:
+    if now - _Request.polled < _POLL_INTERVAL:
         return False
-    _Wish.glanced = now
+    _Request.polled = now
     return bool(_store().check([_KEY]))
 
 
 def _store() -> Any:
-    """What the ranks found each other by."""
+    """The key-value store of the process group."""
     from torch.distributed import distributed_c10d
 
     return distributed_c10d._get_default_store()
@@ -169,28 +167,29 @@ def _store() -> Any:
 
 def _note(number: int, frame: FrameType | None) -> None:
     now = time.monotonic()
-    if _Wish.signal is None:
-        _Wish.signal, _Wish.at = number, now
-        # Not print: the signal may come in the middle of one.
-        os.write(2, f"{signal.Signals(number).name}: leaving soon; again: at once\n".encode())
-    elif now - _Wish.at > _PATIENCE:
+    if _Request.signal is None:
+        _Request.signal, _Request.time = number, now
+        # Not print: the signal may interrupt one.
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: saving a checkpoint, then exiting; send the signal again to exit now\n".encode())
+    elif now - _Request.time > _PATIENCE:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
 
 def requeue() -> str | None:
-    """Have SLURM queue this job again, if SIGUSR1 asked for that (``sbatch --signal=SIGUSR1@SECONDS``).
+    """Requeue this SLURM job, if SIGUSR1 asked for it (``sbatch --signal=SIGUSR1@SECONDS``).
 
     Returns:
-        str: what to tell the user; None where there is nothing to tell.
+        str: a line for the user; None outside SLURM or for another signal.
     """
     job = os.environ.get("SLURM_JOB_ID")
-    if job is None or _Wish.signal != getattr(signal, "SIGUSR1", None):
+    if job is None or _Request.signal != getattr(signal, "SIGUSR1", None):
         return None
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True, timeout=60)
     except (OSError, subprocess.SubprocessError) as error:
-        return f"SLURM did not queue job {job} again ({' '.join(str(error).split())}): submit it anew"
-    return f"SLURM queued job {job} again"
+        return f"SLURM could not requeue job {job} ({' '.join(str(error).split())}); submit it again"
+    return f"SLURM requeued job {job}"

@@ -1,4 +1,4 @@
-"""QLoRA: adapters over weights kept in 4 bits (Dettmers et al. 2023, arXiv:2305.14314), by Lightning's plugin."""
+"""QLoRA: adapters over 4-bit weights (Dettmers et al. 2023, arXiv:2305.14314), using Lightning's plugin."""
 
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from torch import nn
 from align.model.four_bit import MODES, FourBitLinear
 
 _CPU_BLOCK = 64
-"""Of bitsandbytes 0.50.2: its kernel for CPUs takes it that no block of 64 goes over the end of a row"""
+"""bitsandbytes 0.50.2's CPU kernel assumes that no block of 64 crosses the end of a row"""
 
 WRONG_PLUGIN = (
     "trainer.plugins has BitsandbytesPrecision, which would quantize adapters and heads as well: use "
@@ -20,16 +20,16 @@ WRONG_PLUGIN = (
 
 
 class FourBit(Precision):
-    """Lightning's ``BitsandbytesPrecision``, for the frozen matrices below adapters and for nothing else.
+    """Lightning's ``BitsandbytesPrecision``, applied only to the frozen matrices below adapters.
 
-    By itself that plugin turns every linear layer into one of 4 bits, adapters and heads too, and makes bfloat16 the
-    type of every new tensor, losses and advantages too. Here a stage says which matrices it means (``quantized``), and
-    products run under autocast, as in bf16-mixed.
+    On its own that plugin quantizes every linear layer, including adapters and heads, and makes bfloat16 the default
+    dtype of every new tensor, including losses and advantages. Here a stage chooses the matrices (``quantized``), and
+    matrix products run under autocast, as in bf16-mixed.
 
     Args:
-        mode: nf4 or fp4: 16 quantiles of a normal distribution or 16 floats; -dq keeps the scale of each block of 64 in
-            8 bits instead of 32.
-        dtype: of the products; float32 only where there is no bfloat16.
+        mode: nf4 or fp4: 16 quantiles of a normal distribution, or 16 floats; -dq stores the scale of each block of 64
+            in 8 bits instead of 32.
+        dtype: of matrix products; float32 only where there is no bfloat16.
 
     Raises:
         ValueError: a setting is impossible, or bitsandbytes is not installed.
@@ -56,41 +56,41 @@ class FourBit(Precision):
         mixed = "bf16-mixed" if dtype == "bfloat16" else "32-true"
         self.precision: Any = f"{mixed}, {mode} below adapters"
         self.dtype = getattr(torch, dtype)
-        self._products = Precision()  # under autocast, once the device is known
+        self._products = Precision()  # becomes autocast once the device is known
 
     def quantized(self, layer: nn.Linear, device: torch.device) -> nn.Module:
-        """A frozen layer on ``device`` that multiplies by what 4 bits keep of ``layer``'s matrix.
+        """A frozen 4-bit version of ``layer`` on ``device``.
 
         Raises:
-            ValueError: on a CPU, bitsandbytes would compute with wrong scales.
+            ValueError: the row width is one for which bitsandbytes uses wrong scales on a CPU.
         """
         if device.type == "cpu" and layer.in_features % _CPU_BLOCK:
             raise ValueError(
-                f"a matrix has rows of {layer.in_features} numbers: in 4 bits on a CPU they must be a multiple of "
-                f"{_CPU_BLOCK} (width, ff_width), or bitsandbytes mixes up the scales of its blocks; a GPU takes any"
+                f"a matrix has rows of {layer.in_features} weights: for 4 bits on a CPU, width and ff_width must be "
+                f"multiples of {_CPU_BLOCK}, or bitsandbytes uses wrong scales; use a GPU, or lora without 4 bits"
             )
         holder = self._plugin.convert_module(nn.ModuleDict({"layer": layer}))
-        # bitsandbytes quantizes when it moves.
+        # bitsandbytes quantizes when a layer moves to the device.
         packed: Any = holder.to(device).get_submodule("layer")
         if self.dtype == torch.bfloat16:
             self._products = MixedPrecision("bf16-mixed", device.type)
         return FourBitLinear(packed, self.dtype).requires_grad_(False)
 
     def forward_context(self) -> AbstractContextManager[Any]:
-        """Products in ``dtype``."""
+        """Autocast of matrix products to ``dtype``."""
         return self._products.forward_context()
 
 
 def four_bit_plugin(precision: object, *, adapters: bool, sharded: bool) -> FourBit | None:
-    """The Trainer's plugin for 4 bits, if it has one.
+    """The Trainer's 4-bit plugin, if it has one.
 
     Args:
         precision: the Trainer's precision plugin.
-        adapters: whether adapters are what learns.
+        adapters: whether adapters are trained.
         sharded: whether the strategy shards weights.
 
     Raises:
-        ValueError: it does not go with the stage.
+        ValueError: the stage does not support it.
     """
     if isinstance(precision, BitsandbytesPrecision):
         raise ValueError(WRONG_PLUGIN)
@@ -98,13 +98,12 @@ def four_bit_plugin(precision: object, *, adapters: bool, sharded: bool) -> Four
         return None
     if not adapters:
         raise ValueError(
-            "trainer.plugins has align.training.FourBit, but weights of 4 bits can't learn: set model.init_args.lora, "
+            "trainer.plugins has align.training.FourBit, but 4-bit weights can't be trained: set model.init_args.lora, "
             "as recipes/hardware/qlora.yaml does"
         )
     if sharded:
         raise ValueError(
-            "trainer.plugins has align.training.FourBit and trainer.strategy shards weights, which 4-bit weights "
-            "do not support: "
-            "use ddp, or leave FourBit out"
+            "trainer.plugins has align.training.FourBit and trainer.strategy shards weights, which 4-bit weights do "
+            "not support: use ddp, or leave FourBit out"
         )
     return precision

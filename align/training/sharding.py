@@ -1,11 +1,11 @@
-"""Networks over many devices: the plan by which weights are cut, and whole weights again where a step needs them.
+"""Shard networks over devices, and gather their weights where a step needs them whole.
 
-Two cuts, alone or together. Tensor parallelism splits the matrices of each block over devices that compute one batch
-together (Shoeybi et al. 2019, arXiv:1909.08053, section 3); embeddings, norms and the output matrix stay whole. FSDP2
-spreads every tensor over devices that compute different batches, and gathers a block's tensors when it runs.
+Two methods, alone or together. Tensor parallelism splits the matrices of each block over devices that compute the same
+batch (Shoeybi et al. 2019, arXiv:1909.08053, section 3); embeddings, norms and the output matrix are replicated. FSDP2
+shards every tensor over devices that compute different batches, and gathers a block's tensors when it runs.
 
-Under FSDP2 all ranks must run a network equally often, or they wait for each other for ever. Training steps run each
-network once; sampling and reading, whose number of calls depends on the data, go through ``gathered``.
+Under FSDP2 all ranks must run a network equally often, or they deadlock. Training steps run each network once; sampling
+and evaluation, whose number of calls depends on the data, use ``gathered``.
 """
 
 import copy
@@ -36,18 +36,18 @@ from align.model.meta import built_without_memory
 Network: TypeAlias = GPT | ScalarGPT
 
 _FORWARDS = ("hidden", "last_scores", "scores")
-"""What stages call instead of forward, and what may therefore come first in a step"""
+"""Methods that stages call instead of forward, before which FSDP2 must gather weights"""
 
 
 def shard(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Cut a network in place.
+    """Shard a network in place.
 
     Args:
-        module: a GPT or ScalarGPT, or a head of its own; whole, and the same on every rank.
-        mesh: with the axes "data_parallel" and "tensor_parallel", as Lightning's ModelParallelStrategy makes it.
+        module: a GPT or ScalarGPT, or a separate head; unsharded, and equal on every rank.
+        mesh: with the axes "data_parallel" and "tensor_parallel", from Lightning's ModelParallelStrategy.
 
     Raises:
-        ValueError: the network's heads or widths can't be split over so many devices, or its adapters can't.
+        ValueError: heads or widths are not divisible by the tensor-parallel devices, or adapters are DoRA.
     """
     tensor, data = mesh["tensor_parallel"], mesh["data_parallel"]
     layers: Iterable[Any] = module.model.layers if isinstance(module, Network) else ()
@@ -55,8 +55,8 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
         check_split(module.config, tensor.size())
         if any(config.dora for config in adapters(module).values()):
             raise ValueError(
-                f"lora.dora is true and tensor_parallel_size is {tensor.size()}, over which the rows whose lengths it "
-                "learns would be split: set lora.dora to false, or shard over data only (recipes/hardware/fsdp2.yaml)"
+                f"lora.dora is true and tensor_parallel_size is {tensor.size()}, but DoRA needs whole rows: set "
+                "lora.dora to false, or shard over data only (recipes/hardware/fsdp2.yaml)"
             )
         for layer in layers:
             parallelize_module(layer, tensor, _plan(layer))
@@ -64,10 +64,10 @@ def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     if data.size() > 1:
         for layer in layers:
             fully_shard(layer, mesh=data)
-        # The root stays gathered after its forward: the loss reads its output matrix.
+        # The root stays gathered after its forward pass: the loss reads its output matrix.
         fully_shard(module, mesh=data, reshard_after_forward=False)
         for name in _FORWARDS:
-            # A head is its own network; a network's scores are read from hidden states that it has just made.
+            # scores comes first only for a separate head; a network computes its hidden states before.
             if hasattr(module, name) and (name != "scores" or not layers):
                 register_fsdp_forward_method(module, name)
 
@@ -76,29 +76,29 @@ def check_split(config: GPTConfig, devices: int) -> None:
     """Refuse a network that tensor parallelism can't split evenly.
 
     Args:
-        config: its shape.
-        devices: of a tensor-parallel group.
+        config: of the network.
+        devices: size of a tensor-parallel group.
 
     Raises:
-        ValueError: one of its numbers is no multiple of ``devices``.
+        ValueError: heads, kv_heads or ff_width is not a multiple of ``devices``.
     """
     parts = {"heads": config.heads, "kv_heads": config.resolved_kv_heads, "ff_width": config.resolved_ff_width}
     for name, value in parts.items():
         if value % devices:
             raise ValueError(
-                f"{name} is {value}, which {devices} tensor-parallel devices can't share: set tensor_parallel_size to "
-                f"a divisor of {', '.join(f'{name} ({value})' for name, value in parts.items())}, or use "
+                f"{name} is {value}, not a multiple of {devices} tensor-parallel devices: set tensor_parallel_size "
+                f"to a divisor of {', '.join(f'{name} ({value})' for name, value in parts.items())}, or use "
                 "data_parallel_size alone"
             )
 
 
 def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
-    """How the matrices of a block are split: by outputs on the way in, by inputs on the way out."""
+    """How each matrix of a block is split: column-wise (by outputs) on the way in, row-wise on the way out."""
     plan: dict[str, ParallelStyle] = {
         **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ColwiseParallel()),
         **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), ColwiseParallel()),
         **dict.fromkeys(("self_attn.o_proj", "mlp.down_proj"), RowwiseParallel()),
-        # One weight for all heads, of which each device has some: its gradient is the sum over devices.
+        # One weight for all heads, which devices split: its gradient is summed over devices.
         **dict.fromkeys(
             ("self_attn.q_norm", "self_attn.k_norm"), SequenceParallel(sequence_dim=2, use_local_output=True)
         ),
@@ -106,16 +106,15 @@ def _plan(layer: nn.Module) -> dict[str, ParallelStyle]:
     return {
         part: style
         for name, style in plan.items()
-        if (module := _part(layer, name)) is not None
-        for part in _split(name, module, style)
+        if (module := _submodule(layer, name)) is not None
+        for part in _split_names(name, module, style)
     }
 
 
-def _split(name: str, module: nn.Module, style: ParallelStyle) -> list[str]:
-    """What of a module is split as ``style`` says: of one with adapters the base and each adapter's matrix on its side.
+def _split_names(name: str, module: nn.Module, style: ParallelStyle) -> list[str]:
+    """Names of the layers to split by ``style``: for a LoRA layer, the base and one matrix of each adapter.
 
-    By outputs that is B, which reads what a whole A makes of the whole input; by inputs A, whose parts are added up
-    before a whole B.
+    Column-wise that is B, with A replicated; row-wise it is A, whose partial outputs are summed before a replicated B.
     """
     if not is_lora(module):
         return [name]
@@ -123,29 +122,29 @@ def _split(name: str, module: nn.Module, style: ParallelStyle) -> list[str]:
     return [f"{name}.base_layer", *(f"{name}.{side}.{adapter}" for adapter in getattr(module, side))]
 
 
-def _part(module: nn.Module, name: str) -> nn.Module | None:
+def _submodule(module: nn.Module, name: str) -> nn.Module | None:
     for part in name.split("."):
         module = getattr(module, part, None)  # type: ignore[assignment]
     return module
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether it is cut in any way, so that its forwards are work that several ranks do together."""
+    """Whether any parameter is sharded, so that several ranks must run its forward pass together."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 @contextmanager
 def gathered(module: nn.Module | None) -> Iterator[Any]:
-    """The module with whole weights on each rank of its data-parallel group; call it on all of them.
+    """Gather a module's weights on every data-parallel rank for the length of the block; call it on all ranks.
 
-    Within, forwards without gradient need no other data-parallel rank. It costs the memory of the whole weights (of
-    this device's share of them, under tensor parallelism).
+    Inside, forward passes without gradients need no other data-parallel rank. It takes the memory of all the weights
+    (under tensor parallelism, of this device's share).
 
     Args:
-        module: cut or not; None gives None.
+        module: sharded or not; None yields None.
 
     Yields:
-        The module; of a network under FSDP2 alone an ordinary twin on the same memory, which samples at full speed.
+        The module; for a network under FSDP2 alone an unsharded twin on the same memory, which samples at full speed.
     """
     if not isinstance(module, FSDPModule):
         yield module
@@ -163,7 +162,7 @@ def gathered(module: nn.Module | None) -> Iterator[Any]:
 
 
 def _twin(module: FSDPModule) -> Any:
-    """An ordinary network whose parameters are those that ``module`` has now."""
+    """An unsharded network that shares the parameters of ``module``."""
     if not isinstance(module, Network) or any(isinstance(p, DTensor) for p in module.parameters()):
         return module
     twin = _shell(module)
@@ -177,9 +176,9 @@ def _twin(module: FSDPModule) -> Any:
 
 
 def whole_copy(network: Network) -> Network:
-    """The network as one process would have it: itself where it is not cut, else a copy on the CPU.
+    """The unsharded network: itself if it is not sharded, else a copy on the CPU.
 
-    Call it on all ranks; the copy is filled on rank 0 only.
+    Call it on all ranks; only rank 0's copy has weights.
     """
     if not is_sharded(network):
         return network
@@ -191,18 +190,18 @@ def whole_copy(network: Network) -> Network:
 
 
 def _shell(network: Network) -> Network:
-    """An ordinary network of the same shape, adapters included, without memory."""
+    """An unsharded network of the same configuration, adapters included, on the meta device."""
     with built_without_memory():
         shell = GPT(network.config) if isinstance(network, GPT) else ScalarGPT(network.config)
-        for place, layer in lora_layers(network):
+        for name, layer in lora_layers(network):
             empty = {id(p): nn.Parameter(torch.empty(p.shape, dtype=p.dtype)) for p in layer.parameters()}
-            shell.set_submodule(place, copy.deepcopy(layer, empty))
+            shell.set_submodule(name, copy.deepcopy(layer, empty))
     adapters(shell).update(adapters(network))
     return shell
 
 
 def by_mesh(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Tensors in lists that one kernel may work on: those of one device mesh, and the uncut ones."""
+    """Group tensors that one kernel can process: by device mesh, unsharded ones together."""
     lists: dict[Any, list[torch.Tensor]] = {}
     for tensor in tensors:
         lists.setdefault(getattr(tensor, "device_mesh", None), []).append(tensor)
@@ -210,14 +209,14 @@ def by_mesh(tensors: Iterable[torch.Tensor]) -> list[list[torch.Tensor]]:
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor, on the same memory."""
+    """This rank's shard of a tensor, on the same memory; an unsharded tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Euclidean norm ``[]`` of all tensors as if they were one, whole and uncut; call it on all ranks.
+    """Euclidean norm ``[]`` over all elements of all tensors; call it on all ranks.
 
-    An uncut tensor is the same on all ranks and counts once.
+    An unsharded tensor is equal on all ranks and counts once.
     """
     norms = [torch.nn.utils.get_total_norm(part) for part in by_mesh(tensors)]
     whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
@@ -225,9 +224,9 @@ def total_norm(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """Scale gradients down to a norm of ``max_norm`` in place, where some of them are cut and others are not.
+    """Clip gradients to a total norm of ``max_norm`` in place, where some are sharded and others are not.
 
-    ``torch.nn.utils.clip_grad_norm_`` takes tensors of one kind only.
+    ``torch.nn.utils.clip_grad_norm_`` does not accept a mix.
     """
     trained = [parameter for parameter in parameters if parameter.grad is not None]
     norm = total_norm(parameter.grad for parameter in trained if parameter.grad is not None)

@@ -1,7 +1,4 @@
-"""The sharding strategy of the hardware overlays: Lightning's, told only what it can't work out.
-
-From a checkpoint of sharded weights to a process that holds them whole, and back.
-"""
+"""The sharding strategy of the hardware overlays, and optimizer state that moves between sharded and unsharded runs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,30 +12,29 @@ from torch.optim import Optimizer
 
 
 def check_accumulation(strategy: Strategy, accumulate_grad_batches: int) -> None:
-    """Refuse what a strategy would get wrong without a word.
+    """Refuse gradient accumulation under DeepSpeed, which would silently average micro-batches of different length.
 
     Raises:
-        ValueError: gradients are accumulated under DeepSpeed, which divides each micro-batch's by their number alone.
+        ValueError: it is configured.
     """
     if isinstance(strategy, DeepSpeedStrategy) and accumulate_grad_batches > 1:
         raise ValueError(
-            f"trainer.accumulate_grad_batches is {accumulate_grad_batches}: DeepSpeed keeps the gradients to itself, "
-            "so that micro-batches of different length would not weigh by their tokens; set it to 1, or train with "
-            "recipes/hardware/fsdp2.yaml"
+            f"trainer.accumulate_grad_batches is {accumulate_grad_batches}: DeepSpeed would weight micro-batches "
+            "equally instead of by their tokens; set it to 1, or train with recipes/hardware/fsdp2.yaml"
         )
 
 
 class ModelParallel(ModelParallelStrategy):
-    """FSDP2, tensor parallelism or both, over all the devices there are.
+    """FSDP2, tensor parallelism or both, over all available devices.
 
-    Lightning's own wants both sizes, so that a recipe would have to know the cluster. How the networks are cut is in
-    ``align.training.sharding``.
+    Lightning's own strategy needs both sizes, so that a recipe would depend on the cluster. ``align.training.sharding``
+    shards the networks.
 
     Args:
-        tensor_parallel_size: devices that split each matrix among them, at best those of one machine; the rest of the
-            devices share the data and the weights by FSDP2. It divides the number of devices.
-        save_distributed_checkpoint: each rank writes its part, a folder in all; false: rank 0 gathers and writes one
-            file, for networks that fit into its memory.
+        tensor_parallel_size: devices that split each matrix, preferably within one machine; FSDP2 shards over the rest.
+            Must divide the number of devices.
+        save_distributed_checkpoint: every rank writes its shards into one directory; false: rank 0 gathers them and
+            writes one file, if the network fits into its memory.
     """
 
     def __init__(self, tensor_parallel_size: int = 1, save_distributed_checkpoint: bool = True) -> None:
@@ -47,10 +43,10 @@ class ModelParallel(ModelParallelStrategy):
         self._tensor_devices = tensor_parallel_size
 
     def setup_environment(self) -> None:
-        """Deal the devices out.
+        """Set the data-parallel size from the number of devices.
 
         Raises:
-            ValueError: they can't be dealt out so.
+            ValueError: tensor_parallel_size does not divide it.
         """
         devices = self.num_nodes * self.num_processes
         if self._tensor_devices < 1 or devices % self._tensor_devices:
@@ -61,12 +57,13 @@ class ModelParallel(ModelParallelStrategy):
         super().setup_environment()
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Take up a folder as Lightning does, and a file whichever strategy wrote it.
+        """Load a directory as Lightning does, and a file from any strategy.
 
-        Lightning's own takes the numbers of a file's optimizer for places among all parameters, frozen ones too.
+        Lightning itself would take the parameter indices in a file's optimizer state as indices among all parameters,
+        including frozen ones.
 
         Raises:
-            ValueError: the file is of another network.
+            ValueError: the file belongs to another network.
         """
         path = Path(self.broadcast(checkpoint_path))
         if not path.is_file():
@@ -83,64 +80,65 @@ class ModelParallel(ModelParallelStrategy):
         return stored
 
 
-def number_optimizer_state(
+def index_optimizer_state(
     stored: Mapping[str, Any], optimizer: Optimizer, names: Mapping[nn.Parameter, str]
 ) -> dict[str, Any]:
-    """An optimizer's state by the numbers that ``Optimizer.load_state_dict`` wants.
+    """Convert optimizer state keyed by parameter names to the indices that ``Optimizer.load_state_dict`` needs.
 
-    A sharded checkpoint calls parameters by name, and may have them in other groups: one for each device mesh.
+    Sharded checkpoints use names, and may have other groups: one per device mesh.
 
     Args:
-        stored: ``state`` and ``param_groups`` of such a checkpoint.
-        optimizer: that is to take it up.
+        stored: ``state`` and ``param_groups`` of a checkpoint.
+        optimizer: to load it into.
         names: of its parameters.
 
     Returns:
-        As ``optimizer.state_dict()`` would be; ``stored`` itself where it has numbers already.
+        In the format of ``optimizer.state_dict()``; ``stored`` itself if it has indices already.
 
     Raises:
-        ValueError: the checkpoint knows a parameter not, or another run's.
+        ValueError: the checkpoint lacks a parameter.
     """
     if not any(isinstance(name, str) for group in stored["param_groups"] for name in group["params"]):
         return dict(stored)
     settings = {name: group for group in stored["param_groups"] for name in group["params"]}
     groups: list[dict[str, Any]] = []
     state: dict[int, Any] = {}
-    number = 0
+    count = 0
     for group in optimizer.param_groups:
         here = [names[parameter] for parameter in group["params"]]
         if missing := [name for name in here if name not in settings]:
-            raise ValueError(f"the checkpoint's optimizer has no {missing[0]}: it is of another network")
-        numbers = list(range(number, number + len(here)))
-        number += len(here)
+            raise ValueError(f"the checkpoint's optimizer has no {missing[0]}: it belongs to another network")
+        indices = list(range(count, count + len(here)))
+        count += len(here)
         kept = settings[here[0]] if here else {key: value for key, value in group.items() if key != "params"}
-        groups.append({**kept, "params": numbers})
-        state |= {at: stored["state"][name] for at, name in zip(numbers, here, strict=True) if name in stored["state"]}
+        groups.append({**kept, "params": indices})
+        state |= {i: stored["state"][name] for i, name in zip(indices, here, strict=True) if name in stored["state"]}
     return {"state": state, "param_groups": groups}
 
 
 def name_optimizer_state(
     stored: Mapping[str, Any], optimizer: Optimizer, names: Mapping[nn.Parameter, str]
 ) -> dict[str, Any]:
-    """An optimizer's state by parameters' names, which those of cut networks go by: undoes ``number_optimizer_state``.
+    """Convert optimizer state keyed by indices to parameter names, for sharded networks; see ``index_optimizer_state``.
 
     Args:
-        stored: ``state`` and ``param_groups`` as a process with whole networks writes them.
-        optimizer: that is to take it up.
+        stored: ``state`` and ``param_groups`` of an unsharded checkpoint.
+        optimizer: to load it into.
         names: of its parameters.
 
     Returns:
-        The same with names for numbers, which count the parameters in the order of the groups.
+        The same, with names for indices, which count parameters in the order of the groups.
 
     Raises:
-        ValueError: the checkpoint's optimizer moved another number of tensors.
+        ValueError: the checkpoint's optimizer has another number of tensors.
     """
-    numbers = [number for group in stored["param_groups"] for number in group["params"]]
+    indices = [index for group in stored["param_groups"] for index in group["params"]]
     here = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    if len(numbers) != len(here):
+    if len(indices) != len(here):
         raise ValueError(
-            f"the checkpoint's optimizer moves {len(numbers)} tensors, this run's {len(here)}: it is of another network"
+            f"the checkpoint's optimizer has {len(indices)} tensors, this run's has {len(here)}: it belongs to another "
+            "network"
         )
-    called = dict(zip(numbers, here, strict=True))
-    groups = [{**group, "params": [called[number] for number in group["params"]]} for group in stored["param_groups"]]
-    return {"state": {called[number]: state for number, state in stored["state"].items()}, "param_groups": groups}
+    name_of = dict(zip(indices, here, strict=True))
+    groups = [{**group, "params": [name_of[index] for index in group["params"]]} for group in stored["param_groups"]]
+    return {"state": {name_of[index]: state for index, state in stored["state"].items()}, "param_groups": groups}

@@ -1,4 +1,4 @@
-"""An average of the weights over the run: what is validated and written, while training goes on with its own."""
+"""A moving average of the weights, which is validated and exported while training continues with the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,42 +12,42 @@ from align.training.trainer_state import validating_in_fit
 
 
 class WeightAverage(pl.Callback):
-    """An exponential moving average of what is trained (Polyak & Juditsky 1992; Tarvainen & Valpola 2017, section 2).
+    """Exponential moving average of the trained weights (Polyak & Juditsky 1992; Tarvainen & Valpola 2017, section 2).
 
     After optimizer step n: ``average += (1 - d) (weights - average)`` with ``d = min(decay, n / (n + 9))``, so that the
-    random start is forgotten whatever the decay. In float32, on the device of the weights: 4 bytes a trained parameter.
+    initial weights are forgotten whatever the decay. In float32 on the weights' device: 4 bytes per trained parameter.
 
-    Validation, samples and the model directory see the average; optimizer and checkpoints keep the weights themselves,
-    and checkpoints the average beside them. Lightning's own EMAWeightAveraging would write the weights into ``model/``
-    (it puts them back before anybody writes), and would average frozen networks too.
+    Validation, samples and the model directory use the average; the optimizer keeps the weights, and checkpoints store
+    both. Lightning's own EMAWeightAveraging would write the weights into ``model/``, because it restores them before
+    anything is written, and would average frozen networks too.
 
     Args:
-        decay: share of the average that a step keeps, in [0, 1): 0.999 averages about the last thousand steps; None:
-            no average.
+        decay: share of the average that a step keeps, in [0, 1): 0.999 averages about the last thousand steps; None: no
+            average.
 
     Raises:
         ValueError: the decay is not in [0, 1).
     """
 
     def __init__(self, decay: float | None = None) -> None:
-        """Nothing averaged yet."""
+        """Check the decay."""
         if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"average.decay is {decay}: it must lie in [0, 1), or be null for no average")
         self.decay = decay
         self.steps = 0
         self._average: dict[str, torch.Tensor] = {}
-        self._weights: dict[str, torch.Tensor] = {}  # while the average stands in their place
+        self._weights: dict[str, torch.Tensor] = {}  # while the average replaces them
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and how many steps are in it."""
+        """The average and its number of steps."""
         return {"steps": self.steps, "average": dict(self._average)} if self.decay is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``; without an average in it, from the weights as they are then."""
+        """Restore the average; without one in ``state_dict``, it starts from the weights at fit start."""
         self.steps, self._average = state_dict.get("steps", 0), dict(state_dict.get("average", {}))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin with the weights as they are, unless a checkpoint brought an average.
+        """Start from the current weights, unless a checkpoint restored an average.
 
         Raises:
             ValueError: the weights are sharded.
@@ -65,7 +65,7 @@ class WeightAverage(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update the average after an optimizer step."""
         if self.decay is None or trainer.global_step <= self.steps:
             return
         self.steps = trainer.global_step
@@ -80,16 +80,16 @@ class WeightAverage(pl.Callback):
             self._apply(pl_module)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Train on with the weights; this callback stands behind those that write."""
+        """Restore the weights; this callback runs after those that write."""
         self._restore(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the weights in their place, for who saves them on the way out."""
+        """Restore the weights, in case they are saved on exit."""
         self._restore(pl_module)
 
     @contextmanager
     def applied(self, pl_module: pl.LightningModule) -> Iterator[None]:
-        """The average in place of the weights within."""
+        """Replace the weights by the average for the length of the block."""
         already = bool(self._weights)
         self._apply(pl_module)
         try:
@@ -99,7 +99,7 @@ class WeightAverage(pl.Callback):
                 self._restore(pl_module)
 
     def manifest(self) -> dict[str, Any]:
-        """What the manifest says of it."""
+        """Its entry in the manifest."""
         return {} if self.decay is None else {"average": {"decay": self.decay, "steps": self.steps}}
 
     @torch.no_grad()

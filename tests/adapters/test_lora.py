@@ -1,4 +1,4 @@
-"""Adapters on our networks: peft on transformers gives the same logits, the base never moves, nothing is private."""
+"""LoRA adapters: same logits as peft on transformers, an unchanged base, files in both directions."""
 
 import json
 
@@ -38,7 +38,7 @@ SMALL = LoraConfig(rank=4, alpha=6.0)
 
 @torch.no_grad()
 def shaken(network, seed=3):
-    """Every parameter that learns away from its start: a tensor in the wrong place shows."""
+    """Random values for every trainable parameter, so that a misplaced tensor is noticed."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -68,7 +68,7 @@ def logits(network, ids=IDS):
 
 @pytest.fixture
 def stored(tmp_path):
-    """A base, an adapter on it that changes much, and the network of both."""
+    """A base, an adapter with a large effect, and the network with both."""
     base = write(make(), tmp_path / "base")
     network = load_network(base).eval()
     add_adapter(network, SMALL)
@@ -89,7 +89,7 @@ def stored(tmp_path):
     ids=["llama", "rank-stabilised, some targets", "dora", "qwen2 with both", "qwen3 with dropout"],
 )
 def test_peft_on_transformers_gives_our_logits(tmp_path, shape, settings):
-    """Our adapter read by PeftModel on the base as transformers reads it; ours merged, written and read; exported."""
+    """Our adapter in PeftModel on transformers' base; merged, saved and loaded; exported."""
     from align.export.peft_adapter import merged
 
     base = write(make(**shape), tmp_path / "base")
@@ -224,7 +224,7 @@ def test_a_base_in_bfloat16_has_adapters_in_float32():
 
 
 def test_merged_weights_of_a_bfloat16_base_keep_what_was_learned(tmp_path):
-    """bfloat16 has 8 bits: of a change by 1/1000 of a weight nothing would be left."""
+    """bfloat16 has 8 bits and would lose a change of 1/1000 of a weight."""
     network = make()
     convert_base(network, torch.bfloat16)
     add_adapter(network, SMALL)
@@ -240,7 +240,7 @@ def test_merged_weights_of_a_bfloat16_base_keep_what_was_learned(tmp_path):
 
 
 def test_sampling_packs_the_merged_weights():
-    """The fast decoder against the network's own forward: greedy ids, and their log-probs."""
+    """The packed decoder against the network's own forward pass: greedy ids and log-probs."""
     for config in (SMALL, LoraConfig(rank=2, targets=("o_proj", "up_proj"), dora=True)):
         network = adapted(config)
         assert can_pack(network)
@@ -275,7 +275,7 @@ def test_a_target_that_the_network_lacks():
 
 
 def test_frozen_matrices_cost_no_gradient_of_their_own():
-    """By hand: 6 for each number of an adapter, 4 for each of a frozen matrix, 2 of either forward; attention alike."""
+    """By hand: 6 per element of an adapter, 4 per element of a frozen matrix, 2 for either in the forward pass."""
     network, plain = make(), make()
     add_adapter(network, SMALL)
     matrices = 2 * (4 * 32 * 32 + 3 * 32 * 64) + 61 * 32

@@ -117,7 +117,7 @@ class Asked(Seen):
 
     def on_validation_batch_start(self, trainer, stage, batch, batch_idx, dataloader_idx=0):
         if len(self.steps) == self.validation and batch_idx == 1:
-            preemption._Wish.signal = 15
+            preemption._Request.signal = 15
 
 
 @pytest.fixture
@@ -165,11 +165,11 @@ def test_a_run_that_owes_its_last_validation_ends_in_a_checkpoint_that_owes_none
     with pytest.raises(Preempted) as left:
         train(tmp_path, seen=Asked(1), **settings)
     assert left.value.step == 8
-    owed.append(torch.load(last, weights_only=True)["callbacks"]["Checkpoints"]["owed"])
+    owed.append(torch.load(last, weights_only=True)["callbacks"]["Checkpoints"]["repeat_validation"])
     preemption.forget()
     seen = Asked(9)
     train(tmp_path, str(last), seen, **settings)
-    owed.append(torch.load(last, weights_only=True)["callbacks"]["Checkpoints"]["owed"])
+    owed.append(torch.load(last, weights_only=True)["callbacks"]["Checkpoints"]["repeat_validation"])
     assert owed == [True, False]
     assert [step for step, _ in seen.steps] == [4, 8]
 

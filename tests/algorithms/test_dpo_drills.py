@@ -123,7 +123,7 @@ def test_the_cache_is_reused(world):
     stage._make_reference = None
     fit(stage, world.data(batch_size=3))
     assert cached(world) == names
-    assert not list((world.folder / "cache").glob("*.part"))
+    assert not list((world.folder / "cache").glob(".*"))
 
 
 def test_other_data_tokenizer_or_weights_make_another_cache(world):

@@ -271,13 +271,13 @@ def test_stages_with_compiled_networks_train_the_same(kind, graphs, world, eager
 
 
 def test_padding_to_a_width_changes_nothing(eager_compiler):
-    """Hidden states with documents, positions and places, against the same network without widths."""
+    """Hidden states with documents, positions and indices, against the same network without widths."""
     network = GPT(replace(CONFIG, context=16))
-    batch, places = packed(3, 1), torch.tensor([2, 7, 11, 17])
+    batch, indices = packed(3, 1), torch.tensor([2, 7, 11, 17])
     rows = {"positions": batch.positions, "documents": batch.documents}
-    expected = [network.hidden(batch.ids, **rows), network.hidden(batch.ids, places=places)]
+    expected = [network.hidden(batch.ids, **rows), network.hidden(batch.ids, indices=indices)]
     training.compile_blocks(network)
-    found = [network.hidden(batch.ids, **rows), network.hidden(batch.ids, places=places)]
+    found = [network.hidden(batch.ids, **rows), network.hidden(batch.ids, indices=indices)]
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other)
 

@@ -15,7 +15,7 @@ from align.adapters.lora import LoraConfig, adapter_parameters
 from align.callbacks.model_directory import ModelDirectory
 from align.io.directory import load_network
 from align.io.lightning_checkpoint import load_checkpoint
-from align.model.four_bit import FourBitLinear, is_four_bit, numbers
+from align.model.four_bit import FourBitLinear, is_four_bit, numel
 from align.model.gpt import GPT
 from align.training.qlora import BitsandbytesPrecision, FourBit, four_bit_plugin
 from align.training.strategy import ModelParallel
@@ -53,7 +53,7 @@ def test_dpo_learns_over_4_bits_and_writes_what_it_trained(world, lora):
     assert log.steps[-1]["train/loss"] < log.steps[0]["train/loss"]
     matrices = [p for p in stage.network.parameters() if is_four_bit(p)]
     assert len(matrices) == 14
-    assert all(p.nbytes * 2 == numbers(p) for p in matrices)
+    assert all(p.nbytes * 2 == numel(p) for p in matrices)
     whole, opened = (
         load_network(root / "model"),
         load_checkpoint(world.folder / "checkpoints/step=3.ckpt", root / "model"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from align.training.strategy import name_optimizer_state, number_optimizer_state
+from align.training.strategy import index_optimizer_state, name_optimizer_state
 
 
 def network() -> nn.Module:
@@ -46,7 +46,7 @@ def test_training_goes_on_to_the_same_bits():
     stored = named(copy.deepcopy(optimizer.state_dict()), names)
     other = copy.deepcopy(module)
     resumed = optimizer_of(other)
-    found = number_optimizer_state(stored, resumed, {p: name for name, p in other.named_parameters()})
+    found = index_optimizer_state(stored, resumed, {p: name for name, p in other.named_parameters()})
     assert found["param_groups"][3]["params"] == [2, 3]
     resumed.load_state_dict(found)
     steps(module, optimizer, 2)
@@ -57,7 +57,7 @@ def test_training_goes_on_to_the_same_bits():
 def test_numbers_stay_as_they_are():
     module = network()
     state = optimizer_of(module).state_dict()
-    assert number_optimizer_state(state, optimizer_of(module), {}) == state
+    assert index_optimizer_state(state, optimizer_of(module), {}) == state
 
 
 def test_names_are_given_and_taken_back():
@@ -73,7 +73,7 @@ def test_names_are_given_and_taken_back():
         ["b.weight", "b.bias"],
     ]
     assert found["state"]["b.bias"] is state["state"][3]
-    assert number_optimizer_state(found, optimizer, called) == state
+    assert index_optimizer_state(found, optimizer, called) == state
     with pytest.raises(ValueError, match=r"optimizer.*\b4\b.*\b2\b"):
         name_optimizer_state(state, torch.optim.AdamW(module["a"].parameters()), called)
 
@@ -84,4 +84,4 @@ def test_another_networks_state_is_refused():
     steps(module, optimizer, 1)
     stored = named(optimizer.state_dict(), {0: "a.weight", 1: "a.bias", 2: "c.weight", 3: "b.bias"})
     with pytest.raises(ValueError, match=r"optimizer.*\bb\.weight\b"):
-        number_optimizer_state(stored, optimizer, {p: name for name, p in module.named_parameters()})
+        index_optimizer_state(stored, optimizer, {p: name for name, p in module.named_parameters()})

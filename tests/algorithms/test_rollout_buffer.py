@@ -94,7 +94,7 @@ def test_response_states_are_the_plain_forwards(group_size: int, line_tokens: in
         monkeypatch.setattr(module, "_MOST_TOKENS_ELSEWHERE", line_tokens)
         forwards, hidden = [], network.hidden
         monkeypatch.setattr(network, "hidden", lambda *args, **kwargs: forwards.append(args) or hidden(*args, **kwargs))
-        states = module._in_lines(network, ids, prompt_lengths, lengths, group_size)
+        states = module._chunked_states(network, ids, prompt_lengths, lengths, group_size)
         assert len(forwards) == (2 if line_tokens == 30 else 1)
     plain = [network.hidden(torch.tensor([row]))[0, p - 1 : -1] for row, p in zip(rows, prompt_lengths, strict=True)]
     torch.testing.assert_close(states, torch.cat(plain), rtol=1e-4, atol=1e-5)

@@ -5,7 +5,8 @@ import json
 import pytest
 from naming import names, naming
 
-from align.data.formats import chat_messages, detect_format
+from align.data.formats.base import detect
+from align.data.formats.chats import CHAT_FORMATS, Alpaca
 from align.data.text_data import ChatData, TextData
 
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
@@ -71,7 +72,7 @@ def test_text_files(load, name, content, named):
         ({"instruction": "a", "output": ""}, [2, "assistant"]),
         ({"conversations": [{"from": "bot", "value": "a"}]}, ["bot", "human", "gpt"]),
         ({"question": "a", "answer": "b"}, ["question", "answer", "messages"]),
-        ({"messages": [USER, ANSWER], "prompt": "a", "completion": "b"}, ["format", "messages", "prompt_completion"]),
+        ({"messages": [USER, ANSWER], "prompt": "a", "completion": "b"}, ["format", "Messages", "PromptCompletion"]),
     ],
 )
 def test_chats(load, record, named):
@@ -143,10 +144,11 @@ def test_test_files_missing(load):
 
 def test_detection_reads_fields():
     """Preference fields are not a chat format here; alpaca's input is optional."""
-    assert detect_format({"instruction": "a", "output": "b"}) == "alpaca"
-    assert chat_messages({"instruction": "a", "output": "b"}, "alpaca")[0]["content"] == "a"
+    record = {"instruction": "a", "output": "b"}
+    assert detect(record, CHAT_FORMATS) == Alpaca()
+    assert Alpaca().read(record)[0]["content"] == "a"
     with pytest.raises(ValueError, match=naming("prompt", "chosen", "rejected")):
-        detect_format({"prompt": "a", "chosen": "b", "rejected": "c"})
+        detect({"prompt": "a", "chosen": "b", "rejected": "c"}, CHAT_FORMATS)
 
 
 def test_json_round_trip_of_odd_text(load):

@@ -49,7 +49,7 @@ def test_stream_block_diagonal(text_data):
 
 
 def test_documents_packing(text_data):
-    """Lengths with bos and eos: abcde 7, a 3, b 3. Rows of 6 tokens (context 5): abcde is cut into bos a b c d e and
+    """Lengths with bos and eos: abcde 7, a 3, b 3. Rows of 6 tokens (context 5): abcde is split into bos a b c d e and
     e eos (one token shared); best fit, longest first: 6 | 3 + 3 | 2."""
     batch = in_order(text_data("abcde", "a", "b", context=5, packing="documents"))
     assert batch.ids.tolist() == [
@@ -118,13 +118,18 @@ def test_prompt_is_cut_first(chat_data):
     """bos user a b c d e end assistant a end is 11 tokens, a row 9: the prompt loses its 2 first after bos."""
     data = chat_data(chat("abcde", "a"), context=8)
     assert in_order(data).ids.tolist() == [[BOS, B, C, D, E, END, ASSISTANT, A, END]]
-    cut = {"cut_chats": 1, "cut_prompt_tokens": 2, "cut_response_tokens": 0, "responses_without_end": 0}
-    assert cut.items() <= data.describe()["train"].items()
+    truncation = {
+        "truncated_chats": 1,
+        "truncated_prompt_tokens": 2,
+        "truncated_response_tokens": 0,
+        "responses_without_end": 0,
+    }
+    assert truncation.items() <= data.describe()["train"].items()
 
 
 def test_system_message_is_kept(chat_data):
     """The opening is bos system a end; opening 4 + header 1 = 11 // 2, so in a row of 11 it stays and the user's turn
-    is cut."""
+    is truncated."""
     wide = chat_data(chat("bcde", "a", system="a"), context=10)
     assert in_order(wide).ids.tolist() == [[BOS, SYSTEM, A, END, C, D, E, END, ASSISTANT, A, END]]
 
@@ -141,8 +146,13 @@ def test_response_is_cut_last_and_reported(chat_data):
     batch = in_order(data)
     assert batch.ids.tolist() == [[BOS, ASSISTANT, *[A] * 7]]
     assert batch.mask.tolist() == [[False, False, *[True] * 7]]
-    cut = {"cut_chats": 1, "cut_prompt_tokens": 3, "cut_response_tokens": 4, "responses_without_end": 1}
-    assert cut.items() <= data.describe()["train"].items()
+    truncation = {
+        "truncated_chats": 1,
+        "truncated_prompt_tokens": 3,
+        "truncated_response_tokens": 4,
+        "responses_without_end": 1,
+    }
+    assert truncation.items() <= data.describe()["train"].items()
 
 
 def test_earlier_response_without_its_beginning_does_not_count(chat_data):

@@ -9,6 +9,7 @@ import pytest
 from naming import naming
 
 from align.data.corpus import Corpus, CorpusWriter
+from align.data.formats.texts import Text
 from align.data.readers import BadRecords, find_sources
 from align.data.text_data import ChatData, TextData
 
@@ -33,7 +34,7 @@ def test_content_decides(build, write, tmp_path):
     build(write("b.jsonl", [{"text": "abc", "body": "d"}]), context=7, packing="documents")
     assert len(caches(tmp_path)) == 1
     build(write("a.jsonl", [{"text": "abd", "body": "d"}]))
-    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), field="body")
+    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), format=Text(field="body"))
     assert len(caches(tmp_path)) == 3
 
 
@@ -44,7 +45,7 @@ def test_fingerprints(build, write):
 
 
 def test_a_failed_writer_leaves_nothing(tmp_path):
-    """An error in mid-writing, and then a good one."""
+    """A writer that fails, then one that succeeds."""
     for error in (OSError("No space left on device"), None):
         try:
             with CorpusWriter(tmp_path / "cache" / "c", vocab_size=300, masked=True) as writer:
@@ -80,7 +81,7 @@ def test_dtype(tmp_path, vocab_size, dtype):
 
 
 def test_damaged_cache(build, write, tmp_path):
-    """A file cut short is named, with the cure."""
+    """The error names the truncated file."""
     path = write("a.txt", "abc")
     build(path)
     ids = caches(tmp_path)[0] / "ids.bin"
@@ -113,7 +114,7 @@ def test_every_kind_of_file_gives_the_same_records(write, tmp_path):
         (source,) = find_sources(file)
         found = list(source.records(BadRecords("stop")))
         assert [record.fields for record in found] == records
-        assert [record.place for record in found] == {
+        assert [record.location for record in found] == {
             "jsonl": ["line 1", "line 2"],
             "csv": ["line 2", "line 4"],
         }.get(source.kind, ["record 1", "record 2"])

@@ -1,4 +1,4 @@
-"""The order of rows, shards, and place in the data."""
+"""The order of rows, shards, and position in the data."""
 
 from itertools import chain, islice
 

@@ -14,6 +14,7 @@ from lightning.fabric.utilities import move_data_to_device
 from naming import naming
 
 from align.batches import PairBatch, PromptBatch
+from align.data.formats.pairs import Preference
 from align.data.pair_data import PreferenceData, PromptData
 from align.data.sampler import BatchOrder, ResumableLoader
 
@@ -133,7 +134,7 @@ def test_every_record_once_a_pass(many, case):
 
 @given(case=cases)
 def test_resumed_at_any_batch(many, case):
-    """Stopped after ``number`` batches, a new loader goes on with the same batches, over the ends of passes."""
+    """Stopped after ``number`` batches, a new loader continues with the same batches, across the ends of passes."""
 
     def take(loader, count):
         batches = []
@@ -184,7 +185,7 @@ def test_identity(build, tokenizer_dir, with_template):
         build(PreferenceData, *records[::-1], **settings),
         build(PreferenceData, *records, context=17, val_fraction=0.3),
         build(PreferenceData, *records, context=16),
-        build(PreferenceData, *records, **settings, format="preference"),
+        build(PreferenceData, *records, **settings, format=Preference()),
         build(PreferenceData, *records, **settings, tokenizer=with_template()),
     ):
         identities.add(other.identity("train"))
@@ -260,7 +261,7 @@ class Twice:
 
 def test_a_stage_may_roll_out_prompts(build):
     """Four prompts in batches of 2 are 4 steps; validation gets the prompts themselves. Without such a stage the train
-    loader is one of prompts, which can be taken up again."""
+    loader yields prompts and resumes."""
     data = build(PromptData, *({"prompt": letter} for letter in "abcdef"), val_fraction=0.3, batch_size=2, context=8)
     assert isinstance(data.train_dataloader(), ResumableLoader)
     stage = Taker()
@@ -283,7 +284,7 @@ def test_settings_reach_the_command_line():
     """jsonargparse shows the settings of both kinds, with their meaning."""
     from jsonargparse import ArgumentParser
 
-    for kind, setting in ((PreferenceData, "--data.format {auto,preference,hh,alpaca}"),
+    for kind, setting in ((PreferenceData, "--data.format FORMAT"),
                           (PromptData, "--data.max_prompt_tokens")):  # fmt: skip
         parser = ArgumentParser(prog="x")
         parser.add_class_arguments(kind, "data")
@@ -305,6 +306,6 @@ def test_real_file(tokenizer_dir, tmp_path, kind):
     name, total = ("pairs", 1094) if kind is PreferenceData else ("prompts", 1100)
     assert sum(numbers[split][name] for split in numbers) == total
     if kind is PreferenceData:
-        assert numbers["train"]["cut_pairs"] == 0
+        assert numbers["train"]["truncated_pairs"] == 0
         with pytest.raises(ValueError, match=naming(file, 123, "chosen", "rejected")):
             kind(tokenizer_dir, str(file), **settings).setup("fit")

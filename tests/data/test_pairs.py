@@ -3,7 +3,10 @@
 import pytest
 from naming import names, naming
 
-from align.data.formats import Pair, detect_pair_format, detect_prompt_format, read_pair, read_prompt
+from align.data.formats import pairs
+from align.data.formats.base import detect
+from align.data.formats.pairs import PAIR_FORMATS, Pair
+from align.data.formats.prompts import PROMPT_FORMATS
 from align.data.pair_data import PreferenceData, PromptData
 
 USER, ANSWER, WORSE = ({"role": role, "content": text} for role, text in
@@ -26,8 +29,8 @@ HH = "\n\nHuman: {}\n\nAssistant: {}"
     ],
 )
 def test_spellings_of_one_pair(record):
-    """The format is told from the fields."""
-    assert read_pair(record, detect_pair_format(record)) == Pair([USER], "b", "c")
+    """The format is detected from the fields."""
+    assert detect(record, PAIR_FORMATS).read(record) == Pair([USER], "b", "c")
 
 
 def test_several_turns():
@@ -35,9 +38,9 @@ def test_several_turns():
     prompt = [USER, ANSWER, {"role": "user", "content": "d\n\ne"}]
     text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: d\n\ne\n\nAssistant:"
     hh = {"chosen": text + " f", "rejected": text + " Human: no turn"}
-    assert read_pair(hh, detect_pair_format(hh)) == Pair(prompt, "f", "Human: no turn")
+    assert detect(hh, PAIR_FORMATS).read(hh) == Pair(prompt, "f", "Human: no turn")
     chats = {name: [SYSTEM, *prompt, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
-    assert read_pair(chats, detect_pair_format(chats)) == Pair([SYSTEM, *prompt], "chosen", "rejected")
+    assert detect(chats, PAIR_FORMATS).read(chats) == Pair([SYSTEM, *prompt], "chosen", "rejected")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +58,7 @@ def test_several_turns():
 )
 def test_spellings_of_one_prompt(record):
     """Prompts alone, and what precedes an answer in data of other kinds."""
-    assert read_prompt(record, detect_prompt_format(record)) == [USER]
+    assert detect(record, PROMPT_FORMATS).read(record) == [USER]
 
 
 @pytest.fixture
@@ -102,9 +105,9 @@ def pair(**fields):
         ({"chosen": HH.format("a", "b"), "rejected": HH.format("x", "c")}, ["chosen", "rejected", 1]),
         ({"chosen": HH.format("a", "b"), "rejected": HH.format("a", "")}, ["rejected"]),
         ({"chosen": HH.format("a", "b"), "rejected": "\n\nHuman: a"}, ["rejected", "assistant"]),
-        ({"chosen": "b", "rejected": "c"}, ["chosen", "rejected", "preference"]),
-        ({"instruction": "a"} | pair(), ["format", "preference", "alpaca"]),
-        ({"prompt": "a", "choosen": "b", "rejected": "c"}, ["choosen", "preference"]),
+        ({"chosen": "b", "rejected": "c"}, ["chosen", "rejected", "Preference"]),
+        ({"instruction": "a"} | pair(), ["format", "Preference", "Alpaca"]),
+        ({"prompt": "a", "choosen": "b", "rejected": "c"}, ["choosen", "Preference"]),
     ],
 )
 def test_bad_pairs(load, record, named):
@@ -116,16 +119,16 @@ def test_bad_pairs(load, record, named):
 @pytest.mark.parametrize(
     ("format", "record", "named"),
     [
-        ("preference", {"choosen": "b", "rejected": "c", "prompt": "a"}, ["chosen", "choosen"]),
-        ("preference", {"chosen": "b", "rejected": "c"}, ["prompt"]),
-        ("preference", {"chosen": [USER, ANSWER], "rejected": "c"}, ["prompt"]),
-        ("hh", {"chosen": "b", "rejected": "c"}, ["chosen", "Human:", "b"]),
-        ("hh", {"chosen": [USER], "rejected": "c"}, ["chosen", "list"]),
-        ("alpaca", {"instruction": "a", "chosen": "b"}, ["rejected"]),
+        (pairs.Preference(), {"choosen": "b", "rejected": "c", "prompt": "a"}, ["chosen", "choosen"]),
+        (pairs.Preference(), {"chosen": "b", "rejected": "c"}, ["prompt"]),
+        (pairs.Preference(), {"chosen": [USER, ANSWER], "rejected": "c"}, ["prompt"]),
+        (pairs.HH(), {"chosen": "b", "rejected": "c"}, ["chosen", "Human:", "b"]),
+        (pairs.HH(), {"chosen": [USER], "rejected": "c"}, ["chosen", "list"]),
+        (pairs.Alpaca(), {"instruction": "a", "chosen": "b"}, ["rejected"]),
     ],
 )
 def test_bad_pairs_of_a_named_format(load, format, record, named):
-    """A named format is not told from the fields."""
+    """A named format is not detected."""
     with pytest.raises(ValueError, match=naming("records.jsonl", 1, *named)):
         load(PreferenceData, [record], format=format)
 
@@ -138,8 +141,8 @@ def test_bad_pairs_of_a_named_format(load, format, record, named):
         ({"messages": [USER, ANSWER, ANSWER]}, ["prompt", "assistant"]),
         ({"messages": "hello"}, ["messages", "str"]),
         ({"prompt": "ab\udc00"}, ["prompt", "surrogate", 2]),
-        ({"prompt": "a", "messages": [USER]}, ["format", "prompt", "messages"]),
-        ({"text": "a"}, ["text", "prompt", "messages", "alpaca", "instruction"]),
+        ({"prompt": "a", "messages": [USER]}, ["format", "Prompt", "Messages"]),
+        ({"text": "a"}, ["text", "Prompt", "Messages", "Alpaca", "instruction"]),
         # bos user, the letters, end assistant: 4 tokens and the letters'.
         ({"prompt": "a" * 13}, ["prompt", 17, "context", 16]),
     ],

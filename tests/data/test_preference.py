@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from naming import naming
+from naming import names, naming
 
 from align.data.formats import Pair
 from align.data.pair_data import PreferenceData, PromptData
@@ -60,45 +60,55 @@ def test_prompts(build):
     assert batch.prompts == ("a", "c")
 
 
-def test_the_account(build):
+def test_summary(build):
     """Two pairs of the test above: prompts 5 + 6 tokens, chosen 2 + 2, rejected 3 + 2; a batch is 4 rows of 9 places,
     of which 7 + 8 + 8 + 8 = 31 are filled."""
     data = build(PreferenceData, pair("a", "b", "cd"), pair("de", "a", "b"), context=16)
     numbers = data.describe()["train"]
-    expected = {"pairs": 2, "prompt_tokens": 11, "chosen_tokens": 4, "rejected_tokens": 5, "cut_pairs": 0}
+    expected = {"pairs": 2, "prompt_tokens": 11, "chosen_tokens": 4, "rejected_tokens": 5, "truncated_pairs": 0}
     assert expected.items() <= numbers.items()
     assert numbers["padding_share"] == pytest.approx(1 - 31 / 36)
-    (line,) = data._account("train")
+    (line,) = data._summary("train")
     assert line == "train: pairs 2, prompt tokens 11, chosen tokens 4, rejected tokens 5, padding share 13.9%"
     prompts = build(PromptData, {"prompt": "a"}, {"prompt": "bcd"}, context=16)
-    assert list(prompts._account("train")) == ["train: prompts 2, tokens 12, longest prompt 7, padding share 14.3%"]
+    assert list(prompts._summary("train")) == ["train: prompts 2, tokens 12, longest prompt 7, padding share 14.3%"]
 
 
-# Cutting.
+# Truncation.
 
 
-def test_prompt_is_cut_first(build):
+def test_the_prompt_is_truncated_first(build):
     """bos user a b c d e end assistant is 9 tokens, the longer answer 3, a row 9: the prompt loses 3 after bos, in both
     rows alike."""
     data = build(PreferenceData, pair("abcde", "a", "bc"), context=8)
     batch = in_order(data)
     prompt = [BOS, C, D, E, END, ASSISTANT]
     assert batch.ids.tolist() == [[*prompt, A, END, PAD], [*prompt, B, C, END]]
-    cut = {"cut_pairs": 1, "cut_prompt_tokens": 3, "cut_response_tokens": 0, "responses_without_end": 0}
-    assert cut.items() <= data.describe()["train"].items()
-    assert list(data._account("train"))[1].startswith("train: cut 1 of 1 pairs to 9 tokens: 3 prompt and 0 response")
+    truncation = {
+        "truncated_pairs": 1,
+        "truncated_prompt_tokens": 3,
+        "truncated_response_tokens": 0,
+        "responses_without_end": 0,
+    }
+    assert truncation.items() <= data.describe()["train"].items()
+    assert names(list(data._summary("train"))[1], "train", 1, "pairs", 9, 3, 0)
     assert batch.prompts == ("abcde",)
 
 
-def test_then_the_answers(build):
+def test_then_the_responses(build):
     """Of 9 tokens bos and the header leave 7: nine a's and their end lose 3, b and its end nothing."""
     data = build(PreferenceData, pair("a", "a" * 9, "b"), context=8)
     assert in_order(data).ids.tolist() == [[BOS, ASSISTANT, *[A] * 7], [BOS, ASSISTANT, B, END, *[PAD] * 5]]
-    cut = {"cut_pairs": 1, "cut_prompt_tokens": 3, "cut_response_tokens": 3, "responses_without_end": 1}
-    assert cut.items() <= data.describe()["train"].items()
+    truncation = {
+        "truncated_pairs": 1,
+        "truncated_prompt_tokens": 3,
+        "truncated_response_tokens": 3,
+        "responses_without_end": 1,
+    }
+    assert truncation.items() <= data.describe()["train"].items()
 
 
-def test_answers_that_are_equal_when_cut(build):
+def test_responses_that_are_equal_when_truncated(build):
     """Seven a's are left of both."""
     with pytest.raises(ValueError, match=naming(1, "chosen", "rejected", 7, "context", 8)):
         build(PreferenceData, pair("a", "a" * 9 + "b", "a" * 9 + "c"), context=8)
@@ -109,9 +119,9 @@ turns = st.lists(st.tuples(st.sampled_from(["user", "assistant"]), text), max_si
 
 
 @given(system=st.none() | st.text("ab", max_size=12), turns=turns, chosen=text, rejected=text, limit=st.integers(3, 60))
-def test_a_pair_is_cut_as_a_chat_is(tokenizer_dir, system, turns, chosen, rejected, limit):
-    """The row of the longer answer is what ChatData makes of that chat; the other row keeps the same prompt and as much
-    of its answer. Nothing is cut of a pair that fits: each row is the whole chat, rendered at once."""
+def test_a_pair_is_truncated_like_a_chat(tokenizer_dir, system, turns, chosen, rejected, limit):
+    """The row of the longer response is what ChatData makes of that chat; the other row keeps the same prompt and as
+    much of its response. A pair that fits is not truncated: each row is the whole chat, rendered at once."""
     tokenizer = Tokenizer.load(tokenizer_dir)
     prompt = [{"role": "system", "content": system}] if system is not None else []
     prompt += [{"role": role, "content": content} for role, content in [*turns, ("user", "ab")]]
@@ -127,13 +137,13 @@ def test_a_pair_is_cut_as_a_chat_is(tokenizer_dir, system, turns, chosen, reject
     chats = [[*prompt, {"role": "assistant", "content": answer}] for answer in (chosen, rejected)]
     chat = encode_chat(chats[longer], tokenizer, limit)
     assert [*encoded.prompt.tolist(), *answers[longer]] == chat.ids.tolist()
-    assert chat.counted[len(encoded.prompt) :].all()
+    assert chat.mask[len(encoded.prompt) :].all()
     assert answers == [answer[: len(answers[longer])] for answer in whole]
-    assert encoded.cut.cut_response_tokens == sum(map(len, whole)) - sum(map(len, answers))
-    assert encoded.cut.responses_without_end == sum(answer[-1] != END for answer in answers)
+    assert encoded.truncation.truncated_response_tokens == sum(map(len, whole)) - sum(map(len, answers))
+    assert encoded.truncation.responses_without_end == sum(answer[-1] != END for answer in answers)
     prompt_tokens = len(tokenizer.render_chat(prompt, add_generation_prompt=True).ids)
-    assert encoded.cut.cut_prompt_tokens == prompt_tokens - len(encoded.prompt)
-    if not encoded.cut.cut:
+    assert encoded.truncation.truncated_prompt_tokens == prompt_tokens - len(encoded.prompt)
+    if not encoded.truncation.truncated:
         for chat, answer in zip(chats, answers, strict=True):
             assert tokenizer.render_chat(chat).ids == [*encoded.prompt.tolist(), *answer]
 
@@ -145,7 +155,7 @@ def test_rows_are_those_of_chat_data(build, with_template):
     """With a foreign template too: prompt and answer apart are what ChatData makes of the whole chat, mask and all."""
     tokenizer = with_template()
     data = build(PreferenceData, pair("a b", "b c", "c\nd"), context=32, tokenizer=tokenizer)
-    (line,) = data._account("train")
+    (line,) = data._summary("train")
     batch = in_order(data)
     prompts = in_order(build(PromptData, {"prompt": "a b"}, context=32, tokenizer=tokenizer))
     for row, answer in enumerate(("b c", "c\nd")):
@@ -158,6 +168,6 @@ def test_rows_are_those_of_chat_data(build, with_template):
 def test_a_template_that_says_more_in_a_whole_chat(build, with_template):
     """It puts <t> before what an assistant said, which no sampler does: the run says so, with both."""
     data = build(PreferenceData, pair("a", "b", "c"), context=32, tokenizer=with_template("<t>"))
-    _, line = data._account("train")
+    _, line = data._summary("train")
     assert "the chat template renders the first chat as '<|user|>" in line
     assert "'<|user|>\\na<|end|>\\n<|assistant|>\\nb<|end|>'" in line

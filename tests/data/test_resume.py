@@ -1,4 +1,4 @@
-"""A real Lightning Trainer, stopped and taken up again, sees the batches it would have seen."""
+"""A real Lightning Trainer, stopped and resumed, sees the batches it would have seen."""
 
 import lightning.pytorch as pl
 import pytest
@@ -79,8 +79,8 @@ def fit(tokenizer_dir, write, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", [TextData, ChatData, PreferenceData, PromptData])
 def test_resume_gives_the_rest(fit, kind, workers):
-    """13 steps of 5-batch passes; stopped in mid-pass (3, 8) and at a pass's end (5, 10), the rest is the same. A pair
-    is two rows."""
+    """13 steps of 5-batch passes; stopped within a pass (3, 8) and at a pass's end (5, 10), the rest is the same. A
+    pair is two rows."""
     whole = fit(13, kind=kind, workers=workers).seen
     assert len(whole) == 13
     first, second = ({tuple(token for token in row if token != 256) for batch in part for row in batch}
@@ -92,7 +92,7 @@ def test_resume_gives_the_rest(fit, kind, workers):
 
 
 def test_resume_with_short_epochs(fit):
-    """Epochs of 3 of 5 batches: the second epoch goes on with rows not yet seen, and so does a resumed run."""
+    """Epochs of 3 of 5 batches: the second epoch continues with rows not seen yet, and so does a resumed run."""
     whole = fit(10, limit_train_batches=3).seen
     rows = [str(row) for batch in whole[:5] for row in batch]
     assert len(set(rows)) == 10

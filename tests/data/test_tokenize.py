@@ -1,4 +1,4 @@
-"""Chats of any shape, cut to any length."""
+"""Chats of any shape, truncated to any length."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def tokenizer(tokenizer_dir):
 def test_what_is_kept(tokenizer, system, turns, answer, limit):
     """No longer than the limit; begins with bos; the last response keeps its header and its beginning, and loses its
     end only when nothing but bos (or an opening of at most half the row) and the header is left before it; every
-    token is accounted for; what still counts counted before; and cutting a second time changes nothing."""
+    token is accounted for; what still counts counted before; and truncating again changes nothing."""
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages += [{"role": role, "content": content} for role, content in turns]
     messages += [{"role": "assistant", "content": answer}]
@@ -29,11 +29,11 @@ def test_what_is_kept(tokenizer, system, turns, answer, limit):
     ids, counted, report = encode_chat(messages, tokenizer, limit)
     assert len(ids) == len(counted) == min(limit, len(whole.ids))
     assert ids[0] == tokenizer.bos_id
-    assert len(whole.ids) - len(ids) == report.cut_prompt_tokens + report.cut_response_tokens
-    assert report.cut == (len(ids) < len(whole.ids))
+    assert len(whole.ids) - len(ids) == report.truncated_prompt_tokens + report.truncated_response_tokens
+    assert report.truncated == (len(ids) < len(whole.ids))
 
     response = [*tokenizer.encode(answer), tokenizer.end_of_turn_id]
-    kept = len(response) - report.cut_response_tokens
+    kept = len(response) - report.truncated_response_tokens
     assert kept >= 1
     assert ids[-kept:].tolist() == response[:kept]
     assert ids[-kept - 1] == tokenizer.special_tokens["<|assistant|>"]

@@ -23,7 +23,7 @@ GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qk
 
 @torch.no_grad()
 def random_network(config: GPTConfig, *, scalar: bool = False) -> GPT | ScalarGPT:
-    """Every parameter away from its start, norms and biases too: a tensor in the wrong place shows."""
+    """Random values for every parameter, norms and biases too, so that a misplaced tensor is noticed."""
     torch.manual_seed(3)
     network = ScalarGPT(config) if scalar else GPT(config)
     for parameter in network.parameters():
@@ -32,7 +32,7 @@ def random_network(config: GPTConfig, *, scalar: bool = False) -> GPT | ScalarGP
 
 
 def write_model(directory: Path, network: GPT | ScalarGPT, tokenizer: Tokenizer, **manifest: object) -> Path:
-    """A model directory as a stage leaves it."""
+    """A model directory as a stage writes it."""
     tokenizer.save(directory)
     save_network(network, directory, bos_id=tokenizer.bos_id, eos_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
     write_manifest(directory, {"stage": "sft", "step": 3, "metrics": {"val/loss": 1.5}, **manifest})

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ: what is asked of llm-compressor, which runs elsewhere; here a stand-in plays its part."""
+"""GPTQ and AWQ: the job given to llm-compressor, for which a stand-in runs here."""
 
 import json
 import sys
@@ -10,13 +10,13 @@ from naming import naming
 from transformers import AutoModelForCausalLM
 
 from align.export.calibrated import calibration_rows
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import open_source
-from align.export.write import export
+from align.export.write_export import export
 
 CHAT = [{"role": "user", "content": "The fox?"}, {"role": "assistant", "content": "The dog."}]
 STAND_IN = '''
-"""Rounds nothing: writes down what it was asked, and the model as it came."""
+"""Does not quantize: records the job, and copies the model."""
 import json, pathlib, shutil
 
 def oneshot(model, tokenizer, dataset, recipe, output_dir, **options):

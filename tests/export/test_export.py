@@ -1,4 +1,4 @@
-"""The directory that an export leaves, or does not."""
+"""The directory that an export writes, replaces, or refuses to."""
 
 import errno
 import json
@@ -13,10 +13,10 @@ import torch
 from export_models import random_network, write_model
 from naming import names, naming
 
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import open_source
-from align.export.tolerance import Tolerance
-from align.export.write import Check, export
+from align.export.verify import Tolerance
+from align.export.write_export import Check, export
 from align.io.directory import load_network
 from align.io.manifest import read_manifest, weights_fingerprint
 from align.model.config import GPTConfig
@@ -29,7 +29,7 @@ def check(**options):
 
 
 def judge(prompts, responses):
-    """Counts letters, so that another answer gets another score."""
+    """Counts letters, so that different responses have different rewards."""
     return [float(len(response)) for response in responses]
 
 
@@ -81,7 +81,7 @@ def test_a_worse_judge_fails(make, tmp_path):
 
 
 def test_weights_that_are_not_the_source_s_are_found(make, tmp_path, monkeypatch):
-    """What verification is for: a writer that puts a matrix in the wrong place."""
+    """Verification finds a matrix under the wrong name."""
     from align.export import gguf_file
 
     monkeypatch.setattr(gguf_file, "interleaved", lambda tensor, heads: tensor)
@@ -93,7 +93,7 @@ def test_weights_that_are_not_the_source_s_are_found(make, tmp_path, monkeypatch
 def test_another_tokenizer_is_found(make, tmp_path, monkeypatch):
     from align.export import gguf_tokenizer
 
-    monkeypatch.setattr(gguf_tokenizer, "cut_name", lambda tokenizer: "gpt-2")
+    monkeypatch.setattr(gguf_tokenizer, "pre_tokenizer_name", lambda tokenizer: "gpt-2")
     prompts = ["a  12345\r\n\n b", "She said: 'I'LL go'"]
     with pytest.raises(ValueError, match=naming("tokenizer", repr(prompts[0]))):
         export(open_source(str(make())), tmp_path / "out", ExportSettings(format="gguf"), checked=Check(prompts))
@@ -122,20 +122,20 @@ def test_a_full_disk_leaves_the_old_export(make, tmp_path):
 
 _KILLED = """
 import sys
-from align.export import write
-from align.export.settings import ExportSettings
-from align.export.write import export
+from align.export import write_export
+from align.export.export_settings import ExportSettings
+from align.export.write_export import export
 from align.export.source import open_source
 def stop(*args, **kwargs):
     print("half", flush=True)
     sys.stdin.read()
-write._finish = stop
+write_export._finish = stop
 export(open_source(sys.argv[1]), sys.argv[2], ExportSettings())
 """
 
 
 def test_a_kill_leaves_the_old_export(make, tmp_path):
-    """Killed after the weights are written and before the card is: the old directory stands, whole."""
+    """Killed after writing weights and before the card: the old directory is whole."""
     model, out = make(), tmp_path / "out"
     export(open_source(str(model)), out, ExportSettings(dtype="bfloat16"))
     before = weights_fingerprint(out)

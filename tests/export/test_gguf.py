@@ -1,4 +1,4 @@
-"""GGUF files against the network they were made of, as llama.cpp computes them."""
+"""GGUF files in llama.cpp against the exported network."""
 
 import gguf
 import numpy as np
@@ -7,8 +7,8 @@ import torch
 from export_models import GPT2
 from naming import naming
 
+from align.export.export_settings import ExportSettings
 from align.export.gguf_file import FILE, check_gguf, write_gguf
-from align.export.settings import ExportSettings
 from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
 from align.model.config import RopeScaling
@@ -38,7 +38,7 @@ def written(model, directory, **options):
 
 @torch.no_grad()
 def difference(source, file):
-    """Largest difference of a log-probability over 40 random ids, and how many were told."""
+    """Largest log-prob difference over 40 random ids, and how many were reported."""
     config = source.network.config
     reading = LlamaReading(file, context=config.context, vocab_size=config.vocab_size)
     ids = torch.randint(0, config.vocab_size - 5, (40,), generator=torch.Generator().manual_seed(6))

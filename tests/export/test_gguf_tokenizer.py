@@ -1,4 +1,4 @@
-"""llama.cpp's ids against ours."""
+"""llama.cpp's token ids against ours."""
 
 from dataclasses import replace
 
@@ -6,14 +6,14 @@ import pytest
 from export_models import SHAPE, TEXTS, random_network, write_model
 from naming import naming
 
+from align.export.export_settings import ExportSettings
 from align.export.gguf_file import FILE, write_gguf
-from align.export.gguf_tokenizer import cut_name, token_table
-from align.export.settings import ExportSettings
+from align.export.gguf_tokenizer import pre_tokenizer_name, token_table
 from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
 from align.model.config import GPTConfig
 from align.tokenizer import Tokenizer, train_tokenizer
-from align.tokenizer.spec import AddedToken
+from align.tokenizer.files import AddedToken
 from align.tokenizer.splitting import Split
 
 AWKWARD = [
@@ -64,17 +64,17 @@ def changed(tokenizer, **fields):
 
 def test_a_pattern_without_a_name_is_refused(tokenizer):
     with pytest.raises(ValueError, match=naming(r"\p{L}+", "llama.cpp", "gpt-2")):
-        cut_name(changed(tokenizer, splits=(Split(r"\p{L}+"),)))
+        pre_tokenizer_name(changed(tokenizer, splits=(Split(r"\p{L}+"),)))
 
 
 def test_a_token_that_takes_space_along_is_refused(tokenizer):
     with pytest.raises(ValueError, match=naming("<|x|>")):
-        cut_name(changed(tokenizer, added=(AddedToken(399, "<|x|>", rstrip=True),)))
+        pre_tokenizer_name(changed(tokenizer, added=(AddedToken(399, "<|x|>", rstrip=True),)))
 
 
 def test_a_word_that_merges_do_not_make_is_refused(tokenizer):
-    """Under llama-bpe llama.cpp gives a whole word's own token, which our merges would not."""
+    """llama.cpp's llama-bpe encodes a whole word as its token, which our merges don't."""
     vocab = {**tokenizer.spec.vocab, b"zqxjk": 1000}
     with pytest.raises(ValueError, match=naming(1000)):
-        cut_name(changed(tokenizer, vocab=vocab))
-    assert cut_name(changed(tokenizer, vocab=vocab, ignore_merges=True)) == "llama-bpe"
+        pre_tokenizer_name(changed(tokenizer, vocab=vocab))
+    assert pre_tokenizer_name(changed(tokenizer, vocab=vocab, ignore_merges=True)) == "llama-bpe"

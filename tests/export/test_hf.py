@@ -1,4 +1,4 @@
-"""Directories for transformers, read by transformers."""
+"""Exports for transformers, loaded by transformers."""
 
 import json
 
@@ -8,9 +8,9 @@ from export_models import GPT2
 from naming import naming
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TorchAoConfig
 
-from align.export.settings import ExportSettings
+from align.export.export_settings import ExportSettings
 from align.export.source import open_source
-from align.export.write import export
+from align.export.write_export import export
 from align.io.directory import load_network, load_scalar
 from align.io.manifest import read_manifest
 from align.model.gpt import GPT
@@ -74,7 +74,7 @@ def test_a_network_without_a_twin_is_refused(make, tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "tied_embeddings": False}], ids=["llama", "qwen2"])
 def test_int8_is_what_transformers_makes_of_the_source(make, tmp_path, options):
-    """transformers quantizes on loading by its own way through torchao: the same numbers, to the bit."""
+    """Bitwise identical to transformers' own quantization with torchao while loading."""
     from torchao.quantization import Int8WeightOnlyConfig
 
     model, out = make(**options), tmp_path / "out"

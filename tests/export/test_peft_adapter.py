@@ -9,8 +9,9 @@ from export_models import GPT2
 from naming import naming
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from align.export.peft_adapter import ADAPTER, WEIGHTS
 from align.export.source import open_source
+from align.io.manifest import ADAPTER_CONFIG as ADAPTER
+from align.io.manifest import ADAPTER_WEIGHTS as WEIGHTS
 from align.model.gpt import ScalarGPT
 
 IDS = torch.arange(7, 47)[None]
@@ -72,8 +73,8 @@ def changed(path, **fields):
     [
         ({"peft_type": "IA3"}, ["adapter_config.json", "peft_type", "IA3", "LORA"]),
         ({"use_qalora": True}, ["adapter_config.json", "use_qalora", True]),
-        ({"r": 0}, ["adapter_config.json", "r", 0, "lora_alpha", 12]),
-        ({"base_model_name_or_path": None}, ["base_model_name_or_path", None, "--base"]),
+        ({"r": 0}, ["adapter_config.json", "r", 0]),
+        ({"base_model_name_or_path": None}, ["base_model_name_or_path", "''", "--base"]),
         ({"base_model_name_or_path": "/no/such/place"}, ["/no/such/place", "--base"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -1,4 +1,4 @@
-"""Runs and checkpoints as sources, and what is none."""
+"""Runs and checkpoints as sources, and what is refused."""
 
 import csv
 import json
@@ -37,7 +37,7 @@ def run(tmp_path, make):
 
 
 def shift(source, run):
-    """By how much the weights differ from model/'s, in thousandths."""
+    """Difference of the weights from those of model/, in thousandths."""
     stored = load_network(run / "model").state_dict()["model.norm.weight"]
     return round((source.network.state_dict()["model.norm.weight"] - stored).mean().item() * 1000)
 

@@ -19,7 +19,7 @@ STOPS = tuple(range(40, 61))
 
 
 def one_by_one(network, prompt, sampling, seed, stop_ids):
-    """Sampling as its definition: the whole row through the network for every token, no cache, no batch."""
+    """Sampling by its definition: the whole row through the network for every token, without cache or batch."""
     row, uniforms, logprobs = list(prompt), row_uniforms([seed], sampling.max_new_tokens)[0], []
     for step in range(min(sampling.max_new_tokens, network.config.context - len(prompt))):
         logits = network(torch.tensor([row]))[0, -1].float()
@@ -85,7 +85,7 @@ def test_a_batch_equals_each_row_by_definition(network_of, sampling, stop_ids, s
 )
 @torch.no_grad()
 def test_the_packed_decoder_equals_the_plain_one(network_of, options, lengths, data):
-    """Logits after the prompts, after a few tokens, and after some rows have left."""
+    """Logits after the prompts, after a few tokens, and after dropping some rows."""
     network = network_of(**options)
     generator = torch.Generator().manual_seed(len(lengths))
     prompts = [
@@ -150,7 +150,7 @@ def test_finished_rows_leave_the_batch(network_of, monkeypatch):
 
 @torch.no_grad()
 def test_a_static_step_reads_nothing_back_and_moves_nothing(network_of):
-    """A CUDA graph's conditions: memory stays where it is, and no value of a tensor is asked for on the way."""
+    """The conditions of a CUDA graph: fixed memory, and no value of a tensor is read."""
     network = network_of(kv_heads=2).eval()
     decoder = StaticDecoder(network, PROMPTS[:2], slots=20)
     decoder.read_prompts()
@@ -167,7 +167,7 @@ def test_a_static_step_reads_nothing_back_and_moves_nothing(network_of):
 
 
 def test_rows_of_a_static_decoder_stay(network_of, monkeypatch):
-    """Rows end after 1 to 30 tokens, asked for every 16 steps: no step more than the 16 behind the last."""
+    """Rows end after 1 to 30 tokens, checked every 16 steps: at most 16 steps after the last one."""
     steps = []
     monkeypatch.setattr(
         StaticDecoder, "step", lambda self, ids, step=StaticDecoder.step: steps.append(1) or step(self, ids)
@@ -221,7 +221,7 @@ def complain(row, token):
 
 
 class Doubled(nn.Linear):
-    """Stands for an adapter: computes something else than its weight says."""
+    """A layer whose output its weight does not determine."""
 
     def forward(self, x):
         return 2 * super().forward(x)
@@ -255,7 +255,7 @@ def test_hooks_and_the_reference_path_are_not_packed(network_of):
 
 @pytest.mark.parametrize("settings", [{"qk_norm": True, "kv_heads": 2}, {"norm": "layernorm", "positions": "learned"}])
 def test_low_precision(settings, network_of):
-    """Under autocast and in bfloat16: the log-probs are those of the network's own forward, to bfloat16's 3 digits."""
+    """Under autocast and in bfloat16: log-probs equal those of the plain forward pass to bfloat16's 3 digits."""
     network = network_of(**settings).float()
     for autocast in (True, False):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast), torch.no_grad():

@@ -59,7 +59,7 @@ def test_top_p_keeps_the_fewest_that_reach_it():
 
 
 def test_top_p_of_a_flat_distribution_sorts_the_whole_vocabulary():
-    """1000 entries falling slowly from 1.5 to 0.5 thousandths: far more than the first look takes in."""
+    """1000 entries falling slowly from 1.5 to 0.5 thousandths: far more than the first 256 entries hold."""
     probs = torch.linspace(1.5, 0.5, 1000, dtype=torch.float64)[None] / 1000
     kept = int(top_p_mask(probs, 0.9).sum())
     assert probs[0, : kept - 1].sum() < 0.9 <= probs[0, :kept].sum()

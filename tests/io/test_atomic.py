@@ -1,4 +1,4 @@
-"""A directory is replaced whole or not at all: full disks, errors, kills at every step."""
+"""Files and directories are replaced whole or not at all: full disks, errors, kills at every step."""
 
 import errno
 import os
@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from align.io import atomic as replacing
-from align.io.atomic import recover, replacing_directory
+from align.io import atomic
+from align.io.atomic import creating_directory, recover, replacing_directory, replacing_file
 from align.io.location import locate
 
 NAMES = ("config.json", "a", "b")
@@ -23,6 +23,11 @@ def fill(directory, text):
 def write_half(directory, error):
     (directory / "a").write_text("half")
     raise error
+
+
+def write_then_fail(file, content):
+    file.write(content + content)
+    raise KeyError
 
 
 def contents(directory):
@@ -44,7 +49,7 @@ def model(tmp_path):
 @pytest.fixture(params=["exchange", "two renames"])
 def _way(request, monkeypatch):
     if request.param == "two renames":
-        monkeypatch.setattr(replacing, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
 
 
 @pytest.mark.usefixtures("_way")
@@ -107,7 +112,7 @@ def test_a_disk_that_fills_up_at_the_flush(model, monkeypatch):
 
 
 def test_a_swap_that_fails_halfway_puts_the_old_one_back(model, monkeypatch):
-    """Without an exchange, the second of the two renames fails: the first is undone."""
+    """Without an exchange, if the second of the two renames fails, the first is undone."""
     rename = os.rename
 
     def failing(source, target):
@@ -115,7 +120,7 @@ def test_a_swap_that_fails_halfway_puts_the_old_one_back(model, monkeypatch):
             raise OSError(errno.EIO, "Input/output error")
         rename(source, target)
 
-    monkeypatch.setattr(replacing, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(OSError, match="Input/output error"), replacing_directory(model) as fresh:
         fill(fresh, "new")
@@ -156,7 +161,7 @@ def half_swap(model):
 
 
 def test_recover_finishes_a_half_done_swap(model):
-    """Between the two renames the old one lies aside and the new one is whole: the new one gets the name."""
+    """A kill between the two renames: recovery moves the new directory into place."""
     new = half_swap(model)
     new.mkdir()
     fill(new, "new")
@@ -184,10 +189,10 @@ def test_looking_for_a_model_leaves_one_in_the_making_alone(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from align.io import atomic as replacing
+from align.io import atomic
 
 if sys.argv[2] == "renames":
-    replacing._exchange = lambda first, second: False
+    atomic._exchange = lambda first, second: False
 left = int(sys.argv[3])
 watched = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "ctypes.dlsym"}
 
@@ -199,7 +204,7 @@ def count(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(count)
-with replacing.replacing_directory(sys.argv[1]) as fresh:
+with atomic.replacing_directory(sys.argv[1]) as fresh:
     for name in ("config.json", "a", "b"):
         with open(fresh / name, "w") as file:
             file.write("ne")
@@ -211,7 +216,7 @@ left = -1
 
 @pytest.mark.parametrize("way", ["exchange", "renames"])
 def test_a_kill_at_any_step_leaves_one_of_them_whole(model, way):
-    """SIGKILL at the 1st, 2nd, ... system call that makes, opens, renames or removes, until the process survives."""
+    """SIGKILL at the 1st, 2nd, ... file operation, until the process survives."""
     seen = []
     for step in range(1, 60):
         with replacing_directory(model) as fresh:
@@ -242,9 +247,39 @@ def test_on_windows(model, monkeypatch):
     other.mkdir()
     for name in ("fsync", "kill"):
         monkeypatch.setattr(os, name, refuse)
-    monkeypatch.setattr(replacing, "_exchange", lambda first, second: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda first, second: False)
     monkeypatch.setattr(sys, "platform", "win32")
     with replacing_directory(model) as fresh:
         fill(fresh, "new")
     assert contents(model) == whole("new")
     assert other.exists(), "nobody knows whether its process still writes"
+
+
+@pytest.mark.parametrize(("binary", "content"), [(False, "ü\n"), (True, b"\x00\xff")], ids=["text", "binary"])
+def test_a_file_is_replaced_whole(tmp_path, binary, content):
+    path = tmp_path / "folder" / "file"
+    with replacing_file(path, binary=binary) as file:
+        file.write(content)
+        assert not path.exists()
+    assert path.read_bytes() == (content if binary else content.encode())
+    with pytest.raises(KeyError), replacing_file(path, binary=binary) as file:
+        write_then_fail(file, content)
+    assert path.read_bytes() == (content if binary else content.encode())
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_the_first_of_two_writers_creates_a_directory(tmp_path):
+    path = tmp_path / "cache"
+    with creating_directory(path) as slower:
+        with creating_directory(path) as faster:
+            (faster / "a").write_text("faster")
+            assert not path.exists()
+        (slower / "a").write_text("slower")
+    assert contents(path) == {"a": "faster"}
+    assert os.listdir(tmp_path) == ["cache"]
+
+
+def test_a_directory_that_fails_is_not_created(tmp_path):
+    with pytest.raises(KeyError), creating_directory(tmp_path / "cache") as new:
+        write_half(new, KeyError())
+    assert not os.listdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Which configurations have a twin, and what a foreign config.json may ask for."""
+"""Which configurations have a Hugging Face equivalent, and which config.json are supported."""
 
 import json
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_no_twin(settings, parts):
 
 
 def test_older_spelling_of_rope(tmp_path):
-    """Files from before transformers 5 keep the base beside rope_scaling; the oldest call its kind ``type``."""
+    """Before transformers 5 the RoPE base was beside rope_scaling; the oldest files say ``type``."""
     scaling = {
         "type": "llama3",
         "factor": 8.0,
@@ -139,14 +139,14 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
     ids=str,
 )
 def test_unsupported_config(tmp_path, file, change, message):
-    """Each is one line that names the file and the field."""
+    """Each error is one line that names the file and the field."""
     with pytest.raises(ValueError, match=rf"config\.json.*{message}") as error:
         read_config(config_file(tmp_path, **file | change))
     assert "\n" not in str(error.value)
 
 
 def test_no_settings_are_lost_on_the_way(tmp_path):
-    """What Hugging Face has no name for (embedding_std) rides along; derived widths stay derived."""
+    """Settings without a Hugging Face name (embedding_std) are kept; derived widths stay derived."""
     config = GPTConfig(embedding_std=1.0, init_std=0.01, dropout=0.25, rope_theta=5.0)
     for shape in (config, replace(config, qkv_bias=True), replace(config, qk_norm=True)):
         file = {"model_type": family_of(shape).model_type} | family_of(shape).write(shape)

@@ -37,7 +37,7 @@ OURS["Qwen3ForCausalLM"].append({"qk_norm": True, "heads": 3, "width": 32, "head
 
 @torch.no_grad()
 def shuffled(network):
-    """Every parameter away from its start, norms and biases too: a tensor in the wrong place shows."""
+    """Random values for every parameter, norms and biases too, so that a misplaced tensor is noticed."""
     generator = torch.Generator().manual_seed(5)
     for parameter in network.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.2)

@@ -1,4 +1,4 @@
-"""align.json: what is written is read, and what is wrong is said."""
+"""align.json: round trips, and errors for invalid manifests."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def test_round_trip(tmp_path):
 
 
 def test_defaults(tmp_path):
-    """Only the stage must be told; the versions are those that run."""
+    """Only the stage is required; versions default to those in use."""
     write_manifest(tmp_path, {"stage": "pretrain"})
     manifest = read_manifest(tmp_path)
     assert manifest["libraries"].pop("torch") == version("torch")
@@ -97,7 +97,7 @@ def test_fingerprint_by_hand(tmp_path):
 
 
 def test_fingerprint_sees_weights_only(tmp_path):
-    """Neither the number of files nor their order counts; name, type, shape and every value do."""
+    """Depends on name, dtype, shape and every value, not on the number or order of files."""
     a, b = torch.arange(6.0), torch.ones(3, dtype=torch.bfloat16)
     one = weights(tmp_path / "one", {"model.safetensors": {"a": a, "b": b}})
     shards = {"model-00001-of-00002.safetensors": {"b": b}, "model-00002-of-00002.safetensors": {"a": a}}

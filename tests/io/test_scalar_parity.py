@@ -35,7 +35,7 @@ PAD = 3
 
 @torch.no_grad()
 def shuffled(network):
-    """Every parameter away from its start, norms and biases too: a tensor in the wrong place shows."""
+    """Random values for every parameter, norms and biases too, so that a misplaced tensor is noticed."""
     generator = torch.Generator().manual_seed(5)
     for parameter in network.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.2)

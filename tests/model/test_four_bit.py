@@ -1,4 +1,4 @@
-"""Matrices in 4 bits: what they stand for, counted by hand; networks on them compute what their rounded copies do."""
+"""4-bit matrices: values computed by hand; networks on them equal networks with rounded weights."""
 
 import builtins
 
@@ -12,7 +12,7 @@ from align.generation.generate import generate
 from align.generation.packed_blocks import can_pack
 from align.generation.sampling_config import SamplingConfig
 from align.model.config import GPTConfig
-from align.model.four_bit import MODES, dense, is_four_bit, numbers, replace_matrices, round_matrices
+from align.model.four_bit import MODES, dense, is_four_bit, numel, replace_matrices, round_matrices
 from align.model.gpt import GPT, ScalarGPT
 from align.training import memory as training
 from align.training.qlora import FourBit
@@ -58,14 +58,14 @@ def test_a_matrix_stands_for_quantiles_times_the_largest_of_64():
     nearest = by_hand(weight)
     torch.testing.assert_close(dense(made.weight), nearest, atol=1e-6, rtol=0)
     assert made.weight.numel() == 128, "two numbers to a byte"
-    assert numbers(made.weight) == 256
+    assert numel(made.weight) == 256
     assert not made.weight.requires_grad
     x = torch.randn(3, 64)
     torch.testing.assert_close(made(x), x @ nearest.T, atol=1e-5, rtol=0)
 
 
 def test_any_matrix_can_be_read_again_on_a_cpu():
-    """bitsandbytes' own reading of rows that are no multiple of 64 takes the wrong scales."""
+    """bitsandbytes uses wrong scales for row widths that are not multiples of 64."""
     weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(1))
     packed = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", compress_statistics=False).to("cpu")
     torch.testing.assert_close(dense(packed), by_hand(weight), atol=1e-6, rtol=0)
@@ -205,7 +205,7 @@ def test_an_adapter_that_was_there_before_stays():
 
 
 def test_sampling_makes_no_whole_copy():
-    """The packed decoder would hold every matrix whole: here sampling goes through the network itself."""
+    """Sampling uses the network's own forward pass, because packing would dequantize every matrix."""
     network, plain = make(), make()
     four_bits(network)
     round_matrices(plain, "nf4-dq")

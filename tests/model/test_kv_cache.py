@@ -14,7 +14,7 @@ STYLES = [
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("settings", STYLES, ids=lambda settings: settings["positions"])
 def test_cached_logits_equal_uncached_for_ragged_prompts(network_of, tokens, settings, reference):
-    """Three right-padded prompts, then four tokens each, one at a time, against the whole rows at once."""
+    """Three right-padded prompts, then four tokens each one by one, against full forward passes."""
     network, ids = network_of(**settings), tokens(3, 14)
     network.model.reference_attention = reference
     lengths = torch.tensor([10, 1, 6])

@@ -1,4 +1,4 @@
-"""Beginnings computed once give the numbers and gradients of whole rows, whatever the network."""
+"""Shared prefixes give the values and gradients of separate rows, for every kind of network."""
 
 import itertools
 
@@ -30,7 +30,7 @@ def network(dtype: torch.dtype, **settings) -> GPT:
 
 
 def make_rows(prompts, answers, seed=0):
-    """Rows of B prompts with their answers, answer 0 of each prompt first: ids, lengths, prefixes, owners."""
+    """Rows of B prompts with their responses, response 0 of each prompt first: ids, lengths, prefixes, owners."""
     generator = torch.Generator().manual_seed(seed)
     heads = [torch.randint(13, (n,), generator=generator).tolist() for n in prompts]
     rows, prefixes, owners = [], [], []
@@ -45,7 +45,7 @@ def make_rows(prompts, answers, seed=0):
 
 
 def both_ways(net, ids, lengths, prefixes, owners):
-    """Hidden states of every real token, and the gradients of a number made of them: padded, and as a line."""
+    """Hidden states of all real tokens, and gradients of a scalar of them: padded, and packed."""
     rows = share_prefixes(lengths, prefixes, owners)
     row, column = (torch.arange(ids.shape[1]) < lengths[:, None]).nonzero(as_tuple=True)
     weight = torch.randn(len(row), net.config.width, generator=torch.Generator().manual_seed(2)).to(
@@ -100,7 +100,7 @@ def test_same_numbers_and_gradients(dtype, tolerance, positions, style, referenc
     st.integers(0, 99),
 )
 def test_any_number_of_answers(case, seed):
-    """One, two or three answers to each of some prompts; and each different token is in the line exactly once."""
+    """One to three responses per prompt; each distinct token is in the packed sequence exactly once."""
     prompts, answers = case
     net = network(torch.float64)
     rows = make_rows(prompts, answers, seed)
@@ -108,13 +108,13 @@ def test_any_number_of_answers(case, seed):
     for a, b in zip(padded, line, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
     shared = share_prefixes(*rows[1:])
-    assert len(shared.place_of) == sum(prompts) + sum(itertools.chain(*answers))
+    assert len(shared.position_of) == sum(prompts) + sum(itertools.chain(*answers))
 
 
 @pytest.mark.parametrize("reference", [False, True], ids=["fast", "reference"])
 @pytest.mark.parametrize("style", [{}, {"kv_heads": 1, "norm_placement": "post", "positions": "learned"}], ids=str)
-def test_states_at_some_places_are_those_of_all(style, reference):
-    """Of rows, of a line and behind a cache: numbers and gradients, a place asked twice among them."""
+def test_selected_states_are_those_of_all(style, reference):
+    """For rows, packed sequences and with a cache: values and gradients, also for a token selected twice."""
     net = network(torch.float64, **style)
     net.model.reference_attention = reference
     ids, *layout = make_rows([3, 5, 1], [[4, 2], [1, 6], [7, 7]])
@@ -122,14 +122,14 @@ def test_states_at_some_places_are_those_of_all(style, reference):
     cache = KVCache(net.config, len(ids), 12, dtype=torch.float64)
     cases = [(ids, {}), (shared.line(ids), {"rows": shared})]
     with torch.no_grad():
-        some = net.hidden(ids, positions=torch.arange(ids.shape[1]), cache=cache, places=torch.tensor([4, 9]))
+        some = net.hidden(ids, positions=torch.arange(ids.shape[1]), cache=cache, indices=torch.tensor([4, 9]))
     torch.testing.assert_close(some, net.hidden(ids).flatten(0, 1)[[4, 9]].detach(), rtol=1e-10, atol=1e-10)
     for read, settings in cases:
-        places = torch.tensor([7, 0, 11, 7])
+        indices = torch.tensor([7, 0, 11, 7])
         found = []
         for states in (
-            net.hidden(read, **settings).flatten(0, 1)[places],
-            net.hidden(read, **settings, places=places),
+            net.hidden(read, **settings).flatten(0, 1)[indices],
+            net.hidden(read, **settings, indices=indices),
         ):
             gradients = torch.autograd.grad((states**3).sum(), list(net.parameters()), allow_unused=True)
             found.append([states.detach(), *(gradient for gradient in gradients if gradient is not None)])
@@ -138,7 +138,7 @@ def test_states_at_some_places_are_those_of_all(style, reference):
 
 
 def test_the_line_by_hand():
-    """Prompt 5 6 with answers 7 and 8 9: the line is 5 6 7 8 9, at positions 0 1 2 2 3."""
+    """Prompt 5 6 with responses 7 and 8 9: the packed sequence is 5 6 7 8 9, at positions 0 1 2 2 3."""
     rows = share_prefixes(torch.tensor([3, 4]), torch.tensor([2, 2]), torch.tensor([0, 0]))
     assert rows.line(torch.tensor([[5, 6, 7, 0], [5, 6, 8, 9]])).tolist() == [[5, 6, 7, 8, 9]]
     assert rows.positions.tolist() == [[0, 1, 2, 2, 3]]
@@ -148,7 +148,7 @@ def test_the_line_by_hand():
 
 
 def test_padding_is_not_computed_and_changes_nothing():
-    """Rows of length 0 and columns of padding add nothing to the line; a batch of nothing still has a token."""
+    """Empty rows and padding add nothing to the packed sequence; an empty batch still has a token."""
     ids, lengths, prefixes, owners = make_rows([3], [[2, 4]])
     some = share_prefixes(lengths, prefixes, owners)
     none = torch.zeros(1, dtype=torch.int64)
@@ -159,7 +159,7 @@ def test_padding_is_not_computed_and_changes_nothing():
 
 
 def test_the_context_holds_for_rows_not_for_the_line():
-    """Three rows of 12 tokens make a line of 36 in a context of 12; rows of 13 are refused."""
+    """Three rows of 12 tokens pack into 36 in a context of 12; rows of 13 are refused."""
     net, alone = network(torch.float32), torch.arange(3)
     ids = torch.zeros(3, 13, dtype=torch.int64)
     rows = share_prefixes(torch.full((3,), 12), torch.zeros(3), alone)

@@ -1,4 +1,4 @@
-"""The scalar network: its head, its scores at the last real token, and its directories without transformers."""
+"""ScalarGPT: its head, scores at the last real token, and directories without transformers."""
 
 import json
 
@@ -24,7 +24,7 @@ def save(network, directory, **options):
 
 
 def scalar_of(network: GPT) -> ScalarGPT:
-    """The trunk of a network under the fresh head, of the same type."""
+    """A network's trunk with a new head of the same dtype."""
     scalar = ScalarGPT(network.config).to(network.output_weight.dtype).eval()
     scalar.model.load_state_dict(network.model.state_dict())
     return scalar
@@ -46,7 +46,7 @@ def test_the_head_is_drawn_by_its_seed_alone():
 
 @pytest.mark.parametrize("style", STYLES, ids=str)
 def test_the_last_score_is_the_score_of_the_last_hidden_state(network_of, tokens, style):
-    """Only the last place goes through the last block: the number is that of the whole forward, gradients too."""
+    """Running only the last token through the last block gives the score and gradients of the full forward pass."""
     scalar = scalar_of(network_of(**style))
     ids, lengths = tokens(5, 12), torch.tensor([12, 1, 7, 3, 12])
     whole = scalar.scores(scalar.hidden(ids))[torch.arange(5), lengths - 1]

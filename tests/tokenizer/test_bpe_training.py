@@ -141,8 +141,8 @@ def test_a_sample_decides_the_merges(sentences):
 
 
 @pytest.mark.parametrize("char", ["a", "ab"])
-def test_a_huge_word_is_learned_in_pieces(char):
-    """Words longer than 4096 characters are counted in pieces, so training stays fast."""
+def test_a_huge_word_is_counted_in_parts(char):
+    """Words longer than 4096 characters are counted in parts, so training stays fast."""
     tokenizer = train_tokenizer([char * 500_000], vocab_size=256 + 5 + SPECIALS)
     assert tokenizer.decode(tokenizer.encode(char * 5000)) == char * 5000
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.bpe import Merger, WordCache
-from align.tokenizer.spec import AddedToken
+from align.tokenizer.files import AddedToken
 
 ODD_TEXTS = [
     "",

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: names, generations, damage of every kind, and what is taken instead."""
+"""Checkpoint files: names, rotation, every kind of damage, and the fallback."""
 
 import itertools
 import os
@@ -20,7 +20,7 @@ from align.training.checkpoint_files import (
     find_whole,
     global_step,
     publish,
-    remove_litter,
+    remove_leftovers,
     temporary,
 )
 
@@ -59,7 +59,7 @@ def test_a_file_system_without_hard_links_gets_a_copy(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("call", range(8))
 def test_killed_at_any_call_there_is_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int):
-    """What changes names ends the process at its call'th use; last.ckpt is step 2 or 3; the next save goes through."""
+    """The process ends at the n-th rename: last.ckpt is step 2 or 3, and the next save succeeds."""
     for step in (1, 2):
         save(tmp_path, step)
     left = [call]
@@ -86,7 +86,7 @@ def test_killed_at_any_call_there_is_a_whole_one(tmp_path: Path, monkeypatch: py
     assert found == tmp_path / "last.ckpt"
     assert global_step(found) in (2, 3)
     assert not [path for path in tmp_path.glob("*.ckpt") if path.name.startswith(".")]
-    remove_litter(tmp_path)
+    remove_leftovers(tmp_path)
     save(tmp_path, 4)
     assert steps(tmp_path)["last.ckpt"] == 4
     assert not list(tmp_path.glob(".*"))
@@ -130,7 +130,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, spoil, na
 
 
 def test_the_last_ones_come_before_the_named_ones(tmp_path: Path):
-    """By name and not by time stamps: copying a folder mixes those up."""
+    """By name, not by time stamp, which copying a folder changes."""
     assert find_whole(tmp_path, pytest.fail) is None
     save(tmp_path, 3, also=("step=3.ckpt",), keep_last=1)
     save(tmp_path, 10, also=("step=10.ckpt",))
@@ -142,7 +142,7 @@ def test_the_last_ones_come_before_the_named_ones(tmp_path: Path):
 
 
 def test_what_is_of_another_try_goes(tmp_path: Path):
-    """Steps 4, 5, 6 of an earlier try; one that goes on from 4 writes 5: then 4 is the one before."""
+    """Steps 4, 5, 6 of an earlier attempt; an attempt resumed from 4 saves 5, so 4 is the previous one."""
     for step in (4, 5, 6):
         save(tmp_path, step, keep_last=3)
     new = temporary(tmp_path)
@@ -166,7 +166,7 @@ def save_shards(folder: Path, step: int) -> None:
 
 
 def killed_at(call: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], None]) -> bool:
-    """Whether ``work`` was ended at its call'th change of names or files; a removal is ended behind its first file."""
+    """Whether ``work`` was ended at its n-th file operation; a removal ends after its first file."""
     left = [call]
 
     def count(function, half):
@@ -197,7 +197,7 @@ def killed_at(call: int, monkeypatch: pytest.MonkeyPatch, work: Callable[[], Non
 @pytest.mark.parametrize("step", [3, 2], ids=["a later step", "the same step"])
 @pytest.mark.parametrize("keep_last", [1, 2])
 def test_killed_at_any_call_there_are_whole_shards(tmp_path: Path, monkeypatch, keep_last: int, step: int):
-    """The newest stays whole under one of its names, and is still the newest for who clears up and goes on.
+    """The newest stays whole under one of its names, and is the one that the next attempt resumes from.
 
     A step is written a second time behind a validation that its first checkpoint owed: that one goes (``stale``).
     """
@@ -223,7 +223,7 @@ def test_killed_at_any_call_there_are_whole_shards(tmp_path: Path, monkeypatch, 
         killed = save(folder, step, call)
         found = newest(folder)
         assert found in (2, step)
-        remove_litter(folder)
+        remove_leftovers(folder)
         assert newest(folder) == found
         if keep_last == 1:
             assert (folder / "last.ckpt").exists()
@@ -239,11 +239,11 @@ def test_killed_at_any_call_there_are_whole_shards(tmp_path: Path, monkeypatch, 
     ("name", "spoil", "reason"),
     [
         (".metadata", None, ".metadata is missing"),
-        (".metadata", cut, ".metadata is cut short or overwritten"),
-        ("meta.pt", cut, r"it is cut short or overwritten \([\d,]+ bytes\)"),
+        (".metadata", cut, ".metadata is truncated or overwritten"),
+        ("meta.pt", cut, r"it is truncated or overwritten \([\d,]+ bytes\)"),
         ("__0_0.distcp", None, "__0_0.distcp is missing"),
-        ("__0_0.distcp", lambda content: b"", "__0_0.distcp is cut short or overwritten at byte 0"),
-        ("__0_0.distcp", lambda content: content[:-9], r"__0_0.distcp is cut short or overwritten at byte [\d,]+"),
+        ("__0_0.distcp", lambda content: b"", "__0_0.distcp is truncated or overwritten at byte 0"),
+        ("__0_0.distcp", lambda content: content[:-9], r"__0_0.distcp is truncated or overwritten at byte [\d,]+"),
         ("__0_0.distcp", flip, r"the checksum of __0_0.distcp at byte [\d,]+ is wrong"),
     ],
     ids=["no index", "cut index", "cut meta.pt", "no shard", "empty shard", "cut shard", "one bit"],
@@ -264,7 +264,7 @@ def test_a_damaged_directory_of_shards_falls_back_to_the_one_before(tmp_path: Pa
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path):
-    """The disk is held up; the weight moves meanwhile; what is written is the weight of before."""
+    """The weight changes while the disk is blocked; the checkpoint has the earlier value."""
     writer, gate = BackgroundIO(), threading.Event()
     weight = torch.zeros(3)
     writer.later(gate.wait)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Ranks that work on their own leave together, whoever is asked."""
+"""Ranks that work independently exit together, whichever receives the signal."""
 
 import multiprocessing
 import time
@@ -13,7 +13,7 @@ from align.training import preemption
 
 
 def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> None:
-    """Those of ``busy`` go on until they hear of it; the others are done at once. Then they work again, unasked."""
+    """Ranks in ``busy`` work until they hear of it, the others finish first; then all work again without a signal."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=number, world_size=2)
 
     def reduce(tensor, reduce_op):
@@ -22,21 +22,21 @@ def rank(number: int, asked: list[int], busy: list[int], store: str, told) -> No
 
     strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce)
     trainer: object = SimpleNamespace(world_size=2, strategy=strategy, is_global_zero=number == 0)
-    preemption._Wish.signal = 15 if number in asked else None
+    preemption._Request.signal = 15 if number in asked else None
     left = False
     try:
-        with preemption.breaking_off(trainer) as go_on:  # type: ignore[arg-type]
+        with preemption.preemptible(trainer) as check:  # type: ignore[arg-type]
             while number in busy:
-                go_on()
+                check()
                 time.sleep(0.01)
     except preemption.Preempted:
         left = True
     preemption.forget()
-    preemption._Wish.glanced = 0.0
+    preemption._Request.polled = 0.0
     left_again = False
     try:
-        with preemption.breaking_off(trainer) as go_on:  # type: ignore[arg-type]
-            go_on()
+        with preemption.preemptible(trainer) as check:  # type: ignore[arg-type]
+            check()
     except preemption.Preempted:
         left_again = True
     told.put((number, left, left_again))
@@ -61,17 +61,17 @@ def test_all_ranks_leave_or_none(tmp_path: Path, asked, busy, left):
 
 
 def test_a_single_process_needs_no_group():
-    """Where it may not stop where it likes, it leaves at the end."""
+    """With ``alone=False`` it stops only at the end."""
     trainer: object = SimpleNamespace(world_size=1)
     reached = []
 
     def work(alone: bool) -> None:
-        with preemption.breaking_off(trainer, alone=alone) as go_on:  # type: ignore[arg-type]
-            go_on()
+        with preemption.preemptible(trainer, alone=alone) as check:  # type: ignore[arg-type]
+            check()
             reached.append(alone)
 
     work(True)
-    preemption._Wish.signal = 15
+    preemption._Request.signal = 15
     try:
         for alone in (True, False):
             with pytest.raises(preemption.Preempted):
@@ -102,7 +102,7 @@ def test_which_validations_are_broken_off(monkeypatch: pytest.MonkeyPatch, chang
     settings |= {"max_steps": 9, "should_stop": False, "world_size": 1, "fit_loop": accumulating(False)}
     trainer: object = SimpleNamespace(**settings | changed)
     preemption.leave_validation(trainer)  # type: ignore[arg-type]
-    monkeypatch.setattr(preemption._Wish, "signal", 15)
+    monkeypatch.setattr(preemption._Request, "signal", 15)
     if leaves:
         with pytest.raises(preemption.Preempted):
             preemption.leave_validation(trainer)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What of the plan can be told without a second process; tests/cli/test_scale.py has the rest."""
+"""Sharding in one process; tests/cli/test_scale.py has the rest."""
 
 import io
 import pickle
@@ -21,7 +21,7 @@ CONFIG = GPTConfig(vocab_size=11, layers=2, heads=4, kv_heads=2, width=16, ff_wi
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory):
-    """A mesh of this process alone."""
+    """A mesh of one process."""
     store = tmp_path_factory.mktemp("group") / "store"
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
     yield torch.distributed.init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
@@ -39,7 +39,7 @@ def test_a_network_that_can_not_be_split_is_refused(devices: int, line: str):
 
 
 def test_the_norm_of_all_gradients_and_clipping_to_it():
-    """3 and 4 in two parameters: 5 in all; clipped to 1 they are 0.6 and 0.8; a norm below the bound stays."""
+    """Gradients 3 and 4 have norm 5; clipped to 1 they are 0.6 and 0.8; a norm below the bound does not change."""
     parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))]
     parameters[0].grad, parameters[1].grad = torch.tensor([0.0, 3.0]), torch.tensor([4.0])
     assert total_norm([p.grad for p in parameters[:2]]).item() == pytest.approx(5)
@@ -61,7 +61,7 @@ def test_cut_and_uncut_tensors_are_kept_apart(mesh):
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2), LoraConfig(rank=2, dora=True)], ids=["", "lora", "dora"])
 def test_a_gathered_network_is_an_ordinary_one_on_the_same_memory(mesh, lora: LoraConfig | None):
-    """FSDP2 over one process: within, samples are those of the network before it was cut."""
+    """FSDP2 over one process: inside ``gathered``, samples equal those of the unsharded network."""
     from torch.distributed.fsdp import fully_shard
 
     network = GPT(CONFIG)
@@ -151,7 +151,7 @@ class TestShardedCheckpoints:
 
 
 def test_one_optimizer_moves_cut_and_uncut_tensors(mesh):
-    """As two optimizers would; and its groups, which checkpoints hold, stay as they were made."""
+    """Equal to two optimizers; its parameter groups, which checkpoints store, don't change."""
     from torch.distributed.tensor import distribute_tensor
 
     from align.training.optimization import OptimizerConfig, build_optimizer

@@ -1,4 +1,4 @@
-"""The average of the weights: what it is, who sees it, and that a run goes on with it."""
+"""The average of the weights: its values, where it is used, and resuming."""
 
 import json
 import sys

@@ -1,8 +1,8 @@
-"""Which Hugging Face architecture computes what a configuration describes, and how its files name things."""
+"""Which Hugging Face architecture is equivalent to a configuration, and how its files name things."""
 
 from dataclasses import replace
 
-from align.io.families.base import Family, Fields, FileTensor
+from align.io.families.base import ConfigJson, Family, FileTensor
 from align.io.families.gpt2 import GPT2
 from align.io.families.llama import Llama
 from align.io.families.own import Own
@@ -11,12 +11,12 @@ from align.io.families.qwen3 import Qwen3
 from align.model.config import GPTConfig
 
 TWINS: tuple[Family, ...] = (Llama(), Qwen2(), Qwen3(), GPT2())
-"""The Hugging Face architectures, first choice first"""
+"""The Hugging Face architectures, in order of preference"""
 
 OWN = Own()
 
 ONE_LABEL = {"num_labels": 1, "id2label": {"0": "reward"}, "label2id": {"reward": 0}}
-"""What a sequence classifier's config.json says of a head that gives one score"""
+"""Fields of config.json for a sequence classifier with a scalar head"""
 
 _BY_TYPE = {family.model_type: family for family in (*TWINS, OWN)}
 
@@ -25,7 +25,7 @@ __all__ = [
     "OWN",
     "TWINS",
     "Family",
-    "Fields",
+    "ConfigJson",
     "FileTensor",
     "config_from",
     "family_in",
@@ -35,27 +35,28 @@ __all__ = [
 
 
 def family_of(config: GPTConfig) -> Family:
-    """The family in whose files a network of this shape is written: a Hugging Face one where there is one."""
+    """The family to write this configuration as: a Hugging Face one if any fits."""
     return next((family for family in TWINS if not family.misfits(config)), OWN)
 
 
 def why_no_twin(config: GPTConfig) -> str | None:
-    """Why no Hugging Face architecture computes ``config``; None where one does.
+    """Why no Hugging Face architecture is equivalent to ``config``; None if one is.
 
     Returns:
-        One line that names the nearest architecture and each setting that keeps it from fitting.
+        One line that names the nearest architecture and the settings it does not support.
     """
     if family_of(config) is not OWN:
         return None
     nearest = min(TWINS, key=lambda family: len(family.misfits(config)))
-    return f"no Hugging Face twin; nearest is {nearest.architecture}, but {', '.join(nearest.misfits(config))}"
+    misfits = ", ".join(nearest.misfits(config))
+    return f"no equivalent Hugging Face architecture; nearest is {nearest.architecture}, but {misfits}"
 
 
-def family_in(fields: Fields) -> Family:
-    """The family whose config.json this is.
+def family_in(fields: ConfigJson) -> Family:
+    """The family of a config.json.
 
     Raises:
-        ValueError: its model_type, architecture or kind of weights is none that we read.
+        ValueError: its model_type, architecture or quantization is not supported.
     """
     family = _BY_TYPE.get(kind := fields.get("model_type"))
     if family is None:
@@ -70,11 +71,11 @@ def family_in(fields: Fields) -> Family:
     return family
 
 
-def config_from(fields: Fields) -> GPTConfig:
+def config_from(fields: ConfigJson) -> GPTConfig:
     """The configuration that a config.json describes, with None where a width or count is the derived one.
 
     Raises:
-        ValueError: it asks for something our network does not do; the line names file, field and what is supported.
+        ValueError: it asks for something our network does not support; the message names file, field and what is.
     """
     settings = family_in(fields).read(fields)
     try:
@@ -85,7 +86,7 @@ def config_from(fields: Fields) -> GPTConfig:
 
 
 def _shortened(config: GPTConfig) -> GPTConfig:
-    # Files state every width; a recipe leaves the derived ones out. Written so, the two compare equal.
+    # Files state every width, recipes omit the derived ones: omitting them here makes the two compare equal.
     if config.resolved_kv_heads == config.heads:
         config = replace(config, kv_heads=None)
     if config.resolved_head_width * config.heads == config.width:
@@ -94,7 +95,7 @@ def _shortened(config: GPTConfig) -> GPTConfig:
     return derived if derived.resolved_ff_width == config.resolved_ff_width else config
 
 
-def _labels(fields: Fields) -> int:
-    """How many labels a sequence classifier has, as transformers counts them: 2 where the file is silent."""
+def _labels(fields: ConfigJson) -> int:
+    """Number of labels of a sequence classifier, by transformers' rule: 2 if the file does not say."""
     named = fields.mapping("id2label")
     return len(named) if named else int(fields.get("num_labels", 2))

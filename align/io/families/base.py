@@ -1,4 +1,4 @@
-"""What a family of Hugging Face checkpoints is: its config.json and its tensor names, seen from ours."""
+"""A family of Hugging Face checkpoints: how its config.json and its tensor names map to ours."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -18,12 +18,12 @@ _LLAMA3 = {
 
 
 class FileTensor(NamedTuple):
-    """A tensor of a weight file, made of one or several of ours.
+    """A tensor of a weight file, made of one or more of ours.
 
     Attributes:
         name: its name in the file.
-        parts: names of our tensors, joined along their first axis.
-        transposed: the file holds ``[in, out]`` where we hold ``[out, in]``.
+        parts: names of our tensors, concatenated along their first axis.
+        transposed: the file has ``[in, out]`` where we have ``[out, in]``.
     """
 
     name: str
@@ -31,7 +31,7 @@ class FileTensor(NamedTuple):
     transposed: bool = False
 
 
-class Fields:
+class ConfigJson:
     """The fields of a config.json, read with errors that name file, field and value."""
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
@@ -56,7 +56,7 @@ class Fields:
         """A field's value, which must be one of ``supported``.
 
         Raises:
-            ValueError: it is another one.
+            ValueError: it is none of them.
         """
         value = self.get(name, default)
         if value not in supported:
@@ -64,37 +64,37 @@ class Fields:
         return value
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """A field that holds fields; empty where it is absent or null.
+        """A field that is an object; empty where it is absent or null.
 
         Raises:
-            ValueError: it holds something else.
+            ValueError: it is something else.
         """
         value = self.get(name, {})
         if not isinstance(value, dict):
-            raise self.unsupported(name, value, "a mapping or null")
+            raise self.unsupported(name, value, "an object or null")
         return dict(value)
 
     def unsupported(self, name: str, value: Any, supported: str) -> ValueError:
-        """The error for a field that asks for what our network does not do."""
+        """The error for a field that asks for something our network does not support."""
         return ValueError(f"{self.path}: {name} is {value!r}; supported: {supported}")
 
 
 class Family:
-    """A Hugging Face architecture that computes what some of our configurations compute.
+    """A Hugging Face architecture that is equivalent to some of our configurations.
 
-    Subclasses say which (``needs``, ``misfits``) and translate the configuration. The tensor names default to
-    ours, which are those of Llama.
+    Subclasses say which (``needs``, ``misfits``) and translate the configuration. Tensor names default to ours, which
+    are Llama's.
     """
 
     model_type: ClassVar[str]
     architecture: ClassVar[str]
     classifier: ClassVar[str]
-    """The same network with a score for a head"""
+    """The same network with a scalar head"""
     needs: ClassVar[Mapping[str, Any]]
     """Settings of GPTConfig that the architecture fixes"""
 
     def misfits(self, config: GPTConfig) -> list[str]:
-        """Why the architecture cannot express ``config``: one phrase per setting, empty where it can."""
+        """Why the architecture can't express ``config``: one phrase per setting; empty if it can."""
         return [
             f"{name} is {value!r} (needs {needed!r})"
             for name, needed in self.needs.items()
@@ -105,20 +105,20 @@ class Family:
         """``config`` as fields of config.json."""
         raise NotImplementedError
 
-    def read(self, fields: Fields) -> dict[str, Any]:
+    def read(self, fields: ConfigJson) -> dict[str, Any]:
         """The settings of GPTConfig that a config.json describes, as ``GPTConfig.from_dict`` takes them.
 
         Raises:
-            ValueError: a field is missing or asks for something our network does not do.
+            ValueError: a field is missing or asks for something our network does not support.
         """
         raise NotImplementedError
 
     def layout(self, names: Iterable[str]) -> list[FileTensor]:
-        """The tensors of a file that holds our tensors ``names``."""
+        """The tensors of a file for our tensors ``names``."""
         return [FileTensor(name, (name,)) for name in names]
 
     def canonical(self, name: str) -> str | None:
-        """The name that ``layout`` uses for a tensor of somebody's file; None for one that holds no weights."""
+        """The name that ``layout`` uses for a tensor found in a file; None for a buffer, which is skipped."""
         return None if name.endswith(".rotary_emb.inv_freq") else name
 
 
@@ -128,7 +128,7 @@ class RotaryFamily(Family):
     needs = {"norm": "rmsnorm", "norm_placement": "pre", "positions": "rope", "feed_forward": "swiglu"}
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
-        """The fields that the three have in common."""
+        """The fields that all three share."""
         return {
             "vocab_size": config.vocab_size,
             "hidden_size": config.width,
@@ -147,8 +147,8 @@ class RotaryFamily(Family):
             **write_rope(config),
         }
 
-    def read(self, fields: Fields) -> dict[str, Any]:
-        """The settings that the three have in common."""
+    def read(self, fields: ConfigJson) -> dict[str, Any]:
+        """The settings that all three share."""
         fields.only("hidden_act", "silu", default="silu")
         theta, scaling = read_rope(fields)
         return {
@@ -172,7 +172,7 @@ class RotaryFamily(Family):
 
 
 def write_rope(config: GPTConfig) -> dict[str, Any]:
-    """Rotary settings as transformers 5 reads them (rope_parameters) and as older readers do (the other two)."""
+    """RoPE settings for transformers 5 (rope_parameters) and for older readers (the other two)."""
     scaling = config.rope_scaling
     if scaling is None:
         rope: dict[str, Any] = {"rope_type": "default"}
@@ -185,8 +185,8 @@ def write_rope(config: GPTConfig) -> dict[str, Any]:
     }
 
 
-def read_rope(fields: Fields) -> tuple[float, dict[str, Any] | None]:
-    """Base of the wavelengths and their scaling, from the new spelling or the old one."""
+def read_rope(fields: ConfigJson) -> tuple[float, dict[str, Any] | None]:
+    """RoPE base and scaling, from transformers 5's fields or the older ones."""
     name = "rope_parameters" if fields.mapping("rope_parameters") else "rope_scaling"
     rope = fields.mapping(name)
     theta = rope.pop("rope_theta", fields.get("rope_theta", 10000.0))
@@ -198,8 +198,8 @@ def read_rope(fields: Fields) -> tuple[float, dict[str, Any] | None]:
     if kind not in ("default", "llama3"):
         raise fields.unsupported(f"{name}.rope_type", kind, "'default' or 'llama3'")
     known = set(_LLAMA3) if kind == "llama3" else set()
-    if surplus := sorted(rope.keys() - known):
-        raise fields.unsupported(f"{name}.{surplus[0]}", rope[surplus[0]], f"rope_type {kind!r} without it")
+    if unknown := sorted(rope.keys() - known):
+        raise fields.unsupported(f"{name}.{unknown[0]}", rope[unknown[0]], f"rope_type {kind!r} without it")
     if missing := sorted(known - rope.keys()):
         raise ValueError(f"{fields.path}: {name}.{missing[0]} is missing")
     if kind == "default":
@@ -207,17 +207,17 @@ def read_rope(fields: Fields) -> tuple[float, dict[str, Any] | None]:
     return float(theta), {_LLAMA3[name]: value for name, value in rope.items()}
 
 
-def refuse_sliding_window(fields: Fields) -> None:
-    """Refuse attention that does not see the whole context."""
+def refuse_sliding_window(fields: ConfigJson) -> None:
+    """Refuse sliding-window attention."""
     if fields.get("use_sliding_window", False):
-        raise fields.unsupported("use_sliding_window", True, "False (attention over the whole context)")
+        raise fields.unsupported("use_sliding_window", True, "False (full attention)")
     for kind in fields.get("layer_types", []):
         if kind != "full_attention":
             raise fields.unsupported("layer_types", kind, "'full_attention' in every layer")
 
 
 def rename(name: str, table: Mapping[str, str]) -> str:
-    """``name`` with the first pattern of ``table`` that matches replaced.
+    """Replace the first pattern of ``table`` that matches ``name``.
 
     Raises:
         KeyError: none matches.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from align.io.families.base import Family, Fields, FileTensor, rename
+from align.io.families.base import ConfigJson, Family, FileTensor, rename
 from align.model.config import GPTConfig
 
 _LAYER = r"model\.layers\.(\d+)\."
@@ -31,7 +31,7 @@ _CAUSAL_MASK = re.compile(r"\.attn\.(bias|masked_bias)$")
 
 
 class GPT2(Family):
-    """One fused matrix holds queries, keys and values, and matrices are stored ``[in, out]`` (Conv1D)."""
+    """Queries, keys and values are one fused matrix, and matrices are stored ``[in, out]`` (Conv1D)."""
 
     model_type = "gpt2"
     architecture = "GPT2LMHeadModel"
@@ -47,7 +47,7 @@ class GPT2(Family):
     }
 
     def misfits(self, config: GPTConfig) -> list[str]:
-        """The fixed settings, and heads that share the width evenly."""
+        """Also requires a head width of width / heads."""
         found = super().misfits(config)
         if config.resolved_kv_heads != config.heads:
             found.append(f"kv_heads is {config.kv_heads} (needs as many as heads, {config.heads})")
@@ -56,7 +56,7 @@ class GPT2(Family):
         return found
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
-        """Dropout goes to attention weights and sub-layer outputs; there is none on the embedding."""
+        """Dropout applies to attention weights and sub-layer outputs, not to the embedding."""
         return {
             "vocab_size": config.vocab_size,
             "n_positions": config.context,
@@ -74,8 +74,8 @@ class GPT2(Family):
             "tie_word_embeddings": config.tied_embeddings,
         }
 
-    def read(self, fields: Fields) -> dict[str, Any]:
-        """Takes resid_pdrop as the dropout; refuses variants of the attention."""
+    def read(self, fields: ConfigJson) -> dict[str, Any]:
+        """Reads dropout from resid_pdrop; refuses attention variants."""
         fields.only("activation_function", "gelu_new", "gelu_pytorch_tanh", default="gelu_new")
         fields.only("scale_attn_weights", True, default=True)
         fields.only("scale_attn_by_inverse_layer_idx", False, default=False)
@@ -97,7 +97,7 @@ class GPT2(Family):
         }
 
     def layout(self, names: Iterable[str]) -> list[FileTensor]:
-        """Our tensors under GPT-2's names; query, key and value of a layer make one tensor."""
+        """Our tensors under GPT-2's names; the query, key and value matrices of a layer are one tensor."""
         tensors = []
         for name in names:
             fused = _FUSED.search(name)
@@ -109,7 +109,7 @@ class GPT2(Family):
         return tensors
 
     def canonical(self, name: str) -> str | None:
-        """Adds the prefix that older files lack; drops the causal mask that they carry."""
+        """Adds the prefix that older files omit; skips the causal mask that they contain."""
         if _CAUSAL_MASK.search(name):
             return None
         return name if name.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{name}"

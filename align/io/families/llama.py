@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from align.io.families.base import Fields, RotaryFamily
+from align.io.families.base import ConfigJson, RotaryFamily
 from align.model.config import GPTConfig
 
 
 class Llama(RotaryFamily):
-    """Biases on all linear layers or on none: its attention_bias covers the output projection too."""
+    """Has biases on all linear layers or on none: its attention_bias covers the output projection too."""
 
     model_type = "llama"
     architecture = "LlamaForCausalLM"
@@ -15,7 +15,7 @@ class Llama(RotaryFamily):
     needs = RotaryFamily.needs | {"qk_norm": False}
 
     def misfits(self, config: GPTConfig) -> list[str]:
-        """The fixed settings, equal bias switches, and transformers' own check of the width."""
+        """Also requires equal bias settings, and a width that transformers accepts."""
         found = super().misfits(config)
         if config.qkv_bias != config.bias:
             found.append(f"qkv_bias is {config.qkv_bias} and bias is {config.bias} (needs both or neither)")
@@ -24,11 +24,11 @@ class Llama(RotaryFamily):
         return found
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
-        """Adds the two switches that stand for our biases."""
+        """Adds the two settings that stand for our biases."""
         return super().write(config) | {"attention_bias": config.qkv_bias, "mlp_bias": config.bias}
 
-    def read(self, fields: Fields) -> dict[str, Any]:
-        """Takes the two bias switches where they agree."""
+    def read(self, fields: ConfigJson) -> dict[str, Any]:
+        """Refuses bias settings that differ."""
         attention, mlp = fields.get("attention_bias", False), fields.get("mlp_bias", False)
         if attention != mlp:
             raise fields.unsupported("attention_bias", attention, f"the same as mlp_bias, {mlp}")

@@ -1,13 +1,13 @@
-"""Our own model_type, for configurations that no Hugging Face architecture computes."""
+"""Our own model_type, for configurations that no Hugging Face architecture supports."""
 
 from typing import Any
 
-from align.io.families.base import Family, Fields
+from align.io.families.base import ConfigJson, Family
 from align.model.config import GPTConfig
 
 
 class Own(Family):
-    """Fits every configuration: config.json holds the GPTConfig itself, tensors keep our names."""
+    """Fits every configuration: config.json contains the GPTConfig itself, and tensors keep our names."""
 
     model_type = "align_gpt"
     architecture = "AlignGPT"
@@ -15,9 +15,9 @@ class Own(Family):
     needs = {}
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
-        """The configuration as it is, under ``gpt``."""
+        """The configuration, under ``gpt``."""
         return {"gpt": config.to_dict()}
 
-    def read(self, fields: Fields) -> dict[str, Any]:
-        """The configuration as it was."""
+    def read(self, fields: ConfigJson) -> dict[str, Any]:
+        """The configuration under ``gpt``."""
         return fields.mapping("gpt")

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from align.io.families.base import Fields, RotaryFamily, refuse_sliding_window
+from align.io.families.base import ConfigJson, RotaryFamily, refuse_sliding_window
 from align.model.config import GPTConfig
 
 
 class Qwen2(RotaryFamily):
-    """Its biases are not a setting: every Qwen2 has them."""
+    """Its biases are fixed, not a setting."""
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
@@ -15,10 +15,10 @@ class Qwen2(RotaryFamily):
     needs = RotaryFamily.needs | {"qk_norm": False, "qkv_bias": True, "bias": False}
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
-        """Says that attention sees the whole context."""
+        """Adds full attention."""
         return super().write(config) | {"use_sliding_window": False}
 
-    def read(self, fields: Fields) -> dict[str, Any]:
+    def read(self, fields: ConfigJson) -> dict[str, Any]:
         """Refuses sliding windows."""
         refuse_sliding_window(fields)
         return super().read(fields)

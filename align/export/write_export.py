@@ -1,4 +1,4 @@
-"""From a source to a directory that others can use."""
+"""Write an export: weights, tokenizer, card and manifest, verified if asked for."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from align.export.calibrated import check_calibrated, write_calibrated
-from align.export.card import export_card
+from align.export.export_card import export_card
+from align.export.export_settings import CALIBRATED, ExportSettings
 from align.export.gguf_file import FILE, check_gguf, write_gguf
 from align.export.int8 import check_int8, write_int8
-from align.export.lineage import Stage, handed_down_licence, licence_files, lineage
-from align.export.safetensors_dir import check_hf, check_range, write_hf, written_type
-from align.export.settings import CALIBRATED, ExportSettings
+from align.export.lineage import Stage, inherited_licence, licence_files, lineage
+from align.export.safetensors_dir import check_hf, check_range, write_hf, written_dtype
 from align.export.source import Source
-from align.export.tolerance import TOLERANCES, Tolerance, check, precision
-from align.export.verify import Judge, Reading, Verification, verify
+from align.export.verify import TOLERANCES, Judge, Reading, Tolerance, Verification, check, precision, verify
 from align.io.atomic import replacing_directory
 from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
 from align.tokenizer.prompts import Prompt
@@ -23,16 +22,16 @@ from align.tokenizer.prompts import Prompt
 
 @dataclass(frozen=True)
 class Check:
-    """How an export is compared with its source."""
+    """How to verify an export."""
 
     prompts: Sequence[Prompt]
-    """What is answered (scored, by a reward model)"""
+    """To respond to (for a reward model: to score)"""
     max_new_tokens: int = 128
-    """Longest answer, tokens"""
+    """Maximum response length, tokens"""
     judge: Judge | None = None
-    """Scores answers"""
+    """Gives responses a reward"""
     tolerance: Tolerance = field(default_factory=Tolerance)
-    """Overrides of ``TOLERANCES``, field by field"""
+    """Overrides ``TOLERANCES``, field by field"""
 
 
 def export(
@@ -45,31 +44,31 @@ def export(
 ) -> dict[str, Any]:
     """Write an export, whole or not at all.
 
-    1. Refuse what the format cannot express.
-    2. Write the weights, the configuration and the tokenizer into a hidden sibling of ``out``.
-    3. Read them again and compare, where that is asked for.
-    4. Write licence, card and manifest, and put the directory in place of an older export.
+    1. Refuse what the format can't express.
+    2. Write weights, configuration and tokenizer into a hidden sibling of ``out``.
+    3. Load them again and compare, if asked to.
+    4. Write licence, card and manifest, and replace an earlier export.
 
     Args:
         source: what to export.
-        out: a directory: free, empty, or an earlier export, which is replaced.
-        settings: how.
-        checked: compare with the source; None: don't.
-        data_cards: files that go into ``data_cards/`` beside the model card.
+        out: a directory that does not exist, is empty, or is an earlier export, which is replaced.
+        settings: of the export.
+        checked: how to verify it; None: don't.
+        data_cards: files to copy into ``data_cards/`` beside the model card.
 
     Returns:
-        The manifest's ``export``: format, files with bytes, what was compared.
+        The manifest's ``export``: format, files with sizes in bytes, differences.
 
     Raises:
-        ValueError: the target cannot express the source, ``out`` is no export, or the difference is too large.
-        OSError: the disk is full; what was at ``out`` is still there.
+        ValueError: the format can't express the source, ``out`` is not an export, or the difference is too large.
+        OSError: the disk is full; an earlier export at ``out`` is untouched.
     """
     check_out(Path(out))
-    dtype = written_type(source, settings)
+    dtype = written_dtype(source, settings)
     check_range(source, dtype)  # 1
     write = _writer(source, settings)
     stages = lineage(source.manifest, source.directory)
-    settings = replace(settings, licence=settings.licence or handed_down_licence(stages, source.directory))
+    settings = replace(settings, licence=settings.licence or inherited_licence(stages, source.directory))
     with replacing_directory(out) as fresh:
         write(source, fresh, settings)  # 2
         files = {path.name: path.stat().st_size for path in sorted(fresh.iterdir()) if path.suffix in _WEIGHTS}
@@ -87,21 +86,21 @@ _WEIGHTS = (".safetensors", ".gguf")
 
 
 def check_out(out: Path) -> None:
-    """Refuse to replace what no export wrote.
+    """Refuse to replace anything but an export.
 
     Raises:
-        ValueError: ``out`` is a file, or holds a model that a stage or somebody else made.
+        ValueError: ``out`` is a file, or a directory that no export wrote.
     """
     if out.is_file():
         raise ValueError(f"{out}: --out is a file; it must be a directory")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not (out / "align.json").is_file() or "export" not in read_manifest(out):
-        raise ValueError(f"{out}: --out holds files that no export wrote; give a free name, or an earlier export's")
+        raise ValueError(f"{out}: --out has files that are not an export; give a new directory, or an earlier export")
 
 
 def _writer(source: Source, settings: ExportSettings) -> Callable[[Source, Path, ExportSettings], None]:
-    """What writes these settings, once it is known that they can be written."""
+    """The function that writes this format, after checking that it can."""
     if settings.format == "gguf":
         check_gguf(source, settings)
         return write_gguf
@@ -116,11 +115,14 @@ def _writer(source: Source, settings: ExportSettings) -> Callable[[Source, Path,
 
 
 def open_reading(source: Source, directory: Path, settings: ExportSettings) -> tuple[Reading, str]:
-    """An export as the program that it is for reads it, and that program's name.
+    """Load an export in the program it is for.
+
+    Returns:
+        The export, and the program's name.
 
     Raises:
         ModuleNotFoundError: the program is not installed.
-        ValueError: it cannot read the export.
+        ValueError: it can't load the export.
     """
     reading: Any
     if settings.format == "gguf":
@@ -159,7 +161,7 @@ def _finish(
     found: Verification | None,
     data_cards: Sequence[Path],
 ) -> None:
-    """Licence, data cards, model card and manifest."""
+    """Write licence, data cards, model card and manifest."""
     for licence in licence_files(stages, source.directory):
         shutil.copyfile(licence, directory / licence.name)
     for card in data_cards:
@@ -173,5 +175,5 @@ def _finish(
 
 
 def _weights_of(source: Source) -> str | None:
-    """The source's fingerprint, where it is a model directory."""
+    """The source's fingerprint, if it is a model directory."""
     return weights_fingerprint(source.directory) if source.origin.startswith("model directory") else None

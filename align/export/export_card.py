@@ -1,27 +1,27 @@
-"""README.md of an export: what it is, where it comes from, how it differs, what it is for."""
+"""The model card of an export: what it is, its lineage, its difference from the source, its intended use."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from align.export.export_settings import ExportSettings
 from align.export.gguf_file import FILE
 from align.export.lineage import Stage, data_origin
-from align.export.settings import ExportSettings
 from align.export.source import Source
 from align.export.verify import Verification
 from align.io.families import family_of
 
 _INTENDED = {
     "reward": "Scoring answers to prompts like those it was trained on, to compare models or to train a policy.",
-    "pretrain": "Continuing text like that it was trained on; a start for fine-tuning.",
+    "pretrain": "Continuing text like its training data; a starting point for fine-tuning.",
 }
-_INTENDED_CHAT = "Answering prompts like those it was trained on; studying how alignment changes a small model."
+_INTENDED_CHAT = "Responding to prompts like its training data; studying how alignment changes a small model."
 _LIMITS = (
-    "It knows the data above and nothing else. It has not been evaluated for safety, makes things up with confidence, "
-    "and is not meant for decisions about people."
+    "It was trained on the data above and nothing else. It has not been evaluated for safety, states falsehoods with "
+    "confidence, and is not meant for decisions about people."
 )
-_LIMIT_REWARD = " Its score is a learned proxy: optimised hard enough, it stops following what it was meant to measure."
+_LIMIT_REWARD = " Its score is a learned proxy: optimized too hard, it stops measuring what it was meant to."
 
 
 def export_card(
@@ -37,11 +37,11 @@ def export_card(
 
     Args:
         source: what was exported.
-        settings: how; ``licence`` is the one to state.
+        settings: of the export; ``licence`` is the one stated.
         stages: the lineage, the model itself first.
         files: name to bytes of what was written.
-        verification: how the export differs; None: it was not read again.
-        data_cards: cards of the data, lying in ``data_cards/`` beside this one.
+        verification: the measured differences; None: not verified.
+        data_cards: cards of the data, in ``data_cards/`` beside this one.
 
     Returns:
         str: Markdown with the Hub's metadata header.
@@ -59,7 +59,7 @@ def export_card(
         "## Difference from the source\n\n" + _difference(verification),
         "## Intended use\n\n" + (settings.intended_use or _INTENDED.get(stage, _INTENDED_CHAT)),
         "## Limits\n\n" + (settings.limits or _LIMITS + (_LIMIT_REWARD if scalar else "")),
-        "## Licence\n\n" + (settings.licence or "Not stated: ask whoever made the model before you use or pass it on."),
+        "## Licence\n\n" + (settings.licence or "Not stated: ask the authors of the model before you use or share it."),
         "## Recipes\n\n" + _recipes(stages),
     ]
     return "\n\n".join(parts) + "\n"
@@ -111,7 +111,7 @@ def _lineage(stages: Sequence[Stage]) -> str:
             f"| {manifest['stage']} | `{stage.directory}` | {manifest.get('step', '')} | "
             f"{f'`{weights[:16]}`' if weights else ''} | {stage.state} |"
         )
-    head = "| stage | directory | optimizer steps | started from weights | the directory is |\n|---|---|---|---|---|\n"
+    head = "| stage | directory | optimizer steps | parent weights | directory |\n|---|---|---|---|---|\n"
     return head + "\n".join(rows)
 
 

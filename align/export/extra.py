@@ -1,4 +1,4 @@
-"""Libraries that only some exports, and serving, need."""
+"""Import libraries that only some exports, or serving, need; pip extras install them."""
 
 import logging
 from importlib import import_module
@@ -9,17 +9,17 @@ def need(module: str, purpose: str, *, extra: str = "export") -> Any:
     """Import a library of an extra.
 
     Args:
-        module: its name, as in ``gguf``.
-        purpose: what asks for it, for the error.
-        extra: the extra that holds it.
+        module: its name, such as ``gguf``.
+        purpose: what needs it, for the error message.
+        extra: the pip extra that installs it.
 
     Returns:
         The module.
 
     Raises:
-        ModuleNotFoundError: it is not installed; one line names the extra that holds it.
+        ModuleNotFoundError: it is not installed; the message names the extra.
     """
-    # torchao warns of GPU kernels, and torch of torchao, on every import.
+    # Every import of torchao warns about missing GPU kernels, and makes torch warn.
     for name in ("torchao", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:

@@ -1,0 +1,95 @@
+"""What a record format is, and how the format of a file is detected."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from align.data.formats.fields import Chat, Fields
+
+Content = TypeVar("Content", covariant=True)
+
+Format = TypeVar("Format", bound="RecordFormat[Any]")
+
+
+class RecordFormat(ABC, Generic[Content]):
+    """How a record stores its content.
+
+    A format is a frozen dataclass. Its settings are what differs between files of the format, such as field names. A
+    recipe selects it by the name of its class (``format: Alpaca``), or by class path if it is yours.
+    """
+
+    @property
+    @abstractmethod
+    def fields(self) -> tuple[str, ...]:
+        """Fields that every record of this format has."""
+
+    @abstractmethod
+    def read(self, record: Fields) -> Content:
+        """The checked content of a record.
+
+        Raises:
+            ValueError: the record can't be used; names the field and the reason.
+        """
+
+    def __post_init__(self) -> None:
+        """Check that the fields have names, no two alike."""
+        if not all(self.fields) or len(set(self.fields)) < len(self.fields):
+            raise ValueError(f"{type(self).__name__} reads the fields {self.fields}; give each a name of its own")
+
+    def fits(self, record: Fields) -> bool:
+        """Whether a record looks like one of this format: by default, whether it has all ``fields``."""
+        return all(record.get(field) is not None for field in self.fields)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What decides the content of a record: class and settings, and the class's file unless it is part of align."""
+        kind = type(self)
+        settings = {name: repr(value) for name, value in vars(self).items()}
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", **settings, "source": _source(kind)}
+
+
+def _source(kind: type) -> str:
+    """The code of a user's class, so that a cache does not outlive a change of it; of ours, the cache has a version."""
+    if kind.__module__.startswith("align."):
+        return ""
+    try:
+        return Path(inspect.getfile(kind)).read_text(encoding="utf-8")
+    except (OSError, TypeError):  # defined in a notebook
+        return inspect.getsource(kind)
+
+
+def detect(record: Fields, formats: Sequence[Format]) -> Format:
+    """The only format that a record fits.
+
+    Args:
+        record: the first one of a file.
+        formats: candidates, with their default settings.
+
+    Raises:
+        ValueError: no format fits, or several do.
+    """
+    fitting = [format for format in formats if format.fits(record)]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = ", ".join(map(repr, record)) or "none"
+    if fitting:
+        names = " or ".join(type(format).__name__ for format in fitting)
+        raise ValueError(f"the fields {found} fit several formats; set format to {names}")
+    known = "; ".join(f"{type(format).__name__} ({', '.join(format.fields)})" for format in formats)
+    raise ValueError(f"the fields {found} fit no format; set format to one of {known}, or to a class of yours")
+
+
+def check_prompt(prompt: Chat) -> None:
+    """Check that a model can respond to a prompt.
+
+    Raises:
+        ValueError: it has no messages, or does not end with a user message, or that is blank.
+    """
+    if not prompt:
+        raise ValueError("the prompt has no messages")
+    if (role := prompt[-1]["role"]) != "user":
+        raise ValueError(f"the prompt ends with a message from the {role}; the last message must be from the user")
+    if not prompt[-1]["content"].strip():
+        raise ValueError("the last message of the prompt is blank")

@@ -1,0 +1,121 @@
+"""Formats of chats for supervised fine-tuning."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from align.data.formats.base import RecordFormat
+from align.data.formats.fields import ROLES, Chat, Fields, as_chat, instruction, required, text, text_or_chat
+
+
+class ChatFormat(RecordFormat[Chat]):
+    """Turns a record into the messages of a chat."""
+
+    @abstractmethod
+    def messages(self, record: Fields) -> Chat:
+        """The messages of a record, each with ``role`` (system, user or assistant) and ``content``.
+
+        Raises:
+            ValueError: names the field and the reason.
+        """
+
+    def read(self, record: Fields) -> Chat:
+        """The messages of a record.
+
+        Raises:
+            ValueError: as ``messages`` raises, or there is no response to learn from, or a response is blank.
+        """
+        chat = self.messages(record)
+        responses = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
+        if not responses:
+            raise ValueError("the chat has no message from the assistant, so there is nothing to learn from it")
+        for index in responses:
+            if not chat[index]["content"].strip():
+                raise ValueError(f"message {index + 1}, from the assistant, is blank")
+        return chat
+
+
+@dataclass(frozen=True)
+class Messages(ChatFormat):
+    """``{"messages": [{"role": ..., "content": ...}]}``."""
+
+    field: str = "messages"
+    """Field of the list of messages"""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See the base class."""
+        return (self.field,)
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        return as_chat(required(record, self.field), self.field)
+
+
+@dataclass(frozen=True)
+class PromptCompletion(ChatFormat):
+    """``{"prompt": ..., "completion": ...}``, both either text or a list of messages."""
+
+    prompt: str = "prompt"
+    """Field of the prompt"""
+    completion: str = "completion"
+    """Field of the response"""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See the base class."""
+        return (self.prompt, self.completion)
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        return text_or_chat(record, self.prompt, "user") + text_or_chat(record, self.completion, "assistant")
+
+
+@dataclass(frozen=True)
+class Alpaca(ChatFormat):
+    """``{"instruction": ..., "input": ..., "output": ...}`` of Stanford Alpaca; ``input`` may be missing or empty."""
+
+    fields = ("instruction", "output")
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        response = {"role": "assistant", "content": text(record, "output")}
+        return [*instruction(record, "instruction", "input"), response]
+
+
+@dataclass(frozen=True)
+class Dolly(ChatFormat):
+    """``{"instruction": ..., "context": ..., "response": ...}`` of Databricks Dolly 15k; ``context`` may be empty."""
+
+    fields = ("instruction", "response")
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        response = {"role": "assistant", "content": text(record, "response")}
+        return [*instruction(record, "instruction", "context"), response]
+
+
+@dataclass(frozen=True)
+class ShareGPT(ChatFormat):
+    """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``."""
+
+    field: str = "conversations"
+    """Field of the list of messages"""
+    role: str = "from"
+    """Key of a message's role: human, gpt, system, user or assistant"""
+    content: str = "value"
+    """Key of a message's text"""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See the base class."""
+        return (self.field,)
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        roles = {"human": "user", "gpt": "assistant"} | ROLES
+        chat = required(record, self.field)
+        return as_chat(chat, self.field, role=self.role, content=self.content, roles=roles)
+
+
+CHAT_FORMATS: tuple[ChatFormat, ...] = (Messages(), PromptCompletion(), Alpaca(), Dolly(), ShareGPT())
+"""What is detected."""

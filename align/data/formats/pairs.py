@@ -1,0 +1,149 @@
+"""Formats of preference pairs for reward models and DPO."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from align.data.formats.base import RecordFormat, check_prompt
+from align.data.formats.fields import Chat, Fields, instruction, required, text, text_or_chat
+from align.data.formats.hh import is_dialogue, read_dialogue
+
+
+class Pair(NamedTuple):
+    """A prompt and two responses to it.
+
+    Attributes:
+        prompt: messages; the last one is the user's.
+        chosen: the preferred response.
+        rejected: the other response.
+    """
+
+    prompt: Chat
+    chosen: str
+    rejected: str
+
+
+class PairFormat(RecordFormat[Pair]):
+    """Turns a record into a preference pair."""
+
+    @abstractmethod
+    def pair(self, record: Fields) -> Pair:
+        """The pair of a record.
+
+        Raises:
+            ValueError: names the field and the reason.
+        """
+
+    def read(self, record: Fields) -> Pair:
+        """The pair of a record.
+
+        Raises:
+            ValueError: as ``pair`` raises, or the prompt does not end with a user message, or a response is blank, or
+                both responses are equal.
+        """
+        pair = self.pair(record)
+        check_prompt(pair.prompt)
+        for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            if not response.strip():
+                raise ValueError(f"the {name} response is blank")
+        if pair.chosen == pair.rejected:
+            raise ValueError("the chosen and rejected responses are equal, so neither is preferred")
+        return pair
+
+
+@dataclass(frozen=True)
+class HH(PairFormat):
+    r"""``{"chosen": "\n\nHuman: ...\n\nAssistant: ...", "rejected": ...}``, two dialogues that differ in the last turn.
+
+    Beside a dialogue in ``prompt``, ``chosen`` and ``rejected`` may hold the responses alone.
+    """
+
+    fields = ("chosen", "rejected")
+
+    def fits(self, record: Fields) -> bool:
+        """Whether the prompt, or both other fields, begin with ``Human:``."""
+        begun = is_dialogue(record.get("prompt")) or all(is_dialogue(record.get(field)) for field in self.fields)
+        return begun and super().fits(record)
+
+    def pair(self, record: Fields) -> Pair:
+        """See the base class."""
+        chosen, rejected = (read_dialogue(record, field) for field in self.fields)
+        return _from_chats(chosen, rejected, self.fields)
+
+
+@dataclass(frozen=True)
+class Preference(PairFormat):
+    """``{"prompt": ..., "chosen": ..., "rejected": ...}``, each either text or a list of messages.
+
+    A list in ``chosen`` or ``rejected`` holds the response, alone or after the messages of the prompt. Without
+    ``prompt``, both are whole chats that differ in the last message only.
+    """
+
+    prompt: str = "prompt"
+    """Field of the prompt"""
+    chosen: str = "chosen"
+    """Field of the preferred response"""
+    rejected: str = "rejected"
+    """Field of the other response"""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See the base class."""
+        return (self.prompt, self.chosen, self.rejected)
+
+    def fits(self, record: Fields) -> bool:
+        """Whether a record has all fields, or no prompt but two whole chats, and is not of the HH format."""
+        if record.get(self.prompt) is None:
+            return all(isinstance(record.get(field), list) for field in (self.chosen, self.rejected))
+        return super().fits(record) and not HH().fits(record)
+
+    def pair(self, record: Fields) -> Pair:
+        """See the base class."""
+        chosen, rejected = (text_or_chat(record, field, "assistant") for field in (self.chosen, self.rejected))
+        if record.get(self.prompt) is None:
+            if not all(isinstance(record[field], list) for field in (self.chosen, self.rejected)):
+                required(record, self.prompt)
+            return _from_chats(chosen, rejected, (self.chosen, self.rejected))
+        prompt = text_or_chat(record, self.prompt, "user")
+        return Pair(prompt, _response(prompt, chosen, self.chosen), _response(prompt, rejected, self.rejected))
+
+
+@dataclass(frozen=True)
+class Alpaca(PairFormat):
+    """``{"instruction": ..., "input": ..., "chosen": ..., "rejected": ...}``; ``input`` may be missing or empty."""
+
+    fields = ("instruction", "chosen", "rejected")
+
+    def pair(self, record: Fields) -> Pair:
+        """See the base class."""
+        return Pair(instruction(record, "instruction", "input"), text(record, "chosen"), text(record, "rejected"))
+
+
+PAIR_FORMATS: tuple[PairFormat, ...] = (Preference(), HH(), Alpaca())
+"""What is detected."""
+
+
+def _response(prompt: Chat, chat: Chat, field: str) -> str:
+    """The response in a field that holds it alone or after the prompt."""
+    if len(chat) > 1 and chat[: len(prompt)] == prompt:
+        chat = chat[len(prompt) :]
+    if [message["role"] for message in chat] != ["assistant"]:
+        roles = ", ".join(message["role"] for message in chat) or "none"
+        raise ValueError(
+            f"field {field!r} must hold one message from the assistant, alone or after the messages of the prompt; "
+            f"found messages from: {roles}"
+        )
+    return chat[0]["content"]
+
+
+def _from_chats(chosen: Chat, rejected: Chat, fields: tuple[str, str]) -> Pair:
+    """The pair of two chats that differ in the last message only."""
+    for field, chat in zip(fields, (chosen, rejected), strict=True):
+        if not chat or chat[-1]["role"] != "assistant":
+            raise ValueError(f"field {field!r} does not end with a message from the assistant")
+    prompts = chosen[:-1], rejected[:-1]
+    if prompts[0] != prompts[1]:
+        equal = [left == right for left, right in zip(*prompts, strict=False)]
+        number = [*equal, False].index(False) + 1
+        raise ValueError(f"the prompts in {fields[0]!r} and {fields[1]!r} differ from message {number}")
+    return Pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])

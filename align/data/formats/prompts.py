@@ -1,0 +1,104 @@
+"""Formats of prompts for PPO, GRPO and RLOO."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from align.data.formats.base import RecordFormat, check_prompt
+from align.data.formats.fields import Chat, Fields, as_chat, instruction, required, text_or_chat
+from align.data.formats.hh import is_dialogue, read_dialogue
+from align.data.formats.pairs import HH as HHPairs
+
+
+class PromptFormat(RecordFormat[Chat]):
+    """Turns a record into the messages of a prompt."""
+
+    @abstractmethod
+    def prompt(self, record: Fields) -> Chat:
+        """The messages of a record up to the response.
+
+        Raises:
+            ValueError: names the field and the reason.
+        """
+
+    def read(self, record: Fields) -> Chat:
+        """The messages of a record up to the response.
+
+        Raises:
+            ValueError: as ``prompt`` raises, or the prompt does not end with a user message.
+        """
+        prompt = self.prompt(record)
+        check_prompt(prompt)
+        return prompt
+
+
+@dataclass(frozen=True)
+class Prompt(PromptFormat):
+    """``{"prompt": ...}``, either text or a list of messages; other fields, such as responses, are ignored."""
+
+    field: str = "prompt"
+    """Field of the prompt"""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See the base class."""
+        return (self.field,)
+
+    def fits(self, record: Fields) -> bool:
+        """Whether a record has the field, unless that holds a dialogue of the HH format."""
+        return super().fits(record) and not is_dialogue(record[self.field])
+
+    def prompt(self, record: Fields) -> Chat:
+        """See the base class."""
+        return text_or_chat(record, self.field, "user")
+
+
+@dataclass(frozen=True)
+class Messages(PromptFormat):
+    """``{"messages": [{"role": ..., "content": ...}]}``, without the last message if that is the assistant's."""
+
+    field: str = "messages"
+    """Field of the list of messages"""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See the base class."""
+        return (self.field,)
+
+    def prompt(self, record: Fields) -> Chat:
+        """See the base class."""
+        chat = as_chat(required(record, self.field), self.field)
+        return chat[:-1] if chat and chat[-1]["role"] == "assistant" else chat
+
+
+@dataclass(frozen=True)
+class Alpaca(PromptFormat):
+    """``{"instruction": ..., "input": ...}``; ``input`` may be missing or empty."""
+
+    fields = ("instruction",)
+
+    def prompt(self, record: Fields) -> Chat:
+        """See the base class."""
+        return instruction(record, "instruction", "input")
+
+
+@dataclass(frozen=True)
+class HH(PromptFormat):
+    r"""``{"prompt": "\n\nHuman: ...\n\nAssistant:"}``, or a preference pair of the HH format."""
+
+    fields = ("prompt",)
+
+    def fits(self, record: Fields) -> bool:
+        """Whether the prompt, or without one both responses, begin with ``Human:``."""
+        prompt = record.get("prompt")
+        return HHPairs().fits(record) if prompt is None else is_dialogue(prompt)
+
+    def prompt(self, record: Fields) -> Chat:
+        """See the base class."""
+        if record.get("prompt") is None:
+            return HHPairs().pair(record).prompt
+        chat = read_dialogue(record, "prompt")
+        return chat[:-1] if chat[-1] == {"role": "assistant", "content": ""} else chat
+
+
+PROMPT_FORMATS: tuple[PromptFormat, ...] = (Prompt(), Messages(), Alpaca(), HH())
+"""What is detected."""

@@ -1,0 +1,136 @@
+"""Record formats as objects: settings, checks, detection, and what a cache knows of them."""
+
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+
+import pytest
+from jsonargparse import ArgumentParser
+from naming import naming
+
+from align.data.formats import chats, pairs, prompts
+from align.data.formats.base import detect
+from align.data.formats.texts import Text
+from align.data.pair_data import PreferenceData, PromptData
+from align.data.text_data import ChatData, TextData
+
+CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        (chats.Messages("dialog"), {"dialog": CHAT}),
+        (chats.PromptCompletion("question", "answer"), {"question": "a", "answer": "b"}),
+        (chats.PromptCompletion("question", "answer"), {"question": CHAT[:1], "answer": CHAT[1:]}),
+        (chats.ShareGPT(), {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+        (chats.ShareGPT("talk", "who", "says"), {"talk": [{"who": "user", "says": "a"}, {"who": "gpt", "says": "b"}]}),
+        (chats.Alpaca(), {"instruction": "a", "input": None, "output": "b"}),
+        (chats.Dolly(), {"instruction": "a", "context": "", "response": "b", "category": "open_qa"}),
+    ],
+)
+def test_chats(format, record):
+    """Every spelling of one chat; settings name the fields."""
+    assert format.fits(record)
+    assert format.read(record) == CHAT
+
+
+def test_settings_of_the_other_kinds():
+    renamed = {"q": "a", "good": "b", "bad": "c"}
+    assert pairs.Preference("q", "good", "bad").read(renamed) == pairs.Pair(CHAT[:1], "b", "c")
+    assert prompts.Prompt("q").read(renamed) == prompts.Messages("dialog").read({"dialog": CHAT}) == CHAT[:1]
+    assert Text("good").read(renamed) == "b"
+
+
+def test_context_follows_the_instruction():
+    first = {"role": "user", "content": "Add.\n\n2+2"}
+    assert chats.Alpaca().read({"instruction": "Add.", "input": "2+2", "output": "4"})[0] == first
+    assert chats.Dolly().read({"instruction": "Add.", "context": "2+2", "response": "4"})[0] == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [(Text, [""]), (chats.PromptCompletion, ["a", "a"]), (pairs.Preference, ["prompt", "b", "b"])],
+)
+def test_a_format_without_names_for_its_fields(kind, settings):
+    with pytest.raises(ValueError, match=naming(kind.__name__, repr(settings[-1]))):
+        kind(*settings)
+
+
+@pytest.mark.parametrize(
+    ("formats", "records"),
+    [
+        (
+            chats.CHAT_FORMATS,
+            [{"messages": CHAT}, {"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}]
+            + [{"instruction": "a", "context": "", "response": "b"}, {"conversations": CHAT}],
+        ),
+        (
+            pairs.PAIR_FORMATS,
+            [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"chosen": "Human: a", "rejected": "Human: b"}]
+            + [{"instruction": "a", "chosen": "b", "rejected": "c"}],
+        ),
+        (
+            prompts.PROMPT_FORMATS,
+            [{"prompt": "a"}, {"messages": CHAT}, {"instruction": "a"}, {"prompt": "Human: a"}],
+        ),
+    ],
+)
+def test_each_format_is_detected(formats, records):
+    assert [detect(record, formats) for record in records] == list(formats)
+
+
+def test_a_response_that_looks_like_a_dialogue():
+    """HH needs a prompt that begins with Human:, or both responses."""
+    assert detect({"prompt": "a", "chosen": "Human: b", "rejected": "c"}, pairs.PAIR_FORMATS) == pairs.Preference()
+    assert detect({"prompt": "Human: a", "chosen": "b", "rejected": "c"}, pairs.PAIR_FORMATS) == pairs.HH()
+
+
+@dataclass(frozen=True)
+class _Upper(chats.Messages):
+    def messages(self, record):
+        return [message | {"content": message["content"].upper()} for message in super().messages(record)]
+
+
+def test_identity(tmp_path, monkeypatch):
+    """Class and settings decide; of a user's class its file does too."""
+    formats = (chats.Messages(), chats.Messages("dialog"), prompts.Messages(), _Upper())
+    assert len({str(format.identity) for format in formats}) == 4
+    assert chats.Messages().identity == chats.Messages().identity
+    monkeypatch.syspath_prepend(tmp_path)
+    code = "from align.data.formats.chats import Messages\n\n\nclass Mine(Messages):\n    "
+    seen = []
+    for body in ("pass", "'''Another file.'''"):
+        (tmp_path / "mine_format.py").write_text(code + body)
+        sys.modules.pop("mine_format", None)
+        seen.append(import_module("mine_format").Mine().identity)
+    sys.modules.pop("mine_format")
+    assert seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen", "format"),
+    [
+        (TextData, "{class_path: Text, init_args: {field: body}}", Text("body")),
+        (ChatData, "Alpaca", chats.Alpaca()),
+        (ChatData, "{class_path: ShareGPT, init_args: {role: who}}", chats.ShareGPT(role="who")),
+        (PreferenceData, "Alpaca", pairs.Alpaca()),
+        (PromptData, "Alpaca", prompts.Alpaca()),
+        (PromptData, "align.data.formats.prompts.HH", prompts.HH()),
+        (ChatData, "null", None),
+    ],
+)
+def test_a_recipe_selects_by_name(tokenizer_dir, tmp_path, kind, chosen, format):
+    """The class named Alpaca is the one of the data module's kind."""
+    parser = ArgumentParser(prog="x")
+    parser.add_class_arguments(kind, "data")
+    (tmp_path / "recipe.yaml").write_text(f"data: {{tokenizer: {tokenizer_dir}, train: x, format: {chosen}}}")
+    assert parser.instantiate_classes(parser.parse_path(tmp_path / "recipe.yaml")).data.format == format
+
+
+def test_a_format_of_another_kind_is_refused(tokenizer_dir, capsys):
+    parser = ArgumentParser(prog="x")
+    parser.add_class_arguments(ChatData, "data")
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--data.tokenizer={tokenizer_dir}", "--data.train=x", "--data.format=Preference"])
+    assert "data.format" in capsys.readouterr().err
