@@ -31,7 +31,7 @@ from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
-from align.cli.keys import explain
+from align.cli.keys import check_nulls, explain, keep_nulls
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
 from align.training.checkpoint_files import absence, damage, find_whole, global_step
@@ -84,6 +84,8 @@ class AlignCLI(LightningCLI):
         """Parse, with a mistake told in one line."""
         try:
             super().parse_arguments(parser, args)
+            for group in ("model", "data"):
+                check_nulls(group, self.config[group])
         except (argparse.ArgumentError, OmegaConfBaseException, TypeError, ValueError) as error:
             raise UsageError(explain(str(error))) from error
 
@@ -269,6 +271,7 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
     """
     _hush()
+    args = keep_nulls(args)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         return (_ParseOnly if parse_only else AlignCLI)(
