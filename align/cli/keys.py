@@ -63,9 +63,8 @@ def explain(message: str) -> str:
 def keep_nulls(args: list[str]) -> list[str]:
     """Rewrite flags below ``init_args`` whose value is null, or has a null in it, as inline recipes.
 
-    jsonargparse parses such a value, formats the result with Python, and hands that text to the parser of the class: null
-    arrives as the word None, which means a reward of that name, or is no number. In a recipe, inline or in a file, null
-    stays null.
+    jsonargparse parses such a value, formats the result with Python, and hands that text to the parser of the class:
+    null arrives as the word None, the name of a reward or no number. In a recipe, inline or in a file, null stays null.
 
     Args:
         args: the command line after the verb.
@@ -108,8 +107,8 @@ def check_nulls(group: str, spec: Any) -> None:
     for name, annotation in parameters.items():
         if dataclasses.is_dataclass(annotation) and (spec.get("init_args") or {}).get(name, annotation) is None:
             raise UsageError(
-                f"{group}.init_args.{name} is null, but it is a group of settings ({annotation.__name__}); leave it out "
-                "for the defaults, or change one of its settings"
+                f"{group}.init_args.{name} is null, but it is a group of settings ({annotation.__name__}); leave it "
+                "out for the defaults, or change one of its settings"
             )
 
 

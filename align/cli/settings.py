@@ -143,7 +143,9 @@ def _add_field(
     elif required:
         parser.add_argument(f"--{_name(field)}", required=True, **form)
     else:
-        parser.add_argument(f"--{_name(field)}", default=field.default, **form)
+        # argparse appends to a copy of the default.
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        parser.add_argument(f"--{_name(field)}", default=default, **form)
 
 
 def _plain(annotation: Any) -> Any:

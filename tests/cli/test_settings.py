@@ -10,8 +10,9 @@ from naming import naming
 from align.cli.errors import UsageError
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.io.directory import save_network
+from align.io.manifest import write_manifest
 from align.model.config import GPTConfig
-from align.model.gpt import GPT
+from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import train_tokenizer
 
 
@@ -101,12 +102,16 @@ def test_help_shows_docstrings_and_defaults(capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("model")
+def models(tmp_path_factory: pytest.TempPathFactory):
+    """A folder with a language model, a reward model and a file of one prompt."""
+    folder = tmp_path_factory.mktemp("models")
     tokenizer = train_tokenizer(["ab ab"], vocab_size=256 + 7)
-    network = GPT(GPTConfig(vocab_size=263, layers=1, heads=2, width=16, ff_width=16, context=64))
-    tokenizer.save(folder)
-    save_network(network, folder, bos_id=tokenizer.bos_id, eos_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+    config = GPTConfig(vocab_size=263, layers=1, heads=2, width=16, ff_width=16, context=64, init_std=0.3)
+    for name, network in (("policy", GPT(config)), ("reward", ScalarGPT(config))):
+        tokenizer.save(folder / name)
+        ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
+        save_network(network, folder / name, **ids)
+    write_manifest(folder / "reward", {"stage": "reward", "reward_mean": 0.0, "reward_std": 1.0})
     (folder / "prompts.jsonl").write_text('{"prompt": "a"}\n')
     return folder
 
@@ -114,17 +119,17 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 @pytest.mark.parametrize(
     "words",
     [
-        "generate MODEL --prompt a --max_new_tokens 2 --judge sandbox",
-        "preferences MODEL --prompts MODEL/prompts.jsonl --out OUT/pairs.jsonl --judge sandbox --max_new_tokens 2 "
-        "--keep_unfinished --n 2 --label_temperature 1",
-        "compare a=MODEL b=MODEL --prompts MODEL/prompts.jsonl --out OUT --judge sandbox --max_new_tokens 2 --n 2",
-        "export MODEL --out OUT/export",
+        "generate IN/policy --prompt a --max_new_tokens 9 --judge IN/reward",
+        "preferences IN/policy --prompts IN/prompts.jsonl --out OUT/pairs.jsonl --judge IN/reward --max_new_tokens 9 "
+        "--keep_unfinished --label_temperature 1",
+        "compare a=IN/policy b=IN/policy --prompts IN/prompts.jsonl --out OUT --judge IN/reward --max_new_tokens 9 --n 2",
+        "export IN/policy --out OUT/export",
     ],
     ids=lambda words: words.split()[0],
 )
-def test_verbs_that_do_not_train_load_no_training_library(model, tmp_path, words: str):
+def test_verbs_that_do_not_train_load_no_training_library(models, tmp_path, words: str):
     """Lightning and datasets cost seconds to import."""
-    words = words.replace("MODEL", str(model)).replace("OUT", str(tmp_path))
+    words = words.replace("IN", str(models)).replace("OUT", str(tmp_path))
     code = (
         f"import sys; from align.cli import main; code = main({words.split()!r});"
         "print(code, *({'lightning', 'datasets'} & set(sys.modules)), file=sys.stderr)"
