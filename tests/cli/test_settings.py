@@ -122,7 +122,7 @@ def models(tmp_path_factory: pytest.TempPathFactory):
         "generate IN/policy --prompt a --max_new_tokens 9 --judge IN/reward",
         "preferences IN/policy --prompts IN/prompts.jsonl --out OUT/pairs.jsonl --judge IN/reward --max_new_tokens 9 "
         "--keep_unfinished --label_temperature 1",
-        "compare a=IN/policy b=IN/policy --prompts IN/prompts.jsonl --out OUT --judge IN/reward --max_new_tokens 9 --n 2",
+        "compare a=IN/policy b=IN/policy --prompts IN/prompts.jsonl --out OUT --judge IN/reward --max_new_tokens 9",
         "export IN/policy --out OUT/export",
     ],
     ids=lambda words: words.split()[0],
