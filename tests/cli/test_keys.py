@@ -102,14 +102,13 @@ def ppo(*words: str):
 
 def test_null_on_the_command_line_is_null():
     """At any depth, in both spellings, alone or inside a value; texts stay texts."""
-    words = ["--model.init_args.probe.judge", "null", "--model.init_args.scoring.reward_clip=null"]
-    words += ["--model.init_args.gold", "null", '--model.init_args.kl={"kl_target": null, "kl_coef": 0.5}']
+    words = ["--model.init_args.scoring.reward_clip", "null", "--model.init_args.gold=null"]
+    words += ['--model.init_args.kl={"kl_target": null, "kl_coef": 0.5}']
     settings = ppo(*words)
-    assert settings.probe.judge is None
     assert settings.scoring.reward_clip is None
     assert settings.gold is None
     assert (settings.kl.kl_target, settings.kl.kl_coef) == (None, 0.5)
-    assert settings.probe.max_new_tokens == 96, "the recipe's"
+    assert settings.rollout.max_new_tokens == 96, "the recipe's"
     assert ppo("--model.init_args.gold", "None").gold == "None"
 
 
@@ -120,6 +119,6 @@ def test_only_nulls_below_init_args_are_rewritten():
 
 
 def test_null_for_a_group_of_settings_is_a_mistake():
-    with pytest.raises(UsageError, match=naming("model.init_args.probe", "null", "ProbeConfig")):
-        ppo("--model.init_args.probe", "null")
+    with pytest.raises(UsageError, match=naming("model.init_args.rollout", "null", "RolloutConfig")):
+        ppo("--model.init_args.rollout", "null")
     assert ppo("--model.init_args.lora", "null").lora is None
