@@ -43,7 +43,7 @@ class Stage:
 
     @property
     def is_training(self) -> bool:
-        """Whether it can be resumed from checkpoints."""
+        """Whether it is trained, and so resumed from checkpoints."""
         return self.command == ("fit",)
 
     @property
@@ -119,7 +119,7 @@ def read_pipeline(
 
 
 def _overlaid(file: Path, stages: Sequence[Stage], overlays: Sequence[Path]) -> Sequence[Stage]:
-    """The stages, those that train with the overlays behind their recipe."""
+    """The stages, with the overlays added to those that train."""
     for overlay in overlays:
         if not overlay.is_file():
             raise RecipeError(f"--config {overlay}: no such file; `align recipes` lists the shipped overlays")
@@ -184,7 +184,7 @@ def _config(path: Path) -> str:
 def _argument(key: str, value: Any, *, flags: bool) -> list[str]:
     """A setting as command-line words; the key '-' holds positional arguments.
 
-    Our own verbs take flags (``--raw``) and lists of words; the settings of a recipe are all alike (``--x=true``).
+    The verbs of align take flags (``--raw``) and several words per flag; a recipe's settings take one value (``--x=true``).
     """
     if key == "-":
         return [str(item) for item in (value if isinstance(value, list) else [value])]
