@@ -1,4 +1,4 @@
-"""A progress bar with the remaining time."""
+"""A bar on the terminal for long work, with the remaining time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, if that is a terminal; it disappears when the work is done.
+    """A bar on stderr, if that is a terminal; it goes away when the work is done.
 
     Args:
-        what: the unit of work, as shown.
-        total: number of units.
+        what: is done.
+        total: of how many.
 
     Yields:
-        Callable: advances the bar by a number of units.
+        Callable: is told how many more are done.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TimeRemainingColumn

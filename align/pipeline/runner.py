@@ -116,7 +116,7 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
 
 
 def preemption_requested(*, forget: bool = False) -> bool:
-    """Whether a preemption signal arrived after a training stage ended; signals are caught from the first such stage on.
+    """Whether a preemption signal arrived after a training stage ended; signals are caught from the first stage on.
 
     Args:
         forget: discard the signals of earlier runs first.
@@ -140,7 +140,7 @@ def _can_resume(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove the files of an earlier run of another recipe, except its model, which stays until the new one is complete."""
+    """Remove the files of an earlier run of another recipe, except its model, which the new one will replace."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.csv", "samples.jsonl", "tracking.json", PREEMPTED):

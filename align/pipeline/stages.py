@@ -184,7 +184,7 @@ def _config(path: Path) -> str:
 def _argument(key: str, value: Any, *, flags: bool) -> list[str]:
     """A setting as command-line words; the key '-' holds positional arguments.
 
-    The verbs of align take flags (``--raw``) and several words per flag; a recipe's settings take one value (``--x=true``).
+    The verbs of align take flags (``--raw``) and several words per flag; settings of a recipe take one value each.
     """
     if key == "-":
         return [str(item) for item in (value if isinstance(value, list) else [value])]
