@@ -105,7 +105,8 @@ def check_nulls(group: str, spec: Any) -> None:
     """
     parameters = _parameters(_load(spec.class_path)) if "class_path" in (spec or {}) else {}
     for name, annotation in parameters.items():
-        if dataclasses.is_dataclass(annotation) and (spec.get("init_args") or {}).get(name, annotation) is None:
+        is_group = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+        if is_group and (spec.get("init_args") or {}).get(name, annotation) is None:
             raise UsageError(
                 f"{group}.init_args.{name} is null, but it is a group of settings ({annotation.__name__}); leave it "
                 "out for the defaults, or change one of its settings"

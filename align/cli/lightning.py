@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -52,6 +53,9 @@ _TRAINER_DEFAULTS = {
     "enable_model_summary": False,
     "max_epochs": 1,
 }
+
+
+_TOO_FEW_BATCHES = re.compile(r"`val_check_interval` \((\d+)\) must be .* number of the training batches \((\d+)\)")
 
 
 class AlignCLI(LightningCLI):
@@ -206,6 +210,13 @@ def _fit(cli: "AlignCLI") -> None:
     forget()
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
+    except ValueError as error:
+        if found := _TOO_FEW_BATCHES.search(str(error)):
+            raise UsageError(
+                f"trainer.val_check_interval is {found[1]}, but an epoch has {found[2]} batches; lower it, or set "
+                "trainer.check_val_every_n_epoch to null, which counts batches across epochs"
+            ) from error
+        raise
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise

@@ -32,6 +32,11 @@ def fit(recipes: Path, run: Path, name: str, *extra: str) -> list[str]:
         (["--config", "nothing.yaml"], 2, ["nothing.yaml"]),
         (["--model.init_args.gpt.vocab_size", "512"], 1, ["vocab_size", 768, 512]),
         (["--model.init_args.gpt.context", "64"], 1, ["data.context", 192, 64]),
+        (
+            ["--trainer.val_check_interval", "5000", "--trainer.check_val_every_n_epoch", "1"],
+            2,
+            ["trainer.val_check_interval", 5000, "trainer.check_val_every_n_epoch"],
+        ),
         (["--model_directory.monitor", "val/los"], 1, ["model_directory.monitor", "val/los"]),
     ],
 )
