@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 
-from align.callbacks import samples
 from align.cli import main
+from align.generation import responses
+from align.generation.sampling import response_seed
 from align.io.directory import load_network
 from align.io.manifest import read_manifest, weights_fingerprint
 from align.tokenizer import Tokenizer
@@ -131,15 +132,15 @@ def test_greedy_generation_is_transformers_greedy_generation(run: Path, capsys: 
 
 
 def test_a_sample_draws_the_same_random_numbers_in_any_batch(run: Path, monkeypatch: pytest.MonkeyPatch):
-    """Sample i draws from seed + i; its logits differ by rounding, since batches of other shapes add up differently."""
+    """Sample k of prompt i draws from a hash of (seed, i, k); only the rounding of its logits depends on the batch."""
     drawn: list[tuple[tuple[int, ...], int]] = []
-    real = samples.generate
+    real = responses.generate
 
     def generate(network, prompts, *rest, seeds, **more):
         drawn.extend(zip(map(tuple, prompts), seeds, strict=True))
         return real(network, prompts, *rest, seeds=seeds, **more)
 
-    monkeypatch.setattr(samples, "generate", generate)
+    monkeypatch.setattr(responses, "generate", generate)
     prompts = run / "data/prompts_test.jsonl"
     command = ["generate", str(run / "sft/model"), "--prompts", str(prompts), "--json", "--n", "2", "--seed", "7"]
     found = []
@@ -148,7 +149,10 @@ def test_a_sample_draws_the_same_random_numbers_in_any_batch(run: Path, monkeypa
         assert main([*command, "--max_new_tokens=2", "--batch-size", size]) == 0
         found.append(list(drawn))
     assert found[0] == found[1] == found[2]
-    assert [seed for _, seed in found[0]] == list(range(7, 7 + 2 * len(prompts.read_text().splitlines())))
+    numbers = range(len(prompts.read_text().splitlines()))
+    assert [seed for _, seed in found[0]] == [
+        response_seed(7, number, sample) for number in numbers for sample in (0, 1)
+    ]
 
 
 def test_tokenizer_encode_prints_one_json_list(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):

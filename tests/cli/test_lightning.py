@@ -102,8 +102,8 @@ def test_a_full_disk_while_writing_the_model_keeps_the_old_one(run: Path, recipe
     ("extra", "code", "named"),
     [
         ([], 2, ["--prompt", "--prompts"]),
-        (["--prompt", "x", "--n", "0"], 2, ["--n", 0]),
-        (["--prompt", "x", "--temperature", "-1"], 1, ["temperature", "-1.0"]),
+        (["--prompt", "x", "--n", "0"], 2, ["n", 0]),
+        (["--prompt", "x", "--temperature", "-1"], 2, ["temperature", "-1.0"]),
         (["--prompt", "x", "--temprature", "1"], 2, ["--temprature", "temperature"]),
         (["--prompts", "nothing.jsonl"], 1, ["nothing.jsonl"]),
         (["--prompt", "x", "--judge", "sandbx"], 1, ["sandbx"]),
