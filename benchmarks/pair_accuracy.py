@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import yaml
 
-from align.algorithms.reference_logprobs import pair_logprobs
+from align.algorithms.dpo import pair_logprobs
 from align.data.pair_data import PreferenceData
 from align.io.directory import load_network
 from align.rewards.functions import load_reward

@@ -1,269 +1,189 @@
-"""Concurrent streaming requests to `align serve`, a quarter of them cancelled half-way, beside `align.generate`.
+"""Tokens per second that streaming clients get from `align serve`, or from any server with OpenAI's chat completions.
 
-    python benchmarks/serving.py runs/seed1/sft --prompts runs/seed1/data/prompts_test.jsonl --rounds 5
+    python benchmarks/serving.py runs/tiny/dpo                          # starts `align serve runs/tiny/dpo`
+    python benchmarks/serving.py runs/tiny/dpo --serve "--quantize q8_0 --slots 32"
+    python benchmarks/serving.py --random runs/tiny/tokenizer           # a random network of 12 M parameters
+    python benchmarks/serving.py --url http://127.0.0.1:8000/v1         # a server that is already running
 
-Peers, of the same prompts, seeds and settings; answers are as long as the model makes them:
-
-batch: `generate` on ids, in batches of as many rows as there are clients. No text, no HTTP.
-served: `align serve` in a process of its own, asked by as many clients at once, each with its next request as soon as
-    the last is over, through OpenAI's asynchronous client or plain httpx, in this process. Every text is compared with
-    what the server's engine answers to the request alone. Of a cancelled answer only what was received counts.
-
-`engine_cpu_s` is that of the server's process that computes, `front_cpu_s` of that which speaks HTTP, `cpu_s` of both.
-That of the clients, `client_cpu_s`, is in none of them; but they share the cores, and so have a part in `wall_s`.
-Linux only.
+Every client sends one request after the other, each with another prompt, at temperature 1, and reads the stream to its
+end. A round is timed from the first request to the last token; tokens are those of the server's `usage`. The clients
+run in this process and share the machine's cores with the server: `client_cpu_s` is theirs, `server_cpu_s` that of the
+processes of `align serve` (Linux). Medians of the rounds are reported, with all of them in the file.
 """
 
+import argparse
 import asyncio
 import json
-import random
+import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
-import threading
+import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
+from typing import Any
+
+import aiohttp
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measure import Meter, Numbers, Setting, main, parser
+from measure import Meter, machine
 
-WARM_UP = 8  # requests
-KEPT = [f"{process}_{key}" for process in ("front", "engine") for key in ("threads", "fds", "rss_mb")]
-
-
-def requests(setting: Setting) -> list[list[dict[str, str]]]:
-    """Prompts as messages; request i has seed i and, for i % 4 == 3, is cancelled."""
-    lines = Path(setting["prompts"]).read_text().splitlines()
-    prompts = [json.loads(line)["prompt"] for line in lines]
-    prompts = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
-    random.Random(0).shuffle(prompts)
-    return [prompts[i % len(prompts)] for i in range(setting["requests"])]
+WORDS = ["river", "stone", "lantern", "winter", "orchard", "signal", "harbour", "copper", "meadow", "engine", "violet"]
 
 
-def batch(setting: Setting) -> Numbers:
-    from align.cli.model_path import model_directory
-    from align.generation.generate import generate
-    from align.generation.sampling_config import SamplingConfig
-    from align.io.directory import load_network
+def main() -> None:
+    a = _arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        model = str(_random_model(Path(folder) / "random-12m", a.random)) if a.random else a.model
+        with _server(model, a) as url:
+            rows = [asyncio.run(_measured(url, clients, a)) for clients in a.clients]
+    print("| clients | tokens/s | tokens per CPU second of the server | first token, ms |\n|---|---|---|---|")
+    for row in rows:
+        per_cpu = f"{row['tokens'] / row['server_cpu_s']:.0f}" if row["server_cpu_s"] else "-"
+        print(f"| {row['clients']} | {row['tokens_per_s']:.0f} | {per_cpu} | {row['first_token_ms']:.1f} |")
+    print(f"\n{machine()}; load {os.getloadavg()[0]:.1f}; {a.rounds} rounds, medians; {date.today()}")
+    if a.out:
+        facts = {"label": a.label, "command": " ".join(sys.argv), "machine": machine(), "date": str(date.today())}
+        known = json.loads(a.out.read_text()) if a.out.exists() else []
+        kept = [run for run in known if run["label"] != a.label]
+        a.out.write_text(json.dumps([*kept, facts | {"rows": rows}], indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("model", nargs="?", help="what `align serve` is to serve")
+    p.add_argument("--random", type=Path, metavar="TOKENIZER", help="serve a random network with this tokenizer")
+    p.add_argument("--url", help="measure the server at this base URL, which ends in /v1")
+    p.add_argument("--serve", default="", help="flags of `align serve`, in one string")
+    p.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="requests in flight")
+    p.add_argument("--requests", type=int, default=4, help="requests of each client in a round")
+    p.add_argument("--new", type=int, default=64, help="longest response, tokens")
+    p.add_argument("--rounds", type=int, default=3, help="rounds after one to warm up")
+    p.add_argument("--label", default="serving", help="name of the run in --out")
+    p.add_argument("--out", type=Path, help="JSON file of runs; one of the same label is replaced")
+    a = p.parse_args()
+    if sum(bool(given) for given in (a.model, a.random, a.url)) != 1:
+        p.error("give one of MODEL, --random and --url")
+    return a
+
+
+def _random_model(folder: Path, tokenizer_folder: Path) -> Path:
+    """A Llama-shaped network of about 12 M parameters."""
+    from align.io.directory import save_network
+    from align.model import GPT, GPTConfig
     from align.tokenizer import Tokenizer
 
-    directory = model_directory(setting["model"])
-    tokenizer, network = Tokenizer.load(directory), load_network(directory).eval()
-    ids = [tokenizer.render_chat(messages, add_generation_prompt=True).ids for messages in requests(setting)]
-    sampling = SamplingConfig(max_new_tokens=setting["new"])
-    generate(network, ids[:WARM_UP], sampling, stop_ids=tokenizer.stop_ids)
-    tokens = 0
-    with Meter() as meter:
-        for start in range(0, len(ids), setting["clients"]):
-            rows = ids[start : start + setting["clients"]]
-            seeds = list(range(start, start + len(rows)))
-            samples = generate(network, rows, sampling, stop_ids=tokenizer.stop_ids, seeds=seeds)
-            tokens += int(samples.mask.sum())
-    return {
-        "tokens_per_s": tokens / meter.wall,
-        "tokens_per_cpu_s": tokens / meter.cpu,
-        "tokens": tokens,
-        "wall_s": meter.wall,
-        "cpu_s": meter.cpu,
-    }
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    config = GPTConfig(
+        vocab_size=-(-tokenizer.vocab_size // 64) * 64, layers=6, heads=6, width=384, ff_width=1152, context=1024
+    )
+    network = GPT(config)
+    network.initialise(0)
+    folder.mkdir()
+    tokenizer.save(folder)
+    ids = {"bos_id": tokenizer.bos_id, "eos_ids": tokenizer.stop_ids, "pad_id": tokenizer.pad_id}
+    save_network(network, folder, **ids)
+    print(f"{network.num_parameters():,} parameters", file=sys.stderr)
+    return folder
 
 
-def alone(setting: Setting) -> tuple[list[str], list[int]]:
-    """Texts and token counts of the server's engine with one row: what every client has to get."""
-    from align.cli.model_path import model_directory
-    from align.generation.sampling_config import SamplingConfig
-    from align.io.directory import load_network
-    from align.serve.engine import Engine
-    from align.serve.requests import Piece, Request
-    from align.tokenizer import Tokenizer
-
-    directory = model_directory(setting["model"])
-    tokenizer, asked = Tokenizer.load(directory), requests(setting)
-    pieces: list[list[Piece]] = [[] for _ in asked]
-    over = threading.Semaphore(0)
-
-    def hear(i: int, piece: Piece) -> None:
-        pieces[i].append(piece)
-        if piece.reason is not None:
-            over.release()
-
-    with Engine(load_network(directory).eval(), tokenizer, max_rows=1, max_waiting=len(asked)) as engine:
-        for i, messages in enumerate(asked):
-            ids = tokenizer.render_chat(messages, add_generation_prompt=True).ids
-            engine.submit(Request(ids, SamplingConfig(max_new_tokens=setting["new"]), i), partial(hear, i))
-        for _ in asked:
-            over.acquire()
-    return ["".join(piece.text for piece in row) for row in pieces], [row[-1].tokens for row in pieces]
-
-
-def served(setting: Setting) -> Numbers:
-    texts, counts = alone(setting)
-    command = [sys.executable, "-m", "align", "serve", setting["model"], "--name", "m", "--port", "0"]
-    command += ["--max_concurrency", str(setting["clients"]), "--max_waiting", str(setting["clients"])]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+@contextmanager
+def _server(model: str | None, a: argparse.Namespace) -> Iterator[str]:
+    """The base URL of a server that runs for as long as the block does."""
+    if a.url:
+        yield a.url
+        return
+    command = [sys.executable, "-m", "align", "serve", model, "--port", "0", *shlex.split(a.serve)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        url = re.search(r"http://\S+/v1", server.stdout.readline()).group()
-        found = asyncio.run(_ask_all(setting, url, server.pid, texts, counts))
+        assert process.stdout is not None
+        found = re.search(r"http://\S+?/v1", process.stdout.readline())
+        assert found, "align serve printed no URL"
+        yield found.group()
     finally:
-        server.terminate()
-        assert server.wait(60) == 0, "align serve did not end orderly"
-    return found
+        process.terminate()
+        assert process.wait(60) == 0, "align serve did not exit cleanly"
 
 
-async def _ask_all(setting: Setting, url: str, pid: int, texts: list[str], counts: list[int]) -> Numbers:
-    ask, close = CLIENTS[setting["client"]](url, setting["clients"])
-    messages = requests(setting)
-    tokens, errors, wrong, waits = 0, 0, 0, []
+async def _measured(url: str, clients: int, a: argparse.Namespace) -> dict[str, Any]:
+    """Medians of the rounds with this many clients, and the rounds."""
+    rounds = []
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+        async with session.get(f"{url}/models") as response:
+            name = (await response.json())["data"][0]["id"]
+        for number in range(a.rounds + 1):
+            found = await _round(session, url, name, clients, a)
+            print(f"{clients} clients, round {number}: {json.dumps(found)}", file=sys.stderr)
+            rounds.append(found)
+    medians = {key: statistics.median(one[key] for one in rounds[1:]) for key in rounds[0]}
+    return {"clients": clients, **medians, "rounds": rounds[1:]}
 
-    async def one(i: int) -> None:
-        nonlocal tokens, errors, wrong
-        cancelled, text, started = i % 4 == 3, "", time.perf_counter()
-        wanted = len(texts[i]) / 2 if cancelled else float("inf")
-        usage = None
-        try:
-            body = {"model": "m", "messages": messages[i], "seed": i, "max_tokens": setting["new"], "stream": True}
-            stream = ask(body | {"stream_options": {"include_usage": True}})
-            async for piece, counted in stream:
-                if piece and not text:
-                    waits.append(time.perf_counter() - started)
-                text, usage = text + piece, counted or usage
-                if len(text) >= wanted:
-                    break
-            await stream.aclose()
-        except Exception as error:
-            errors += 1
-            print(f"request {i}: {type(error).__name__}: {error}", file=sys.stderr)
-            return
-        if cancelled:
-            wrong += not texts[i].startswith(text)
-            tokens += round(counts[i] * len(text) / max(1, len(texts[i])))
-        else:
-            wrong += text != texts[i] or usage != counts[i]
-            tokens += counts[i]
 
-    async def client(numbers: "asyncio.Queue[int]") -> None:
-        while not numbers.empty():
-            await one(numbers.get_nowait())
+async def _round(
+    session: aiohttp.ClientSession, url: str, name: str, clients: int, a: argparse.Namespace
+) -> dict[str, float]:
+    waits: list[float] = []
 
-    async def everyone(count: int, clients: int) -> None:
-        numbers: asyncio.Queue[int] = asyncio.Queue()
-        for i in range(count):
-            numbers.put_nowait(i)
-        await asyncio.gather(*(client(numbers) for _ in range(clients)))
+    async def client(number: int) -> int:
+        tokens = 0
+        for request in range(a.requests):
+            words = [WORDS[(number * 5 + request * 3 + i * i) % len(WORDS)] for i in range(12)]
+            body = {
+                "model": name, "messages": [{"role": "user", "content": " ".join(words)}], "temperature": 1,
+                "max_tokens": a.new, "seed": number * 1000 + request, "stream": True,
+                "stream_options": {"include_usage": True},
+            }  # fmt: skip
+            tokens += await _streamed(session, f"{url}/chat/completions", body, waits)
+        return tokens
 
-    await everyone(setting["clients"] * 2, setting["clients"])
-    await asyncio.sleep(0.5)
-    before = _processes(pid)
-    tokens, errors, wrong = 0, 0, 0
-    waits.clear()
+    before = _server_cpu_s()
     with Meter() as meter:
-        await everyone(setting["requests"], setting["clients"])
-    await close()
-    await asyncio.sleep(1)
-    state = await _health(url)
-    after = _processes(pid)
-    front, engine = (after[f"{process}_cpu_s"] - before[f"{process}_cpu_s"] for process in ("front", "engine"))
+        tokens = sum(await asyncio.gather(*(client(number) for number in range(clients))))
     return {
         "tokens_per_s": tokens / meter.wall,
-        "tokens_per_cpu_s": tokens / (front + engine),
-        "tokens_per_engine_cpu_s": tokens / engine,
+        "first_token_ms": 1000 * statistics.median(waits),
         "tokens": tokens,
         "wall_s": meter.wall,
-        "errors": errors,
-        "wrong_answers": wrong,
-        "cancelled": len(messages) // 4,
-        "first_text_ms": 1000 * statistics.median(waits),
-        "left_running": state["running"] + state["waiting"],
-        **{f"{key}_before": before[key] for key in KEPT},
-        **{f"{key}_after": after[key] for key in KEPT},
         "client_cpu_s": meter.cpu,
-        "front_cpu_s": front,
-        "engine_cpu_s": engine,
-        "cpu_s": front + engine,
+        "server_cpu_s": _server_cpu_s() - before,
     }
 
 
-def _processes(pid: int) -> Numbers:
-    """Of the process that speaks HTTP and of its child, the engine."""
-    # Its other child is Python's resource tracker.
-    spawned = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"spawn_main" in path.read_bytes()]
-    engine = next(int(folder.name) for folder in spawned if f"PPid:\t{pid}\n" in (folder / "status").read_text())
-    both = {"front": _process(pid), "engine": _process(engine)}
-    return {f"{process}_{key}": value for process, numbers in both.items() for key, value in numbers.items()}
+def _server_cpu_s() -> float:
+    """CPU seconds so far of this process's children and of theirs; 0 where it started no server."""
+    parents, seconds = {}, {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # ended meanwhile
+            continue
+        pid = int(path.parent.name)
+        parents[pid] = int(fields[1])
+        seconds[pid] = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ours: set[int] = set()
+    while found := {pid for pid, parent in parents.items() if parent in {os.getpid(), *ours}} - ours:
+        ours |= found
+    return sum(seconds[pid] for pid in ours)
 
 
-def _process(pid: int) -> Numbers:
-    """Threads, file descriptors, resident memory and CPU seconds of a process (Linux)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    times = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return {
-        "threads": int(fields["Threads"]),
-        "fds": len(list(Path(f"/proc/{pid}/fd").iterdir())),
-        "rss_mb": int(fields["VmRSS"].split()[0]) / 1024,
-        "cpu_s": (int(times[11]) + int(times[12])) / 100,
-    }
+async def _streamed(session: aiohttp.ClientSession, url: str, body: dict[str, Any], waits: list[float]) -> int:
+    """Read one response to its end; returns its tokens and notes the seconds to the first of them."""
+    started, first, last = time.perf_counter(), True, b""
+    async with session.post(url, json=body) as response:
+        response.raise_for_status()
+        async for line in response.content:
+            if first and b'"content":"' in line.replace(b": ", b":") and b'"content":""' not in line:
+                waits.append(time.perf_counter() - started)
+                first = False
+            if line.startswith(b"data: {"):
+                last = line
+    return int(json.loads(last[6:])["usage"]["completion_tokens"])
 
-
-async def _health(url: str) -> dict[str, int]:
-    import httpx2
-
-    async with httpx2.AsyncClient() as client:
-        return (await client.get(url.removesuffix("/v1") + "/health")).json()
-
-
-def through_openai(url: str, clients: int) -> tuple[Callable, Callable]:
-    import openai
-
-    client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0)
-
-    async def ask(body: dict):
-        async with await client.chat.completions.create(**body) as stream:
-            async for chunk in stream:
-                text = chunk.choices[0].delta.content if chunk.choices else None
-                yield text or "", chunk.usage and chunk.usage.completion_tokens
-
-    return ask, client.close
-
-
-def through_httpx(url: str, clients: int) -> tuple[Callable, Callable]:
-    import httpx2
-
-    client = httpx2.AsyncClient(timeout=60, limits=httpx2.Limits(max_connections=clients))
-
-    async def ask(body: dict):
-        async with client.stream("POST", f"{url}/chat/completions", json=body) as response:
-            response.raise_for_status()
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
-                    chunk = json.loads(line[6:])
-                    text = chunk["choices"][0]["delta"].get("content") if chunk["choices"] else None
-                    yield text or "", chunk.get("usage") and chunk["usage"]["completion_tokens"]
-
-    return ask, client.aclose
-
-
-CLIENTS = {"openai": through_openai, "httpx": through_httpx}
-PEERS = {"batch": batch, "served": served}
 
 if __name__ == "__main__":
-    p = parser(__doc__, PEERS)
-    p.add_argument("model", nargs="?", help="model directory or a stage's folder")
-    p.add_argument("--prompts", help="JSONL file of prompts")
-    p.add_argument("--clients", type=int, default=50, help="requests at once")
-    p.add_argument("--requests", type=int, default=400, help="requests in all")
-    p.add_argument("--new", type=int, default=128, help="longest answer, tokens")
-    p.add_argument("--client", choices=CLIENTS, default="httpx", help="what asks")
-    a = p.parse_args()
-    name = f"{a.requests} requests of {a.clients} {a.client} clients"
-    setting = {"name": name} | {
-        key: getattr(a, key) for key in ("model", "prompts", "clients", "requests", "new", "client")
-    }
-    columns = ["tokens_per_s", "tokens", "wall_s", "tokens_per_cpu_s", "tokens_per_engine_cpu_s"]
-    columns += ["cpu_s", "engine_cpu_s", "front_cpu_s", "client_cpu_s"]
-    columns += ["errors", "wrong_answers", "left_running", "first_text_ms"]
-    columns += [f"{key}_{when}" for key in KEPT for when in ("before", "after")]
-    main(a, PEERS, [setting], columns=columns)
+    main()

@@ -27,7 +27,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compare": {"tokenizer", "objectives", "model", "generation", "io", "rewards"},
     "export": {"tokenizer", "model", "adapters", "io", "generation"},
     "pipeline": {"io", "training"},
-    "serve": {"tokenizer", "model", "generation", "io"},
 }
 EVERYBODY_MAY = {"batches"}
 FREE = {"cli", "__main__", "__init__"}

@@ -1,4 +1,10 @@
-"""What pretraining and supervised fine-tuning share: one network, next-token loss weighted by tokens."""
+"""Next-token training, which pretraining and supervised fine-tuning share.
+
+To follow a row of tokens to its loss, read ``align/batches.py: TokenBatch``, ``LanguageModelStage.training_step`` here,
+then ``align/objectives/cross_entropy.py``.
+
+Legend: B rows, T tokens, D width.
+"""
 
 import math
 from collections.abc import Callable
@@ -16,57 +22,15 @@ from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 
-class TokenLoss(WideMetric):
-    """Loss per token, perplexity and bits per byte over everything since the last reset.
-
-    Sums are kept, never means of means: a batch counts by its tokens, and ranks are added before dividing.
-    """
-
-    full_state_update = False
-    nll: torch.Tensor
-    tokens: torch.Tensor
-    bytes: torch.Tensor
-
-    def __init__(self) -> None:
-        """Start from nothing."""
-        super().__init__()
-        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, nll: torch.Tensor, tokens: torch.Tensor, num_bytes: torch.Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            nll: ``[]`` summed negative log-likelihood, nats.
-            tokens: ``[]`` int64 targets that counted.
-            num_bytes: ``[B]`` int64 UTF-8 bytes of those targets per row.
-        """
-        self.nll += wide(nll)
-        self.tokens += tokens.to(self.device)
-        self.bytes += num_bytes.sum().to(self.device)
-
-    def compute(self) -> dict[str, torch.Tensor]:
-        """Values since the last reset.
-
-        Returns:
-            dict: ``loss`` nats per token, ``perplexity`` exp(loss), ``bits_per_byte`` nats / (ln 2 x bytes).
-        """
-        loss = self.nll / self.tokens
-        bits_per_byte = self.nll / (math.log(2) * self.bytes)
-        return {"loss": loss.float(), "perplexity": loss.exp().float(), "bits_per_byte": bits_per_byte.float()}
-
-
 class LanguageModelStage(Stage):
-    """Trains a GPT on next tokens; Pretrain and SFT say where its weights come from.
+    """Trains a GPT on next tokens; Pretrain and SFT provide the network.
 
-    A step in order:
-        1. seed torch from (seed, batch number, rank), so that a resumed run draws the same dropout;
-        2. hidden states of ``ids[:, :-1]``;
-        3. summed cross-entropy of the counted targets;
-        4. the loss (with accumulation the gradient) is divided by the tokens of the whole optimizer step, over
-           all micro-batches and ranks, so that both ways give the gradient of one big batch;
-        5. clip, AdamW, schedule: the Trainer's.
+    One step:
+        1. Seed torch with (seed, batch number, rank), so that a resumed run draws the same dropout masks
+           (``Stage.on_train_batch_start``).
+        2. Hidden states of ``ids[:, :-1]``.
+        3. Cross-entropy, summed over the tokens that count.
+        4. Divide by the counted tokens of the whole optimizer step (``Stage.weighted``).
     """
 
     network: GPT
@@ -83,7 +47,7 @@ class LanguageModelStage(Stage):
         memory: MemoryConfig,
         lora: LoraConfig | None = None,
     ) -> None:
-        """Keep the settings; ``make`` is called under the Trainer's strategy."""
+        """Store the settings; ``make`` returns the network, and is called under the Trainer's strategy."""
         super().__init__(
             optimizer=optimizer, schedule=schedule, parent=parent, lora=lora, memory=memory, compile=compile
         )
@@ -96,7 +60,7 @@ class LanguageModelStage(Stage):
         self.network = self._make()
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
-        """Hidden states ``[B, T-1, D]`` of ``ids[:, :-1]``."""
+        """Step 2: hidden states ``[B, T-1, D]`` of ``ids[:, :-1]``."""
         documents, positions = batch.documents, batch.positions
         return self.network.hidden(
             batch.ids[:, :-1],
@@ -105,7 +69,7 @@ class LanguageModelStage(Stage):
         )
 
     def loss(self, batch: TokenBatch) -> NextTokenLoss:
-        """Summed next-token loss of a batch."""
+        """Steps 2 and 3: next-token loss of a batch, summed."""
         return next_token_loss(
             self.hidden(batch), self.network.output_weight, batch.ids, batch.mask, z_loss=self.z_loss
         )
@@ -116,15 +80,15 @@ class LanguageModelStage(Stage):
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        result = self.loss(batch)
+        result = self.loss(batch)  # 2, 3
         mean = result.nll / result.tokens.clamp(min=1)
         mean = self.mean_over_ranks({"loss": mean}, result.tokens)["loss"]
         self.log("train/loss", mean, prog_bar=True)
         self.refuse_nonfinite(mean)
-        return self.weighted(result.loss, result.tokens)
+        return self.weighted(result.loss, result.tokens)  # 4
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Add a batch to the validation sums."""
+        """Add a batch to the validation metrics."""
         result = self.loss(batch)
         self.val_metric.update(result.nll, result.tokens, batch.num_bytes)
 
@@ -133,7 +97,7 @@ class LanguageModelStage(Stage):
         self._log_metric("val", self.val_metric)
 
     def test_step(self, batch: TokenBatch, batch_idx: int) -> None:
-        """Add a batch to the test sums."""
+        """Add a batch to the test metrics."""
         result = self.loss(batch)
         self.test_metric.update(result.nll, result.tokens, batch.num_bytes)
 
@@ -142,12 +106,53 @@ class LanguageModelStage(Stage):
         self._log_metric("test", self.test_metric)
 
     def predict_step(self, batch: TokenBatch, batch_idx: int) -> list[dict[str, float]]:
-        """What each row costs: ``nll`` nats, ``tokens`` counted and ``bytes`` of text; rows of padding are left out."""
+        """``nll`` (nats), counted ``tokens`` and ``bytes`` of text of each row; padding is left out."""
         nll, tokens = row_nll(self.hidden(batch), self.network.output_weight, batch.ids, batch.mask)
         rows = zip(nll.tolist(), tokens.tolist(), batch.num_bytes.tolist(), strict=True)
         return [{"nll": cost, "tokens": count, "bytes": size} for cost, count, size in rows if count]
 
-    def _log_metric(self, split: str, metric: TokenLoss) -> None:
+    def _log_metric(self, split: str, metric: "TokenLoss") -> None:
         values: dict[str, Any] = metric.compute()
         metric.reset()
         self.log_dict({f"{split}/{name}": value for name, value in values.items()}, prog_bar=True)
+
+
+class TokenLoss(WideMetric):
+    """Loss per token, perplexity and bits per byte over all batches since the last reset.
+
+    A ratio of sums over batches and ranks, not a mean of means, so every token has the same weight.
+    """
+
+    full_state_update = False
+    nll: torch.Tensor
+    tokens: torch.Tensor
+    bytes: torch.Tensor
+
+    def __init__(self) -> None:
+        """Start with no tokens."""
+        super().__init__()
+        self.add_state("nll", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("bytes", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, nll: torch.Tensor, tokens: torch.Tensor, num_bytes: torch.Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            nll: ``[]`` summed negative log-likelihood, nats.
+            tokens: ``[]`` int64, number of counted targets.
+            num_bytes: ``[B]`` int64, UTF-8 bytes of those targets in each row.
+        """
+        self.nll += wide(nll)
+        self.tokens += tokens.to(self.device)
+        self.bytes += num_bytes.sum().to(self.device)
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        """Values since the last reset.
+
+        Returns:
+            dict: ``loss``, nats per token; ``perplexity``, exp(loss); ``bits_per_byte``, nats / (ln 2 x bytes).
+        """
+        loss = self.nll / self.tokens
+        bits_per_byte = self.nll / (math.log(2) * self.bytes)
+        return {"loss": loss.float(), "perplexity": loss.exp().float(), "bits_per_byte": bits_per_byte.float()}

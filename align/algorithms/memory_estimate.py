@@ -1,13 +1,12 @@
-"""What a training step of a stage holds in memory, estimated, and which settings make it smaller.
+"""Estimated memory of a training step, and the settings that reduce it.
 
-Exact for weights, gradients and the optimizer's state. Activations are counted as the graph keeps them on a CPU,
-without dropout's masks, what kernels use while they run and what an allocator wastes.
+Weights, gradients and optimizer state are exact. Activations are those that the graph keeps on a CPU, without dropout
+masks, kernels' workspaces and fragmentation.
 
 Legend: B rows, T tokens, L layers, H query heads, K key/value heads, E width of one head, D width, F width inside the
 feed-forward, V vocabulary.
 """
 
-import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -19,101 +18,101 @@ from align.algorithms.module import Stage
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.model.layers import Recompute
-from align.objectives.chunks import chunk_positions
+from align.objectives.chunks import chunk_size
 from align.training.sharding import local
 
 _BLOCK_8BIT, _LEAST_8BIT = 256, 4096
-"""Numbers of a block, and of the smallest parameter whose means are kept in 8 bits"""
+"""Block size, and numel of the smallest parameter, with 8-bit optimizer state."""
 
 _CODE_TABLE = 4 * 256
-"""Bytes of the table that a mean's 8-bit codes point into"""
+"""Bytes of the lookup table of a running mean's 8-bit codes."""
 
 
 @dataclass(frozen=True)
-class Footprint:
-    """Bytes."""
+class MemoryEstimate:
+    """Memory of a training step by use, in bytes."""
 
     parameters: int
-    """Of the networks that are trained, frozen parts included"""
+    """Trained networks, including their frozen parameters."""
     gradients: int
-    """Of what the optimizer moves"""
+    """Gradients of the trained parameters."""
     optimizer: int
-    """Both running means"""
+    """AdamW's running means."""
     frozen: int
-    """Networks that are never trained"""
+    """Frozen networks, except for weights they share with trained ones."""
     activations: int
-    """Kept from forward to backward for one micro-batch, and what the backward pass makes again at once"""
+    """Kept from the forward to the backward pass of a micro-batch, plus what is recomputed at a time."""
     logits: int
-    """One chunk of them with its softmax, and the gradient of the output matrix"""
+    """One chunk of logits with its softmax, and the gradient of the output matrix."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A setting that makes a step smaller."""
+    """A setting that saves memory."""
 
     setting: str
-    """What to set"""
-    gain: int
-    """Bytes"""
-    price: str
-    """What it costs"""
+    """The setting and its value."""
+    saved: int
+    """Bytes saved."""
+    cost: str
+    """What it costs in return."""
 
 
-def footprint(stage: Stage, rows: int, tokens: int) -> Footprint:
-    """What a step of a stage whose networks are built holds.
+def estimate_memory(stage: Stage, rows: int, tokens: int) -> MemoryEstimate:
+    """Memory of a training step on one rank.
 
     Args:
-        stage: its settings, networks and Trainer's precision count.
+        stage: with networks built and a Trainer.
         rows: B of a micro-batch on one rank.
-        tokens: T, padding included.
+        tokens: T, including padding.
     """
     networks = _trained_networks(stage)
-    moved = [parameter for parameter in stage.trained() if parameter.requires_grad]
+    trained = list(stage.trained())
     frozen = [module for name in stage.frozen_names if (module := getattr(stage, name, None)) is not None]
     weights: set[nn.Parameter] = set().union(*(module.parameters() for module in _trained_modules(stage)))
     narrow = "bf16" in _precision(stage)
-    what = stage.memory_config.activation_checkpointing
-    return Footprint(
+    recompute = stage.memory_config.activation_checkpointing
+    return MemoryEstimate(
         parameters=_bytes(weights),
-        gradients=_bytes(moved),
-        optimizer=optimizer_bytes(moved, stage.optimizer_config.state_bits),
-        # A reference may stand on the weights below an adapter.
+        gradients=_bytes(trained),
+        optimizer=optimizer_bytes(trained, stage.optimizer_config.state_bits),
+        # A reference may share the base weights of the policy's adapters.
         frozen=_bytes({p for module in frozen for p in module.parameters()} - weights),
         activations=sum(
-            activation_bytes(network.config, rows, tokens, recompute=what, narrow=narrow) for network in networks
+            activation_bytes(network.config, rows, tokens, recompute=recompute, narrow=narrow) for network in networks
         ),
         logits=logits_bytes(stage.network, rows * tokens, _device(stage)) if isinstance(stage.network, GPT) else 0,
     )
 
 
 def optimizer_bytes(parameters: list[nn.Parameter], state_bits: int) -> int:
-    """Of AdamW's two running means, their scales and code tables, and one step count, for each parameter."""
+    """AdamW's two running means, with the scales and code tables of 8-bit ones, and a step count for each parameter."""
     total = 0
     for parameter in parameters:
-        here = local(parameter)
-        numbers = here.numel()
-        total += 4  # steps
-        if state_bits == 8 and numbers >= _LEAST_8BIT and numbers % _BLOCK_8BIT == 0:
-            total += 2 * (numbers + 4 * numbers // _BLOCK_8BIT + _CODE_TABLE)
+        shard = local(parameter)
+        numel = shard.numel()
+        total += 4  # step count
+        if state_bits == 8 and numel >= _LEAST_8BIT and numel % _BLOCK_8BIT == 0:
+            total += 2 * (numel + 4 * numel // _BLOCK_8BIT + _CODE_TABLE)
         else:
-            total += 2 * here.nbytes
+            total += 2 * shard.nbytes
     return total
 
 
 def activation_bytes(config: GPTConfig, rows: int, tokens: int, *, recompute: Recompute, narrow: bool) -> int:
-    """What a trunk keeps of ``rows * tokens`` places, and of one part of a block while it is made again.
+    """Activations that a trunk keeps for ``rows * tokens`` positions, plus those recomputed at a time.
 
     Args:
-        config: the network's shape.
+        config: of the network.
         rows: B.
         tokens: T.
         recompute: see ``Block.recompute``.
-        narrow: products are bfloat16.
+        narrow: matrix products are in bfloat16.
     """
     attention, feed = _attention_bytes(config, narrow), _feed_forward_bytes(config, narrow)
     a_matrices, f_matrices = _matrix_bytes(config) if narrow else (0, 0)
@@ -123,16 +122,16 @@ def activation_bytes(config: GPTConfig, rows: int, tokens: int, *, recompute: Re
         "selective": (attention + residual, feed - residual, a_matrices),
         "block": (residual, attention + feed - residual, 0),
     }[recompute]
-    # The last norm's input and output, and the gradients that come back through the residual stream.
+    # The last norm's input and output, and the gradient of the residual stream.
     ends = 4 * residual
     return rows * tokens * (config.layers * kept + again + ends) + config.layers * matrices
 
 
 def _attention_bytes(config: GPTConfig, narrow: bool) -> int:
-    """Kept of a token by a block's first norm and attention.
+    """Bytes that a block's first norm and attention keep per token.
 
-    Queries, keys, values and what attention makes of them, in the products' type; with rope the latter once more, in
-    another order; each head's log-partition. bfloat16 products take a copy of their input each.
+    Queries, keys, values and attention's output in the dtype of the products, with RoPE the output a second time in
+    another layout; the log-partition of each head; in bfloat16, a copy of each product's input.
     """
     size = 2 if narrow else 4
     queries = config.heads * config.resolved_head_width
@@ -143,19 +142,19 @@ def _attention_bytes(config: GPTConfig, narrow: bool) -> int:
 
 
 def _feed_forward_bytes(config: GPTConfig, narrow: bool) -> int:
-    """Kept of a token by a block's second norm and feed-forward: gate, silu(gate), up and product, or up and gelu."""
+    """Bytes that a block's second norm and feed-forward keep per token: gate, silu(gate), up, product; or up, gelu."""
     size, gated = 2 if narrow else 4, config.feed_forward == "swiglu"
     inputs = (2 if gated else 1) * 2 * config.width if narrow else 4 * config.width
     return _norm_bytes(config) + inputs + size * config.resolved_ff_width * (4 if gated else 2)
 
 
 def _norm_bytes(config: GPTConfig) -> int:
-    """A norm's input; an RMSNorm's quotient too, which a CUDA kernel does not keep. The residual stream is float32."""
+    """A norm's float32 input; for RMSNorm also the normalised input, which CUDA's kernel does not keep."""
     return 4 * config.width * (2 if config.norm == "rmsnorm" else 1)
 
 
 def _matrix_bytes(config: GPTConfig) -> tuple[int, int]:
-    """bfloat16 copies of a block's matrices, which autocast makes: of attention, and of the feed-forward."""
+    """bfloat16 copies that autocast makes of a block's matrices: attention's, and the feed-forward's."""
     queries = config.heads * config.resolved_head_width
     keys = config.resolved_kv_heads * config.resolved_head_width
     inner = config.resolved_ff_width * (3 if config.feed_forward == "swiglu" else 2)
@@ -163,53 +162,51 @@ def _matrix_bytes(config: GPTConfig) -> tuple[int, int]:
 
 
 def logits_bytes(network: GPT, positions: int, device: torch.device) -> int:
-    """Logits and softmax of one chunk, and a trained output matrix's gradient twice: made going forward, and scaled."""
+    """Logits and softmax of one chunk, and two copies of a trained output matrix's gradient: unscaled, and scaled."""
     weight = network.output_weight
-    chunk = min(positions, chunk_positions(device))
+    chunk = min(positions, chunk_size(device))
     return 2 * 4 * chunk * weight.shape[0] + 2 * weight.nbytes * weight.requires_grad
 
 
 def advice(stage: Stage, rows: int, tokens: int, *, batch_size: int | None = None) -> list[Advice]:
-    """The settings that would help, the one that helps most first; only those that are not set yet.
+    """Settings that would save memory and are not set yet, the largest saving first.
 
     Args:
-        stage: as for ``footprint``.
-        rows: the same.
-        tokens: the same.
-        batch_size: the data's, where it decides the rows of a micro-batch.
+        stage: see ``estimate_memory``.
+        rows: see ``estimate_memory``.
+        tokens: see ``estimate_memory``.
+        batch_size: of the data, if it determines the rows of a micro-batch.
     """
-    now, memory = footprint(stage, rows, tokens), stage.memory_config
+    now, memory = estimate_memory(stage, rows, tokens), stage.memory_config
     found = []
     accumulated = stage.trainer.accumulate_grad_batches
     if rows > 1:
         more = f"trainer.accumulate_grad_batches {2 * accumulated}"
         if batch_size is not None and batch_size > 1:
             more = f"data.batch_size {batch_size // 2} with {more}"
-        found.append(Advice(more, now.activations // 2, "the same gradient, smaller products"))
+        found.append(Advice(more, now.activations // 2, "smaller matrix products; the gradient is the same"))
     if memory.activation_checkpointing != "block":
         narrow = "bf16" in _precision(stage)
         then = sum(
             activation_bytes(network.config, rows, tokens, recompute="block", narrow=narrow)
             for network in _trained_networks(stage)
         )
-        gain = now.activations - then
-        found.append(Advice("memory.activation_checkpointing block", gain, "each block's products once more"))
+        saved = now.activations - then
+        found.append(Advice("memory.activation_checkpointing block", saved, "a second forward pass of each block"))
     if stage.optimizer_config.state_bits == 32:
-        moved = [parameter for parameter in stage.trained() if parameter.requires_grad]
-        gain = now.optimizer - optimizer_bytes(moved, 8)
-        found.append(Advice("optimizer.state_bits 8", gain, "rounded running means"))
-    if stage.lora is None and stage.parent is not None and "lora" in inspect.signature(type(stage)).parameters:
-        gain = now.gradients + now.optimizer
-        found.append(Advice("lora.rank 16", gain, "a low-rank update is all that is learned"))
+        saved = now.optimizer - optimizer_bytes(list(stage.trained()), 8)
+        found.append(Advice("optimizer.state_bits 8", saved, "rounded running means"))
+    if stage.lora is None and stage.parent is not None:
+        found.append(Advice("lora.rank 16", now.gradients + now.optimizer, "only low-rank updates are trained"))
     if memory.frozen_dtype == "float32":
         found.append(Advice("memory.frozen_dtype bfloat16", now.frozen // 2, "rounded reference and rewards"))
     if _device(stage).type == "cuda" and _precision(stage) == "32-true":
-        found.append(Advice("trainer.precision bf16-mixed", now.activations // 3, "products of 8 bits"))
-    return sorted((one for one in found if one.gain > 0), key=lambda one: -one.gain)
+        found.append(Advice("trainer.precision bf16-mixed", now.activations // 3, "8-bit precision of matrix products"))
+    return sorted((one for one in found if one.saved > 0), key=lambda one: -one.saved)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
+    """Whether an error means that a device, or the machine, ran out of memory."""
     words = str(error)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and ("can't allocate memory" in words or "out of memory" in words.lower())
@@ -217,27 +214,27 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def explain_out_of_memory(stage: Stage, *, batch_size: int | None) -> str:
-    """The sizes at fault and the three settings that help most.
+    """The memory estimate, and the three settings that save most.
 
     Args:
-        stage: that ran out of memory; its networks may be missing if that was while building them.
-        batch_size: the data's, None where it does not decide the rows of a micro-batch.
+        stage: that ran out of memory, possibly before its networks were built.
+        batch_size: of the data; None if it does not determine the rows of a micro-batch.
     """
     if not hasattr(stage, "network"):
-        return "out of memory while the networks were built: no batch was read yet"
+        return "out of memory while the networks were built, before the first batch"
     rows, tokens = stage.batch_shape or (0, 0)
-    held = footprint(stage, rows, tokens)
+    estimate = estimate_memory(stage, rows, tokens)
     where = f"in a batch of {rows} rows x {tokens} tokens" if rows else "before the first batch"
-    parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in vars(held).items())
-    lines = [f"out of memory on {_device(stage)}, {where}; estimated {_gigabytes(held.total)}: {parts}."]
+    parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in vars(estimate).items())
+    lines = [f"out of memory on {_device(stage)}, {where}; estimated {_gigabytes(estimate.total)}: {parts}."]
     if best := advice(stage, rows, tokens, batch_size=batch_size)[:3]:
-        lines.append("What helps most, with what it costs:")
-        lines += [f"  {one.setting}: about {_gigabytes(one.gain)} less; {one.price}" for one in best]
+        lines.append("To save memory, set:")
+        lines += [f"  {one.setting}: about {_gigabytes(one.saved)} less; cost: {one.cost}" for one in best]
     return "\n".join(lines)
 
 
 def _trained_modules(stage: Stage) -> list[nn.Module]:
-    found: list[Any] = [stage.network, getattr(stage, "value", None)]
+    found: list[Any] = [getattr(stage, name, None) for name in stage.trained_names]
     return [module for module in found if module is not None]
 
 
@@ -246,7 +243,7 @@ def _trained_networks(stage: Stage) -> list[GPT | ScalarGPT]:
 
 
 def _device(stage: Stage) -> torch.device:
-    # The stage itself is back on the CPU once a run has failed.
+    # After a failed run the stage itself is on the CPU again.
     device: torch.device = stage.trainer.strategy.root_device
     return device
 
@@ -256,7 +253,7 @@ def _precision(stage: Stage) -> str:
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    """On this rank, where weights are sharded."""
+    """Bytes on this rank, which holds one shard of sharded weights."""
     return sum(local(parameter).nbytes for parameter in parameters)
 
 

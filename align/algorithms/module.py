@@ -1,4 +1,4 @@
-"""What every stage shares: building networks under the Trainer, exact gradients over micro-batches, seeds, NaN."""
+"""The base class of the stages: building networks, gradients that do not depend on micro-batches or ranks, resuming."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -31,12 +31,12 @@ from align.training.strategy import check_accumulation, number_optimizer_state
 
 
 class Sharing(NamedTuple):
-    """How the data is shared out.
+    """How data is divided over processes.
 
     Attributes:
-        ranks: data-parallel processes; those of one tensor-parallel group count as one.
-        rank: which of them this is.
-        group: of the processes that hold different data; None: all there are.
+        ranks: number of data-parallel ranks; a tensor-parallel group counts as one.
+        rank: index of this one.
+        group: the processes that hold different data; None: all processes.
     """
 
     ranks: int
@@ -45,24 +45,24 @@ class Sharing(NamedTuple):
 
 
 class Stage(pl.LightningModule):
-    """A LightningModule that trains ``network`` and may hold frozen networks beside it.
+    """A LightningModule that trains ``network`` and may hold frozen networks.
 
-    Losses are sums and come with a weight (tokens, pairs): the loss, or with accumulation the gradient, is divided by
-    the weight of the whole optimizer step, over all micro-batches and ranks, so that accumulation and data parallelism
-    give the gradient of one big batch, however unevenly the weight is spread.
+    Losses are sums with a weight, such as a number of tokens or pairs. The loss (with gradient accumulation, the
+    gradient) is divided by the weight of the whole optimizer step, over all micro-batches and ranks. Accumulation and
+    data parallelism thus give the gradient of one large batch, even if their parts differ in weight.
 
-    Frozen networks are submodules, so that they move with the stage, and stay out of checkpoints: they are rebuilt
-    from where they came from. So is the base under an adapter.
+    Frozen networks are submodules, so that Lightning moves them between devices. They are not saved in checkpoints, but
+    loaded from their source again, and so are the base weights of adapters.
     """
 
     network: Any
-    """What is trained, and what ModelDirectory writes"""
+    """The network that is trained, and that ModelDirectory writes."""
     trained_names: tuple[str, ...] = ("network",)
-    """Submodules that are trained"""
+    """Submodules that are trained."""
     frozen_names: tuple[str, ...] = ()
-    """Submodules that are never trained nor saved"""
+    """Submodules that are neither trained nor saved."""
     adapter_record: dict[str, Any] | None = None
-    """What adapters stand on; None where whole networks learn"""
+    """Record of the base of the adapters; None if there are none."""
 
     def __init__(
         self,
@@ -74,15 +74,15 @@ class Stage(pl.LightningModule):
         compile: bool = False,
         lora: LoraConfig | None = None,
     ) -> None:
-        """Keep the settings.
+        """Store the settings.
 
         Args:
             optimizer: AdamW.
             schedule: learning rate over optimizer steps.
-            parent: where the network comes from, for the manifest.
-            memory: what is given up for memory.
-            compile: torch.compile what is trained.
-            lora: train adapters on it instead of its weights.
+            parent: source of the network, for the manifest.
+            memory: settings that save memory.
+            compile: torch.compile the trained networks.
+            lora: settings of adapters to train instead of the weights.
         """
         super().__init__()
         self.optimizer_config = optimizer
@@ -90,25 +90,25 @@ class Stage(pl.LightningModule):
         self.memory_config, self.compile_network = memory, compile
         self.parent, self.lora = parent, lora
         self.strict_loading = not self.frozen_names
-        self.batch_shape: tuple[int, int] | None = None  # rows and tokens of the micro-batch that was trained on last
+        self.batch_shape: tuple[int, int] | None = None  # rows and tokens of the latest training micro-batch
         self._four_bit: str | None = None
         self._step_weight: torch.Tensor | None = None
-        self._place_in_data: Any = None
+        self._data_position: Any = None
 
-    # What a stage has to say.
+    # To be implemented by stages.
 
     def build(self) -> None:
-        """Set ``network`` and the frozen networks; called once, under the Trainer's strategy."""
+        """Set ``network`` and the frozen networks. Called once, under the Trainer's strategy."""
         raise NotImplementedError
 
     def manifest_extras(self) -> dict[str, Any]:
-        """Fields of the manifest that only this stage knows; called on rank 0 when the model directory is written."""
+        """Additional fields for the manifest. Called on rank 0 when the model directory is written."""
         return {}
 
-    # Lightning's hooks.
+    # Hooks of Lightning.
 
     def configure_model(self) -> None:
-        """Build the networks once."""
+        """Build the networks, once."""
         if hasattr(self, "network"):
             return
         self.build()
@@ -116,31 +116,31 @@ class Stage(pl.LightningModule):
             frozen = getattr(self, name)
             if frozen is not None:
                 self._freeze(frozen)
-        self._keep_in_four_bits()
+        self._quantize_base()
         self.add_adapters()
         self._save_memory()
         self._shard()
 
     def _freeze(self, network: nn.Module) -> None:
-        """Make ``network`` one that is never trained, in ``memory.frozen_dtype`` unless the weights are shared."""
+        """Freeze ``network``, and convert it to ``memory.frozen_dtype`` unless it shares weights with a trained one."""
         network.requires_grad_(False).eval()
         if self.memory_config.frozen_dtype == "bfloat16" and not self._stands_on_trained(network):
             network.bfloat16()
 
     def _stands_on_trained(self, network: nn.Module) -> bool:
-        """Whether weights of ``network`` are those below an adapter, whose type is ``lora.base_dtype``."""
+        """Whether ``network`` shares the base of trained adapters, whose dtype is ``lora.base_dtype``."""
         ours = {id(parameter) for parameter in self.network.parameters()}
         return any(id(parameter) in ours for parameter in network.parameters())
 
-    def _keep_in_four_bits(self) -> None:
-        """QLoRA: the matrices that adapters are to stand on in 4 bits, where the Trainer's plugin says so.
+    def _quantize_base(self) -> None:
+        """QLoRA: quantize the base matrices of adapters to 4 bits, if the Trainer has the plugin for it.
 
-        Before fresh adapters come, whose start depends on them (DoRA).
+        This precedes new adapters, whose initial values depend on the matrices (DoRA).
 
         Raises:
-            ValueError: nothing learns beside the matrices, or the Trainer would shard them.
+            ValueError: there are no adapters, or the Trainer shards the weights.
         """
-        if self._trainer is None:  # built in Python, before there is one: setup looks again
+        if self._trainer is None:  # built in Python before there is a Trainer; setup checks again
             return
         adapted = self.lora is not None or bool(adapters(self.network))
         precision = self.trainer.precision_plugin
@@ -157,10 +157,10 @@ class Stage(pl.LightningModule):
         )
 
     def add_adapters(self) -> None:
-        """Freeze what learns and give it adapters, where the recipe asks for them.
+        """Freeze the trained networks and add the recipe's adapters, if it has any.
 
         Raises:
-            ValueError: they can't be what the recipe says.
+            ValueError: the network has other adapters, or lacks a target.
         """
         adapt(self.network, self.lora, source=self.parent, seed=self.run_seed())
         self.adapter_record = adapter_record(self.network, base_source(self.parent), self._four_bit)
@@ -168,15 +168,15 @@ class Stage(pl.LightningModule):
             self.strict_loading = False
 
     def run_seed(self) -> int:
-        """The run's (``seed_everything``), or where ranks were given others the first one's."""
+        """The run's seed (``seed_everything``); rank 0's if ranks differ."""
         seed = torch.initial_seed() % 2**31
         return seed if self._trainer is None else self.trainer.strategy.broadcast(seed)
 
     def _save_memory(self) -> None:
-        """Activation checkpointing and compiling, of every network that is trained.
+        """Apply activation checkpointing and compilation to the trained networks.
 
         Raises:
-            ValueError: they can't go together with how the Trainer shards.
+            ValueError: they do not work with the Trainer's sharding.
         """
         check_sharded_memory(
             self.memory_config,
@@ -193,7 +193,7 @@ class Stage(pl.LightningModule):
                 compile_blocks(network, self.memory_config.compile_widths)
 
     def _shard(self) -> None:
-        """Cut the networks up, where the strategy says over how many devices."""
+        """Shard the networks, if the strategy has a device mesh."""
         if self.device_mesh is None:
             return
         for name in (*self.trained_names, *self.frozen_names):
@@ -202,11 +202,11 @@ class Stage(pl.LightningModule):
                 shard(module.to(self.trainer.strategy.root_device), self.device_mesh)
 
     def setup(self, stage: str) -> None:
-        """Check that the network can read what the data writes.
+        """Check that data, network and Trainer fit together.
 
         Raises:
             ValueError: the tokenizer has more ids than the network, rows are longer than its context, or the Trainer's
-                precision or accumulation is none to train with.
+                precision or accumulation is not supported.
         """
         if stage == "fit":
             check_precision(str(self.trainer.precision), self.memory_config)
@@ -214,37 +214,37 @@ class Stage(pl.LightningModule):
         self.configure_model()
         if self._four_bit is None and isinstance(self.trainer.precision_plugin, FourBit):
             raise ValueError(
-                "trainer.plugins has align.training.FourBit, but configure_model ran before the Trainer did"
+                "trainer.plugins has align.training.FourBit, but configure_model was called before the Trainer was set"
             )
         data: Any = getattr(self.trainer, "datamodule", None)
         network: Any = self.network
         config: GPTConfig = network.config
         tokenizer = getattr(data, "tokenizer", None)
-        self._introduce()
-        self._measure_once()
+        self._log_size()
+        self._count_groups_once()
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
-                f"the tokenizer has {tokenizer.vocab_size} ids but the network's vocab_size is {config.vocab_size}: "
+                f"the tokenizer has {tokenizer.vocab_size} ids, but the network's vocab_size is {config.vocab_size}; "
                 f"set vocab_size to at least {tokenizer.vocab_size}"
             )
         if getattr(data, "context", 0) > config.context:
             raise ValueError(
-                f"data.context is {data.context} tokens but the network's context is {config.context}: "
+                f"data.context is {data.context} tokens, but the network's context is {config.context}; "
                 f"set data.context to at most {config.context}"
             )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW and its schedule, stepped per optimizer step."""
+        """AdamW, and its schedule per optimizer step."""
         optimizer = self.build_optimizer()
         schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def build_optimizer(self) -> Optimizer:
-        """An optimizer of what is trained."""
+        """The optimizer of the trained parameters."""
         return build_optimizer(self.trained(), self.optimizer_config)
 
     def trained(self) -> Iterable[nn.Parameter]:
-        """The parameters that the optimizer moves."""
+        """The parameters that the optimizer updates."""
         return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
 
     def on_fit_start(self) -> None:
@@ -252,20 +252,20 @@ class Stage(pl.LightningModule):
         self._seed = self.run_seed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say which base an adapter stands on."""
+        """Record the base of the adapters."""
         if self.adapter_record is not None:
             checkpoint["adapter"] = self.adapter_record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse an adapter over another base, remember the train loader's place, number what has names.
+        """Check the adapters' base, keep the train loader's position, convert the optimizer state of sharded runs.
 
-        Lightning itself gives it back only to loaders made after the checkpoint was read, and asking for the number of
-        steps (``configure_optimizers``) makes them before; nor does it at an epoch's end.
+        Lightning restores the position only in loaders created after the checkpoint is read, but
+        ``configure_optimizers`` creates them before, and not at all if the epoch has ended.
         """
         if hasattr(self, "network"):
             check_record(checkpoint.get("adapter"), self.adapter_record)
         loops = checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {})
-        self._place_in_data = next(iter(loops.get("combined_loader", ())), None)
+        self._data_position = next(iter(loops.get("combined_loader", ())), None)
         if self.device_mesh is None and hasattr(self, "network") and checkpoint.get("optimizer_states"):
             names = {parameter: name for name, parameter in self.named_parameters()}
             optimizer = self.build_optimizer()
@@ -273,23 +273,23 @@ class Stage(pl.LightningModule):
             checkpoint["optimizer_states"] = [number_optimizer_state(state, optimizer, names) for state in states]
 
     def on_train_start(self) -> None:
-        """Go on in the data where the checkpoint was made."""
-        place, self._place_in_data = self._place_in_data, None
+        """Resume the data from the checkpoint's position."""
+        position, self._data_position = self._data_position, None
         loader: Any = self.trainer.train_dataloader
-        if place is not None and hasattr(loader, "load_state_dict"):
-            loader.load_state_dict(place)
+        if position is not None and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(position)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make a batch's random draws a function of its number, so that nothing has to be saved to resume."""
+        """Seed with the batch number: a resumed run draws the same random numbers without saved generator states."""
         self.batch_shape = tuple(batch.ids.shape)
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed((self._seed * 1_000_003 + number) * 4_099 + self.sharing.rank)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Divide the gradient by the weight of the whole optimizer step, where its loss was not."""
+        """Divide the gradient by the weight of the whole optimizer step, unless the loss was."""
         weight, self._step_weight = self._step_weight, None
         if weight is not None:
-            # Lightning divided by the accumulation and the ranks, as if every micro-batch weighed as much.
+            # Lightning has divided by micro-batches and ranks, as if all had the same weight.
             micro_batches = self.trainer.accumulate_grad_batches * self.sharing.ranks
             weight = self.reduce(weight, "sum")
             gradients = [local(p.grad) for p in self.trained() if p.grad is not None]
@@ -301,42 +301,44 @@ class Stage(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by the norm over all devices."""
+        """Clip by the gradient norm over all devices."""
         if self.device_mesh is None or not gradient_clip_val or gradient_clip_algorithm not in (None, "norm"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         else:
             clip_gradients(self.trained(), gradient_clip_val)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Everything but the frozen networks, and of networks with adapters only what learns."""
+        """Everything but frozen networks; of networks with adapters only what is trained."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
         prefixes = tuple(f"{name}." for name in self.frozen_names)
         if prefixes:
             state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
         if self.adapter_record is not None:
-            learning = {name for name, tensor in self.named_parameters(remove_duplicate=False) if tensor.requires_grad}
-            kept = learning | {name for name, _ in self.named_buffers()}
+            trained = {name for name, tensor in self.named_parameters(remove_duplicate=False) if tensor.requires_grad}
+            kept = trained | {name for name, _ in self.named_buffers()}
             state = {key: value for key, value in state.items() if key in kept}
         return state
 
-    # What stages use.
+    # To be used by stages.
 
     @property
     def sharing(self) -> Sharing:
-        """How many processes share the data, and which this is."""
-        dealt = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        """How data is divided over processes."""
+        sampler = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         mesh = self.device_mesh
         group = None if mesh is None else mesh["data_parallel"].get_group()
-        return Sharing(dealt["num_replicas"], dealt["rank"], group)
+        return Sharing(sampler["num_replicas"], sampler["rank"], group)
 
     def reduce(self, tensor: torch.Tensor, how: str) -> torch.Tensor:
-        """A tensor's "sum" or "max" over the processes that share the data."""
+        """A tensor's "sum" or "max" over data-parallel ranks."""
         return self.trainer.strategy.reduce(tensor, group=self.sharing.group, reduce_op=how)
 
     def mean_over_ranks(self, means: Mapping[str, torch.Tensor], weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Means ``[]`` of this micro-batch, of weight ``[]``, over the micro-batches of all ranks; detached.
+        """Means over the micro-batches of all ranks, detached: all ranks log the same values, and stop together on NaN.
 
-        All ranks log the same numbers, and stop together at one that is not finite.
+        Args:
+            means: ``[]`` each, over this rank's micro-batch.
+            weight: ``[]`` weight of this rank's micro-batch.
         """
         if self.sharing.ranks == 1:
             return {name: mean.detach() for name, mean in means.items()}
@@ -344,24 +346,26 @@ class Stage(pl.LightningModule):
         return dict(zip(means, added[:-1] / added[-1].clamp(min=1), strict=True))
 
     def over_ranks(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """A tensor of each of the processes that share the data; of one shape everywhere."""
+        """The tensor of every data-parallel rank; shapes must be equal."""
         ranks, _, group = self.sharing
         parts = [torch.empty_like(tensor) for _ in range(ranks)]
         dist.all_gather(parts, tensor.contiguous(), group=group)
         return parts
 
     def weighted(self, loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What a training step returns.
+        """The return value of a training step: the loss divided by the weight of the optimizer step.
+
+        With gradient accumulation that weight is not known yet; ``on_before_optimizer_step`` divides the gradient.
 
         Args:
-            loss: ``[]`` sum over what counts in this micro-batch.
-            weight: ``[]`` how much counts in it.
+            loss: ``[]`` sum over this micro-batch.
+            weight: ``[]`` number of tokens or pairs that the sum runs over.
 
         Returns:
-            ``[]``: to differentiate; ``on_before_optimizer_step`` does the rest.
+            ``[]``, to be differentiated.
         """
         if self.trainer.accumulate_grad_batches == 1:
-            # The weight of the step is known now. Gradients are averaged over ranks, so each counts for as many.
+            # DDP averages gradients over ranks, so divide by the mean weight of a rank.
             ranks = self.sharing.ranks
             whole = weight if ranks == 1 else self.reduce(weight, "sum") / ranks
             return loss / whole.clamp(min=1 / ranks)
@@ -369,7 +373,7 @@ class Stage(pl.LightningModule):
         return loss
 
     def refuse_nonfinite(self, loss: torch.Tensor) -> None:
-        """Stop on NaN or infinity; a GPU is asked only when its numbers are fetched for the log anyway.
+        """Stop on NaN or infinity. On a GPU check only in steps that are logged, which synchronise anyway.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -381,25 +385,25 @@ class Stage(pl.LightningModule):
         if not torch.isfinite(loss):
             lr = self.trainer.optimizers[0].param_groups[0]["lr"]
             raise FloatingPointError(
-                f"the training loss is {loss.item()} at optimizer step {step} (learning rate {lr:.3g}): the last "
-                "checkpoint is from before it; lower optimizer.lr, lengthen schedule.warmup_steps or look at the data"
+                f"the training loss is {loss.item()} at optimizer step {step} (learning rate {lr:.3g}); resume from "
+                "the last checkpoint with a lower optimizer.lr or a longer schedule.warmup_steps, or inspect the data"
             )
 
-    def _measure_once(self) -> None:
-        """Let devices that compute one batch together count it once."""
+    def _count_groups_once(self) -> None:
+        """Count a batch once in metrics if several devices compute it together."""
         for module in self.modules():
             if isinstance(module, Metric) and self.device_mesh is not None:
                 module.process_group = self.sharing.group
 
-    def _introduce(self) -> None:
-        """Say in one line what is trained."""
+    def _log_size(self) -> None:
+        """Log the network's size in one line."""
         network: Any = self.network
         config: GPTConfig = network.config
         line = f"network: {network.num_parameters():,} parameters, {config.layers} layers of width {config.width}, "
         line += f"context {config.context}"
         if self.adapter_record is not None:
-            learning = sum(parameter.numel() for parameter in self.trained())
-            line += f"; frozen: {learning:,} more in adapters and heads learn"
+            trained = sum(parameter.numel() for parameter in self.trained())
+            line += f"; frozen, except {trained:,} in adapters and heads"
         if isinstance(network, GPT):
-            line += f", {network.flops_per_token(config.context) / 1e6:.1f} MFLOP a training token"
+            line += f", {network.flops_per_token(config.context) / 1e6:.1f} MFLOP per training token"
         rank_zero_info(line)

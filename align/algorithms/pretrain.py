@@ -1,4 +1,4 @@
-"""Pretraining: a fresh GPT, or one to go on with, learns next tokens of raw text."""
+"""Pretraining: a new or an existing GPT learns the next tokens of raw text."""
 
 import torch
 
@@ -15,20 +15,20 @@ class Pretrain(LanguageModelStage):
     """Next-token training on documents.
 
     Args:
-        gpt: shape of a fresh network.
-        init_from: model directory, Hugging Face directory or Hub id to go on from, or an adapter directory,
-            whose adapter learns on; then gpt must be left out.
-        init_seed: seed of the fresh weights; None: the run's (seed_everything).
+        gpt: configuration of a new network.
+        init_from: model directory, Hugging Face directory or Hub id of a network that continues training, or an adapter
+            directory, whose adapter does; instead of gpt.
+        init_seed: random seed of new weights; None: the run's (seed_everything).
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
-        z_loss: coefficient of the squared log-partition added to the loss, 0 turns it off; 1e-4 is usual.
-        lora: train adapters of these settings on init_from, whose weights stay frozen; None: train the weights.
+        z_loss: coefficient of the squared log-partition, which is added to the loss; usually 0 or 1e-4.
+        lora: train adapters with these settings on init_from and freeze its weights; None: train the weights.
         compile: torch.compile the network; the first step then takes about a minute.
-        memory: what is given up for memory.
-        network: a network made in Python, instead of gpt and init_from.
+        memory: settings that save memory.
+        network: a network built in Python, instead of gpt or init_from.
 
     Raises:
-        ValueError: not exactly one of gpt, init_from and network is given, or adapters are asked for on gpt.
+        ValueError: not exactly one of gpt, init_from and network is given, or lora is set with gpt.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Pretrain(LanguageModelStage):
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: GPT | None = None,
     ) -> None:
-        """Keep the settings."""
+        """Store the settings; the network is built in ``build``."""
         if (gpt is not None) + (init_from is not None) + (network is not None) != 1:
             raise ValueError(
-                "Pretrain takes exactly one of gpt (a fresh network) and init_from (a model to go on from)"
+                "Pretrain needs exactly one of gpt (a new network) and init_from (one that continues training)"
             )
         if gpt is not None and lora is not None:
             raise ValueError(
-                "lora learns beside trained weights, and gpt makes fresh ones: set init_from, or leave it out"
+                "lora is set, but gpt makes new weights, which would stay random: set init_from, or remove lora"
             )
 
         def build() -> GPT:

@@ -1,8 +1,8 @@
-"""Supervised fine-tuning: a pretrained GPT learns to answer, from the tokens of the assistant's turns only."""
+"""Supervised fine-tuning: a pretrained GPT learns to respond, from the tokens of the assistant's turns only."""
 
 from align.adapters.lora import LoraConfig
 from align.algorithms.language_modeling import LanguageModelStage
-from align.algorithms.starting_points import load_start
+from align.algorithms.starting_points import initial_network
 from align.model.gpt import GPT
 from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig
@@ -13,14 +13,14 @@ class SFT(LanguageModelStage):
 
     Args:
         init_from: model directory, Hugging Face directory or Hub id to start from; or an adapter directory, whose
-            adapter learns on.
+            adapter continues training.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
-        z_loss: coefficient of the squared log-partition added to the loss, 0 turns it off.
-        lora: train adapters of these settings, the weights stay frozen; None: train the weights.
+        z_loss: coefficient of the squared log-partition, which is added to the loss; 0: none.
+        lora: train adapters with these settings and freeze the weights; None: train the weights.
         compile: torch.compile the network; the first step then takes about a minute.
-        memory: what is given up for memory.
-        network: a network made in Python, instead of init_from.
+        memory: settings that save memory.
+        network: a network built in Python, instead of init_from.
 
     Raises:
         ValueError: not exactly one of init_from and network is given.
@@ -38,15 +38,9 @@ class SFT(LanguageModelStage):
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: GPT | None = None,
     ) -> None:
-        """Keep the settings."""
-        if (init_from is None) == (network is None):
-            raise ValueError("SFT needs init_from: a model directory, a Hugging Face directory or a Hub id")
-
-        def build() -> GPT:
-            return network if network is not None else load_start(str(init_from), GPT, lora)
-
+        """Store the settings; the network is loaded in ``build``."""
         super().__init__(
-            build,
+            initial_network("SFT", init_from, network, GPT, lora),
             optimizer=optimizer,
             schedule=schedule,
             z_loss=z_loss,

@@ -1,5 +1,6 @@
-"""Adapters in training: where a stage starts from, what its reference is, and what its checkpoints say of the base."""
+"""Where a stage starts from: initial networks, adapters and references, and the record of the base in checkpoints."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,18 +21,18 @@ Network = TypeVar("Network", GPT, ScalarGPT)
 def load_start(
     source: str, kind: type[Network], lora: LoraConfig | None, *, head_seed: int = 0, onto: Base | None = None
 ) -> Network:
-    """The network that a stage starts from.
+    """Load the network that a stage starts from.
 
     Args:
-        source: a model directory, a Hub id, or an adapter directory, whose adapter then is on its base and learns on.
-        kind: GPT, or ScalarGPT, with a fresh head where the source has none.
-        lora: the stage's adapters, which decide the type of the base; None: float32.
-        head_seed: of a fresh head.
-        onto: weights in memory on which an adapter may stand if they are its base.
+        source: a model directory, a Hub id, or an adapter directory, which is loaded with its base and stays trainable.
+        kind: GPT, or ScalarGPT, which gets a new head if the source has none.
+        lora: the stage's adapter settings, which determine the base's dtype; None: float32.
+        head_seed: random seed of a new head.
+        onto: weights in memory to apply an adapter to, if they are its base.
 
     Raises:
-        FileNotFoundError: there is no such directory, or its weights or its base are missing.
-        ValueError: it is damaged or of another kind.
+        FileNotFoundError: the directory, its weights or its base do not exist.
+        ValueError: it is damaged, or holds another kind of network.
     """
     network: Any
     if is_adapter(source):
@@ -46,37 +47,66 @@ def load_start(
     return result
 
 
-def adapt(network: GPT | ScalarGPT, lora: LoraConfig | None, *, source: str | None, seed: int) -> None:
-    """Give a network that is to learn the adapter that the recipe asks for; one that it brings learns on.
+def initial_network(
+    stage: str,
+    source: str | None,
+    network: Network | None,
+    kind: type[Network],
+    lora: LoraConfig | None,
+    *,
+    head_seed: int = 0,
+) -> Callable[[], Network]:
+    """A function that returns the network of a stage, loaded from ``source`` when it is called.
+
+    A function, since a network stored as an attribute of a stage would become a submodule.
 
     Args:
-        network: changed in place. Without adapters, and without ``lora``, it is left alone.
-        lora: the recipe's.
-        source: where the network came from, for errors.
-        seed: of a fresh adapter.
+        stage: name of the stage, for errors.
+        source: the stage's ``init_from``.
+        network: a network built in Python, instead of ``source``.
+        kind: see ``load_start``.
+        lora: see ``load_start``.
+        head_seed: see ``load_start``.
 
     Raises:
-        ValueError: the network brings another adapter than the recipe asks for, or lacks a target.
+        ValueError: not exactly one of source and network is given.
+    """
+    if (source is None) == (network is None):
+        raise ValueError(f"{stage} needs init_from: a model directory, a Hugging Face directory or a Hub id")
+    return lambda: network if network is not None else load_start(str(source), kind, lora, head_seed=head_seed)
+
+
+def adapt(network: GPT | ScalarGPT, lora: LoraConfig | None, *, source: str | None, seed: int) -> None:
+    """Add the recipe's adapter to a network; an adapter that it was loaded with continues training.
+
+    Args:
+        network: changed in place; unchanged if it has no adapters and ``lora`` is None.
+        lora: the recipe's adapter settings.
+        source: where the network came from, for errors.
+        seed: random seed of a new adapter.
+
+    Raises:
+        ValueError: the network was loaded with an adapter of other settings, or lacks a target.
     """
     brought = next(iter(adapters(network).values()), None)
     if brought is None:
         if lora is not None:
-            convert_base(network, lora.dtype)  # of a network made in Python
+            convert_base(network, lora.dtype)  # of a network built in Python
             add_adapter(network, lora, seed=seed)
         return
     if lora is not None and not lora.same_weights(brought):
-        here, there = _told(lora), _told(brought)
+        here, there = _words(lora), _words(brought)
         raise ValueError(
-            f"lora asks for {here}, but the adapter that init_from ({source}) brings has {there}: write the "
-            "same, leave lora out, or start from the merged model to add a fresh one"
+            f"lora has {here}, but the adapter of init_from ({source}) has {there}; set the same values, remove lora, "
+            "or start from the merged model to add a new adapter"
         )
 
 
 def reference_view(network: GPT) -> GPT:
-    """What a policy is before it learns, on the policy's own base weights.
+    """The initial policy, sharing the policy's base weights.
 
-    Without an adapter yet, or with a fresh one to come: the base. With an adapter to learn on: the base and a frozen
-    copy of that adapter.
+    That is the base alone if the policy has no adapter yet, or the base with a frozen copy of the adapter it was loaded
+    with.
     """
     reference = share_base(network, GPT)
     if adapters(network):
@@ -85,7 +115,7 @@ def reference_view(network: GPT) -> GPT:
 
 
 def start_fingerprint(source: str, lora: LoraConfig | None) -> str:
-    """What weights a stage starts from, for what is computed from them once and kept."""
+    """Hash of the weights that a stage starts from, as a key for what is computed from them and cached."""
     if is_adapter(source):
         found = f"{fingerprint_of(Path(source))}+{fingerprint_of(base_of(Path(source)))}"
     else:
@@ -94,28 +124,28 @@ def start_fingerprint(source: str, lora: LoraConfig | None) -> str:
 
 
 def base_source(source: str | None) -> str | None:
-    """The directory or Hub id of the base weights under a stage's adapters."""
+    """Directory or Hub id of the base weights of a stage's adapters."""
     return str(base_of(Path(source))) if source is not None and is_adapter(source) else source
 
 
 def base_in_memory(network: GPT | ScalarGPT, source: str | None) -> Base | None:
-    """The base of a network just loaded, for adapters that stand on the same one; None for one made in Python."""
+    """The base of a network just loaded, for other adapters of the same base; None if it was built in Python."""
     base = base_source(source)
     return None if base is None else Base(network, fingerprint_of(locate(base)))
 
 
 def adapter_record(network: GPT | ScalarGPT, base: str | None, four_bit: str | None) -> dict[str, Any] | None:
-    """What a checkpoint that holds no base weights says of them; None for a network without adapters.
+    """What a checkpoint without base weights records about them; None for a network without adapters.
 
     Args:
-        network: what the stage trains.
+        network: the trained network.
         base: from ``base_source``.
-        four_bit: how the matrices are kept, if in 4 bits.
+        four_bit: format of the matrices, if they are quantized to 4 bits.
     """
     config = next(iter(adapters(network).values()), None)
     if config is None:
         return None
-    # An adapter that was brought does not say what its base was converted to here.
+    # A loaded adapter does not know which dtype its base was converted to here.
     wide = network.model.embed_tokens.weight.dtype != torch.bfloat16
     config = replace(config, base_dtype="float32" if wide else "bfloat16")
     directory = None if base is None else locate(base)
@@ -128,11 +158,11 @@ def adapter_record(network: GPT | ScalarGPT, base: str | None, four_bit: str | N
 
 
 def check_record(found: dict[str, Any] | None, ours: dict[str, Any] | None) -> None:
-    """Refuse a checkpoint of another kind of training, or over other base weights.
+    """Refuse a checkpoint of another kind of training, or of other base weights.
 
     Args:
-        found: in the checkpoint.
-        ours: of the stage that is to go on from it.
+        found: record in the checkpoint.
+        ours: record of the stage that resumes from it.
 
     Raises:
         ValueError: they differ.
@@ -141,34 +171,36 @@ def check_record(found: dict[str, Any] | None, ours: dict[str, Any] | None) -> N
         return
     if found is None or ours is None:
         there, here = ("an adapter", "no lora") if found else ("whole networks", "lora")
-        raise ValueError(f"the checkpoint holds {there}, but the recipe has {here}: it is of another run")
+        raise ValueError(f"the checkpoint holds {there}, but the recipe has {here}; resume with the recipe of its run")
     mine, theirs = LoraConfig(**ours["lora"]), LoraConfig(**found["lora"])
     if not mine.same_weights(theirs):
-        raise ValueError(f"the checkpoint's adapter has {_told(theirs)}, the recipe's {_told(mine)}")
-    if found.get("four_bit") != ours["four_bit"]:
-        kept, keep = (each.get("four_bit") or "they are" for each in (found, ours))
         raise ValueError(
-            f"the checkpoint's adapter learned over weights kept as {kept}, the recipe's are kept as {keep}: go on "
+            f"the checkpoint's adapter has {_words(theirs)}, but lora has {_words(mine)}; set the same values"
+        )
+    if found.get("four_bit") != ours["four_bit"]:
+        theirs_kept, ours_kept = (each.get("four_bit") or "unquantized" for each in (found, ours))
+        raise ValueError(
+            f"the checkpoint's adapter was trained on {theirs_kept} weights, but the recipe's are {ours_kept}; resume "
             "with the same trainer.plugins"
         )
     if found["weights"] != ours["weights"]:
         raise ValueError(
-            f"the checkpoint's adapter stands on base weights {str(found['weights'])[:12]} ({found['base']}), but "
-            f"{ours['base']} holds {str(ours['weights'])[:12]}: the base was trained again since; start afresh"
+            f"the checkpoint's adapter needs base weights {str(found['weights'])[:12]} ({found['base']}), but "
+            f"{ours['base']} holds {str(ours['weights'])[:12]}: the base has changed; train the adapter again"
         )
 
 
 def refuse_dropout(lora: LoraConfig | None, stage: str) -> None:
-    """Refuse dropout where the log-probs of training have to be those of sampling.
+    """Refuse adapter dropout in stages whose log-probs in training must equal those in sampling.
 
     Raises:
-        ValueError: there is some.
+        ValueError: ``lora`` has dropout.
     """
     if lora is not None and lora.dropout:
-        raise ValueError(f"lora.dropout is {lora.dropout}: {stage} compares log-probs, which needs 0")
+        raise ValueError(f"lora.dropout is {lora.dropout}; {stage} compares log-probs, which needs 0")
 
 
-def _told(config: LoraConfig) -> str:
+def _words(config: LoraConfig) -> str:
     words = [f"rank {config.rank}", f"alpha {config.alpha:g}"]
     words += [word for word, on in (("rslora", config.rslora), ("dora", config.dora)) if on]
     return ", ".join([*words, f"targets {' '.join(config.targets) if config.targets else 'all'}"])

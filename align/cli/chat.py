@@ -1,36 +1,55 @@
 """``align chat``: talk to one model, or to several side by side."""
 
+import io
 import json
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jsonargparse
-
 from align.cli.chat_model import load_chat_model
-from align.cli.device import add_device_argument
+from align.cli.device import DeviceSettings
 from align.cli.errors import one_line
 from align.cli.model_path import named_models
-from align.cli.parsing import make_parser, parse
-from align.cli.sampling import add_sampling_arguments, sampling_config
+from align.cli.settings import parse_settings, setting
+from align.generation.sampling_config import SamplingConfig
 from align.pipeline.errors import nearest
 
 if TYPE_CHECKING:
-    from align.serve.conversation import Conversation, Reply
+    from align.cli.conversation import Conversation, Reply
 
 _HELP = """\
 /reset          forget the chat so far; answers begin again from the seed
 /system TEXT    set the system message; without TEXT: have none
-/seed N         set the seed; answer i after a reset draws from N + i
+/seed N         set the seed, from which every answer draws its own
 /save FILE      write the chat to a new JSONL file, one line a model, which `align fit` reads as training data
 /help           this
 /quit           leave, as Ctrl-D does
 Ctrl-C stops an answer. A message that begins with a slash: put a space before it."""
 
 _TICK = 0.05  # seconds between two looks at an answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """Chat with one model, or with several, which respond side by side and each remember their own responses.
+
+    /help lists the commands.
+    """
+
+    models: tuple[str, ...] = setting(positional=True, metavar="[NAME=]PATH")
+    """Model directory, folder of a stage, or Hugging Face directory of each model"""
+    system: str | None = None
+    """System message; null: none"""
+    seed: int = 0
+    """Seed of the chat, hashed with the index of each response"""
+    sampling: SamplingConfig = SamplingConfig()
+    """How tokens are drawn"""
+    device: DeviceSettings = DeviceSettings()
+    """Device of the networks"""
 
 
 def main(args: list[str]) -> int:
@@ -42,38 +61,20 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
-    options = parse(_parser(), args)
-    sampling = sampling_config(options)
+    options = parse_settings(ChatSettings, "chat", args)
     models = named_models(options.models)
-    from align.serve.conversation import Conversation
-    from align.serve.engine import Engine
+    from align.cli.conversation import Conversation
 
-    with ExitStack() as stack:
-        conversations = []
-        for name, (directory,) in models.items():
-            loaded = load_chat_model(directory, device=options.device)
-            engine = stack.enter_context(Engine(*loaded, max_rows=1))
-            conversations.append(Conversation(name, engine, sampling, seed=options.seed, system=options.system or ""))
-        _Chat(conversations, typed=_typed()).run()
+    conversations = []
+    for name, (directory,) in models.items():
+        network, tokenizer = load_chat_model(directory, device=options.device.device)
+        conversations.append(
+            Conversation(name, network, tokenizer, options.sampling, seed=options.seed, system=options.system or "")
+        )
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 must not end the chat
+    _Chat(conversations, typed=_typed()).run()
     return 0
-
-
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = make_parser(
-        "chat",
-        "Talk to one model, or to several, which answer side by side and each remember their own answers. "
-        "/help lists the commands.",
-    )
-    parser.add_argument(
-        "models",
-        nargs="+",
-        help="PATH or NAME=PATH of a model directory, a stage's folder, or a Hugging Face directory",
-    )
-    parser.add_argument("--system", help="system message (default: none)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first answer; the next ones count up from it")
-    add_sampling_arguments(parser)
-    add_device_argument(parser)
-    return parser
 
 
 def _typed() -> bool:
@@ -112,10 +113,10 @@ class _Chat:
         """The next line; None at the end."""
         if not self.typed:
             line = sys.stdin.readline()
-            return line.rstrip("\r\n") if line else None
+            return decodable(line.rstrip("\r\n")) if line else None
         while True:
             try:
-                return input("> ")
+                return decodable(input("> "))
             except EOFError:
                 self._say("")
                 return None
@@ -239,6 +240,11 @@ def _show_columns(replies: "Sequence[tuple[Conversation, Reply]]") -> None:
 
 def _ending(reply: "Reply") -> str:
     return {"length": " ...", "failed": f"[failed: {reply.error}]"}.get(reply.reason or "", "")
+
+
+def decodable(line: str) -> str:
+    """A line that was read, with U+FFFD for the bytes that are not UTF-8."""
+    return line.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import named_models
 from align.cli.progress import progress_bar
-from align.cli.sampling import read_prompts
+from align.cli.prompts import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.io.atomic import replacing_file
 

@@ -4,10 +4,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import jsonargparse
-
 from align.cli.errors import UsageError
-from align.cli.settings import add_settings
 
 if TYPE_CHECKING:
     import torch
@@ -24,11 +21,6 @@ class DeviceSettings:
     device: str = "auto"
     """Device of the model and of reward models that score: cpu, cuda, cuda:1 or any other name that torch accepts; auto
     is cuda:0 where torch sees a GPU, else cpu. Weights are float32 on every device"""
-
-
-def add_device_argument(parser: jsonargparse.ArgumentParser) -> None:
-    """Add ``--device`` to a verb's command line."""
-    add_settings(parser, DeviceSettings)
 
 
 def network_device(name: str) -> "torch.device":

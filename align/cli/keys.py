@@ -20,7 +20,10 @@ from align.cli.errors import UsageError
 from align.pipeline.errors import nearest
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
-_OTHER_KINDS = ("Not a valid subclass of", "Subclass types expect", "a class path (str)", "a dict with", "Import path")
+_OTHER_KINDS = ("Not a valid subclass of", "Subclass types expect", "a class path (str)", "a dict with") + (
+    "Import path",
+    "Expected a path but",
+)
 """How jsonargparse begins its lines on the other classes that a setting could have had"""
 _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path") + (
     "checkpoint",
@@ -57,7 +60,7 @@ def explain(message: str) -> str:
     if value := re.search(r"^ *Given value: (\S+)$", message, re.MULTILINE):
         reasons.append(f"Got value: {value[1]}")
     reason = "; ".join(dict.fromkeys(reasons)) or " ".join(message.split())
-    return _unknown_key(key, owner, reason) or _wrong_value(key, reason)
+    return _unknown_key(key, owner, reason) or _unknown_class(key, owner, reason) or _wrong_value(key, reason)
 
 
 def keep_nulls(args: list[str]) -> list[str]:
@@ -145,11 +148,35 @@ def _unknown_key(key: str, owner: str | None, reason: str) -> str | None:
     return f"{full}: no such key{hint}"
 
 
+def _unknown_class(key: str, owner: str | None, reason: str) -> str | None:
+    """The line for a class name that stands for no subclass of what the setting takes, if that is the reason.
+
+    jsonargparse resolves a name without a dot among the imported subclasses of the annotated class.
+    """
+    found = re.search(r"Expected a dot import path string: (\w+)", reason)
+    if found is None or owner is None:
+        return None
+    *groups, name = key.rpartition("init_args.")[2].split(".")
+    annotation = _within(_parameters(_load(owner)), groups).get(name)
+    kinds = [kind for kind in (annotation, *typing.get_args(annotation)) if isinstance(kind, type)]
+    names = sorted(kind.__name__ for base in kinds for kind in _subclasses(base) if not inspect.isabstract(kind))
+    if not names:
+        return None
+    return f"{key}: no class {found[1]!r}{nearest(found[1], names)}; one of {', '.join(names)}, or a class path"
+
+
+def _subclasses(base: type) -> set[type]:
+    direct: set[type] = set(type.__subclasses__(base))
+    return direct.union(*(_subclasses(kind) for kind in direct))
+
+
 def _wrong_value(key: str, reason: str) -> str:
     """The line for a value of the wrong type, or out of its set."""
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", reason):
         key = key.replace(".init_args", ".class_path")
         return f"{key}: {reason}{nearest(found[2], _exports(found[1]))}"
+    if "No module named" in reason:
+        key = key.removesuffix(".init_args")
     if value := re.search(r"Got value: (\S+)", reason):
         reason += nearest(value[1], re.findall(r"'([\w-]+)'", reason))
     return f"{key}: {reason}" if key else reason
@@ -165,9 +192,14 @@ def _names(owner: str | None, group: str) -> list[str]:
         return list(_parameters(Trainer))
     else:
         return [] if group else list(_TOP_KEYS)
-    for part in group.split(".") if group else []:
-        parameters = _parameters(_dataclass_of(parameters.get(part)))
-    return list(parameters)
+    return list(_within(parameters, group.split(".") if group else []))
+
+
+def _within(parameters: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]:
+    """The parameters of the dataclass that nested names lead to."""
+    for group in groups:
+        parameters = _parameters(_dataclass_of(parameters.get(group)))
+    return parameters
 
 
 def _parameters(owner: Any) -> dict[str, Any]:

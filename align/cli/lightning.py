@@ -35,6 +35,7 @@ from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import check_nulls, explain, keep_nulls
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
+from align.rewards.functions import search_working_directory
 from align.training.checkpoint_files import absence, damage, find_whole, global_step
 from align.training.checkpointing import FOLDER, Checkpoints
 from align.training.preemption import Preempted, forget, requeue
@@ -286,6 +287,7 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
     """
     _hush()
     args = keep_nulls(args)
+    search_working_directory()  # for the class paths of a recipe
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
         return (_ParseOnly if parse_only else AlignCLI)(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.cli.device import DeviceSettings, network_device
 from align.cli.progress import progress_bar
-from align.cli.sampling import read_prompts
+from align.cli.prompts import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file

@@ -20,6 +20,8 @@ from align.io.families import family_of, why_no_twin
 from align.model.config import GPTConfig, RopeScaling
 
 FILE = "model.gguf"
+VERSION = 1
+"""Raised whenever the same source gives other bytes, so that cached files are written anew"""
 _BLOCK = 32
 """Weights of a row that share a scale, in all types below"""
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -45,6 +45,8 @@ def cut_name(tokenizer: Tokenizer) -> str:
         ValueError: it has none, or tokens would come out otherwise there.
     """
     spec = tokenizer.spec
+    if not spec.ranks:
+        raise ValueError("tokenizer: it has no merges, and llama.cpp reads no tokenizer without them")
     known = " or ".join(sorted({repr(name) for name in CUTS.values()}))
     if len(spec.splits) != 1 or not spec.splits[0].keep_gaps or spec.splits[0].pattern not in CUTS:
         shown = " then ".join(split.pattern for split in spec.splits) or "no pattern"

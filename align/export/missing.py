@@ -1,16 +1,17 @@
-"""Libraries that only some exports need."""
+"""Libraries that only some exports, and serving, need."""
 
 import logging
 from importlib import import_module
 from typing import Any
 
 
-def need(module: str, purpose: str) -> Any:
-    """Import a library of the extra ``export``.
+def need(module: str, purpose: str, *, extra: str = "export") -> Any:
+    """Import a library of an extra.
 
     Args:
         module: its name, as in ``gguf``.
         purpose: what asks for it, for the error.
+        extra: the extra that holds it.
 
     Returns:
         The module.
@@ -28,5 +29,5 @@ def need(module: str, purpose: str) -> Any:
             raise
         package = module.partition(".")[0]
         raise ModuleNotFoundError(
-            f'{purpose} needs {package}, which is not installed: pip install "lightning-align[export]"'
+            f'{purpose} needs {package}, which is not installed: pip install "lightning-align[{extra}]"'
         ) from None

@@ -7,12 +7,11 @@ from typing import Any, Literal, get_args
 Text = str | list[dict[str, str]]
 Format = Literal["hf", "gguf"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Quantization = Literal["none", "int8", "gptq", "awq", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+HfQuantization = Literal["none", "int8", "gptq", "awq"]
+GgufQuantization = Literal["none", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Quantization = Literal[HfQuantization, GgufQuantization]
 
-FITTING: dict[str, tuple[str, ...]] = {
-    "hf": ("none", "int8", "gptq", "awq"),
-    "gguf": ("none", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),
-}
+FITTING: dict[str, tuple[str, ...]] = {"hf": get_args(HfQuantization), "gguf": get_args(GgufQuantization)}
 """Quantizations that each format can hold"""
 CALIBRATED = ("gptq", "awq")
 """Quantizations that look at text"""

@@ -43,14 +43,13 @@ class Decoder:
     shrinks = True
     check_every = 1
 
-    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int, rows: int | None = None) -> None:
+    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int) -> None:
         """Make room.
 
         Args:
             network: in evaluation mode.
             prompts: longest first, at least one token each.
             slots: tokens a row.
-            rows: None means as many as prompts.
         """
         weight = network.output_weight
         device = weight.device
@@ -58,8 +57,7 @@ class Decoder:
         self.dtype = torch.get_autocast_dtype(device.type) if autocast else weight.dtype
         self.network, self.prompts = network, prompts
         kv_heads = cast(Block, network.model.layers[0]).self_attn.kv_heads
-        rows = len(prompts) if rows is None else rows
-        self.cache = KVCache(network.config, rows, slots, device, self.dtype, kv_heads=kv_heads)
+        self.cache = KVCache(network.config, len(prompts), slots, device, self.dtype, kv_heads=kv_heads)
         self.positions = torch.tensor([len(prompt) for prompt in prompts], dtype=torch.int64, device=device)
 
     def read_prompts(self) -> torch.Tensor:
@@ -98,9 +96,9 @@ class PackedDecoder(Decoder):
     Packing costs one more copy of the matrices while it lives. Use it only where ``can_pack`` holds.
     """
 
-    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int, rows: int | None = None) -> None:
+    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int) -> None:
         """As ``Decoder``, and pack the weights."""
-        super().__init__(network, prompts, slots=slots, rows=rows)
+        super().__init__(network, prompts, slots=slots)
         self.layers = [
             PackedBlock(layer, network.config, self.dtype) for layer in cast(Sequence[Block], network.model.layers)
         ]
@@ -171,13 +169,12 @@ class PackedDecoder(Decoder):
         last = [self._read(prompts[start:stop], first + start) for start, stop in chunks]
         return F.linear(torch.cat(last), self.output)
 
-    def _read(self, prompts: Sequence[Sequence[int]], start: int, *, whole: bool = False) -> torch.Tensor:
+    def _read(self, prompts: Sequence[Sequence[int]], start: int) -> torch.Tensor:
         """Read prompts into the rows from ``start`` on; returns ``[prompts, D]`` after the last token of each.
 
         Args:
             prompts: longest first.
             start: row of the first.
-            whole: run the last block over all tokens, whose output nobody reads.
         """
         ids = self._padded(prompts)
         width, stop = ids.shape[1], start + len(prompts)
@@ -192,8 +189,6 @@ class PackedDecoder(Decoder):
             return _last(x, self.positions[start:stop])[:, None]
 
         positions = torch.arange(width, device=ids.device)
-        if whole:
-            return _last(self._run(ids, positions, attend), self.positions[start:stop])
         return self._run(ids, positions, attend, only_last)[:, 0]
 
     def _run(
@@ -248,9 +243,9 @@ class StaticDecoder(PackedDecoder):
     shrinks = False
     check_every = 16
 
-    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int, rows: int | None = None) -> None:
+    def __init__(self, network: GPT, prompts: Sequence[Sequence[int]], *, slots: int) -> None:
         """As ``PackedDecoder``."""
-        super().__init__(network, prompts, slots=slots, rows=rows)
+        super().__init__(network, prompts, slots=slots)
         self._ids = torch.zeros_like(self.positions)
         self._slots = torch.arange(slots, device=self.positions.device)
         self._logits = torch.empty(0)

@@ -38,18 +38,12 @@ class KVCache:
             raise ValueError(f"length is {length}; it must be between 1 and the network's context ({config.context})")
         shape = (config.layers, batch, kv_heads or config.resolved_kv_heads, length, config.resolved_head_width)
         # Zeros, not empty: a masked slot still meets a weight of 0, and 0 times a NaN left in memory is NaN.
-        self._memory = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(2)]
-        self.keys, self.values = self._memory
+        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
 
     @property
     def length(self) -> int:
         """Slots of a row, tokens."""
         return self.keys.shape[3]
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of all rows, bytes."""
-        return sum(tensor.nbytes for tensor in self._memory)
 
     def update(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, *, positions: torch.Tensor
@@ -80,13 +74,4 @@ class KVCache:
         for tensor in (self.keys, self.values):
             for layer in range(len(tensor)):  # one at a time: the copy in between stays small
                 tensor[layer, : len(rows), :, :slots] = tensor[layer, :, :, :slots][rows]
-        self.use(len(rows))
-
-    def use(self, rows: int) -> None:
-        """Let ``keys`` and ``values`` be the first ``rows`` rows of the memory."""
-        self.keys, self.values = (tensor[:, :rows] for tensor in self._memory)
-
-    def move(self, source: int, target: int, slots: int) -> None:
-        """Copy the first ``slots`` slots of one row of the memory over those of another."""
-        for tensor in self._memory:
-            tensor[:, target, :, :slots] = tensor[:, source, :, :slots]
+        self.keys, self.values = (tensor[:, : len(rows)] for tensor in (self.keys, self.values))

@@ -1,4 +1,4 @@
-"""Losses and estimators as pure functions on tensors: no config, no ``self``, no logging, no Lightning.
+"""Losses and estimators: pure functions, or frozen dataclasses with one pure method; no logging, no Lightning.
 
 The KL controllers are the exception: a number that moves, and nothing else.
 """
@@ -10,29 +10,21 @@ from align.objectives.kl_control import AdaptiveKL, FixedKL
 from align.objectives.logprobs import response_logprobs, sequence_logprobs, token_logprobs, token_logprobs_and_entropy
 from align.objectives.masked import masked_mean, masked_sum, masked_var, masked_whiten
 from align.objectives.policy import PolicyLoss, ppo_policy_loss, ppo_value_loss
-from align.objectives.preference import (
-    PREFERENCE_LOSSES,
-    PairLogprobs,
-    PreferenceLoss,
-    check_preference_settings,
-    needs_reference,
-    preference_loss,
-)
+from align.objectives.preference import PairLogprobs, PairLosses, PreferenceLoss
 from align.objectives.reward import bradley_terry_loss
 
 __all__ = [
-    "PREFERENCE_LOSSES",
     "AdaptiveKL",
     "FixedKL",
     "KLKind",
     "KLUse",
     "NextTokenLoss",
     "PairLogprobs",
+    "PairLosses",
     "PolicyLoss",
     "PreferenceLoss",
     "bradley_terry_loss",
     "check_kl_use",
-    "check_preference_settings",
     "gae",
     "grpo",
     "kl_estimate",
@@ -41,11 +33,9 @@ __all__ = [
     "masked_sum",
     "masked_var",
     "masked_whiten",
-    "needs_reference",
     "next_token_loss",
     "ppo_policy_loss",
     "ppo_value_loss",
-    "preference_loss",
     "response_logprobs",
     "rloo",
     "row_nll",

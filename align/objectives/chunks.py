@@ -1,21 +1,51 @@
-"""How many positions' logits exist at once."""
+"""What the losses that never hold all logits share: which positions count, how many at a time, adding up a gradient.
+
+Legend: B rows, T tokens, D width, N counted positions.
+"""
 
 import torch
 
 _CPU = 256
-_ELSEWHERE = 2048
+_ACCELERATOR = 2048
 
 
-def chunk_size(hidden: torch.Tensor) -> int:
-    """``chunk_positions`` of the device that ``hidden`` lies on."""
-    return chunk_positions(hidden.device)
+def counted_positions(
+    hidden: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pick the positions whose logits are needed, and shift the labels: the state at t predicts the id at t + 1.
 
+    Args:
+        hidden: ``[B, T-1, D]`` final hidden states of ``ids[:, :-1]``.
+        ids: ``[B, T]`` int64.
+        mask: ``[B, T]`` bool, True where a token counts; ``mask[:, 0]`` is ignored.
 
-def chunk_positions(device: torch.device) -> int:
-    """Positions whose logits are made at once on a device.
+    Returns:
+        tuple: hidden states ``[N, D]``, targets ``[N]`` int64, and ``[B, T-1]`` bool, True where they come from.
 
-    On a CPU 256: 256 x 4096 float32 is 4 MB, which stays in its cache. Elsewhere 2048: every chunk reads and writes the
-    whole gradient of the output matrix once, which a GPU's products would otherwise wait for; 2048 x 50k float32 is
-    0.4 GB.
+    Raises:
+        ValueError: hidden does not have one position fewer than ids.
     """
-    return _CPU if device.type == "cpu" else _ELSEWHERE
+    if hidden.shape[:2] != (ids.shape[0], ids.shape[1] - 1):
+        raise ValueError(
+            f"hidden is {tuple(hidden.shape)} and ids {tuple(ids.shape)}: hidden must have one position fewer; run the "
+            "network on ids[:, :-1]"
+        )
+    counted = mask[:, 1:]
+    return hidden[counted], ids[:, 1:][counted], counted
+
+
+def chunk_size(device: torch.device) -> int:
+    """Positions whose logits are computed at a time on a device.
+
+    256 on a CPU: 256 x 4096 float32 logits are 4 MB, which fit into its cache. 2048 elsewhere, because every chunk
+    reads and writes the whole gradient of the output matrix; 2048 x 50k float32 logits are 0.4 GB.
+    """
+    return _CPU if device.type == "cpu" else _ACCELERATOR
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """``total += left @ right``, accumulated in total's dtype."""
+    if total.dtype == right.dtype:
+        total.addmm_(left, right)
+    else:
+        total.add_(left @ right)

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy straight from hidden states, never holding all the logits.
+"""Next-token cross-entropy from hidden states, without holding all logits.
 
 Legend: B rows, T tokens, D width, V vocabulary, N counted positions.
 """
@@ -9,16 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from align.objectives.chunks import chunk_size
+from align.objectives.chunks import add_product, chunk_size, counted_positions
 
 
 class NextTokenLoss(NamedTuple):
     """Sums over the counted targets of a batch; divide by ``tokens`` for means.
 
     Attributes:
-        loss: ``[]`` what to differentiate: nll plus the z-loss term, nats.
+        loss: ``[]`` nll plus the z-loss term, nats; to be differentiated.
         nll: ``[]`` negative log-likelihood, nats, detached.
-        tokens: ``[]`` int64, targets that counted.
+        tokens: ``[]`` int64, number of counted targets.
     """
 
     loss: torch.Tensor
@@ -34,38 +34,30 @@ def next_token_loss(
     *,
     z_loss: float = 0.0,
 ) -> NextTokenLoss:
-    """Summed cross-entropy of each counted token given the tokens before it.
-
-    This is where labels are shifted: the hidden state at t predicts the id at t + 1.
+    """Summed cross-entropy of the counted tokens, each given the tokens before it.
 
     Args:
         hidden: ``[B, T-1, D]`` final hidden states of ``ids[:, :-1]``.
         output_weight: ``[V, D]`` the output matrix.
         ids: ``[B, T]`` int64.
-        mask: ``[B, T]`` bool, True where a token counts as a target; ``mask[:, 0]`` is not read.
-        z_loss: coefficient of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5), 0 turns it off.
+        mask: ``[B, T]`` bool, True where a token counts as a target; ``mask[:, 0]`` is ignored.
+        z_loss: coefficient of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5); 0: none.
 
     Returns:
-        NextTokenLoss: sums; all zero, with zero gradients, where nothing counts.
+        NextTokenLoss: sums; all zero, with zero gradients, if nothing counts.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: hidden does not have one position fewer than ids.
     """
-    if hidden.shape[:2] != (ids.shape[0], ids.shape[1] - 1):
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)} must hold one position less than ids {tuple(ids.shape)}: "
-            "run the network on ids[:, :-1]"
-        )
-    counted = mask[:, 1:]
-    # Positions whose logits nobody reads never reach the output matrix.
-    loss, nll = linear_cross_entropy(hidden[counted], output_weight, ids[:, 1:][counted], z_loss=z_loss)
+    states, targets, counted = counted_positions(hidden, ids, mask)
+    loss, nll = linear_cross_entropy(states, output_weight, targets, z_loss=z_loss)
     return NextTokenLoss(loss, nll, counted.sum())
 
 
 def row_nll(
     hidden: torch.Tensor, output_weight: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Summed negative log-likelihood of each row's counted tokens; not differentiable.
+    """Negative log-likelihood of each row, summed over its counted tokens; not differentiable.
 
     Args:
         hidden: ``[B, T-1, D]`` final hidden states of ``ids[:, :-1]``.
@@ -74,7 +66,7 @@ def row_nll(
         mask: ``[B, T]`` bool, True where a token counts as a target.
 
     Returns:
-        tuple: ``nll [B]`` nats, and ``tokens [B]`` int64 that counted.
+        tuple: ``nll [B]`` nats, and ``tokens [B]`` int64, the number of counted tokens.
     """
     rows = [next_token_loss(hidden[i, None], output_weight, ids[i, None], mask[i, None]) for i in range(len(ids))]
     return torch.stack([row.nll for row in rows]), torch.stack([row.tokens for row in rows])
@@ -85,21 +77,21 @@ def linear_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of ``hidden @ weight.T`` without holding the ``[N, V]`` logits.
 
-    Logits, their softmax and both gradients are made chunk by chunk in the forward pass, so memory is
-    ``chunk * V`` and the backward pass only scales what is there (the idea of Cut Cross-Entropy, Wijmans et al.
-    2024, and of Liger's fused linear cross-entropy, Hsu et al. 2024).
+    The forward pass computes logits, softmax and both gradients chunk by chunk, so memory is ``chunk * V``, and the
+    backward pass only scales the gradients (as in Cut Cross-Entropy, Wijmans et al. 2024, and Liger's fused linear
+    cross-entropy, Hsu et al. 2024).
 
     Args:
-        hidden: ``[N, D]`` hidden states, in any floating type.
+        hidden: ``[N, D]`` hidden states of any floating dtype.
         weight: ``[V, D]`` output matrix.
         targets: ``[N]`` int64 ids.
         z_loss: coefficient of the squared log-partition added to the loss.
-        chunk: positions whose logits exist at once; None: ``chunk_size``.
+        chunk: positions whose logits are computed at a time; None: ``chunk_size``.
 
     Returns:
         tuple: ``loss []`` (nll + z-loss, differentiable) and ``nll []`` (detached), sums in nats, at least float32.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, chunk or chunk_size(hidden))
+    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, chunk or chunk_size(hidden.device))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -123,7 +115,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 penalty += log_partition.square().sum()
                 if not (wants_hidden or wants_weight):
                     continue
-                # d loss / d logits = softmax * (1 + 2 z log_partition) - onehot, written over the logits.
+                # d loss / d logits = softmax * (1 + 2 z log_partition) - onehot, in place of the logits.
                 grad = logits.sub_(log_partition).exp_()
                 if z_loss:
                     grad.mul_(1 + 2 * z_loss * log_partition)
@@ -132,7 +124,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if grad_hidden is not None:
                     torch.mm(grad, matrix, out=grad_hidden[rows])
                 if grad_weight is not None:
-                    _add_product(grad_weight, grad.T, h)
+                    add_product(grad_weight, grad.T, h)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.mark_non_differentiable(total)
         return total + z_loss * penalty, total
@@ -148,11 +140,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
-
-
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """``total += left @ right``, accumulated in total's own precision."""
-    if total.dtype == right.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)

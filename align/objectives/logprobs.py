@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens straight from hidden states, never holding all the logits.
+"""Log-probs of tokens from hidden states, without holding all logits.
 
 Legend: B rows, T tokens, D width, V vocabulary, N positions.
 """
@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from align.objectives.chunks import chunk_size
+from align.objectives.chunks import add_product, chunk_size, counted_positions
 
 KEEP_BYTES = 64 * 2**20
-"""Softmax kept from forward to backward; chunks beyond it are computed again in the backward pass.
+"""Memory for softmax values kept from the forward to the backward pass on a CPU; the rest is recomputed.
 
-The weight's gradient needs the softmax and the upstream gradient together, and the latter is not known before the
-backward pass. Keeping saves one product of four, a quarter of the time on a CPU core; 64 MiB hold 4096 positions of a
-vocabulary of 4096 in float32.
+The weight's gradient needs the softmax together with the upstream gradient, which is unknown until the backward pass.
+Keeping the softmax saves one matrix product of four, a quarter of the time on a CPU core. 64 MiB hold 4096 positions of
+a vocabulary of 4096 in float32.
 """
-KEEP_BYTES_ELSEWHERE = 2**30
-"""The same off the CPU, where a chunk of 2048 positions and 50,000 tokens alone is 0.4 GB"""
+KEEP_BYTES_ACCELERATOR = 2**30
+"""The same on other devices, where one chunk of 2048 positions and 50,000 tokens is 0.4 GB."""
 
 
 class _Settings(NamedTuple):
@@ -28,7 +28,7 @@ class _Settings(NamedTuple):
     chunk: int
     entropy: bool
     grad: bool
-    """Whether gradients are on at the call: inside an autograd function they are always off."""
+    """Whether gradients are enabled at the call; inside an autograd function they never are."""
 
 
 def token_logprobs(
@@ -41,26 +41,26 @@ def token_logprobs(
 ) -> torch.Tensor:
     """``log softmax(hidden @ weight.T / temperature)`` at the targets, without the ``[N, V]`` logits.
 
-    Memory is ``chunk * V`` and at most ``KEEP_BYTES`` (off the CPU ``KEEP_BYTES_ELSEWHERE``) beside it. Autocast does
-    not reach inside: products are taken in hidden's type, the softmax in at least float32. Differentiable once, in
-    ``hidden`` and ``weight``.
+    Memory is ``chunk * V`` plus at most ``KEEP_BYTES`` (``KEEP_BYTES_ACCELERATOR`` on other devices than a CPU).
+    Autocast has no effect: matrix products are in hidden's dtype, the softmax in at least float32. Differentiable once,
+    with respect to ``hidden`` and ``weight``.
 
     Args:
-        hidden: ``[N, D]`` hidden states, in any floating type.
+        hidden: ``[N, D]`` hidden states of any floating dtype.
         weight: ``[V, D]`` output matrix.
         targets: ``[N]`` int64 ids.
-        temperature: divides the logits, > 0: the sampler's, so that old, new and reference log-probs speak of one
-            distribution.
-        chunk: positions whose logits exist at once; None: ``chunk_size``.
+        temperature: divides the logits, > 0; use the sampling temperature, so that old, new and reference log-probs
+            refer to the distribution that was sampled from.
+        chunk: positions whose logits are computed at a time; None: ``chunk_size``.
 
     Returns:
         ``[N]`` nats, at least float32.
 
     Raises:
-        ValueError: the temperature is not above 0.
+        ValueError: temperature is not above 0.
     """
     _check_temperature(temperature)
-    settings = _Settings(temperature, chunk or chunk_size(hidden), entropy=False, grad=torch.is_grad_enabled())
+    settings = _Settings(temperature, chunk or chunk_size(hidden.device), entropy=False, grad=torch.is_grad_enabled())
     return _TokenLogprobs.apply(hidden, weight, targets, settings)[0]
 
 
@@ -73,28 +73,27 @@ def token_logprobs_and_entropy(
     chunk: int | None = None,
     entropy_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``token_logprobs`` and the entropy of each position's distribution, in the same pass.
+    """``token_logprobs`` and the entropy of each position's distribution, in one pass.
 
     Args:
         hidden: ``[N, D]`` hidden states.
         weight: ``[V, D]`` output matrix.
         targets: ``[N]`` int64 ids.
         temperature: divides the logits, > 0.
-        chunk: positions whose logits exist at once; None: ``chunk_size``.
-        entropy_grad: let gradients flow through the entropy, for an entropy bonus; costs a second pass over every
-            chunk's logits.
+        chunk: positions whose logits are computed at a time; None: ``chunk_size``.
+        entropy_grad: make the entropy differentiable, for an entropy bonus; computes every chunk's logits twice.
 
     Returns:
         tuple: ``logprobs [N]`` and ``entropy [N]``, nats; the entropy is detached unless ``entropy_grad``.
 
     Raises:
-        ValueError: the temperature is not above 0.
+        ValueError: temperature is not above 0.
     """
     _check_temperature(temperature)
+    chunk = chunk or chunk_size(hidden.device)
     if not entropy_grad:
-        settings = _Settings(temperature, chunk or chunk_size(hidden), entropy=True, grad=torch.is_grad_enabled())
+        settings = _Settings(temperature, chunk, entropy=True, grad=torch.is_grad_enabled())
         return _TokenLogprobs.apply(hidden, weight, targets, settings)
-    chunk = chunk or chunk_size(hidden)
     parts = [
         checkpoint(_plain_chunk, h, weight, t, temperature, use_reentrant=False)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
@@ -106,50 +105,42 @@ def token_logprobs_and_entropy(
 def response_logprobs(
     hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, *, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Log-prob of each counted token given the tokens before it.
-
-    This is where labels are shifted: the hidden state at t predicts the id at t + 1. Positions that do not count never
-    reach the output matrix.
+    """Log-prob of each counted token given the tokens before it. No other position reaches the output matrix.
 
     Args:
         hidden: ``[B, T-1, D]`` final hidden states of ``ids[:, :-1]``.
         weight: ``[V, D]`` output matrix.
         ids: ``[B, T]`` int64.
-        mask: ``[B, T]`` bool, True where a token counts; ``mask[:, 0]`` is not read.
+        mask: ``[B, T]`` bool, True where a token counts; ``mask[:, 0]`` is ignored.
         temperature: divides the logits, > 0.
 
     Returns:
         ``[B, T]`` nats, at least float32; 0 where the mask is False and in column 0.
 
     Raises:
-        ValueError: the shapes do not belong together, or the temperature is not above 0.
+        ValueError: hidden does not have one position fewer than ids, or temperature is not above 0.
     """
-    if hidden.shape[:2] != (ids.shape[0], ids.shape[1] - 1):
-        raise ValueError(
-            f"hidden {tuple(hidden.shape)} must hold one position less than ids {tuple(ids.shape)}: "
-            "run the network on ids[:, :-1]"
-        )
-    counted = mask[:, 1:]
-    logprobs = token_logprobs(hidden[counted], weight, ids[:, 1:][counted], temperature=temperature)
+    states, targets, counted = counted_positions(hidden, ids, mask)
+    logprobs = token_logprobs(states, weight, targets, temperature=temperature)
     return F.pad(logprobs.new_zeros(counted.shape).masked_scatter(counted, logprobs), (1, 0))
 
 
 def sequence_logprobs(
     hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, *, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Summed log-prob of each row's counted tokens: ``response_logprobs`` added up.
+    """Log-prob of each row, summed over its counted tokens; arguments as in ``response_logprobs``.
 
     Returns:
-        ``[B]`` nats, at least float32; 0 for a row where nothing counts.
+        ``[B]`` nats, at least float32; 0 for a row in which nothing counts.
     """
     return response_logprobs(hidden, weight, ids, mask, temperature=temperature).sum(1)
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """d logprob_i / d logits_i = (onehot_i - softmax_i) / temperature, and the upstream gradient is one number a row.
+    """d logprob_i / d logits_i = (onehot_i - softmax_i) / temperature, times one upstream gradient per row.
 
-    So hidden's gradient is ready up to that number in the forward pass, as in ``linear_cross_entropy``; the weight's
-    needs the softmax again.
+    The forward pass can thus compute hidden's gradient up to that factor, as in ``linear_cross_entropy``. The weight's
+    gradient needs the softmax again in the backward pass.
     """
 
     @staticmethod
@@ -166,7 +157,7 @@ class _TokenLogprobs(torch.autograd.Function):
         entropy = torch.empty_like(logprobs) if settings.entropy else logprobs.new_empty(0)
         slope = torch.empty_like(hidden) if wants_hidden else None
         kept: list[torch.Tensor] = []
-        keep = KEEP_BYTES if hidden.device.type == "cpu" else KEEP_BYTES_ELSEWHERE
+        keep = KEEP_BYTES if hidden.device.type == "cpu" else KEEP_BYTES_ACCELERATOR
         keep_rows = keep // (weight.shape[0] * hidden.element_size())
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(hidden.dtype)
@@ -176,11 +167,11 @@ class _TokenLogprobs(torch.autograd.Function):
                 logits = _logits(hidden[rows], matrix, settings.temperature)
                 peak = logits.amax(-1, keepdim=True)
                 softmax = torch.softmax(logits, -1)
-                # The peak's own share gives the partition function without another pass of exponentials.
+                # The peak's probability gives the partition function without another pass of exponentials.
                 log_partition = peak - softmax.amax(-1, keepdim=True).log()
                 logprobs[rows] = (logits.gather(1, t) - log_partition)[:, 0]
                 if settings.entropy:
-                    # H = log-partition - mean logit, both measured from the peak, where they are small.
+                    # H = log-partition - mean logit; relative to the peak both are small, which saves precision.
                     mean = torch.linalg.vecdot(softmax, logits.sub_(peak))
                     entropy[rows] = (log_partition - peak)[:, 0] - mean
                 if not (wants_hidden or wants_weight):
@@ -200,7 +191,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, _grad_entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, targets, slope, *kept = ctx.saved_tensors
         chunk, temperature = ctx.settings.chunk, ctx.settings.temperature
-        # The residual is softmax - onehot: minus the derivative.
+        # The residual softmax - onehot is minus the derivative.
         upstream = (grad / -temperature)[:, None]
         grad_hidden = None if slope is None else (slope * upstream).to(hidden.dtype)
         if not ctx.needs_input_grad[1]:
@@ -215,33 +206,25 @@ class _TokenLogprobs(torch.autograd.Function):
                 else:
                     softmax = torch.softmax(_logits(hidden[rows], matrix, temperature), -1)
                     residual = _residual(softmax, targets[rows, None]).to(hidden.dtype)
-                _add_product(grad_weight, residual.T, (hidden[rows] * upstream[rows]).to(hidden.dtype))
+                add_product(grad_weight, residual.T, (hidden[rows] * upstream[rows]).to(hidden.dtype))
         return grad_hidden, grad_weight, None, None
 
 
 def _logits(hidden: torch.Tensor, matrix: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Logits ``[N, V]`` of a chunk, at least float32."""
+    """Logits ``[N, V]`` of a chunk of N positions, at least float32."""
     logits = F.linear(hidden, matrix).to(torch.promote_types(hidden.dtype, torch.float32))
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 
 def _residual(softmax: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Softmax minus onehot ``[N, V]``, written over the softmax."""
+    """Softmax minus onehot ``[N, V]``, in place."""
     return softmax.scatter_add_(1, targets, softmax.new_full((), -1.0).expand_as(targets))
-
-
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """``total += left @ right``, accumulated in total's own precision."""
-    if total.dtype == right.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)
 
 
 def _plain_chunk(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies of a chunk in plain differentiable operations."""
+    """Log-probs and entropies of a chunk, in differentiable operations."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = F.linear(hidden, weight.to(hidden.dtype)).to(torch.promote_types(hidden.dtype, torch.float32))
     scores = torch.log_softmax(logits / temperature, -1)
@@ -250,4 +233,4 @@ def _plain_chunk(
 
 def _check_temperature(temperature: float) -> None:
     if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it divides the logits and must be above 0")
+        raise ValueError(f"temperature is {temperature}; it must be above 0")

@@ -1,28 +1,31 @@
-"""Losses that learn from preference pairs without a reward model: DPO and its family.
+"""Losses on preference pairs that need no reward model: DPO and its relatives.
 
-A loss is a pure function of log-probs in one registry; a new one is a function and a line. Each returns, beside the
-loss, the implicit rewards whose difference it works on, so that accuracy and margin mean the same for all.
+Each loss is a frozen dataclass: its fields are its settings, and calling it with the log-probs of B pairs returns B
+losses. To add one, subclass ``PreferenceLoss``; recipes find it by its class name, or by class path if it is defined
+outside this module.
 
 Legend: B pairs.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 
 class PairLogprobs(NamedTuple):
-    """What a preference loss sees of B pairs.
+    """Log-probs of B preference pairs.
 
     Attributes:
-        chosen: ``[B]`` summed log-prob of the chosen response under the policy, nats.
-        rejected: ``[B]`` the same of the rejected one.
-        reference_chosen: ``[B]`` under the reference; None where there is none.
-        reference_rejected: ``[B]`` under the reference; None where there is none.
-        chosen_tokens: ``[B]`` tokens of the chosen response; 0 on padding.
-        rejected_tokens: ``[B]`` tokens of the rejected response.
+        chosen: ``[B]`` log-prob of the chosen response under the policy, summed over its tokens, nats.
+        rejected: ``[B]`` the same for the rejected response.
+        reference_chosen: ``[B]`` log-prob of the chosen response under the reference; None if the loss needs none.
+        reference_rejected: ``[B]`` the same for the rejected response.
+        chosen_tokens: ``[B]`` number of tokens in the chosen response; 0 in pairs of padding.
+        rejected_tokens: ``[B]`` number of tokens in the rejected response.
     """
 
     chosen: torch.Tensor
@@ -32,14 +35,35 @@ class PairLogprobs(NamedTuple):
     chosen_tokens: torch.Tensor
     rejected_tokens: torch.Tensor
 
+    def log_ratios(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log(policy / reference) of the chosen and the rejected responses, ``[B]`` each, nats.
 
-class PreferenceLoss(NamedTuple):
-    """A loss and the implicit rewards behind it.
+        Raises:
+            ValueError: there are no reference log-probs.
+        """
+        if self.reference_chosen is None or self.reference_rejected is None:
+            raise ValueError("reference log-probs are None: set needs_reference = True on the loss that reads them")
+        return self.chosen - self.reference_chosen, self.rejected - self.reference_rejected
+
+    def mean_log_ratios(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """``log_ratios`` divided by the number of tokens, ``[B]`` each, nats per token."""
+        return self._per_token(*self.log_ratios())
+
+    def mean_logprobs(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Policy log-probs divided by the number of tokens, ``[B]`` each, nats per token."""
+        return self._per_token(self.chosen, self.rejected)
+
+    def _per_token(self, chosen: torch.Tensor, rejected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return chosen / self.chosen_tokens.clamp(min=1), rejected / self.rejected_tokens.clamp(min=1)
+
+
+class PairLosses(NamedTuple):
+    """Losses of B pairs, with the implicit rewards they compare.
 
     Attributes:
-        loss: ``[B]`` what to differentiate.
-        reward_chosen: ``[B]`` beta times the score the loss compares, detached.
-        reward_rejected: ``[B]`` the same of the rejected response.
+        loss: ``[B]`` to be differentiated.
+        reward_chosen: ``[B]`` implicit reward of the chosen response; logged, never differentiated.
+        reward_rejected: ``[B]`` the same for the rejected response. Accuracy and margin are computed from both.
     """
 
     loss: torch.Tensor
@@ -47,189 +71,226 @@ class PreferenceLoss(NamedTuple):
     reward_rejected: torch.Tensor
 
 
-class Strength(NamedTuple):
-    """Settings of a loss: see ``preference_loss``."""
+class PreferenceLoss(ABC):
+    """Base class of the losses.
 
-    beta: float
-    label_smoothing: float
-    gamma: float
-
-
-Loss = Callable[[PairLogprobs, Strength], PreferenceLoss]
-
-
-def sigmoid(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """DPO: minus log-sigmoid of beta times the margin of the log-ratios (Rafailov et al. 2023, equation 7)."""
-    chosen, rejected = _log_ratios(pairs, s.beta)
-    return PreferenceLoss(-F.logsigmoid(chosen - rejected), chosen, rejected)
-
-
-def cdpo(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """Conservative DPO: cross-entropy with labels that are wrong with probability label_smoothing (Mitchell 2023)."""
-    chosen, rejected = _log_ratios(pairs, s.beta)
-    margin = chosen - rejected
-    loss = -(1 - s.label_smoothing) * F.logsigmoid(margin) - s.label_smoothing * F.logsigmoid(-margin)
-    return PreferenceLoss(loss, chosen, rejected)
-
-
-def robust(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """An unbiased estimate of the noiseless DPO loss under flips of that rate (Chowdhury et al. 2024, equation 12)."""
-    chosen, rejected = _log_ratios(pairs, s.beta)
-    margin = chosen - rejected
-    loss = -(1 - s.label_smoothing) * F.logsigmoid(margin) + s.label_smoothing * F.logsigmoid(-margin)
-    return PreferenceLoss(loss / (1 - 2 * s.label_smoothing), chosen, rejected)
-
-
-def ipo(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """IPO on log-ratios averaged over tokens, the form that TRL found its authors to use: see ``ipo_sum``."""
-    chosen, rejected = _mean_log_ratios(pairs, s.beta)
-    return _squared_to_target(chosen, rejected, s.beta)
-
-
-def ipo_sum(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """IPO as printed, (margin - 1 / (2 beta))^2 with summed log-ratios (Azar et al. 2023, equation 17)."""
-    chosen, rejected = _log_ratios(pairs, s.beta)
-    return _squared_to_target(chosen, rejected, s.beta)
-
-
-def hinge(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """SLiC's hinge on DPO's margin, max(0, 1 - beta * margin) (Zhao et al. 2023; Liu et al. 2023, section 2)."""
-    chosen, rejected = _log_ratios(pairs, s.beta)
-    return PreferenceLoss(F.relu(1 - (chosen - rejected)), chosen, rejected)
-
-
-def length_normalised(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """DPO on log-ratios averaged over tokens, so that length earns nothing (Meng et al. 2024, table 5; Tulu 3)."""
-    chosen, rejected = _mean_log_ratios(pairs, s.beta)
-    return PreferenceLoss(-F.logsigmoid(chosen - rejected), chosen, rejected)
-
-
-def simpo(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """SimPO: average log-probs, no reference, a target margin gamma (Meng et al. 2024, equation 6)."""
-    chosen, rejected = (s.beta * mean for mean in _mean_logprobs(pairs))
-    return PreferenceLoss(-F.logsigmoid(chosen - rejected - s.gamma), chosen, rejected)
-
-
-def orpo(pairs: PairLogprobs, s: Strength) -> PreferenceLoss:
-    """ORPO: the chosen response's per-token NLL plus beta times its log-odds term (Hong et al. 2024, equation 6).
-
-    Odds are those of the geometric mean of a response's token probabilities.
+    Attributes:
+        needs_reference: whether the loss reads the reference's log-probs. If not, no reference is loaded.
     """
-    chosen, rejected = _mean_logprobs(pairs)
-    loss = -chosen - s.beta * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
-    return PreferenceLoss(loss, s.beta * chosen, s.beta * rejected)
+
+    needs_reference: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """The loss of each pair.
+
+        A pair of padding has 0 tokens and log-probs of 0. Its loss and gradient must be finite; the caller leaves it
+        out of the mean.
+        """
 
 
-PREFERENCE_LOSSES: dict[str, Loss] = {
-    "sigmoid": sigmoid,
-    "cdpo": cdpo,
-    "robust": robust,
-    "ipo": ipo,
-    "ipo_sum": ipo_sum,
-    "hinge": hinge,
-    "simpo": simpo,
-    "orpo": orpo,
-    "length_normalised": length_normalised,
-}
-REFERENCE_FREE = frozenset({"simpo", "orpo"})
-SMOOTHED = frozenset({"cdpo", "robust"})
+@dataclass(frozen=True)
+class DPO(PreferenceLoss):
+    """Direct preference optimization (Rafailov et al. 2023, equation 7)."""
+
+    beta: float = 0.1
+    """> 0, reward per nat of log-ratio; a larger beta keeps the policy closer to the reference."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """-log sigmoid(margin), where margin = beta * (log-ratio chosen - log-ratio rejected)."""
+        chosen, rejected = _scaled(self.beta, pairs.log_ratios())
+        return PairLosses(-F.logsigmoid(chosen - rejected), chosen, rejected)
 
 
-def preference_loss(
-    name: str,
-    pairs: PairLogprobs,
-    *,
-    beta: float,
-    label_smoothing: float = 0.0,
-    gamma: float | None = None,
-    sft_coef: float = 0.0,
-) -> PreferenceLoss:
-    """The loss ``name`` of ``PREFERENCE_LOSSES`` on each pair.
+@dataclass(frozen=True)
+class CDPO(PreferenceLoss):
+    """Conservative DPO, for labels of which some are flipped (Mitchell 2023)."""
 
-    Args:
-        name: which loss.
-        pairs: log-probs of B pairs.
-        beta: > 0. The inverse temperature of the implicit reward (sigmoid, cdpo, robust, hinge, length_normalised,
-            simpo); IPO's tau, whose target margin is 1 / (2 beta); ORPO's weight of the odds ratio.
-        label_smoothing: share of labels the wrong way round, in [0, 0.5); for cdpo and robust only.
-        gamma: the margin simpo asks for, >= 0, in units of its reward; 0.5 by default; for simpo only.
-        sft_coef: >= 0, weight of an added negative log-likelihood per token of the chosen response, nats (RPO, Pang et
-            al. 2024); orpo has its own.
+    beta: float = 0.1
+    """> 0, reward per nat of log-ratio; a larger beta keeps the policy closer to the reference."""
+    label_smoothing: float = 0.1
+    """Probability that a label is flipped, in [0, 0.5)."""
 
-    Returns:
-        PreferenceLoss: of each pair. A pair without tokens gives finite numbers; leave it out of the mean.
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+        _check_flip_rate(self, "label_smoothing")
 
-    Raises:
-        ValueError: an unknown name, a setting out of range or not this loss's, or a missing reference.
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """Cross-entropy of DPO's margin with labels that are flipped with probability e = label_smoothing.
+
+        -(1 - e) log sigmoid(margin) - e log sigmoid(-margin).
+        """
+        chosen, rejected = _scaled(self.beta, pairs.log_ratios())
+        margin, flipped = chosen - rejected, self.label_smoothing
+        return PairLosses(-(1 - flipped) * F.logsigmoid(margin) - flipped * F.logsigmoid(-margin), chosen, rejected)
+
+
+@dataclass(frozen=True)
+class RobustDPO(PreferenceLoss):
+    """Unbiased estimate of the DPO loss on clean labels, from labels flipped at a known rate.
+
+    Chowdhury et al. 2024, equation 12. Unlike CDPO it may be negative.
     """
-    check_preference_settings(name, beta=beta, label_smoothing=label_smoothing, gamma=gamma, sft_coef=sft_coef)
-    result = PREFERENCE_LOSSES[name](pairs, Strength(beta, label_smoothing, 0.5 if gamma is None else gamma))
-    loss = result.loss
-    if sft_coef:
-        loss = loss - sft_coef * _mean_logprobs(pairs)[0]
-    return PreferenceLoss(loss, result.reward_chosen.detach(), result.reward_rejected.detach())
+
+    beta: float = 0.1
+    """> 0, reward per nat of log-ratio; a larger beta keeps the policy closer to the reference."""
+    label_smoothing: float = 0.1
+    """Probability that a label is flipped, in [0, 0.5)."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+        _check_flip_rate(self, "label_smoothing")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """(-(1 - e) log sigmoid(margin) + e log sigmoid(-margin)) / (1 - 2 e), where e = label_smoothing."""
+        chosen, rejected = _scaled(self.beta, pairs.log_ratios())
+        margin, flipped = chosen - rejected, self.label_smoothing
+        loss = -(1 - flipped) * F.logsigmoid(margin) + flipped * F.logsigmoid(-margin)
+        return PairLosses(loss / (1 - 2 * flipped), chosen, rejected)
 
 
-def needs_reference(name: str) -> bool:
-    """Whether the loss ``name`` reads the reference's log-probs.
+@dataclass(frozen=True)
+class IPO(PreferenceLoss):
+    """Identity preference optimization (Azar et al. 2023, equation 17)."""
 
-    Raises:
-        ValueError: there is no such loss.
+    beta: float = 0.1
+    """> 0, the paper's tau: the loss is lowest at a margin of 1 / (2 beta) nats."""
+    per_token: bool = True
+    """Divide each log-ratio by its response's tokens, as IPO's authors do in experiments; false: sum, as printed."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """(log-ratio chosen - log-ratio rejected - 1 / (2 beta))^2."""
+        chosen, rejected = pairs.mean_log_ratios() if self.per_token else pairs.log_ratios()
+        loss = (chosen - rejected - 1 / (2 * self.beta)).square()
+        return PairLosses(loss, self.beta * chosen, self.beta * rejected)
+
+
+@dataclass(frozen=True)
+class Hinge(PreferenceLoss):
+    """SLiC's hinge loss on DPO's margin (Zhao et al. 2023; Liu et al. 2023, section 2)."""
+
+    beta: float = 0.1
+    """> 0, reward per nat of log-ratio; the gradient vanishes once the margin exceeds 1 / beta nats."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """max(0, 1 - margin)."""
+        chosen, rejected = _scaled(self.beta, pairs.log_ratios())
+        return PairLosses(F.relu(1 - (chosen - rejected)), chosen, rejected)
+
+
+@dataclass(frozen=True)
+class LengthNormalisedDPO(PreferenceLoss):
+    """DPO with log-ratios per token, so that longer responses earn no reward (Meng et al. 2024, table 5; Tulu 3)."""
+
+    beta: float = 2.0
+    """> 0, reward per nat of log-ratio per token; needs to be much larger than DPO's."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """-log sigmoid(margin), with each log-ratio divided by its response's tokens."""
+        chosen, rejected = _scaled(self.beta, pairs.mean_log_ratios())
+        return PairLosses(-F.logsigmoid(chosen - rejected), chosen, rejected)
+
+
+@dataclass(frozen=True)
+class SimPO(PreferenceLoss):
+    """SimPO: log-probs per token in place of log-ratios, and a target margin (Meng et al. 2024, equation 6)."""
+
+    needs_reference: ClassVar[bool] = False
+    beta: float = 2.0
+    """> 0, reward per nat of log-prob per token."""
+    gamma: float = 0.5
+    """>= 0, margin between the rewards that the loss asks for."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+        _check(self, "gamma", 0 <= self.gamma < math.inf, "at least 0")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """-log sigmoid(margin - gamma), where margin = beta * (chosen - rejected), log-probs per token."""
+        chosen, rejected = _scaled(self.beta, pairs.mean_logprobs())
+        return PairLosses(-F.logsigmoid(chosen - rejected - self.gamma), chosen, rejected)
+
+
+@dataclass(frozen=True)
+class ORPO(PreferenceLoss):
+    """Odds ratio preference optimization: an NLL and a log odds ratio (Hong et al. 2024, equation 6)."""
+
+    needs_reference: ClassVar[bool] = False
+    beta: float = 0.1
+    """> 0, weight of the odds ratio, the paper's lambda."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """-log p(chosen) - beta * log sigmoid(log odds(chosen) - log odds(rejected)).
+
+        p is the geometric mean of a response's token probabilities, odds(p) = p / (1 - p).
+        """
+        chosen, rejected = pairs.mean_logprobs()
+        loss = -chosen - self.beta * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+        return PairLosses(loss, self.beta * chosen, self.beta * rejected)
+
+
+@dataclass(frozen=True)
+class APOZero(PreferenceLoss):
+    """Anchored preference optimization, for chosen responses better than the policy's own.
+
+    D'Oosterlinck et al. 2024, equation 7. Unlike DPO it raises the chosen response's likelihood itself.
     """
-    if name not in PREFERENCE_LOSSES:
-        raise ValueError(f"unknown preference loss {name!r}; there are {', '.join(PREFERENCE_LOSSES)}")
-    return name not in REFERENCE_FREE
+
+    beta: float = 0.1
+    """> 0, reward per nat of log-ratio; a larger beta keeps the policy closer to the reference."""
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        _check_positive(self, "beta")
+
+    def __call__(self, pairs: PairLogprobs) -> PairLosses:
+        """1 - sigmoid(reward chosen) + sigmoid(reward rejected), with reward = beta * log-ratio."""
+        chosen, rejected = _scaled(self.beta, pairs.log_ratios())
+        return PairLosses(1 - chosen.sigmoid() + rejected.sigmoid(), chosen, rejected)
 
 
-def check_preference_settings(
-    name: str, *, beta: float, label_smoothing: float = 0.0, gamma: float | None = None, sft_coef: float = 0.0
-) -> None:
-    """Refuse settings that ``preference_loss`` could not honour; arguments as there.
-
-    Raises:
-        ValueError: one line naming the setting, its value, and what would be right.
-    """
-    needs_reference(name)
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"beta is {beta}; it must be above 0")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 0.5)")
-    if label_smoothing and name not in SMOOTHED:
-        raise ValueError(f"label_smoothing is {label_smoothing}, but {name!r} has none: use 'cdpo' or 'robust', or 0")
-    if gamma is not None and name != "simpo":
-        raise ValueError(f"gamma is {gamma}, but only 'simpo' has a target margin, not {name!r}: leave it out")
-    if gamma is not None and not gamma >= 0:
-        raise ValueError(f"gamma is {gamma}; it must not be negative")
-    if not sft_coef >= 0:
-        raise ValueError(f"sft_coef is {sft_coef}; it must not be negative")
-    if sft_coef and name == "orpo":
-        raise ValueError(f"sft_coef is {sft_coef}, but 'orpo' brings its own SFT term: leave it at 0")
-
-
-def _log_ratios(pairs: PairLogprobs, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Beta log(policy / reference) of chosen and rejected responses, ``[B]`` each."""
-    if pairs.reference_chosen is None or pairs.reference_rejected is None:
-        raise ValueError("this preference loss compares with a reference, whose log-probs are missing")
-    return beta * (pairs.chosen - pairs.reference_chosen), beta * (pairs.rejected - pairs.reference_rejected)
-
-
-def _mean_log_ratios(pairs: PairLogprobs, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """``_log_ratios`` per token."""
-    chosen, rejected = _log_ratios(pairs, beta)
-    return chosen / pairs.chosen_tokens.clamp(min=1), rejected / pairs.rejected_tokens.clamp(min=1)
-
-
-def _mean_logprobs(pairs: PairLogprobs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-prob per token of chosen and rejected responses, ``[B]`` each."""
-    return pairs.chosen / pairs.chosen_tokens.clamp(min=1), pairs.rejected / pairs.rejected_tokens.clamp(min=1)
-
-
-def _squared_to_target(chosen: torch.Tensor, rejected: torch.Tensor, beta: float) -> PreferenceLoss:
-    """IPO's loss of rewards: (margin of the log-ratios - 1 / (2 beta))^2."""
-    return PreferenceLoss(((chosen - rejected) / beta - 1 / (2 * beta)).square(), chosen, rejected)
+def _scaled(beta: float, values: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    chosen, rejected = values
+    return beta * chosen, beta * rejected
 
 
 def _log_odds(logprob: torch.Tensor) -> torch.Tensor:
-    """log(p / (1 - p)) of ``log p``; p stops a millionth short of 1, where the odds and their gradient explode."""
+    """log(p / (1 - p)) from ``log p``; p is kept a millionth below 1, where the odds and their gradient diverge."""
     logprob = logprob.clamp(max=-1e-6)
     return logprob - torch.log(-torch.expm1(logprob))
+
+
+def _check(loss: PreferenceLoss, name: str, holds: bool, right: str) -> None:
+    if not holds:
+        raise ValueError(f"{type(loss).__name__}: {name} is {getattr(loss, name)}; it must be {right}")
+
+
+def _check_positive(loss: PreferenceLoss, name: str) -> None:
+    _check(loss, name, 0 < getattr(loss, name) < math.inf, "above 0")
+
+
+def _check_flip_rate(loss: PreferenceLoss, name: str) -> None:
+    _check(loss, name, 0 <= getattr(loss, name) < 0.5, "in [0, 0.5)")

@@ -1,4 +1,4 @@
-"""The reward model's loss on preference pairs.
+"""The reward model's loss on preference pairs: Bradley-Terry.
 
 Legend: B pairs.
 """
@@ -15,31 +15,32 @@ def bradley_terry_loss(
     label_smoothing: float = 0.0,
     centering: float = 0.0,
 ) -> torch.Tensor:
-    """Cross-entropy of "chosen is better" under Bradley-Terry: p = sigmoid(chosen - rejected - margin).
+    """Cross-entropy of "chosen is better", of probability sigmoid(chosen - rejected - margin) (Bradley and Terry 1952).
 
-    The margin is Llama 2's (Touvron et al. 2023, equation 2). Smoothing takes the label to be wrong with that
-    probability. Centering adds ``centering * (chosen + rejected)^2``, since the loss alone leaves a constant free
-    (Eisenstein et al. 2023).
+    This depends on differences of scores only; ``centering * (chosen + rejected)^2`` fixes their mean (Eisenstein et
+    al. 2023).
 
     Args:
         chosen: ``[B]`` scores.
         rejected: ``[B]`` scores.
-        margin: ``[B]`` or a number: by how much chosen should lead.
-        label_smoothing: probability that a label is the wrong way round, in [0, 0.5).
-        centering: coefficient of the penalty, >= 0.
+        margin: ``[B]`` or a number: by how much chosen should exceed rejected (Touvron et al. 2023, equation 2).
+        label_smoothing: probability that a label is flipped, in [0, 0.5).
+        centering: coefficient of the centering term, >= 0.
 
     Returns:
         ``[B]`` nats.
 
     Raises:
-        ValueError: a setting out of its range, or scores of different shapes.
+        ValueError: a setting is out of range, or the scores differ in shape.
     """
     if chosen.shape != rejected.shape:
-        raise ValueError(f"chosen {tuple(chosen.shape)} and rejected {tuple(rejected.shape)} must have one shape")
+        raise ValueError(
+            f"chosen is {tuple(chosen.shape)} and rejected {tuple(rejected.shape)}; their shapes must be equal"
+        )
     if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing is {label_smoothing}; it must lie in [0, 0.5)")
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be in [0, 0.5)")
     if not centering >= 0:
-        raise ValueError(f"centering is {centering}; it must not be negative")
+        raise ValueError(f"centering is {centering}; it must be at least 0")
     lead = chosen - rejected if margin is None else chosen - rejected - margin
     # -log sigmoid(x) = softplus(-x), and flipping the label adds x.
     loss = F.softplus(-lead) + label_smoothing * lead

@@ -30,6 +30,12 @@ def sandbox_gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float
     return [gold_reward(prompt, response).total for prompt, response in zip(prompts, responses, strict=True)]
 
 
+def search_working_directory() -> None:
+    """Make modules in the working directory importable: the installed command, unlike ``python -m``, ignores them."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def load_reward(name: str | Path, *, onto: "Base | None" = None, device: "torch.device | str | None" = None) -> Reward:
     """A reward by name.
 
@@ -50,9 +56,7 @@ def load_reward(name: str | Path, *, onto: "Base | None" = None, device: "torch.
         return FunctionReward("sandbox", sandbox_gold)
     module, colon, function = str(name).partition(":")
     if colon and module.replace(".", "").isidentifier() and not Path(name).exists():
-        # Unlike `python -m`, the installed command does not look for modules where it is run.
-        if os.getcwd() not in sys.path and "" not in sys.path:
-            sys.path.append(os.getcwd())
+        search_working_directory()
         try:
             return FunctionReward(str(name), getattr(import_module(module), function))
         except (ImportError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Small preference data, networks and trainings that the tests of DPO share."""
+"""Small preference data, networks and training runs for the tests of DPO."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ WORDS = ("ab", "cab", "abc", "bad", "dab", "a cab", "bad cab", "dad")
 
 
 def write_pairs(path: Path, count: int, *, better: str = "yes", worse: str = "no way") -> str:
-    """Pairs of which chosen begins with one word and rejected with another, of mixed length."""
+    """Pairs of mixed length; chosen responses begin with one word, rejected ones with another."""
     records = [
         {
             "prompt": " ".join(WORDS[(i + j) % len(WORDS)] for j in range(1 + i % 2)) + str(i),
@@ -105,7 +105,7 @@ class Log(pl.Callback):
 
 
 def several_pairs(pad: int = 0) -> PairBatch:
-    """Prompts P (3 tokens) and Q (2), answers a, b, c to P and d, e to Q: pairs ab, ac, cb, de, one of padding, ba."""
+    """Prompts P (3 tokens), Q (2); responses a, b, c to P and d, e to Q: pairs ab, ac, cb, de, one of padding, ba."""
     texts = {
         "a": [1, 2, 3, 7],
         "b": [1, 2, 3, 8, 9],

@@ -162,7 +162,7 @@ def test_two_ranks_learn_what_one_learns(strategy: str, world: World, alone: dic
 def test_ranks_that_were_seeded_apart_learn_one_adapter(
     strategy: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A, which the first step leaves where it began, is that of rank 0's seed, 7; and where B is cut but A is not, A
+    """A, which the first step leaves unchanged, is that of rank 0's seed, 7; and where B is sharded but A is not, A
     stays one under dropout."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # of seed_everything, which would seed them alike
 

@@ -10,13 +10,18 @@ import torch
 import torch.nn.functional as F
 from dpo_pairs import CONFIG, Log, World, fit, policy, several_pairs
 
-from align.algorithms.dpo import DPO, prompt_ids
+from align.algorithms.dpo import DPO, pair_logprobs, prompt_ids
 from align.algorithms.policy_evaluation import ProbeConfig
-from align.algorithms.reference_logprobs import pair_logprobs
 from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.layers import RMSNorm
-from align.objectives import PREFERENCE_LOSSES
+from align.objectives import PairLogprobs, PreferenceLoss, preference
+
+LOSSES = [
+    each
+    for each in vars(preference).values()
+    if isinstance(each, type) and issubclass(each, PreferenceLoss) and each is not PreferenceLoss
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +32,8 @@ def world(tmp_path_factory):
 NAMES = {"loss", "accuracy", "margin", "logprob_chosen", "logprob_rejected", "reward_chosen", "reward_rejected"}
 
 
-def test_it_learns_which_answer_is_better(world):
-    """The first loss is ln 2 at margin 0; then chosen answers gain on rejected ones, on held-out prompts too."""
+def test_it_learns_which_response_is_better(world):
+    """The first loss is ln 2 at margin 0; then chosen responses gain on rejected ones, on validation prompts too."""
     log = Log()
     trainer = fit(
         world.stage(probe=ProbeConfig(prompts=4, max_new_tokens=8)), world.data(), max_epochs=12, callbacks=[log]
@@ -68,8 +73,8 @@ def test_logprobs_are_those_of_plain_softmax(world, shared_prefix):
         assert float(logprobs[row]) == pytest.approx(expected, abs=1e-4)
 
 
-def test_answers_compared_several_times_are_computed_once(monkeypatch):
-    """Prompts P (3 tokens) and Q (2), answers a, b, c to P and d, e to Q: pairs ab, ac, cb, de, one of padding, ba.
+def test_responses_compared_several_times_are_computed_once(monkeypatch):
+    """Prompts P (3 tokens) and Q (2), responses a, b, c to P and d, e to Q: pairs ab, ac, cb, de, one of padding, ba.
 
     Without the last token of each row, which predicts nothing, P's rows have 3 + (0 + 1 + 2) tokens, Q's 2 + (1 + 3),
     and padding has one: 13, where plain rows hold 12 x 5.
@@ -85,7 +90,7 @@ def test_answers_compared_several_times_are_computed_once(monkeypatch):
     for plain, shared in zip(*found, strict=True):
         torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-10)
     assert lines == [(12, 5), (1, 13)]
-    # The same tokens cut otherwise into prompt and answer are another row.
+    # The same tokens with another boundary between prompt and response are another row.
     twice = torch.tensor([0, 0, 6, 7])
     ids, mask, lengths = (part[twice] for part in (batch.ids, batch.mask, batch.lengths))
     cut = PairBatch(ids, mask, lengths, torch.tensor([3, 2]), torch.tensor([0, 1]), ("", ""))
@@ -114,7 +119,7 @@ def test_shared_prefix_and_reference_on_the_fly_train_the_same(world):
 
 
 def test_cached_reference_logprobs_are_those_on_the_fly(world):
-    """In batches of other pairs, so padded otherwise: to 1e-4 nats of a response."""
+    """Equal to 1e-4 nats per response: batches of other pairs have other padding."""
     stage, other = world.stage(), world.stage(reference_logprobs="on_the_fly")
     fit(stage, world.data(), max_steps=1)
     fit(other, world.data(), max_steps=1)
@@ -140,17 +145,23 @@ def test_batch_of_one(world):
     assert all(math.isfinite(value) for step in log.steps for value in step.values())
 
 
-@pytest.mark.parametrize("loss", sorted(PREFERENCE_LOSSES))
+@pytest.mark.parametrize("loss", [each() for each in LOSSES], ids=str)
 def test_every_loss_trains(world, loss):
-    """From its value at margin 0 (checked by the stage) downwards on the same pairs; only some build a reference."""
+    """The loss falls from its value at margin 0 (which the stage checks); only some losses have reference log-probs."""
     log = Log()
-    smoothing = {"label_smoothing": 0.1} if loss in ("cdpo", "robust") else {}
-    stage = world.stage(loss=loss, sft_coef=0.0 if loss == "orpo" else 0.1, **smoothing)
+    stage = world.stage(loss=loss, sft_coef=0.1)
     fit(stage, world.data(batch_size=12), max_epochs=15, callbacks=[log])
     assert log.steps[-1]["train/loss"] < log.steps[0]["train/loss"]
     assert log.steps[-1]["train/logprob_chosen"] > log.steps[-1]["train/logprob_rejected"]
     assert stage.reference is None
-    assert bool(stage._tables) == (loss not in ("simpo", "orpo"))
+    assert bool(stage._tables) == loss.needs_reference
+
+
+def test_sft_term_is_added_per_token(world):
+    """0.7 nats per nat per token of the chosen response, on top of DPO's ln 2."""
+    stage = world.stage(sft_coef=0.7)
+    pairs = PairLogprobs(*(torch.tensor([x]) for x in (-6.0, -4.0, -6.0, -4.0)), torch.tensor([3]), torch.tensor([2]))
+    assert stage._pair_losses(pairs).loss.item() == pytest.approx(math.log(2) + 0.7 * 2)
 
 
 def test_validation_is_weighted_by_pairs(world):
@@ -173,7 +184,7 @@ def test_test_split(world):
     assert {f"test/{name}" for name in NAMES} <= set(trainer.callback_metrics)
 
 
-def test_the_probe_asks_validation_prompts_and_a_judge_scores(world):
+def test_the_policy_is_sampled_on_validation_prompts_and_judged(world):
     stage = world.stage(probe=ProbeConfig(prompts=3, max_new_tokens=5, judge="test_dpo:longer"))
     trainer = fit(stage, world.data())
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("policy/")}
@@ -199,17 +210,18 @@ def test_the_reference_stays_and_is_not_saved(world, tmp_path):
     assert all(name.startswith("network.") for name in state)
 
 
-def test_a_network_made_in_python_is_its_own_reference(world):
+def test_a_network_built_in_python_is_its_own_reference(world):
     log = Log()
     stage = world.stage(network=policy(3))
     fit(stage, world.data(), callbacks=[log])
     assert log.steps[0]["train/loss"] == pytest.approx(math.log(2), abs=1e-5)
     for a, b in zip(policy(3).parameters(), stage.reference.parameters(), strict=True):
         assert torch.equal(a, b)
+    assert all(name.startswith("network.") for name in stage.state_dict())
 
 
 def test_dropout_is_off(world):
-    """The network was trained with dropout: DPO's first loss is ln 2 all the same."""
+    """The network was trained with dropout: DPO's first loss is still ln 2."""
     network = GPT(dataclasses.replace(CONFIG, dropout=0.5))
     log = Log()
     fit(world.stage(network=network), world.data(), max_steps=1, callbacks=[log])
@@ -226,7 +238,7 @@ def test_prompts_are_those_of_the_pairs(world):
     assert prompts[1] == data.tokenizer.render_chat(text, add_generation_prompt=True).ids
 
 
-def test_sixteen_bit_products_pass_the_check_of_the_start(world):
+def test_sixteen_bit_products_pass_the_check_at_step_0(world):
     """bf16-mixed: cached log-probs come from other shapes, so the first loss is nearly ln 2; weights stay float32."""
     log = Log()
     stage = world.stage()
@@ -251,4 +263,6 @@ def test_every_setting_is_on_the_page():
     names = [name for name in inspect.signature(DPO).parameters if name not in others]
     names += [f"probe.{field.name}" for field in dataclasses.fields(ProbeConfig)]
     assert [name for name in names if f"| `{name}`" not in page] == []
-    assert [name for name in PREFERENCE_LOSSES if f"| `{name}`" not in page] == []
+    assert [loss.__name__ for loss in LOSSES if f"| `{loss.__name__}`" not in page] == []
+    settings = {field.name for loss in LOSSES for field in dataclasses.fields(loss)}
+    assert [name for name in settings if f"| `loss.{name}`" not in page] == []

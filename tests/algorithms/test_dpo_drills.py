@@ -1,4 +1,4 @@
-"""What goes wrong with DPO, and what it then says."""
+"""Failures of DPO: each is an error or a warning, or is recovered from."""
 
 import json
 import subprocess
@@ -29,13 +29,13 @@ def test_chosen_equals_rejected(world):
         fit(world.stage(), world.data())
 
 
-def test_a_reference_that_is_not_the_start_is_refused(world):
+def test_a_reference_that_is_not_the_initial_policy_is_refused(world):
     other = world.save(policy(2), "other")
     with pytest.raises(ValueError, match=r"step 0\b.*0\.6931.*/other\b.*other_reference"):
         fit(world.stage(reference=other), world.data())
 
 
-def test_a_reference_that_is_not_the_start_may_be_allowed_and_is_told(world):
+def test_a_reference_that_is_not_the_initial_policy_may_be_allowed_with_a_warning(world):
     log = Log()
     other = world.save(policy(2), "other")
     with pytest.warns(UserWarning, match=r"step 0\b.*0\.6931.*/other\b.*other_reference"):
@@ -52,10 +52,6 @@ def test_a_reference_of_another_vocabulary_is_refused(world):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "sigmod"}, "'sigmod'.*sigmoid"),
-        ({"beta": 0}, r"beta\D*0\b"),
-        ({"label_smoothing": 0.1}, r"label_smoothing.*0\.1.*'sigmoid'"),
-        ({"gamma": 1.0}, r"gamma.*1\.0.*'simpo'"),
         ({"sft_coef": -1}, "sft_coef.*-1"),
         ({"reference_logprobs": "never"}, "reference_logprobs.*'never'"),
         ({"init_from": None}, "DPO.*init_from"),
@@ -67,7 +63,7 @@ def test_impossible_settings_are_named(settings, message):
         DPO(**{"init_from": "somewhere"} | settings)
 
 
-def test_precomputing_needs_data_that_know_what_they_are(world):
+def test_precomputing_needs_numbered_pairs(world):
     class Plain(pl.LightningDataModule):
         def train_dataloader(self):
             return torch.utils.data.DataLoader([1], batch_size=None)
@@ -98,8 +94,8 @@ class Saved(pl.Callback):
 
 
 @pytest.mark.parametrize("reference_logprobs", ["precomputed", "on_the_fly"])
-def test_resumed_in_mid_epoch_it_goes_on_to_the_bit(world, tmp_path, reference_logprobs):
-    """Two epochs of three steps; stopped after the second and after the fourth, a run ends with the same weights."""
+def test_resuming_within_an_epoch_is_bitwise_identical(world, tmp_path, reference_logprobs):
+    """Two epochs of three steps, resumed after the second or the fourth step: the same weights in the end."""
     whole = world.stage(reference_logprobs=reference_logprobs)
     saved = [Saved(step, tmp_path / f"{step}.ckpt") for step in (2, 4)]
     fit(whole, world.data(), max_epochs=2, callbacks=saved)
@@ -118,8 +114,8 @@ def cached(world) -> set[str]:
     return {path.name for path in (world.folder / "cache").glob("reference-*")}
 
 
-def test_the_cache_is_used_again(world):
-    """Even with a network that could not compute it: the second run reads the same numbers from disk."""
+def test_the_cache_is_reused(world):
+    """The second run reads the log-probs from disk: its stage cannot compute them."""
     fit(world.stage(), world.data())
     names = cached(world)
     assert len(names) == 2  # of the training and of the validation pairs
@@ -170,7 +166,7 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty", "short", "nan"])
-def test_a_damaged_cache_is_told_and_made_again(world, how):
+def test_a_damaged_cache_is_recomputed_with_a_warning(world, how):
     fit(world.stage(), world.data(), max_steps=1, limit_val_batches=0)
     (path,) = (world.folder / "cache").glob("reference-*")
     good = read_cache(path, 12)
@@ -227,7 +223,7 @@ if trainer.is_global_zero:
 
 @pytest.mark.slow
 def test_two_ranks_equal_one(world, tmp_path):
-    """Each rank computes its share of the reference; weights and validation are those of one process."""
+    """Each rank computes its share of the reference log-probs; weights and metrics equal those of one process."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
     results = []

@@ -195,7 +195,7 @@ def test_bfloat16_products_keep_float32_weights():
 
 @pytest.mark.slow
 def test_compiled_training_is_eager_training():
-    """Five steps, compiled and not: the same losses to float32's rounding, and the same parameter names."""
+    """Five steps, compiled and not: the same losses up to float32 rounding, and the same parameter names."""
     batches = [make_batch(4, 5, i) for i in range(5)]
     eager, compiled = pretrain(), pretrain(compile=True)
     one, other = fit(eager, Batches(batches)), fit(compiled, Batches(batches))

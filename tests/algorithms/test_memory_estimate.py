@@ -10,12 +10,12 @@ from ppo_parts import ppo
 from test_language_model import Batches, fit, make_batch
 from test_memory import bytes_kept
 
-from align.algorithms import memory_estimate as footprints
+from align.algorithms import memory_estimate
 from align.algorithms.memory_estimate import (
     activation_bytes,
     advice,
+    estimate_memory,
     explain_out_of_memory,
-    footprint,
     logits_bytes,
     optimizer_bytes,
     out_of_memory,
@@ -82,22 +82,22 @@ def test_each_network_is_in_its_place(tmp_path):
     stage = world.stage(memory=MemoryConfig(frozen_dtype="bfloat16"), reference_logprobs="on_the_fly")
     fit(stage, Batches([]), max_epochs=0)
     numbers = sum(p.numel() for p in stage.network.parameters())
-    found = footprint(stage, 8, 20)
+    found = estimate_memory(stage, 8, 20)
     assert (found.parameters, found.gradients, found.frozen) == (4 * numbers, 4 * numbers, 2 * numbers)
     assert found.optimizer == 8 * numbers + 4 * len(list(stage.network.parameters()))
     assert found.logits == logits_bytes(stage.network, 160, torch.device("cpu"))
     both, head = ppo(), ppo(value=ValueConfig(shared_trunk=True))
     for one in (both, head):
         fit_ppo(one, max_epochs=1)
-    assert footprint(both, 4, 9).activations == 2 * footprint(head, 4, 9).activations
-    assert footprint(head, 4, 9).parameters == 4 * sum(p.numel() for p in head.trained())
+    assert estimate_memory(both, 4, 9).activations == 2 * estimate_memory(head, 4, 9).activations
+    assert estimate_memory(head, 4, 9).parameters == 4 * sum(p.numel() for p in head.trained())
 
 
 def test_a_sharded_tensor_counts_for_what_is_here(monkeypatch):
     """Half of each matrix on this rank: half of the bytes."""
     parameters = list(GPT(CONFIG).parameters())
     whole = optimizer_bytes(parameters, 32)
-    monkeypatch.setattr(footprints, "local", lambda tensor: tensor[: len(tensor) // 2])
+    monkeypatch.setattr(memory_estimate, "local", lambda tensor: tensor[: len(tensor) // 2])
     steps = 4 * len(parameters)
     assert optimizer_bytes(parameters, 32) - steps == (whole - steps) / 2
 
@@ -111,7 +111,7 @@ def test_advice_is_sorted_by_what_it_gains_and_names_nothing_that_is_set():
         return advice(stage, 16, 32, batch_size=16)
 
     found = settings(MemoryConfig())
-    assert [one.gain for one in found] == sorted((one.gain for one in found), reverse=True)
+    assert [one.saved for one in found] == sorted((one.saved for one in found), reverse=True)
     assert [one.setting for one in found] == [
         "memory.activation_checkpointing block",
         "data.batch_size 8 with trainer.accumulate_grad_batches 2",
@@ -125,8 +125,8 @@ def test_adapters_are_advised_where_a_stage_goes_on_from_a_model(tmp_path):
     """They leave the gradients and the means of everything else out: 12 bytes a parameter, and the step counts."""
     stage = SFT(World(tmp_path).start)
     fit(stage, Batches([make_batch(1, 5, 0)]), max_epochs=0)
-    held = footprint(stage, 1, 8)
-    found = {one.setting: one.gain for one in advice(stage, 1, 8)}
+    held = estimate_memory(stage, 1, 8)
+    found = {one.setting: one.saved for one in advice(stage, 1, 8)}
     assert found["lora.rank 16"] == held.gradients + held.optimizer
     assert held.frozen == 0
 

@@ -162,8 +162,8 @@ def test_prompts_computed_once_give_the_scores_and_gradients_of_plain_rows(monke
 
 
 @pytest.mark.parametrize("style", [{}, {"kv_heads": 1, "norm_placement": "post", "positions": "learned"}], ids=str)
-def test_answers_compared_several_times_are_computed_once(monkeypatch, style):
-    """Prompts P (3 tokens) and Q (2), answers a, b, c to P and d, e to Q: pairs ab, ac, cb, de, one of padding, ba.
+def test_responses_compared_several_times_are_computed_once(monkeypatch, style):
+    """Prompts P (3 tokens) and Q (2), responses a, b, c to P and d, e to Q: pairs ab, ac, cb, de, one of padding, ba.
 
     The line holds 3 + (1 + 2 + 3) tokens of P's rows, 2 + (2 + 4) of Q's and one of padding: 18, where plain rows
     hold 12 x 6.
@@ -216,7 +216,7 @@ def cut(batch: PairBatch, real: int) -> PairBatch:
 
 
 def test_validation_by_hand(monkeypatch):
-    """Five pairs in two batches; gold from a function that says, by prompt and text, how good a response is.
+    """Five pairs in two batches; gold is a function of prompt and response.
 
     Gold is 0.1 a letter, but for p4, whose two sides are equal: pairs 0..3 are untied; lengths of responses differ by
     3, -4, 1 and 3 tokens, so 0, 1 and 3 are wide apart.
@@ -434,7 +434,7 @@ def test_from_a_language_model_to_a_reward(tmp_path):
     assert predicted[0].keys() == {"chosen", "rejected"}
     again = Reward(str(directory), optimizer=OptimizerConfig(lr=1e-12))
     again.configure_model()
-    assert torch.equal(again.network.score.weight, load_scalar(directory).score.weight), "a reward model goes on"
+    assert torch.equal(again.network.score.weight, load_scalar(directory).score.weight), "a reward model keeps its head"
     with pytest.raises(ValueError, match="LlamaForCausalLM"):
         load_reward(str(start))
 

@@ -10,12 +10,13 @@ from naming import error_line, names
 
 from align.cli import main
 from align.cli.chat import printable
+from align.cli.conversation import Conversation, Reply
 from align.generation.generate import generate
+from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.io.directory import load_network, save_network
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
-from align.serve.conversation import Reply
 from align.tokenizer import Tokenizer, train_tokenizer
 
 CONFIG = GPTConfig(
@@ -61,13 +62,17 @@ def chat(run, monkeypatch, capsys):
     return talk
 
 
-def answer(run, stage, messages, *, seed, new):
-    """What generate answers."""
+def answer(run, stage, messages, *, seed, new, turn=0):
+    """What generate answers in this turn of the chat."""
     directory = run / stage / "model"
     tokenizer = Tokenizer.load(directory)
     prompt = tokenizer.render_chat(messages, add_generation_prompt=True).ids
     samples = generate(
-        load_network(directory), [prompt], SamplingConfig(max_new_tokens=new), seeds=[seed], stop_ids=tokenizer.stop_ids
+        load_network(directory),
+        [prompt],
+        SamplingConfig(max_new_tokens=new),
+        seeds=[response_seed(seed, turn, 0)],
+        stop_ids=tokenizer.stop_ids,
     )
     return tokenizer.decode(samples.ids[0].tolist())
 
@@ -83,7 +88,7 @@ def test_turns_are_remembered_and_saved(run, chat, tmp_path):
     saved = json.loads(file.read_text())
     first = answer(run, "dpo", [{"role": "system", "content": "s"}, user("a")], seed=3, new=12)
     messages = [{"role": "system", "content": "s"}, user("a"), {"role": "assistant", "content": first}, user("b")]
-    second = answer(run, "dpo", messages, seed=4, new=12)
+    second = answer(run, "dpo", messages, seed=3, new=12, turn=1)
     assert saved == {"model": "dpo", "messages": [*messages, {"role": "assistant", "content": second}]}
 
 
@@ -120,7 +125,7 @@ def test_a_directory_that_transformers_wrote(run, chat, tmp_path, capsys):
         load_network(run / "dpo" / "model"),
         [prompt],
         SamplingConfig(max_new_tokens=9),
-        seeds=[0],
+        seeds=[response_seed(0, 0, 0)],
         stop_ids=ours.stop_ids,
     )
     saved = json.loads((tmp_path / "chat.jsonl").read_text())
@@ -204,9 +209,8 @@ def test_ctrl_c_stops_the_answer_not_the_program(chat, monkeypatch, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(run, capsys, words, code, named):
-    for verb in ("chat", "serve") if len(words) == 1 and "=" not in words[0] else ("chat",):
-        assert main([verb, *(word.replace("RUN", str(run)) for word in words)]) == code
-        error_line(capsys, *(token.replace("RUN", str(run)) for token in named), alone=True)
+    assert main(["chat", *(word.replace("RUN", str(run)) for word in words)]) == code
+    error_line(capsys, *(token.replace("RUN", str(run)) for token in named), alone=True)
 
 
 def test_text_cannot_steer_the_terminal():
@@ -221,6 +225,30 @@ def test_generate_streams_what_it_samples(run, capsys):
     assert capsys.readouterr().out == plain
     assert main([*words, "--stream", "yes", "--n", "2"]) == 2
     error_line(capsys, "--stream", "--prompt", "--n")
+
+
+def test_a_byte_that_is_no_utf8_leaves_the_chat_usable(run, tmp_path):
+    """The byte becomes U+FFFD, and the next line is answered."""
+    file = tmp_path / "chat.jsonl"
+    command = [sys.executable, "-m", "align", "chat", str(run / "dpo"), "--max_new_tokens", "3"]
+    said = b"a\xffb\nand then?\n" + f"/save {file}\n".encode()
+    result = subprocess.run(command, input=said, capture_output=True)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"error" not in result.stdout
+    questions = [message["content"] for message in json.loads(file.read_text())["messages"][::2]]
+    assert questions == ["a\N{REPLACEMENT CHARACTER}b", "and then?"]
+
+
+def test_a_message_that_cannot_be_encoded_leaves_the_history(run):
+    tokenizer = Tokenizer.load(run / "dpo" / "model")
+    conversation = Conversation(
+        "dpo", load_network(run / "dpo" / "model"), tokenizer, SamplingConfig(max_new_tokens=2), seed=0
+    )
+    with pytest.raises(ValueError, match=r"surrogate U\+DCFF"):
+        conversation.say("\udcff")
+    assert conversation.messages == []
+    conversation.finish(conversation.say("a"))
+    assert [message["role"] for message in conversation.messages] == ["user", "assistant"]
 
 
 def test_a_pipe_drives_the_program(run):

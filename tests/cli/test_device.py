@@ -5,9 +5,7 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,19 +14,15 @@ from another_device import AWAY, register
 from naming import error_line, naming
 
 from align.cli import main
-from align.cli.chat_model import load_chat_model
 from align.cli.device import network_device
 from align.cli.errors import UsageError
 from align.compare import answers
 from align.generation.decoder import Decoder
-from align.generation.sampling_config import SamplingConfig
 from align.io.directory import save_network
 from align.io.manifest import write_manifest
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.rewards.reward_model import RewardModel
-from align.serve.engine import Engine
-from align.serve.requests import Request
 from align.tokenizer import train_tokenizer
 
 CONFIG = GPTConfig(
@@ -49,11 +43,6 @@ COMMANDS = {
     "compare": [*COMPARE, "DEVICE/report", "--n", "2"],
     "compare, with the cache of the other": [*COMPARE, "report", "--n", "1", "--frontier_n", "0"],
 }  # fmt: skip
-ENGINE = [
-    {"temperature": 0.0},
-    {"temperature": 0.8, "top_p": 0.9},
-    {"temperature": 1.2, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.3},
-]
 
 
 def make_models(folder):
@@ -115,9 +104,6 @@ def work(device):
             assert main([*(word.replace("DEVICE/", f"{device}/") for word in command), "--device", device]) == 0
             judged = any(JUDGE in word for word in command)
             assert used == {"networks": {kind}, "rewards": {kind} if judged else set()}
-    with pytest.MonkeyPatch.context() as patch:
-        _spy(patch)
-        _serve(device)
 
 
 def _spy(patch):
@@ -142,26 +128,7 @@ def _spy(patch):
     patch.setattr(RewardModel, "score_ids", scoring)
     # Parameters of the stand-in for a device are of a type of its own, which seem to compute something else.
     patch.setattr("align.generation.generate.can_pack", lambda network: True)
-    patch.setattr("align.generation.open_decoder.can_pack", lambda network: True)
     return used
-
-
-def _serve(device):
-    """Answers of an engine that is loaded as ``align serve`` loads it: 9 requests of three settings share 3 rows."""
-    heard, ends = [[] for _ in range(9)], [threading.Event() for _ in range(9)]
-    with Engine(*load_chat_model(Path(SFT), device=device), max_rows=3) as engine:
-        assert engine._device == torch.device(device)
-        for number, (pieces, over) in enumerate(zip(heard, ends, strict=True)):
-            sampling = SamplingConfig(max_new_tokens=4 + number, **ENGINE[number % len(ENGINE)])
-            engine.submit(Request([5, 6, 7][: 1 + number % 3], sampling, number, ()), partial(_hear, pieces, over))
-        assert all(over.wait(60) for over in ends)
-    Path(device, "serve.out").write_text("".join(json.dumps(pieces) + "\n" for pieces in heard))
-
-
-def _hear(pieces, over, piece):
-    pieces.append(piece)
-    if piece.reason is not None:
-        over.set()
 
 
 def test_generate(outs):
@@ -180,16 +147,10 @@ def test_generate_streams(outs):
 
 
 def test_chat(outs):
-    """Two turns of two models, each an engine."""
+    """Two turns of two models, each in a thread of its own."""
     here, there = outs("chat")
     assert here == there
     assert [line.split()[0] for line in here if "> " in line] == ["sft>", "dpo>"] * 2
-
-
-def test_serve(outs):
-    here, there = ([json.loads(line) for line in lines] for lines in outs("serve"))
-    assert here == there
-    assert all(pieces[-1][2] in ("stop", "length") for pieces in here)
 
 
 def test_preferences(outs, models):
@@ -220,12 +181,10 @@ def test_compare(outs, models):
         assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat", "serve", "compare", "preferences"])
-def test_a_device_that_is_not_there(models, tmp_path, capsys, monkeypatch, verb):
-    monkeypatch.setattr("align.serve.server.serve", lambda *_, **__: None)  # where it loads, it need not stay
+@pytest.mark.parametrize("verb", ["generate", "chat", "compare", "preferences"])
+def test_a_device_that_is_not_there(models, tmp_path, capsys, verb):
     own = {
         "generate": ["--prompt", "a"],
-        "serve": ["--port", "0"],
         "compare": [str(models / "dpo"), "--prompts", str(models / "prompts.jsonl"), "--out", str(tmp_path / "report")],
         "preferences": ["--prompts", str(models / "prompts.jsonl"), "--out", str(tmp_path / "pairs.jsonl")],
     }

@@ -1,28 +1,10 @@
-"""What the verbs that sample share: the sampling flags, and prompts as texts or as messages."""
+"""Prompt files: texts or messages, one JSON object per line."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
-from align.cli.settings import add_settings, build_settings
-from align.generation.sampling_config import SamplingConfig
 from align.tokenizer.prompts import Prompt, as_messages
-
-
-def add_sampling_arguments(parser: jsonargparse.ArgumentParser) -> None:
-    """Add the fields of SamplingConfig to a verb's command line."""
-    add_settings(parser, SamplingConfig)
-
-
-def sampling_config(options: jsonargparse.Namespace) -> SamplingConfig:
-    """The settings that ``add_sampling_arguments`` added.
-
-    Raises:
-        UsageError: one is impossible.
-    """
-    return build_settings(SamplingConfig, options)
 
 
 def read_prompts(file: str | Path, *, skip: int = 0, limit: int | None = None) -> list[Prompt]:
