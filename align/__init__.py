@@ -18,7 +18,7 @@ _HOMES = {
     "GPT": "align.model",
     "GPTConfig": "align.model",
     "Health": "align.callbacks",
-    "HealthConfig": "align.callbacks",
+    "HealthCheck": "align.callbacks",
     "KLConfig": "align.algorithms",
     "load_network": "align.io.directory",
     "load_reward": "align.rewards",
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from align.algorithms.sft import SFT as SFT
     from align.callbacks.cost import Cost as Cost
     from align.callbacks.health import Health as Health
-    from align.callbacks.health import HealthConfig as HealthConfig
+    from align.callbacks.health_checks import HealthCheck as HealthCheck
     from align.callbacks.loggers import RunLog as RunLog
     from align.callbacks.model_directory import ModelDirectory as ModelDirectory
     from align.callbacks.samples import TextSamples as TextSamples

@@ -25,6 +25,7 @@ from align.batches import PromptBatch
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states
 from align.objectives import kl_estimate, ppo_policy_loss, ppo_value_loss, token_logprobs
+from align.rewards.base import Reward
 from align.rewards.functions import load_reward
 from align.rewards.reward_model import RewardModel
 from align.training.memory import MemoryConfig, without_dropout
@@ -85,7 +86,7 @@ class PPO(Stage):
     def __init__(
         self,
         init_from: str | None = None,
-        reward: str = "sandbox",
+        reward: str | Reward = "sandbox",
         *,
         algorithm: Algorithm = "ppo",
         reference: str | None = None,

@@ -1,7 +1,8 @@
-"""What watches a run: checkpoints, health, samples, throughput, the model directory, metrics.csv."""
+"""Callbacks that every run has: health, samples, throughput, cost, the model directory, metrics.csv."""
 
 from align.callbacks.cost import Cost
-from align.callbacks.health import Health, HealthConfig
+from align.callbacks.health import Health
+from align.callbacks.health_checks import Finding, HealthCheck, Reading
 from align.callbacks.loggers import RunLog
 from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.samples import TextSamples
@@ -9,9 +10,11 @@ from align.callbacks.throughput import Throughput
 
 __all__ = [
     "Cost",
+    "Finding",
     "Health",
-    "HealthConfig",
+    "HealthCheck",
     "ModelDirectory",
+    "Reading",
     "RunLog",
     "TextSamples",
     "Throughput",

@@ -1,4 +1,4 @@
-"""What a stage cost: tokens, FLOPs, seconds, memory, labels and samples, in its model's manifest."""
+"""The cost of a stage in its model's manifest: tokens, FLOPs, seconds, memory, labels and samples."""
 
 import sys
 import time
@@ -23,9 +23,9 @@ class Cost(pl.Callback):
     Counted over all ranks and, in a run that was resumed, from its beginning:
 
     - ``tokens_trained``: tokens of every optimizer step; of pairs and responses without padding, prompts included;
-    - ``samples``, ``tokens_sampled``: what the stage sampled to learn from (PPO's rollouts; not validation's);
+    - ``samples``, ``tokens_sampled``: responses sampled for training (PPO's rollouts, not validation);
     - ``labels``: preference pairs read in the first epoch;
-    - ``flops``: ``GPT.flops_per_token`` for each trained token and network that learns, a third of it for each token
+    - ``flops``: ``GPT.flops_per_token`` for each trained token and trained network, a third of it for each token
       sampled or read by a frozen network (a forward pass without its backward); matrices frozen under adapters have no
       gradient of their own, two thirds of the work;
     - ``wall_seconds``, ``cpu_seconds`` (all threads, rank 0), validation included; ``peak_memory_mib`` (rank 0): most
@@ -35,7 +35,7 @@ class Cost(pl.Callback):
     def __init__(self) -> None:
         """Nothing counted yet."""
         self._total = dict.fromkeys(_COUNTS, 0.0)
-        # What lies on the device until somebody asks: reading it with every batch would have a GPU wait for us.
+        # Kept on the device until they are needed: reading them with every batch would make a GPU wait.
         self._unread: dict[str, Any] = {"tokens_trained": 0, "labels": 0}
         self._wall = self._cpu = 0.0
         self._peak: float | None = None
@@ -50,13 +50,13 @@ class Cost(pl.Callback):
         return {**self._total, "peak_memory_mib": max(measured, default=None)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from ``state_dict``."""
+        """Continue from ``state_dict``."""
         self._total = {name: state_dict[name] for name in _COUNTS}
         self._unread = dict.fromkeys(self._unread, 0)
         self._peak = state_dict["peak_memory_mib"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clocks, and forget the memory of what this process did before."""
+        """Start the clocks and reset the peak memory."""
         self._wall, self._cpu = time.perf_counter(), time.process_time()
         _forget_peak()
 
@@ -75,7 +75,7 @@ class Cost(pl.Callback):
             self._total["tokens_trained"] += tokens * ranks
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write what it came to."""
+        """Write the totals into the manifest."""
         directory = Path(trainer.default_root_dir) / "model"
         if not trainer.is_global_zero or not (directory / "align.json").is_file():
             return
@@ -103,7 +103,7 @@ class Cost(pl.Callback):
         }
 
     def _stop_clocks(self) -> None:
-        """Add what passed since the clocks were read last."""
+        """Add the time since the last reading."""
         if not self._wall:
             return
         wall, cpu = time.perf_counter(), time.process_time()

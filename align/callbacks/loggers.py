@@ -1,6 +1,6 @@
 """metrics.csv in the run folder, continued when a run is resumed.
 
-Loggers go on with the run that a checkpoint is of, instead of beginning another.
+Loggers continue the run of the checkpoint that is resumed instead of beginning another.
 """
 
 import csv
@@ -17,10 +17,10 @@ from typing_extensions import override
 
 
 class RunLog(CSVLogger):
-    """Writes ``metrics.csv`` straight into the run folder.
+    """Writes ``metrics.csv`` directly into the run folder.
 
-    Rows of an earlier try stay up to the first row that is logged again, so a resumed run continues its file and a
-    fresh run replaces it. A step may have several rows (of training, of its validation): they are told apart by their
+    Rows of an earlier attempt stay up to the first row that is logged again, so a resumed run continues its file and a
+    fresh run replaces it. A step may have several rows (of training, of its validation), distinguished by their
     columns.
 
     Args:
@@ -80,7 +80,7 @@ class _ContinuingWriter(ExperimentWriter):
 
 
 def _of_same(row: dict[str, Any], step: int, columns: set[str]) -> bool:
-    """Whether an earlier row is of a later step, or tells the same of this one."""
+    """Whether an earlier row is of a later step, or has the same columns at this one."""
     return int(row["step"]) > step or any(row.get(name) for name in columns)
 
 
@@ -90,7 +90,7 @@ _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "WandbLogger": ("id", {"resume": "allow"}),
     "MLFlowLogger": ("run_id", {}),
 }
-"""The setting of a logger that names its run, and what goes with it"""
+"""The setting of a logger that names its run, and further settings for resuming it"""
 
 
 class Tracking(pl.Callback):
@@ -98,7 +98,7 @@ class Tracking(pl.Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write them, if there are any; an MLflow run that an earlier try ended is running again."""
+        """Write them, if there are any; an MLflow run that ended with an earlier attempt is running again."""
         for logger in _of_mlflow(trainer.loggers):
             logger.experiment.update_run(logger.run_id, status="RUNNING")
         ids = {type(logger).__name__: str(_id(logger)) for logger in trainer.loggers if _id(logger) is not None}
@@ -116,13 +116,13 @@ def _of_mlflow(loggers: Iterable[Any]) -> list[Any]:
 
 @rank_zero_only
 def mark_preempted(loggers: Iterable[Logger]) -> None:
-    """Say that a run was told to leave: Lightning has told MLflow that it failed; W&B knows no such state."""
+    """Mark a run as preempted: Lightning has reported a failure to MLflow; W&B has no such state."""
     for logger in _of_mlflow(loggers):
         logger.finalize("KILLED")
 
 
 def _id(logger: Logger) -> Any:
-    """The run's id, whose attribute is called as the setting is; W&B's is its version."""
+    """The run's id, an attribute with the setting's name; W&B's is its version."""
     kind = type(logger).__name__
     if kind not in _SETTINGS:
         return None
@@ -130,14 +130,14 @@ def _id(logger: Logger) -> Any:
 
 
 def kept_settings(run: Path, class_path: str) -> dict[str, Any]:
-    """What a logger of a recipe needs to go on with the run of a folder.
+    """Settings with which a recipe's logger continues the run of a folder.
 
     Args:
         run: the run folder.
         class_path: of the logger.
 
     Returns:
-        dict: settings of its own; empty for a logger that has no runs, or where none was kept.
+        dict: settings of the logger; empty if it has no runs, or if none was kept.
     """
     kind = class_path.rpartition(".")[2]
     file = run / _FILE
@@ -149,11 +149,11 @@ def kept_settings(run: Path, class_path: str) -> dict[str, Any]:
 
 
 class EventLog(TensorBoardLogger):
-    """TensorBoard events straight in ``RUN/tensorboard``, with nothing twice.
+    """TensorBoard events in ``RUN/tensorboard``, each step once.
 
     Args:
         run: the run folder.
-        purge_step: the step that a run goes on from: what an earlier try logged from there on is not shown.
+        purge_step: the step that is resumed from: later events of an earlier attempt are not shown.
     """
 
     def __init__(self, run: str | Path, purge_step: int | None = None) -> None:

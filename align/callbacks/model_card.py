@@ -1,4 +1,4 @@
-"""The model card: what a model directory says of itself to people."""
+"""The model card, README.md of a model directory."""
 
 import json
 from typing import Any
@@ -42,7 +42,7 @@ or `{command}`.
 
 ## Limits
 
-Trained on the data above and nothing else; not evaluated for safety, and not meant for decisions about people.
+Trained on the data above only; not evaluated for safety, and not intended for decisions about people.
 
 ## Recipe
 

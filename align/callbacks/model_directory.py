@@ -1,4 +1,4 @@
-"""Writes the model directory, the only thing that stages hand each other."""
+"""Writes the model directory, the only input and output that stages share."""
 
 import math
 import shutil
@@ -21,13 +21,13 @@ from align.training.weight_average import WeightAverage
 
 
 class ModelDirectory(pl.Callback):
-    """Writes ``model/`` into the run folder, whole or not at all: the average of the weights where there is one.
+    """Writes ``model/`` into the run folder atomically, with the average of the weights where there is one.
 
-    Where adapters learn, ``model/`` holds the merged weights, and ``adapter/`` beside it the adapter in peft's format.
+    Where adapters are trained, ``model/`` has the merged weights, and ``adapter/`` the adapter in peft's format.
 
     Args:
         which: ``best``: the network of the lowest monitor, written whenever it improves; ``last``: the final one.
-        monitor: the metric that ``best`` goes by; lower is better.
+        monitor: the metric that decides ``best``; lower is better.
     """
 
     recipe: dict[str, Any] | None = None
@@ -44,7 +44,7 @@ class ModelDirectory(pl.Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best value so far."""
+        """Restore the best value so far."""
         self.best = state_dict["best"]
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -62,7 +62,7 @@ class ModelDirectory(pl.Callback):
             self._write(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the final network, unless the best one is there."""
+        """Write the final network, unless the best one was written."""
         if self.which == "last" or self.best is None:
             self._write(trainer, pl_module)
 
@@ -72,8 +72,8 @@ class ModelDirectory(pl.Callback):
         if is_sharded(network):
             # All ranks together: each has a part of the weights.
             with gathered(network):
-                told: dict[str, Any] = extras()
-            network, extras = whole_copy(network), lambda: told
+                gathered_extras: dict[str, Any] = extras()
+            network, extras = whole_copy(network), lambda: gathered_extras
         if not trainer.is_global_zero:
             return
         target = Path(trainer.default_root_dir) / "model"
@@ -92,7 +92,7 @@ class ModelDirectory(pl.Callback):
                     eos_ids=tokenizer.stop_ids if tokenizer is not None else (),
                     pad_id=tokenizer.pad_id if tokenizer is not None else None,
                 )
-                # What the manifest measures is measured of what is written.
+                # The manifest measures the weights that are written, so it comes within the same context.
                 write_manifest(directory, self._manifest(trainer, pl_module) | extras())
                 (directory / "README.md").write_text(model_card(read_manifest(directory), network))
             if adapters(network):
@@ -100,9 +100,11 @@ class ModelDirectory(pl.Callback):
         rank_zero_info(f"wrote {target} (step {trainer.global_step})")
 
     def _write_adapter(self, model: Path, pl_module: Any, network: Any) -> None:
-        """The adapter by itself, behind ``model/``: a kill between the two leaves an adapter of an earlier step."""
+        """The adapter by itself, after ``model/``: a kill between the two leaves an adapter of an earlier step."""
         if reason := why_not_written(network.config):
-            rank_zero_info(f"no adapter/: {reason}, which an adapter can't follow; {model} holds the merged weights")
+            rank_zero_info(
+                f"no adapter/: {reason}, which an adapter cannot represent; {model} holds the merged weights"
+            )
             return
         record = pl_module.adapter_record or {"base": None, "weights": None}
         with replacing_directory(model.with_name("adapter")) as directory:
@@ -140,7 +142,7 @@ def _json_number(value: float) -> float | str:
 
 
 def _parent(source: str | None) -> dict[str, Any] | None:
-    """Where the network came from, with its weights' hash if it lies on this disk."""
+    """The network's source, with the hash of its weights if it is a local directory."""
     if source is None:
         return None
     directory = Path(source)
@@ -150,6 +152,6 @@ def _parent(source: str | None) -> dict[str, Any] | None:
 
 
 def _stage(directory: str) -> str | None:
-    """Which stage wrote a directory; None where none of ours did."""
+    """The stage that wrote a directory; None if none of ours did."""
     path = Path(directory)
     return read_manifest(path)["stage"] if (path / "align.json").is_file() else None

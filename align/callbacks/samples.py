@@ -1,4 +1,4 @@
-"""Text samples while a network trains: numbers hide what a sentence shows."""
+"""Text samples during training."""
 
 import json
 from dataclasses import asdict
@@ -20,7 +20,7 @@ class TextSamples(pl.Callback):
     """Appends responses to fixed prompts to ``samples.jsonl`` after each validation.
 
     Args:
-        prompts: what to answer (chat) or continue (not chat); an empty list turns the callback off.
+        prompts: user messages (chat) or texts to continue; an empty list turns the callback off.
         chat: the prompts are user messages of a chat.
         sampling: temperature, truncation and length.
         seed: of the samples, the same at each validation, so that only the network changes.

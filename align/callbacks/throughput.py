@@ -14,12 +14,12 @@ from align.model.gpt import GPT, ScalarGPT
 class Throughput(pl.Callback):
     """Logs ``throughput/tokens_per_s`` and ``throughput/mfu``.
 
-    Tokens are positions the network ran over, padding included, on all ranks. MFU is the model FLOPs of those tokens
+    Tokens are positions that the network processed, padding included, on all ranks. MFU is their model FLOPs
     (``GPT.flops_per_token``: 6 N + 12 L D T, the PaLM convention, Chowdhery et al. 2022 appendix B) over the
     device's peak: the data sheet's for known GPUs, a matmul timed at the start elsewhere.
 
     Args:
-        every: training batches between two readings; a reading spans all of them, validation left out.
+        every: training batches per reading, without validation.
     """
 
     def __init__(self, every: int = 20) -> None:
@@ -67,7 +67,7 @@ class Throughput(pl.Callback):
         self._seconds = 0.0
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation is not training time."""
+        """Stop the clock: validation is not training time."""
         self._stop_clock()
 
     def _stop_clock(self) -> None:
@@ -77,16 +77,16 @@ class Throughput(pl.Callback):
 
 
 def data_ranks(trainer: pl.Trainer) -> int:
-    """Processes that hold different data: devices of one tensor-parallel group share a batch."""
-    dealt = trainer.distributed_sampler_kwargs
-    return int(dealt["num_replicas"]) if dealt else 1
+    """Number of ranks with different data: devices of one tensor-parallel group share a batch."""
+    sampler = trainer.distributed_sampler_kwargs
+    return int(sampler["num_replicas"]) if sampler else 1
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype, precision: str) -> float | None:
     """Peak of dense matrix products on a device, FLOP/s.
 
     Args:
-        device: where the network lives.
+        device: of the network.
         dtype: of its weights.
         precision: the Trainer's, such as ``bf16-mixed``; it decides the type of the products.
 

@@ -40,10 +40,12 @@ class CompareSettings:
     limit: int = 200
     """Largest number of prompts to read"""
     judge: tuple[str, ...] = setting((), metavar="[NAME=]JUDGE")
-    """Rewards that score the responses: sandbox, module:function (prompts, responses) -> scores, the directory of a
-    reward model, or http://HOST/v1#MODEL, an OpenAI-compatible endpoint that compares pairs; several sources separated
-    by commas are one per seed; the agreement of the other judges is measured against the first; by default sandbox
-    where data/sandbox.json exists beside the baseline's run, and reward/model where that exists"""
+    """What scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a Reward,
+    the directory of a reward model, or http://HOST/v1#MODEL, an OpenAI-compatible endpoint that compares pairs; several
+    sources separated by commas are one per seed; the first judge decides the headline; by default sandbox where
+    data/sandbox.json exists beside the baseline's run, and reward/model where that exists"""
+    metric: tuple[str, ...] = setting((), metavar="CLASS")
+    """Class paths of further comparison metrics"""
     n: int = 4
     """Responses per prompt"""
     seed: int = 0
@@ -62,7 +64,7 @@ class CompareSettings:
     """Print the content of report.json on stdout"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings; those of sampling are AnswerConfig's to check."""
+        """Reject impossible settings; those of sampling are ResponseConfig's to check."""
         require_at_least(self, limit=1, frontier_n=0)
 
 
@@ -98,23 +100,25 @@ def main(args: list[str]) -> int:
 
 def _task(options: CompareSettings) -> "Task":
     """The comparison that the command line describes."""
-    from align.compare.answers import AnswerConfig
+    from align.compare.candidates import Candidate, Run
     from align.compare.comparison import Task
-    from align.compare.entrants import Entrant, Run
+    from align.compare.metrics import DEFAULT_METRICS, load_metric
+    from align.compare.responses import ResponseConfig
 
     models = named_models(options.models, several=True)
-    entrants = [Entrant(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]
-    beside = entrants[0].runs[0].model.parent.parent
+    candidates = [Candidate(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]
+    beside = candidates[0].runs[0].model.parent.parent
     file = _prompts_file(options.prompts, beside)
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
     device = str(network_device(options.device.device))
     try:
         return Task(
-            entrants=entrants,
+            candidates=candidates,
             prompts=read_prompts(file, limit=options.limit),
             judges=_judges(options.judge, beside),
-            config=AnswerConfig(**{name: getattr(options, name) for name in names}, device=device),
+            config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
+            metrics=[*DEFAULT_METRICS, *map(load_metric, options.metric)],
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -160,7 +164,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
     from align.compare.markdown import models_table, pairs_table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for title, (head, rows) in (("Models", models_table(report)), ("Who wins", pairs_table(report))):
+    for title, (head, rows) in (("Models", models_table(report)), ("Pairs", pairs_table(report))):
         shown = Table(title=title, title_justify="left")
         for name in head:
             shown.add_column(name)

@@ -27,6 +27,7 @@ from align.algorithms.memory_estimate import explain_out_of_memory, out_of_memor
 from align.algorithms.ppo import PPO
 from align.callbacks.cost import Cost
 from align.callbacks.health import Health
+from align.callbacks.health_checks import DEFAULT_CHECKS
 from align.callbacks.loggers import EventLog, RunLog, Tracking, kept_settings, mark_preempted
 from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.samples import TextSamples
@@ -79,6 +80,7 @@ class AlignCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         # First, so that it stops a run before the others write values that are not finite.
         parser.add_lightning_class_args(Health, "health")
+        parser.set_defaults({"health.checks": [{"class_path": f"{c.__module__}.{c.__name__}"} for c in DEFAULT_CHECKS]})
         parser.add_lightning_class_args(ModelDirectory, "model_directory")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Throughput, "throughput")

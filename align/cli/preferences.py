@@ -15,7 +15,7 @@ from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
 from align.io.log import Log
-from align.rewards.labelling import Answer, LabelConfig, Tally, best_answer, label_pairs
+from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
 from align.tokenizer.prompts import Prompt, as_messages, encode_prompt
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class PreferencesSettings:
     prompts: str
     """JSONL file of {'prompt': text or messages}"""
     judge: str
-    """Reward that scores the responses: sandbox, module:function (prompts, responses) -> scores, or the directory of a
-    reward model"""
+    """Reward that scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a
+    Reward, or the directory of a reward model"""
     out: str
     """JSONL file to write; OUT.meta.json beside it records where the data comes from"""
     n: int = 4
@@ -147,11 +147,11 @@ def _sample(options: PreferencesSettings, device: "torch.device", prompts: Seque
         while (done := len(log)) < len(prompts):
             batch = prompts[done : done + group]
             first = options.skip + done
-            log.append(_answers(network, tokenizer, batch, judge, options, first=first))
+            log.append(_scored(network, tokenizer, batch, judge, options, first=first))
             advance(len(batch))
 
 
-def _answers(
+def _scored(
     network: "GPT",
     tokenizer: "Tokenizer",
     prompts: Sequence[Prompt],
@@ -159,26 +159,26 @@ def _answers(
     options: PreferencesSettings,
     *,
     first: int,
-) -> list[list[Answer]]:
+) -> list[list[ScoredResponse]]:
     """Scored responses to each prompt; none to a prompt that leaves no room for one."""
     from align.generation.responses import sample_responses
     from align.generation.sampling import response_seed
 
     ids = [encode_prompt(tokenizer, prompt, chat=True) for prompt in prompts]
     rows = [
-        (number, answer)
+        (number, sample)
         for number in range(len(prompts))
         if len(ids[number]) < network.config.context
-        for answer in range(options.n)
+        for sample in range(options.n)
     ]
-    found: list[list[Answer]] = [[] for _ in prompts]
+    found: list[list[ScoredResponse]] = [[] for _ in prompts]
     if not rows:
         return found
     seeds = [response_seed(options.seed, first + number, sample) for number, sample in rows]
     sampled = sample_responses(network, tokenizer, [ids[number] for number, _ in rows], options.sampling, seeds=seeds)
     scores = judge([prompts[number] for number, _ in rows], sampled.texts)
     for (number, _), record, score in zip(rows, sampled.records(), scores, strict=True):
-        found[number].append(Answer(**record, score=score))
+        found[number].append(ScoredResponse(**record, score=score))
     return found
 
 
@@ -193,8 +193,8 @@ def _write(
     config, tally = options.labels, Tally()
     with replacing_file(out) as file:
         for number, (prompt, row) in enumerate(zip(prompts, log, strict=True), options.skip):
-            answers = [Answer(*fields) for fields in row]
-            for record in _records(number, as_messages(prompt), answers, config, tally, best_of=options.best_of):
+            responses = [ScoredResponse(*fields) for fields in row]
+            for record in _records(number, as_messages(prompt), responses, config, tally, best_of=options.best_of):
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         if not tally.records:
             what = "a usable response" if options.best_of else "two responses that differ"
@@ -215,18 +215,18 @@ def _write(
 def _records(
     number: int,
     prompt: Sequence[Mapping[str, str]],
-    answers: Sequence[Answer],
+    responses: Sequence[ScoredResponse],
     config: LabelConfig,
     tally: Tally,
     *,
     best_of: bool,
 ) -> Iterator[dict[str, Any]]:
     if best_of:
-        best = best_answer(answers, config, tally)
+        best = best_response(responses, config, tally)
         if best is not None:
             yield {"messages": [*prompt, _turn(best)], "score": best.score}
         return
-    for chosen, rejected in label_pairs(number, answers, config, tally):
+    for chosen, rejected in label_pairs(number, responses, config, tally):
         yield {
             "prompt": prompt,
             "chosen": [_turn(chosen)],
@@ -236,22 +236,22 @@ def _records(
         }
 
 
-def _turn(answer: Answer) -> dict[str, str]:
-    return {"role": "assistant", "content": answer.text}
+def _turn(response: ScoredResponse) -> dict[str, str]:
+    return {"role": "assistant", "content": response.text}
 
 
 def _show(out: Path, summary: dict[str, Any], *, best_of: bool) -> None:
     counts, scores = summary["counts"], summary["mean_score"]
-    sampled = f"{counts['answers']} responses to {counts['prompts']} prompts"
+    sampled = f"{counts['responses']} responses to {counts['prompts']} prompts"
     print(f"{out}: {counts['records']} {summary['what']} from {sampled}")
     skipped = {name: counts[name] for name in counts if name.startswith("prompts_") and counts[name]}
     if skipped:
         print(
             "prompts skipped: " + ", ".join(f"{count} {name[8:].replace('_', ' ')}" for name, count in skipped.items())
         )
-    left = {name: counts[name] for name in counts if name.startswith("answers_") and counts[name]}
+    left = {name: counts[name] for name in counts if name.startswith("responses_") and counts[name]}
     if left:
-        print("responses: " + ", ".join(f"{count} {name[8:]}" for name, count in left.items()))
+        print("responses: " + ", ".join(f"{count} {name[10:]}" for name, count in left.items()))
     print("mean score: " + ", ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     if not best_of:
         agreement = summary["label_agreement"]

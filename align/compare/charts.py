@@ -1,6 +1,6 @@
 """Charts of the report as inline SVG: every colour is a CSS variable, so that they follow light, dark and print.
 
-A model is told apart by colour and by shape, never by colour alone. Numbers without a unit are SVG user units.
+Models differ in colour and in shape, never in colour alone. Numbers without a unit are SVG user units.
 """
 
 import math
@@ -25,11 +25,11 @@ class Point(NamedTuple):
     """A checkpoint in a chart.
 
     Attributes:
-        x: place.
+        x: horizontal value.
         x_ends: interval.
-        y: place.
+        y: vertical value.
         y_ends: interval.
-        label: what it is, with its numbers.
+        label: its name and numbers.
     """
 
     x: float
@@ -84,11 +84,11 @@ def tag(name: str, *children: Any, **attributes: Any) -> Markup:
 
 
 def marker(model: int, x: float, y: float, *, radius: float = 5) -> Markup:
-    """The shape that stands for a model; it takes the colour of the text around it."""
+    """A model's shape, in the colour of the surrounding text."""
     if model % COLOURS == 0:
         return tag("circle", cx=x, cy=y, r=radius * 0.9, class_="dot")
     corners = _SHAPES[model % COLOURS - 1](radius)
-    # About its middle by height, which a triangle's centre is not.
+    # Centred by height, which a triangle's centroid is not.
     heights = [dy for _, dy in corners]
     y -= (max(heights) + min(heights)) / 2
     path = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
@@ -96,7 +96,7 @@ def marker(model: int, x: float, y: float, *, radius: float = 5) -> Markup:
 
 
 def colour(model: int) -> str:
-    """Class of a model's colour; shape and colour fall out of step after eight models, so pairs of them go on."""
+    """Class of a model's colour; after eight models the shapes repeat with other colours."""
     return f"c{(model + model // COLOURS) % COLOURS}"
 
 
@@ -127,7 +127,7 @@ def tracks_chart(
         panels: at least one, each with a point.
         ident: begins the ids of its texts.
         title: of the chart.
-        description: what is to be seen, for those who do not see it.
+        description: of its content, for screen readers.
         x_label: of the shared axis.
         height: of a panel's plot.
         named: whether names stand at the runs' ends.
@@ -152,13 +152,13 @@ def tracks_chart(
 
 
 def lengths_chart(lengths: Sequence[tuple[str, Sequence[int]]], *, ident: str, title: str, description: str) -> Markup:
-    """How long each model's answers are: one row of bars a model on one axis, the median marked.
+    """Lengths of each model's responses: one row of bars per model on one axis, with the median.
 
     Args:
-        lengths: name and tokens of every answer, of each model.
+        lengths: name and tokens of every response, of each model.
         ident: begins the ids of its texts.
         title: of the chart.
-        description: what is to be seen, for those who do not see it.
+        description: of its content, for screen readers.
     """
     row, room = 52, 30
     longest = max(max(tokens) for _, tokens in lengths)
@@ -187,12 +187,12 @@ def lengths_chart(lengths: Sequence[tuple[str, Sequence[int]]], *, ident: str, t
             tag("text", f"median {median}", x=WIDTH - _RIGHT, y=base - room - 5, text_anchor="end", class_="tick"),
         ]
     parts += [tag("text", text, x=x(v), y=bottom + 16, text_anchor="middle", class_="tick") for v, text in x.ticks()]
-    parts.append(tag("text", "length of an answer, tokens", x=WIDTH / 2, y=bottom + 34, text_anchor="middle"))
+    parts.append(tag("text", "length of a response, tokens", x=WIDTH / 2, y=bottom + 34, text_anchor="middle"))
     return _figure(parts, ident=ident, title=title, description=description, height=bottom + _BOTTOM)
 
 
 class _Scale:
-    """Values onto the page, with round ticks."""
+    """Maps values to the page, with round ticks."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.high, self.start, self.end = low, high, start, end

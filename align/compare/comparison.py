@@ -1,12 +1,12 @@
-"""A comparison from start to end: answers, scores, statistics, the report's content.
+"""A comparison from start to end: responses, scores, statistics, the report's content.
 
-1. every model answers the same prompts from the same seeds;
-2. every judge scores the answers, or compares them in pairs;
-3. each model alone: rewards, KL to the baseline, length, endings, diversity, cost;
-4. each pair of models: win-rate, length-controlled win-rate, difference, and a verdict;
+1. every model responds to the same prompts from the same seeds;
+2. every judge scores the responses, or compares them in pairs;
+3. of each model: rewards, KL to the baseline, comparison metrics, cost;
+4. of each pair of models: win-rate, length-controlled win-rate and difference of the means, each with its verdict;
 5. the frontier: every checkpoint's reward against its KL.
 
-Legend: S seeds, P prompts, N answers to a prompt.
+Legend: S seeds, P prompts, N responses to a prompt.
 """
 
 import itertools
@@ -18,81 +18,88 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.compare.answers import Advance, Answer, AnswerConfig, Answerer
-from align.compare.diversity import diversity
+from align.compare.candidates import Candidate, Point, check_candidates, costs, settings_diff
 from align.compare.endpoint import Endpoint, compare_pairs
-from align.compare.entrants import Entrant, Point, check_entrants
 from align.compare.judges import Judge, score
-from align.compare.settings import costs, settings_diff
-from align.compare.statistics import Estimate, interval, length_controlled_wins, share_interval, verdict, wins
+from align.compare.metrics import DEFAULT_METRICS, Metric, measured
+from align.compare.responses import Advance, Response, ResponseConfig, Sampler
+from align.compare.statistics import Estimate, higher, interval, length_controlled_wins, share_interval, wins
 from align.tokenizer.prompts import Prompt
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+NO_DIFFERENCE = "no difference shown"
+"""Verdict where an interval contains equality, or there are too few prompts"""
 _DIGITS = 5
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""(what is done, of how many) -> a context whose value is told how many more are done"""
+"""(description, total) -> a context whose value is called with the number of further units done"""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is compared, on what, by whom.
+    """The models, the prompts, the judges and the metrics of a comparison.
 
     Raises:
-        ValueError: there is no prompt or no judge, or two judges share a name.
+        ValueError: there is no prompt or no judge, or two judges or two metrics share a name.
     """
 
-    entrants: Sequence[Entrant]
+    candidates: Sequence[Candidate]
     """The first is the baseline"""
     prompts: Sequence[Prompt]
     judges: Sequence[Judge]
-    """The first is the yardstick that others are held against"""
-    config: AnswerConfig
+    """The first decides the headline, and the others' gains are compared with its"""
+    config: ResponseConfig
     frontier_n: int = 1
-    """Answers of each checkpoint to each prompt; 0: no frontier"""
+    """Responses of each checkpoint to each prompt; 0: no frontier"""
+    metrics: Sequence[Metric] = DEFAULT_METRICS
+    """Of each model's responses"""
 
     def __post_init__(self) -> None:
-        """Refuse what can't be compared."""
-        seeds = check_entrants(self.entrants)
+        """Refuse an impossible comparison."""
+        seeds = check_candidates(self.candidates)
         if not self.prompts:
-            raise ValueError("there are no prompts to answer")
+            raise ValueError("there are no prompts to respond to")
         names = [judge.name for judge in self.judges]
         if not names:
             raise ValueError("there is no judge: give at least one")
         for judge in self.judges:
             if names.count(judge.name) > 1:
-                raise ValueError(f"two judges are called {judge.name!r}: give each a name of its own (NAME=JUDGE)")
+                raise ValueError(f"two judges are called {judge.name!r}: give each its own name (NAME=JUDGE)")
             if len(judge.sources) not in (1, seeds):
                 raise ValueError(
                     f"judge {judge.name} has {len(judge.sources)} sources for {seeds} seeds: give 1 or {seeds}"
                 )
+        measured_names = [metric.name for metric in self.metrics]
+        for name in measured_names:
+            if measured_names.count(name) > 1:
+                raise ValueError(f"two metrics are called {name!r}: give the class a name of its own")
         if self.frontier_n < 0:
             raise ValueError(f"frontier_n is {self.frontier_n}: it must be at least 0")
 
     @property
     def seeds(self) -> int:
         """``S``."""
-        return check_entrants(self.entrants)
+        return check_candidates(self.candidates)
 
-    def point(self, entrant: Entrant, seed: int) -> Point:
-        """The weights that stand for an entrant under a seed."""
-        return entrant.runs[seed % len(entrant.runs)].final
+    def point(self, candidate: Candidate, seed: int) -> Point:
+        """The weights of a candidate under a seed."""
+        return candidate.runs[seed % len(candidate.runs)].final
 
 
 class Sampled(NamedTuple):
-    """An entrant's answers and scores.
+    """An candidate's responses and scores.
 
     Attributes:
-        answers: ``S`` tables of ``P`` rows of ``N``.
-        scores: ``[S, P, N]`` by judge; judges that compare have none.
+        responses: ``S`` tables of ``P`` rows of ``N``.
+        scores: judge -> ``[S, P, N]``; a judge that compares has none.
     """
 
-    answers: list[list[list[Answer]]]
+    responses: list[list[list[Response]]]
     scores: dict[str, np.ndarray]
 
     def array(self, field: str) -> np.ndarray:
-        """``[S, P, N]`` of a field of the answers."""
-        return np.array([[[getattr(answer, field) for answer in row] for row in table] for table in self.answers])
+        """``[S, P, N]`` of a field of the responses."""
+        return np.array([[[getattr(response, field) for response in row] for row in table] for table in self.responses])
 
 
 def compare(task: Task, folder: Path, progress: Progress) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -100,44 +107,47 @@ def compare(task: Task, folder: Path, progress: Progress) -> tuple[dict[str, Any
 
     Args:
         task: what is compared.
-        folder: of the logs: a comparison that is run again goes on from them.
-        progress: shows how far it is.
+        folder: of the logs, from which an interrupted comparison resumes.
+        progress: shows progress.
 
     Returns:
-        tuple: the content of report.json (docs/compare.md), and one row a prompt and seed with all answers.
+        tuple: the content of report.json (docs/compare.md), and one row per prompt and seed with all responses.
 
     Raises:
         ValueError: a model, a checkpoint or a judge failed; the line names it.
     """
-    answerer = Answerer(task.prompts, task.config, folder)
-    sampled = {entrant.name: _sample(task, entrant, answerer, progress) for entrant in task.entrants}
-    models = {entrant.name: _describe(task, entrant, sampled) for entrant in task.entrants}
+    sampler = Sampler(task.prompts, task.config, folder)
+    sampled = {candidate.name: _sample(task, candidate, sampler, progress) for candidate in task.candidates}
+    models = {candidate.name: _describe(task, candidate, sampled) for candidate in task.candidates}
     pairs = list(_pairs(task, sampled, folder, progress))
     report = {
         "schema_version": SCHEMA_VERSION,
-        "baseline": task.entrants[0].name,
+        "baseline": task.candidates[0].name,
         "seeds": task.seeds,
         "prompts": len(task.prompts),
-        "answers": asdict(task.config),
+        "responses": asdict(task.config),
         "frontier_n": task.frontier_n,
+        "metrics": [
+            {"name": of.name, "label": of.label, "meaning": of.meaning, "is_share": of.is_share} for of in task.metrics
+        ],
         "judges": [{"name": judge.name, "sources": list(judge.sources)} for judge in task.judges],
         "models": models,
         "pairs": pairs,
         "frontier": list(_frontier(task, folder, progress)) if task.frontier_n else [],
-        "settings": settings_diff(task.entrants),
+        "settings": settings_diff(task.candidates),
     }
     return report, list(_rows(task, sampled))
 
 
-def _sample(task: Task, entrant: Entrant, answerer: Answerer, progress: Progress) -> Sampled:
+def _sample(task: Task, candidate: Candidate, sampler: Sampler, progress: Progress) -> Sampled:
     tables = []
     for seed in range(task.seeds):
-        with progress(f"{entrant.name} answers", len(task.prompts)) as advance:
-            tables.append(answerer.answer(task.point(entrant, seed), task.point(task.entrants[0], seed), advance))
+        with progress(f"{candidate.name} responds", len(task.prompts)) as advance:
+            tables.append(sampler.sample(task.point(candidate, seed), task.point(task.candidates[0], seed), advance))
     scores = {
         judge.name: np.stack(
             [
-                score(judge, seed, task.prompts, table, folder=answerer.folder, device=task.config.device)
+                score(judge, seed, task.prompts, table, folder=sampler.folder, device=task.config.device)
                 for seed, table in enumerate(tables)
             ]
         )
@@ -147,37 +157,48 @@ def _sample(task: Task, entrant: Entrant, answerer: Answerer, progress: Progress
     return Sampled(tables, scores)
 
 
-def _describe(task: Task, entrant: Entrant, sampled: dict[str, Sampled]) -> dict[str, Any]:
-    own, baseline = sampled[entrant.name], sampled[task.entrants[0].name]
-    lengths = own.array("tokens")
-    quantiles = np.quantile(lengths, [0.1, 0.5, 0.9])
-    texts = [[answer.text for answer in row] for table in own.answers for row in table]
+def _describe(task: Task, candidate: Candidate, sampled: dict[str, Sampled]) -> dict[str, Any]:
+    own, baseline = sampled[candidate.name], sampled[task.candidates[0].name]
+    quantiles = np.quantile(own.array("tokens"), [0.1, 0.5, 0.9])
     described = {
-        "runs": [str(run.model) for run in entrant.runs],
-        "stage": entrant.runs[0].manifest.get("stage"),
-        "step": entrant.runs[0].manifest.get("step"),
-        "kl": _estimate(interval(own.array("log_ratio").mean(-1))) | {"by": _kl_by(task, entrant)},
-        "length": _estimate(interval(lengths.mean(-1)))
-        | {f"p{p}": float(q) for p, q in zip((10, 50, 90), quantiles, strict=True)},
-        "eos_rate": round(float(own.array("finished").mean()), _DIGITS),
-        "diversity": {name: _rounded(value) for name, value in diversity(texts)._asdict().items()},
+        "runs": [str(run.model) for run in candidate.runs],
+        "stage": candidate.runs[0].manifest.get("stage"),
+        "step": candidate.runs[0].manifest.get("step"),
+        "kl": _estimate(interval(own.array("log_ratio").mean(-1))) | {"by": _kl_by(task, candidate)},
+        "length_quantiles": {f"p{p}": float(q) for p, q in zip((10, 50, 90), quantiles, strict=True)},
+        "metrics": {metric.name: _measure(metric, task.prompts, own.responses) for metric in task.metrics},
         "rewards": {name: _estimate(interval(scores.mean(-1))) for name, scores in own.scores.items()},
-        "cost": costs(entrant),
+        "cost": costs(candidate),
     }
     described["proxies"] = _proxies(task, own, baseline)
     return described
 
 
-def _kl_by(task: Task, entrant: Entrant) -> str:
+def _measure(
+    metric: Metric, prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[Response]]]
+) -> dict[str, Any] | None:
+    """A metric over all seeds, without an interval if it gives one number per seed."""
+    by_seed = [values for table in responses if (values := measured(metric, prompts, table)) is not None]
+    if not by_seed:
+        return None
+    values = np.stack(by_seed)
+    if values.ndim == 1:
+        return {"mean": _rounded(float(values.mean())), "ci95": None}
+    return _estimate((share_interval if metric.is_share else interval)(values))
+
+
+def _kl_by(task: Task, candidate: Candidate) -> str:
     from align.tokenizer import Tokenizer
 
-    places = [(task.point(entrant, seed).model, task.point(task.entrants[0], seed).model) for seed in range(task.seeds)]
+    places = [
+        (task.point(candidate, seed).model, task.point(task.candidates[0], seed).model) for seed in range(task.seeds)
+    ]
     same = all(Tokenizer.load(a).fingerprint == Tokenizer.load(b).fingerprint for a, b in places)
     return "tokens" if same else "text"
 
 
 def _proxies(task: Task, own: Sampled, baseline: Sampled) -> dict[str, Any]:
-    """How far each other judge's gain over the baseline runs ahead of the first judge's."""
+    """How much each other judge's gain over the baseline exceeds the first judge's."""
     scoring = [judge.name for judge in task.judges if not judge.compares]
     found = {}
     for name in scoring[1:]:
@@ -200,74 +221,97 @@ def _proxies(task: Task, own: Sampled, baseline: Sampled) -> dict[str, Any]:
 def _pairs(task: Task, sampled: dict[str, Sampled], folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
     """Each later model against each earlier one, by each judge."""
     for judge in task.judges:
-        for b, a in itertools.combinations([entrant.name for entrant in task.entrants], 2):
+        for b, a in itertools.combinations([candidate.name for candidate in task.candidates], 2):
             if judge.compares:
                 yield _compared(task, judge, a, b, sampled, folder, progress)
                 continue
             first, second = sampled[a].scores[judge.name], sampled[b].scores[judge.name]
             lengths = sampled[a].array("tokens"), sampled[b].array("tokens")
-            yield _pair(a, b, judge, share_interval(wins(first, second)), first.shape) | {
-                "length_controlled": _estimate(length_controlled_wins(first, second, *lengths)),
-                "difference": _estimate(interval(first.mean(-1) - second.mean(-1))),
-            }
+            yield _pair(
+                (a, b),
+                judge,
+                first.size,
+                share_interval(wins(first, second)),
+                length_controlled=length_controlled_wins(first, second, *lengths),
+                difference=interval(first.mean(-1) - second.mean(-1)),
+            )
 
 
 def _compared(
     task: Task, judge: Judge, a: str, b: str, sampled: dict[str, Sampled], folder: Path, progress: Progress
 ) -> dict[str, Any]:
-    """A pair by a judge that compares: the first answer to each prompt of one against the other's."""
+    """A pair by a judge that compares: the first response to each prompt, one model against the other."""
     found = []
     for seed in range(task.seeds):
-        first, second = ([row[0] for row in sampled[name].answers[seed]] for name in (a, b))
+        first, second = ([row[0] for row in sampled[name].responses[seed]] for name in (a, b))
         endpoint = Endpoint.parse(judge.sources[seed % len(judge.sources)])
         with progress(f"{judge.name} compares {a} and {b}", len(task.prompts)) as advance:
             found.append(compare_pairs(endpoint, task.prompts, first, second, folder=folder, advance=advance))
     values = np.stack(found)
-    return _pair(a, b, judge, share_interval(values), (*values.shape, 1)) | {
-        "length_controlled": None,
-        "difference": None,
-    }
+    return _pair((a, b), judge, values.size, share_interval(values))
 
 
-def _pair(a: str, b: str, judge: Judge, win_rate: Estimate, shape: tuple[int, ...]) -> dict[str, Any]:
-    better = verdict(win_rate)
+def _pair(
+    names: tuple[str, str],
+    judge: Judge,
+    n: int,
+    win_rate: Estimate,
+    *,
+    length_controlled: Estimate | None = None,
+    difference: Estimate | None = None,
+) -> dict[str, Any]:
+    """A pair by a judge; each measure has its own verdict, as they may differ."""
+    better = _winner(names, win_rate, 0.5)
+    at_equal_length, by_difference = _winner(names, length_controlled, 0.5), _winner(names, difference, 0.0)
     return {
-        "a": a,
-        "b": b,
+        "a": names[0],
+        "b": names[1],
         "judge": judge.name,
-        "n": int(np.prod(shape)),
-        "win_rate": round(win_rate.mean, _DIGITS),
-        "ci95": [round(win_rate.low, _DIGITS), round(win_rate.high, _DIGITS)],
-        "better": {"a": a, "b": b}.get(better),
-        "verdict": better if better == "no difference shown" else f"{ {'a': a, 'b': b}[better] } is better",
+        "n": n,
+        "win_rate": _rounded(win_rate.mean),
+        "ci95": [_rounded(win_rate.low), _rounded(win_rate.high)],
+        "better": better,
+        "verdict": f"{better} wins more often" if better else NO_DIFFERENCE,
+        "length_controlled": length_controlled and _estimate(length_controlled),
+        "better_length_controlled": at_equal_length,
+        "verdict_length_controlled": length_controlled
+        and (f"{at_equal_length} wins more often at equal length" if at_equal_length else NO_DIFFERENCE),
+        "difference": difference and _estimate(difference),
+        "better_difference": by_difference,
+        "verdict_difference": difference and (f"{by_difference} scores higher" if by_difference else NO_DIFFERENCE),
     }
+
+
+def _winner(names: tuple[str, str], estimate: Estimate | None, even: float) -> str | None:
+    side = None if estimate is None else higher(estimate, even)
+    return None if side is None else names[side]
 
 
 def _frontier(task: Task, folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Every checkpoint of every run, scored by every judge that scores."""
-    answerer = Answerer(task.prompts, replace(task.config, n=task.frontier_n), folder)
-    for entrant in task.entrants:
-        for seed, run in enumerate(entrant.runs):
-            baseline = task.point(task.entrants[0], seed)
-            points = [baseline] if entrant is task.entrants[0] else run.points()
-            with progress(f"{entrant.name}'s checkpoints answer", len(points) * len(task.prompts)) as advance:
+    """Every checkpoint of every run, by every judge that gives scores."""
+    sampler = Sampler(task.prompts, replace(task.config, n=task.frontier_n), folder)
+    for candidate in task.candidates:
+        for seed, run in enumerate(candidate.runs):
+            baseline = task.point(task.candidates[0], seed)
+            points = [baseline] if candidate is task.candidates[0] else run.points()
+            with progress(f"{candidate.name}'s checkpoints respond", len(points) * len(task.prompts)) as advance:
                 for point in points:
-                    answers = answerer.answer(point, baseline, advance)
-                    yield from _on_frontier(task, entrant, seed, point, answers, folder)
+                    responses = sampler.sample(point, baseline, advance)
+                    yield from _on_frontier(task, candidate, seed, point, responses, folder)
 
 
 def _on_frontier(
-    task: Task, entrant: Entrant, seed: int, point: Point, answers: list[list[Answer]], folder: Path
+    task: Task, candidate: Candidate, seed: int, point: Point, responses: list[list[Response]], folder: Path
 ) -> Iterator[dict[str, Any]]:
-    ratios = np.array([[answer.log_ratio for answer in row] for row in answers])
+    ratios = np.array([[response.log_ratio for response in row] for row in responses])
     kl = interval(ratios.mean(-1)[None])
     for judge in task.judges:
         if judge.compares:
             continue
-        scores = score(judge, seed, task.prompts, answers, folder=folder, device=task.config.device)
+        scores = score(judge, seed, task.prompts, responses, folder=folder, device=task.config.device)
         reward = interval(scores.mean(-1)[None])
         yield {
-            "model": entrant.name,
+            "model": candidate.name,
             "seed": seed,
             "checkpoint": point.label,
             "step": point.step,
@@ -280,17 +324,17 @@ def _on_frontier(
 
 
 def _rows(task: Task, sampled: dict[str, Sampled]) -> Iterator[dict[str, Any]]:
-    """All answers, side by side."""
+    """All responses to each prompt, side by side."""
     for seed in range(task.seeds):
         for number, prompt in enumerate(task.prompts):
             yield {
                 "prompt": prompt,
                 "seed": seed,
-                "answers": {
+                "responses": {
                     name: [
-                        answer._asdict()
+                        response._asdict()
                         | {"rewards": {judge: float(s[seed, number, k]) for judge, s in of.scores.items()}}
-                        for k, answer in enumerate(of.answers[seed][number])
+                        for k, response in enumerate(of.responses[seed][number])
                     ]
                     for name, of in sampled.items()
                 },

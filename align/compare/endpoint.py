@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible endpoint as the judge of pairs of answers.
+"""A language model behind an OpenAI-compatible endpoint as the judge of pairs of responses.
 
 Each pair is shown in both orders, as such judges favour a position (Zheng et al. 2023): a wins where both say so, and
 where they disagree it is a tie.
@@ -12,37 +12,37 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.compare.answers import Advance, Answer
+from align.compare.responses import Advance, Response
 from align.io.log import Log, key_of
 from align.rewards.base import shown
 from align.tokenizer.prompts import Prompt, as_text
 
 KEY = "ALIGN_JUDGE_KEY"
-"""Environment variable that holds the endpoint's API key, if it wants one"""
-_INSTRUCTION = """You compare two answers to the same request. Judge only how well each does what the request asks.
+"""Environment variable with the endpoint's API key, if it needs one"""
+_INSTRUCTION = """You compare two responses to the same request. Judge only how well each does what the request asks.
 
 Request:
 {prompt}
 
-Answer A:
+Response A:
 {a}
 
-Answer B:
+Response B:
 {b}
 
-Say which answer is better. Reply with exactly one word: A, B or tie."""
-_VERDICT = re.compile(r"\W*(?:answer\s+)?(A|B|tie)\W*", re.IGNORECASE)
+Say which response is better. Reply with exactly one word: A, B or tie."""
+_VERDICT = re.compile(r"\W*(?:(?:response|answer)\s+)?(A|B|tie)\W*", re.IGNORECASE)
 _TRIES = 3
 _GROUP = 8
-"""Pairs that are asked about before the log is written"""
+"""Pairs that are judged at a time and then logged"""
 
 
 class Endpoint(NamedTuple):
-    """Where a judge answers.
+    """A model behind an endpoint.
 
     Attributes:
         url: base URL, up to ``/v1``.
-        model: name that the endpoint knows it by.
+        model: its name there.
     """
 
     url: str
@@ -53,7 +53,7 @@ class Endpoint(NamedTuple):
         """Read ``http://HOST/v1#MODEL``.
 
         Raises:
-            ValueError: it names no model.
+            ValueError: the model is missing.
         """
         url, hash_, model = source.partition("#")
         if not hash_ or not model:
@@ -64,24 +64,24 @@ class Endpoint(NamedTuple):
 def compare_pairs(
     endpoint: Endpoint,
     prompts: Sequence[Prompt],
-    a: Sequence[Answer],
-    b: Sequence[Answer],
+    a: Sequence[Response],
+    b: Sequence[Response],
     *,
     folder: Path,
     advance: Advance,
 ) -> np.ndarray:
-    """``[P]``: 1 where a's answer is better, 0 where b's is, 1/2 for a tie.
+    """``[P]``: 1 where a's response is better, 0 where b's is, 1/2 for a tie.
 
     Args:
         endpoint: the judge.
         prompts: ``P``.
-        a: one answer to each.
-        b: one answer to each.
-        folder: of the log; a judge that fails midway goes on where it stopped.
+        a: one response to each.
+        b: one response to each.
+        folder: of the log, from which a judge that failed midway resumes.
         advance: called with the number of pairs of each batch.
 
     Raises:
-        ValueError: it can't be reached, refuses, or does not say A, B or tie after three tries.
+        ValueError: it cannot be reached, refuses, or does not reply A, B or tie in three tries.
     """
     texts = [(as_text(prompt), one.text, other.text) for prompt, one, other in zip(prompts, a, b, strict=True)]
     log = Log(folder / f"verdicts-{key_of(endpoint, _INSTRUCTION, texts)}.jsonl")
@@ -123,11 +123,11 @@ def _ask(client: Any, endpoint: Endpoint, prompt: str, a: str, b: str) -> float:
         except OpenAIError as error:
             raise ValueError(
                 f"judge {endpoint.model} at {endpoint.url} failed on the pair for prompt {shown(prompt)}: "
-                f"{' '.join(str(error).split())}; what it said so far is kept: run the same command again"
+                f"{' '.join(str(error).split())}; its verdicts so far are kept: run the same command again"
             ) from error
         text = reply.choices[0].message.content or ""
         if found := _VERDICT.fullmatch(text):
             return {"a": 1.0, "b": 0.0, "tie": 0.5}[found[1].lower()]
     raise ValueError(
-        f"judge {endpoint.model} at {endpoint.url} answered {shown(text)} {_TRIES} times: it must say A, B or tie"
+        f"judge {endpoint.model} at {endpoint.url} replied {shown(text)} {_TRIES} times: it must say A, B or tie"
     )

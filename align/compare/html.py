@@ -1,7 +1,7 @@
-"""The comparison as one HTML page that needs nothing else: no network, no fonts, no libraries.
+"""The comparison as one self-contained HTML page, without network, fonts or libraries.
 
-Python prepares what is shown, ``report.html.jinja`` lays it out, ``report.css`` and ``report.js`` go into the page. Its
-content security policy lets it run its own script alone and load nothing.
+Python prepares the content, ``report.html.jinja`` lays it out, ``report.css`` and ``report.js`` are inlined. The
+content security policy allows the page's own script alone and no requests.
 """
 
 import base64
@@ -17,12 +17,12 @@ import jinja2
 from markupsafe import Markup
 
 from align.compare import charts, wording
+from align.compare.candidates import COSTS
 from align.compare.picks import embedded, picks
-from align.compare.settings import COSTS
 
 _HERE = Path(__file__).parent
 _FEW = 6
-"""Verdicts that are shown at once; the rest is folded"""
+"""Verdicts shown at once; the others are folded"""
 
 
 def write_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -30,7 +30,7 @@ def write_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
 
     Args:
         report: the content of report.json.
-        rows: answers side by side, as in samples.jsonl.
+        rows: lines of samples.jsonl.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
@@ -73,7 +73,7 @@ def write_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def _judges(report: Mapping[str, Any]) -> list[str]:
-    """The judges that give scores."""
+    """Judges with scores."""
     models = report["models"].values()
     return [judge["name"] for judge in report["judges"] if all(judge["name"] in model["rewards"] for model in models)]
 
@@ -82,7 +82,10 @@ def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
     models, judges = report["models"], _judges(report)
     digits = {judge: _digits([model["rewards"][judge] for model in models.values()]) for judge in judges}
     kl = _digits([model["kl"] for model in models.values()])
-    length = min(1, _digits([model["length"] for model in models.values()]))
+    of_metrics = {
+        metric["name"]: _digits([value for model in models.values() if (value := model["metrics"][metric["name"]])])
+        for metric in report["metrics"]
+    }
     rows = [
         {
             "name": name,
@@ -92,11 +95,11 @@ def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
             ),
             "rewards": [wording.estimate(model["rewards"][judge], digits[judge]) for judge in judges],
             "kl": wording.estimate(model["kl"], kl) | {"by_text": model["kl"].get("by") == "text"},
-            "length": wording.estimate(model["length"], length),
-            "eos_rate": wording.percent(model["eos_rate"]),
-            "diversity": [
-                wording.number(model["diversity"].get(of), 3)
-                for of in ("distinct_1", "distinct_2", "distinct_texts", "self_bleu")
+            "metrics": [
+                wording.share(model["metrics"][metric["name"]])
+                if metric["is_share"]
+                else wording.estimate(model["metrics"][metric["name"]], of_metrics[metric["name"]])
+                for metric in report["metrics"]
             ],
         }
         for name, model in models.items()
@@ -105,7 +108,7 @@ def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _matrices(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Win-rates of the models in rows over those in columns, a table a judge."""
+    """Win-rates of the models in rows over those in columns, one table per judge."""
     names = list(report["models"])
     for judge in report["judges"]:
         cells: dict[tuple[str, str], dict[str, Any]] = {}
@@ -144,6 +147,7 @@ def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "length_controlled": wording.share(pair["length_controlled"]),
                 "difference": wording.estimate(pair["difference"], digits, sign=True),
                 "better": pair["better"],
+                "better_difference": pair["better_difference"],
                 "n": pair["n"],
             }
             for pair in pairs
@@ -153,7 +157,7 @@ def _pairs(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _checkpoints(report: Mapping[str, Any], judge: str) -> list[dict[str, Any]]:
-    """A judge's points of the frontier; without one, the models' own numbers."""
+    """A judge's points of the frontier; without a frontier the final weights' numbers."""
     found = [point for point in report["frontier"] if point["judge"] == judge]
     return found or [
         {
@@ -216,7 +220,7 @@ def _frontier(report: Mapping[str, Any]) -> dict[str, Any] | None:
         ident="frontier-chart",
         title=f"{judges[0]} against KL, every checkpoint",
         description="Final weights: " + "; ".join(track.points[-1].label for track in panel.tracks) + ".",
-        x_label=f"KL from {report['baseline']}, nats an answer",
+        x_label=f"KL from {report['baseline']}, nats per response",
         height=262,
     )
     return {"judge": judges[0], "svg": svg, "points": _points_table(report, judges)}
@@ -245,7 +249,7 @@ def _points_table(report: Mapping[str, Any], judges: Sequence[str]) -> dict[str,
 
 
 def _over_optimisation(report: Mapping[str, Any]) -> Markup | None:
-    """One panel a judge over a shared axis: their scores have no common unit."""
+    """One panel per judge over a shared axis: their scores have no common unit."""
     judges = _judges(report)
     if len(judges) < 2:
         return None
@@ -280,19 +284,19 @@ def _lengths(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Ma
     if not rows:
         return None
     lengths = [
-        (name, [answer["tokens"] for row in rows for answer in row["answers"][name]]) for name in report["models"]
+        (name, [response["tokens"] for row in rows for response in row["responses"][name]]) for name in report["models"]
     ]
-    told = []
+    described = []
     for name, model in report["models"].items():
-        p10, p50, p90 = (f"{model['length'][p]:.0f}" for p in ("p10", "p50", "p90"))
-        told.append(f"{name}: half have {p50} tokens or fewer, 8 in 10 have {p10} to {p90}")
+        p10, p50, p90 = (f"{model['length_quantiles'][p]:.0f}" for p in ("p10", "p50", "p90"))
+        described.append(f"{name}: median {p50} tokens, 8 in 10 have {p10} to {p90}")
     return charts.lengths_chart(
-        lengths, ident="length-chart", title="How long the answers are", description="; ".join(told) + "."
+        lengths, ident="length-chart", title="Lengths of the responses", description="; ".join(described) + "."
     )
 
 
 def _costs(report: Mapping[str, Any]) -> dict[str, Any] | None:
-    """A row a quantity, a cell a model or a model's reward model, each with its part of the dearest."""
+    """One row per quantity, one cell per model or reward model, each with its share of the largest."""
     columns: list[tuple[str, bool, Mapping[str, Any]]] = []
     for name, model in report["models"].items():
         columns.append((name, False, model["cost"] or {}))
@@ -304,7 +308,7 @@ def _costs(report: Mapping[str, Any]) -> dict[str, Any] | None:
         if any(value is not None for value in values):
             most = max(value or 0 for value in values) or 1
             cells = [{"text": wording.cost(field, value), "part": round((value or 0) / most, 3)} for value in values]
-            # Each cell names the unit that reads best.
+            # Each cell has its own unit.
             rows.append({"what": what.replace(" seconds", " time").removesuffix(", MiB"), "cells": cells})
     return {"columns": [column[:2] for column in columns], "rows": rows} if rows else None
 
@@ -329,4 +333,5 @@ def _written(value: Any) -> str:
 
 
 def _digits(estimates: Sequence[Mapping[str, Any]]) -> int:
-    return wording.decimals([value["ci95"] for value in estimates])
+    intervals = [value["ci95"] for value in estimates if value["ci95"] is not None]
+    return wording.decimals(intervals) if intervals else 3

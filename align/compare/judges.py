@@ -1,34 +1,35 @@
-"""Judges: what says which answer is better, by scores of single answers or by comparing two.
+"""Judges: they score single responses, or compare two.
 
-Legend: S seeds, P prompts, N answers to a prompt.
+Legend: S seeds, P prompts, N responses to a prompt.
 """
 
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from align.compare.answers import Answer
+from align.compare.responses import Response
 from align.io.log import Log, key_of
 from align.io.manifest import weights_fingerprint
 from align.rewards.base import FunctionReward, Reward
-from align.rewards.functions import load_reward
+from align.rewards.functions import SandboxGold, load_reward
+from align.rewards.reward_model import RewardModel
 from align.tokenizer.prompts import Prompt
 
 _SCORED = 256
-"""Answers that are scored before the log is written"""
+"""Responses that are scored at a time and then logged"""
 
 
 class Judge(NamedTuple):
-    """A name and what scores, one for all seeds or one a seed.
+    """A named judge: one source for all seeds, or one per seed.
 
     Attributes:
         name: of the judge in reports.
-        sources: as ``load_reward`` takes them (``sandbox``, ``module:function``, a reward-model directory), or
-            ``http://HOST/v1#MODEL`` for an OpenAI-compatible endpoint that compares two answers.
+        sources: rewards by name (see ``load_reward``), or ``http://HOST/v1#MODEL`` for an OpenAI-compatible endpoint
+            that compares two responses.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Judge(NamedTuple):
 
     @property
     def compares(self) -> bool:
-        """Whether it compares two answers and gives no scores."""
+        """Whether it compares two responses instead of scoring each."""
         return self.sources[0].startswith(("http://", "https://"))
 
 
@@ -44,30 +45,30 @@ def score(
     judge: Judge,
     seed: int,
     prompts: Sequence[Prompt],
-    answers: Sequence[Sequence[Answer]],
+    responses: Sequence[Sequence[Response]],
     *,
     folder: Path,
     device: str = "cpu",
 ) -> np.ndarray:
-    """``[P, N]`` scores of answers.
+    """``[P, N]`` scores of responses.
 
-    A reward model's and a function's scores are logged as they come: one that fails midway goes on where it stopped.
+    Scores of a reward model and of a user's code are logged, so that a judge that fails midway resumes there.
 
     Args:
         judge: one that scores.
-        seed: number of the seed, for a judge with a source a seed.
+        seed: number of the seed, for a judge with one source per seed.
         prompts: ``P``.
-        answers: ``P`` rows of ``N``.
+        responses: ``P`` rows of ``N``.
         folder: of the logs.
-        device: where a reward model computes, as torch names it.
+        device: of a reward model, in torch's notation.
 
     Raises:
-        ValueError: there is no such reward, or it failed; the line names it and the answer.
+        ValueError: there is no such reward, or it failed; the line names it and the response.
     """
     source = judge.sources[seed % len(judge.sources)]
     reward = load_reward(source, device=device)
-    asked = [prompt for prompt, row in zip(prompts, answers, strict=True) for _ in row]
-    texts = [answer.text for row in answers for answer in row]
+    asked = [prompt for prompt, row in zip(prompts, responses, strict=True) for _ in row]
+    texts = [response.text for row in responses for response in row]
     identity = _identity(reward, source, device)
     if identity is None:
         scores = reward(asked, texts)
@@ -76,16 +77,17 @@ def score(
         while (start := len(log)) < len(texts):
             log.append(reward(asked[start : start + _SCORED], texts[start : start + _SCORED]))
         scores = list(log)
-    return np.array(scores, dtype=np.float64).reshape(len(answers), -1)
+    return np.array(scores, dtype=np.float64).reshape(len(responses), -1)
 
 
 def _identity(reward: Reward, source: str, device: str) -> str | None:
-    """What a judge's scores depend on; None for one so quick that its scores are not kept."""
-    if source == "sandbox":
-        return None
-    if not isinstance(reward, FunctionReward):
+    """What a judge's scores depend on; None if they are not logged."""
+    if isinstance(reward, SandboxGold):
+        return None  # scoring again is quicker than reading a log
+    if isinstance(reward, RewardModel):
         return f"{weights_fingerprint(source)} {torch.device(device).type}"
+    code: Any = reward.function if isinstance(reward, FunctionReward) else type(reward)
     try:
-        return f"{source} {inspect.getsource(inspect.getmodule(reward.function) or reward.function)}"
+        return f"{source} {inspect.getsource(inspect.getmodule(code) or code)}"
     except (OSError, TypeError):
         return None

@@ -1,9 +1,10 @@
-"""The comparison as Markdown and as lines for a terminal."""
+"""The comparison as Markdown, and its tables for a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from align.compare.settings import COSTS
+from align.compare.candidates import COSTS
+from align.compare.wording import pair_verdict
 
 _SHOWN_SETTINGS = 60
 _SHOWN_SAMPLES = 3
@@ -14,28 +15,28 @@ def to_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
 
     Args:
         report: the content of report.json.
-        rows: answers side by side.
+        rows: lines of samples.jsonl.
     """
     parts = [
         f"# {', '.join(report['models'])}: a comparison",
-        f"{report['prompts']} prompts, {report['answers']['n']} answers each at temperature "
-        f"{report['answers']['temperature']:g}, {report['seeds']} seed(s); baseline: {report['baseline']}. "
+        f"{report['prompts']} prompts, {report['responses']['n']} responses to each at temperature "
+        f"{report['responses']['temperature']:g}, {report['seeds']} seed(s); baseline: {report['baseline']}. "
         "In brackets: 95% intervals.",
         "## Models",
         table(*models_table(report)),
-        "## Who wins",
-        "The share of pairs of answers to the same prompt in which the first model's is better, ties half; at equal "
-        "length: the same by a regression on the difference of length.",
+        "## Pairs",
+        "Win-rate: the share of pairs of responses to the same prompt in which the first model's is better; ties count "
+        "half. At equal length: the same by a regression on the difference in length. Difference: of the mean scores.",
         table(*pairs_table(report)),
     ]
     if any(model["proxies"] for model in report["models"].values()):
-        parts += ["## Proxy and yardstick", table(*_proxy_table(report))]
+        parts += ["## Gains by other judges", table(*_proxy_table(report))]
     if report["frontier"]:
         parts += ["## Reward against KL, every checkpoint", table(*_frontier_table(report))]
     if any(model["cost"] for model in report["models"].values()):
         parts += ["## Cost of each stage", table(*_cost_table(report))]
     if report["settings"]:
-        parts += ["## Settings that differ", table(*_settings_table(report))]
+        parts += ["## Different settings", table(*_settings_table(report))]
     parts += ["## Samples", *(_sample(row) for row in rows[:_SHOWN_SAMPLES])]
     return "\n\n".join(parts) + "\n"
 
@@ -53,19 +54,15 @@ def models_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         for judge in report["judges"]
         if any(judge["name"] in m["rewards"] for m in report["models"].values())
     ]
-    head = ["model", *judges, "KL, nats", "tokens", "ended", "distinct-2", "self-BLEU"]
+    head = ["model", *judges, "KL, nats", *(metric["label"] for metric in report["metrics"])]
     rows = []
     for name, model in report["models"].items():
-        bleu = model["diversity"]["self_bleu"]
         rows.append(
             [
                 name,
                 *(with_interval(model["rewards"][judge]) for judge in judges),
                 with_interval(model["kl"], 1) + (" (by text)" if model["kl"]["by"] == "text" else ""),
-                f"{model['length']['mean']:.1f}",
-                f"{model['eos_rate']:.1%}",
-                f"{model['diversity']['distinct_2']:.2f}",
-                "-" if bleu is None else f"{bleu:.2f}",
+                *(_metric(of, model["metrics"][of["name"]]) for of in report["metrics"]),
             ]
         )
     return head, rows
@@ -85,10 +82,17 @@ def pairs_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{pair['win_rate']:.1%} [{low:.1%}, {high:.1%}]",
                 "-" if controlled is None else percent(controlled),
                 "-" if difference is None else with_interval(difference),
-                pair["verdict"],
+                pair_verdict(pair),
             ]
         )
     return head, rows
+
+
+def _metric(metric: Mapping[str, Any], value: Mapping[str, Any] | None) -> str:
+    """The mean alone: the table is wide enough."""
+    if value is None:
+        return "-"
+    return f"{value['mean']:.1%}" if metric["is_share"] else f"{value['mean']:.3g}"
 
 
 def with_interval(value: Mapping[str, Any], digits: int = 3) -> str:
@@ -104,7 +108,7 @@ def percent(value: Mapping[str, Any]) -> str:
 
 
 def _proxy_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    head = ["model", "proxy", "its gain, std", "yardstick", "its gain, std", "gap", "correlation"]
+    head = ["model", "judge", "its gain, std", "first judge", "its gain, std", "gap", "correlation"]
     rows = [
         [
             name,
@@ -138,7 +142,7 @@ def _frontier_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str
 
 
 def _cost_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    head = ["model", *(what for what in COSTS.values())]
+    head = ["model", *COSTS.values()]
     rows = []
     for name, model in report["models"].items():
         of_reward = (model["cost"] or {}).get("reward_model")
@@ -161,7 +165,7 @@ def _settings_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str
 def _sample(row: Mapping[str, Any]) -> str:
     prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
     lines = [f"> {' '.join(prompt.split())}", ""]
-    for name, answers in row["answers"].items():
-        scores = ", ".join(f"{judge} {value:.2f}" for judge, value in answers[0]["rewards"].items())
-        lines.append(f"- **{name}** ({scores}): {' '.join(answers[0]['text'].split())}")
+    for name, responses in row["responses"].items():
+        scores = ", ".join(f"{judge} {value:.2f}" for judge, value in responses[0]["rewards"].items())
+        lines.append(f"- **{name}** ({scores}): {' '.join(responses[0]['text'].split())}")
     return "\n".join(lines)

@@ -1,6 +1,6 @@
-"""Answers side by side: the few that every reader sees, and those that the page carries to be searched.
+"""Responses side by side: a few picked ones, and those that the page contains for searching.
 
-A pick shows the answers of all models to one prompt from the same random numbers.
+A pick shows the responses of all models to one prompt from the same random numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,19 +9,19 @@ from typing import Any
 from align.compare.wording import number
 
 EMBEDDED_ROWS = 400
-"""Rows that the page carries, at most"""
+"""Most rows in the page"""
 EMBEDDED_LETTERS = 8_000_000
-"""Letters of the rows that the page carries, at most, about"""
+"""About the most characters of these rows"""
 _FIRST = 3
-"""Prompts that are shown where no judge gives scores"""
+"""Prompts that are shown if no judge gives scores"""
 
 
 def picks(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each model's best and worst answer and its largest difference from the baseline, by the first judge with scores.
+    """Each model's best and worst response and its largest difference from the baseline, by the first scoring judge.
 
     Args:
         report: the content of report.json.
-        rows: answers side by side.
+        rows: responses side by side.
 
     Returns:
         list: groups of ``title`` and ``cards``.
@@ -31,10 +31,10 @@ def picks(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
         shown = [_card(report, rows, place, 0, "") for place in range(min(_FIRST, len(rows)))]
         return [{"title": "The first prompts", "cards": shown}]
     judge, baseline = judges[0], report["baseline"]
-    places = [(place, k) for place, row in enumerate(rows) for k in range(len(row["answers"][baseline]))]
+    places = [(place, k) for place, row in enumerate(rows) for k in range(len(row["responses"][baseline]))]
 
     def score(name: str, at: tuple[int, int]) -> float:
-        return rows[at[0]]["answers"][name][at[1]]["rewards"][judge]
+        return rows[at[0]]["responses"][name][at[1]]["rewards"][judge]
 
     best, worst, different = [], [], []
     for name in report["models"]:
@@ -48,7 +48,7 @@ def picks(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
         if name != baseline:
             title = f"{name} against {baseline}: {judge} {number(gaps[far], sign=True)}"
             different.append(_card(report, rows, *places[far], title))
-    titles = ("Best answers", "Worst answers", "Most different from the baseline")
+    titles = ("Best responses", "Worst responses", "Most different from the baseline")
     return [
         {"title": title, "cards": list(_merged(cards))}
         for title, cards in zip(titles, (best, worst, different), strict=True)
@@ -56,42 +56,42 @@ def picks(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[
 
 
 def scoring(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The judges that gave scores."""
-    first = next((answer for row in rows for answers in row["answers"].values() for answer in answers), None)
+    """Judges with scores."""
+    first = next((response for row in rows for responses in row["responses"].values() for response in responses), None)
     return list(first["rewards"]) if first else []
 
 
 def embedded(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page searches: evenly spread rows where there are too many to carry.
+    """The rows that the page can search, evenly spaced if there are too many.
 
     Args:
         report: the content of report.json.
-        rows: answers side by side.
+        rows: responses side by side.
 
     Returns:
-        dict: names, and ``rows`` of number, prompt, seed, and for each model and answer ``[text, tokens, finished,
+        dict: names, and ``rows`` of number, prompt, seed, and for each model and response ``[text, tokens, finished,
         log-ratio, scores]``.
     """
     judges, names = scoring(rows), list(report["models"])
-    letters = sum(len(answer["text"]) + 40 for row in rows for many in row["answers"].values() for answer in many)
+    letters = sum(len(response["text"]) + 40 for row in rows for many in row["responses"].values() for response in many)
     kept = min(EMBEDDED_ROWS, len(rows), max(1, int(len(rows) * min(1.0, EMBEDDED_LETTERS / max(1, letters)))))
     found = []
     for place in sorted({step * len(rows) // kept for step in range(kept)}) if rows else []:
         row = rows[place]
-        answers = [
+        responses = [
             [
                 [
-                    answer["text"],
-                    answer["tokens"],
-                    answer["finished"],
-                    round(answer["log_ratio"], 2),
-                    [round(answer["rewards"][judge], 4) for judge in judges],
+                    response["text"],
+                    response["tokens"],
+                    response["finished"],
+                    round(response["log_ratio"], 2),
+                    [round(response["rewards"][judge], 4) for judge in judges],
                 ]
-                for answer in row["answers"][name]
+                for response in row["responses"][name]
             ]
             for name in names
         ]
-        found.append([place % report["prompts"] + 1, asked(row["prompt"]), row["seed"], answers])
+        found.append([place % report["prompts"] + 1, asked(row["prompt"]), row["seed"], responses])
     return {
         "models": names,
         "judges": judges,
@@ -103,7 +103,7 @@ def embedded(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
 
 
 def asked(prompt: str | Sequence[Mapping[str, str]]) -> str:
-    """A prompt as one text; the roles are told where it is more than one question."""
+    """A prompt as one text, with roles if it has several messages."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -115,17 +115,17 @@ def _card(
     report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], place: int, k: int, title: str
 ) -> dict[str, Any]:
     row = rows[place]
-    answers = []
-    for model, (name, many) in enumerate(row["answers"].items()):
-        answer = many[k]
-        scores = [f"{judge} {number(value)}" for judge, value in answer["rewards"].items()]
-        answers.append(
+    responses = []
+    for model, (name, many) in enumerate(row["responses"].items()):
+        response = many[k]
+        scores = [f"{judge} {number(value)}" for judge, value in response["rewards"].items()]
+        responses.append(
             {
                 "model": model,
                 "name": name,
-                "text": answer["text"],
-                "finished": answer["finished"],
-                "facts": ", ".join([*scores, f"{answer['tokens']} tokens"]),
+                "text": response["text"],
+                "finished": response["finished"],
+                "facts": ", ".join([*scores, f"{response['tokens']} tokens"]),
             }
         )
     return {
@@ -135,12 +135,12 @@ def _card(
         "seed": row["seed"],
         "seeds": report["seeds"],
         "prompt": asked(row["prompt"]),
-        "answers": answers,
+        "responses": responses,
     }
 
 
 def _merged(cards: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Cards of the same answers become one with all their titles."""
+    """Merge cards of the same responses into one with all their titles."""
     found: dict[tuple[int, int, int], dict[str, Any]] = {}
     for card in cards:
         at = (card["seed"], card["number"], card["k"])

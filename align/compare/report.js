@@ -4,12 +4,12 @@
   const LONG = 700;
   const id = (name) => document.getElementById(name);
   const data = JSON.parse(id("samples-data").textContent);
-  // A row: number, prompt, seed, and [text, tokens, finished, log-ratio, scores] of each model and answer.
-  const rows = data.rows.map(([number, prompt, seed, answers]) => ({ number, prompt, seed, answers }));
+  // A row: number, prompt, seed, and [text, tokens, finished, log-ratio, scores] of each model and response.
+  const rows = data.rows.map(([number, prompt, seed, responses]) => ({ number, prompt, seed, responses }));
   const measures = [
-    ...data.judges.map((name, judge) => ({ name, of: (answer) => answer[4][judge] })),
-    { name: "length, tokens", of: (answer) => answer[1] },
-    { name: `log-ratio to ${data.baseline}, nats`, of: (answer) => answer[3] },
+    ...data.judges.map((name, judge) => ({ name, of: (response) => response[4][judge] })),
+    { name: "length, tokens", of: (response) => response[1] },
+    { name: `log-ratio to ${data.baseline}, nats`, of: (response) => response[3] },
   ];
   let found = [];
   let shown = 0;
@@ -26,11 +26,11 @@
     select.value = chosen;
   }
 
-  /** The text with each place of the query marked; texts go in as text nodes, never as HTML. */
+  /** The text with each occurrence of the query marked; texts go in as text nodes, never as HTML. */
   function marked(text, query) {
     const parts = [];
     const low = text.toLowerCase();
-    // Some letters change their length in lower case: then places in it are not places in the text.
+    // Some letters change their length in lower case, which shifts positions.
     if (!query || low.length !== text.length) return [text];
     let start = 0;
     for (let at = low.indexOf(query); at >= 0; at = low.indexOf(query, start)) {
@@ -40,57 +40,57 @@
     return [...parts, text.slice(start)];
   }
 
-  function answerText(answer, name, query) {
-    if (!answer[0].trim()) return element("div", { class: "text empty" }, "(empty answer)");
-    const long = { tabindex: 0, role: "region", "aria-label": `long answer of ${name}` };
+  function responseText(response, name, query) {
+    if (!response[0].trim()) return element("div", { class: "text empty" }, "(empty response)");
+    const long = { tabindex: 0, role: "region", "aria-label": `long response of ${name}` };
     return element(
-      "div", { class: "text", dir: "auto", ...(answer[0].length > LONG ? long : {}) }, ...marked(answer[0], query),
+      "div", { class: "text", dir: "auto", ...(response[0].length > LONG ? long : {}) }, ...marked(response[0], query),
     );
   }
 
-  function facts(answer) {
-    const scores = data.judges.map((judge, place) => `${judge} ${answer[4][place].toFixed(2).replace("-", "\u2212")}`);
-    const line = element("span", { class: "facts" }, [...scores, `${answer[1]} tokens`].join(", "));
-    if (!answer[2]) line.append(", ", element("b", {}, "cut off"));
+  function facts(response) {
+    const scores = data.judges.map((judge, place) => `${judge} ${response[4][place].toFixed(2).replace("-", "\u2212")}`);
+    const line = element("span", { class: "facts" }, [...scores, `${response[1]} tokens`].join(", "));
+    if (!response[2]) line.append(", ", element("b", {}, "truncated"));
     return line;
   }
 
-  function answersOf(row, numbers, query) {
-    const columns = row.answers.map((answers, model) => {
-      const column = element("div", { class: "answer" });
+  function responsesOf(row, numbers, query) {
+    const columns = row.responses.map((responses, model) => {
+      const column = element("div", { class: "response" });
       for (const k of numbers) {
         const glyph = id("glyphs").content.children[model].cloneNode(true);
         const name = element("span", { class: "model" }, glyph, element("bdi", {}, data.models[model]));
-        column.append(element("p", { class: "who" }, name, " ", facts(answers[k])));
-        column.append(answerText(answers[k], data.models[model], query));
+        column.append(element("p", { class: "who" }, name, " ", facts(responses[k])));
+        column.append(responseText(responses[k], data.models[model], query));
       }
       return column;
     });
-    return element("div", { class: "answers" }, ...columns);
+    return element("div", { class: "responses" }, ...columns);
   }
 
   function card({ row, k }, query) {
-    const where = `prompt ${row.number}, answer ${k + 1}` + (data.seeds > 1 ? `, seed ${row.seed}` : "");
+    const where = `prompt ${row.number}, response ${k + 1}` + (data.seeds > 1 ? `, seed ${row.seed}` : "");
     const made = element(
       "article", { class: "card", tabindex: -1 },
       element("p", { class: "prompt", dir: "auto" }, ...marked(row.prompt, query)),
       element("p", { class: "where" }, where),
-      answersOf(row, [k], query),
+      responsesOf(row, [k], query),
     );
-    const others = row.answers[0].map((_, other) => other).filter((other) => other !== k);
+    const others = row.responses[0].map((_, other) => other).filter((other) => other !== k);
     if (others.length) {
       const more = element("details", {}, element("summary", {}, `${others.length} more of each model`));
-      more.addEventListener("toggle", () => more.append(answersOf(row, others, query)), { once: true });
+      more.addEventListener("toggle", () => more.append(responsesOf(row, others, query)), { once: true });
       made.append(more);
     }
     return made;
   }
 
-  /** The row with the answer that the order asks for, or null where the query is not in it. */
+  /** The row with the response that comes first in this order, or null if the query is not in it. */
   function chosen(row, query, order, value) {
     const has = (text) => text.toLowerCase().includes(query);
-    let numbers = row.answers[0].map((_, k) => k);
-    if (query && !has(row.prompt)) numbers = numbers.filter((k) => row.answers.some((answers) => has(answers[k][0])));
+    let numbers = row.responses[0].map((_, k) => k);
+    if (query && !has(row.prompt)) numbers = numbers.filter((k) => row.responses.some((responses) => has(responses[k][0])));
     if (!numbers.length) return null;
     if (order === "asked") return { row, k: numbers[0], key: 0 };
     const keys = numbers.map((k) => value(row, k));
@@ -105,7 +105,7 @@
     const [first, second] = [id("first").value, id("second").value];
     for (const field of document.querySelectorAll(".sorted")) field.hidden = order === "asked";
     for (const field of document.querySelectorAll(".compared")) field.hidden = order !== "different";
-    const of = (row, model, k) => measure.of(row.answers[model][k]);
+    const of = (row, model, k) => measure.of(row.responses[model][k]);
     const value = {
       best: (row, k) => of(row, first, k),
       worst: (row, k) => -of(row, first, k),

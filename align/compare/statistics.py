@@ -1,11 +1,11 @@
-"""Paired statistics of models that answered the same prompts.
+"""Paired statistics of models that responded to the same prompts.
 
-Legend: S seeds (runs of one recipe), P prompts, N answers to a prompt. A value with a 95% interval is an ``Estimate``.
+Legend: S seeds (runs of one recipe), P prompts, N responses to a prompt.
 
 With one seed an interval is the percentile bootstrap over prompts (Efron & Tibshirani 1993). With several, prompts and
 seeds are crossed random effects, and a bootstrap over three seeds would be far too narrow (Owen 2007): the interval is
 the generalised one (Weerahandi 1993), a parametric bootstrap of the variance components of the seeds x prompts table.
-What both cover: benchmarks/interval_coverage.py.
+Coverage of both: benchmarks/interval_coverage.py.
 """
 
 import math
@@ -16,10 +16,10 @@ import numpy as np
 DRAWS = 4_000
 """Bootstrap draws of an interval"""
 LEAST_PROMPTS = 20
-"""With fewer prompts an interval is not trusted to tell models apart"""
+"""With fewer prompts no difference is called shown"""
 _SEED = 0
 _NEWTON_STEPS = 100
-"""Of the logistic regression, at most"""
+"""Limit of the logistic regression"""
 
 
 class Estimate(NamedTuple):
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
         mean: the point.
         low: lower end.
         high: upper end.
-        prompts: how many prompts carry it.
+        prompts: number of prompts it is based on.
     """
 
     mean: float
@@ -58,15 +58,15 @@ def interval(values: np.ndarray) -> Estimate:
 
 
 def share_interval(values: np.ndarray) -> Estimate:
-    """``interval`` of values that are shares: nothing lies outside [0, 1]."""
+    """``interval`` of shares, clipped to [0, 1]."""
     estimate = interval(values)
     return estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
 
 
 def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """``[S, P]``: share of pairs of answers to a prompt in which a's scores higher, ties half.
+    """``[S, P]``: share of pairs of responses to a prompt in which a's scores higher, ties half.
 
-    Every answer of a meets every answer of b to the same prompt by the same seed's run.
+    Every response of a meets every response of b to the same prompt by the same seed's run.
 
     Args:
         a: ``[S, P, N]`` scores.
@@ -77,12 +77,11 @@ def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def length_controlled_wins(a: np.ndarray, b: np.ndarray, lengths_a: np.ndarray, lengths_b: np.ndarray) -> Estimate:
-    """Win-rate of a over b if their answers were equally long (AlpacaEval 2, Dubois et al. 2024).
+    """Win-rate of a over b at equal length (AlpacaEval 2, Dubois et al. 2024).
 
     A logistic regression of a's wins on ``tanh(length difference / its standard deviation)``; the rate is its value
-    at no difference. Left out of the paper's model: the instruction's difficulty, which a comparison on the same
-    prompts shares between both. The interval is that of ``interval`` for the influence of each prompt (and seed) on
-    this value, the delta method.
+    at no difference. Left out of the paper's model: the instruction's difficulty, which both models share here. The
+    interval is ``interval`` of the influence of each prompt (and seed) on this value: the delta method.
 
     Args:
         a: ``[S, P, N]`` scores.
@@ -98,20 +97,24 @@ def length_controlled_wins(a: np.ndarray, b: np.ndarray, lengths_a: np.ndarray, 
     design = np.stack([np.ones_like(longer), longer], -1)
     theta, curvature = _logistic(design.reshape(-1, 2), won.reshape(-1))
     rate = _sigmoid(theta[0])
-    # The score of each cell of the seeds x prompts table, and what it moves the rate by; they add up to nothing.
+    # The score of each cell of the seeds x prompts table, and its influence on the rate; they sum to zero.
     scores = ((won - _sigmoid(design @ theta))[..., None] * design).sum((2, 3))
     moved = rate * (1 - rate) * (scores @ np.linalg.inv(curvature))[..., 0] * a.shape[0] * a.shape[1]
     return share_interval(rate + moved - moved.mean())
 
 
-def verdict(win_rate: Estimate) -> str:
-    """``a``, ``b`` or ``no difference shown``: the side whose win-rate's interval excludes a half.
+def higher(estimate: Estimate, even: float) -> int | None:
+    """The side whose advantage is shown: 0 for a, 1 for b, None if the interval contains equality.
 
-    With fewer than ``LEAST_PROMPTS`` prompts no difference is shown, whatever the interval.
+    With fewer than ``LEAST_PROMPTS`` prompts no advantage is shown, whatever the interval.
+
+    Args:
+        estimate: of a measure that is larger where a is better.
+        even: its value where both are equally good.
     """
-    if win_rate.prompts < LEAST_PROMPTS or win_rate.low <= 0.5 <= win_rate.high:
-        return "no difference shown"
-    return "a" if win_rate.mean > 0.5 else "b"
+    if estimate.prompts < LEAST_PROMPTS or estimate.low <= even <= estimate.high:
+        return None
+    return 0 if estimate.mean > even else 1
 
 
 def _drawn(prompts: int) -> np.ndarray:
@@ -122,8 +125,7 @@ def _crossed_half_width(values: np.ndarray) -> float:
     """Half of the generalised 95% interval of the mean of a seeds x prompts table.
 
     Var(mean) = (E MS_seeds + E MS_prompts - E MS_rest) / (S P); each sum of squares over a chi-squared variable of its
-    degrees of freedom is a draw of what its expectation may be. None of the components is negative, so the sum is at
-    least the rest's.
+    degrees of freedom is a draw of its expectation. No component is negative, so the sum is at least the rest's.
     """
     seeds, prompts = values.shape
     if prompts == 1:

@@ -1,4 +1,4 @@
-"""Numbers and verdicts in plain words, for people who read the report."""
+"""Numbers and verdicts as the report writes them."""
 
 import math
 import statistics
@@ -12,11 +12,11 @@ _SUPERSCRIPTS = str.maketrans("0123456789-", "\u2070\u00b9\u00b2\u00b3\u2074\u20
 
 
 class Note(NamedTuple):
-    """What goes with a verdict.
+    """A remark on a verdict.
 
     Attributes:
         text: a clause.
-        warning: whether it speaks against the verdict.
+        warning: whether it casts doubt on the verdict.
     """
 
     text: str
@@ -24,7 +24,7 @@ class Note(NamedTuple):
 
 
 def decimals(intervals: Iterable[Sequence[float | None]]) -> int:
-    """Decimals that show two digits of the middle interval's half width, so that a column shares them.
+    """Decimals of a column: those that show two digits of the median interval's half width.
 
     Args:
         intervals: ``(low, high)`` of each number of the column.
@@ -37,12 +37,12 @@ def decimals(intervals: Iterable[Sequence[float | None]]) -> int:
 
 
 def number(value: float | None, digits: int = 2, *, sign: bool = False) -> str:
-    """``0.75``; a dash for what is not known.
+    """``0.75``; a dash for None.
 
     Args:
-        value: what is written.
+        value: the number.
         digits: after the point.
-        sign: whether a plus is written too.
+        sign: write a plus too.
     """
     if value is None or not math.isfinite(value):
         return "-"
@@ -58,15 +58,17 @@ def percent(value: float | None) -> str:
 
 
 def estimate(value: Mapping[str, Any] | None, digits: int, *, sign: bool = False) -> dict[str, str]:
-    """A mean and its interval as the two lines of a cell.
+    """A mean and its interval, the two lines of a cell.
 
     Args:
-        value: with ``mean`` and ``ci95``, or None.
+        value: with ``mean`` and ``ci95`` (which may be None), or None.
         digits: after the point.
-        sign: whether a plus is written too.
+        sign: write a plus too.
     """
     if value is None:
         return {"mean": "-", "interval": ""}
+    if value["ci95"] is None:
+        return {"mean": number(value["mean"], digits, sign=sign), "interval": ""}
     low, high = (number(end, digits, sign=sign) for end in value["ci95"])
     return {"mean": number(value["mean"], digits, sign=sign), "interval": f"{low} to {high}"}
 
@@ -75,21 +77,23 @@ def share(value: Mapping[str, Any] | None) -> dict[str, str]:
     """``estimate`` of a share, in percent."""
     if value is None:
         return {"mean": "-", "interval": ""}
+    if value["ci95"] is None:
+        return {"mean": percent(value["mean"]), "interval": ""}
     low, high = map(percent, within(value["ci95"]))
     return {"mean": percent(value["mean"]), "interval": f"{low} to {high}"}
 
 
 def within(ends: Sequence[float]) -> tuple[float, float]:
-    """The part of a share's interval that a share can have: one over seeds is symmetric and may leave 0 to 100%."""
+    """A share's interval clipped to 0 to 100%: over seeds it is symmetric and may exceed them."""
     low, high = (min(1.0, max(0.0, end)) for end in ends)
     return low, high
 
 
 def cost(field: str, value: float | None) -> str:
-    """What something cost, in the unit that reads best.
+    """A cost in a readable unit.
 
     Args:
-        field: of the manifest's ``cost``; its ending tells the unit.
+        field: of the manifest's ``cost``; its ending is the unit.
         value: in that unit.
     """
     if value is None or not math.isfinite(value):
@@ -112,8 +116,38 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {rest // 60:02d} min" if hours else f"{whole // 60} min {whole % 60:02d} s"
 
 
+def pair_verdict(pair: Mapping[str, Any]) -> str:
+    """The verdicts of all measures on a pair in one clause, each with the measure that it rests on.
+
+    Args:
+        pair: of report.json.
+    """
+    wins, mean, judge = pair["better"], pair["better_difference"], pair["judge"]
+    if pair["difference"] is None or (wins is None and mean is None):
+        text = pair["verdict"]
+    elif wins is None:
+        text = f"win-rate: no difference shown; {mean} has the higher mean {judge}"
+    elif mean is None:
+        text = f"{wins} wins more often; mean {judge}: no difference shown"
+    elif wins == mean:
+        text = f"{wins} wins more often and has the higher mean {judge}"
+    else:
+        text = f"the measures disagree: {wins} wins more often, {mean} has the higher mean {judge}"
+    return text + (f"; at equal length: {_at_equal_length(pair)}" if _length_matters(pair) else "")
+
+
+def _length_matters(pair: Mapping[str, Any]) -> bool:
+    """Whether the verdict by win-rate changes at equal length."""
+    return pair["length_controlled"] is not None and pair["better_length_controlled"] != pair["better"]
+
+
+def _at_equal_length(pair: Mapping[str, Any]) -> str:
+    better = pair["better_length_controlled"]
+    return f"{better} wins more often" if better else "no difference shown"
+
+
 def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What the first judge says of every pair, the better model first, and what speaks against it.
+    """The first judge's verdict on every pair by win-rate, the better model first, with what the other measures say.
 
     Args:
         report: the content of report.json.
@@ -134,9 +168,15 @@ def _verdict(report: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, An
         mean, low, high = 1 - mean, 1 - high, 1 - low
     notes = []
     if report["prompts"] < LEAST_PROMPTS:
-        text = f"{report['prompts']} prompts are too few to call a model better: it takes {LEAST_PROMPTS}"
+        text = f"{report['prompts']} prompts are too few for a verdict: it takes {LEAST_PROMPTS}"
         notes.append(Note(text, warning=True))
-    notes += _equal_length(pair)
+    if pair["difference"] is not None:
+        notes.append(_difference(pair, first))
+    if _length_matters(pair):
+        wins = pair["length_controlled"]["mean"]
+        share_of_first = percent(wins if first == pair["a"] else 1 - wins)
+        text = f"at equal length: {_at_equal_length(pair)} ({share_of_first} for {first})"
+        notes.append(Note(text, warning=True))
     notes += [
         _other_judge(other, pair)
         for other in report["pairs"]
@@ -152,30 +192,30 @@ def _verdict(report: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _equal_length(pair: Mapping[str, Any]) -> list[Note]:
-    controlled = pair["length_controlled"]
-    if controlled is None or pair["better"] is None:
-        return []
-    low, high = controlled["ci95"]
-    wins = controlled["mean"] if pair["better"] == pair["a"] else 1 - controlled["mean"]
-    if low <= 0.5 <= high:
-        return [Note(f"at equal length no difference is shown ({percent(wins)})", warning=True)]
-    if wins < 0.5:
-        return [Note(f"at equal length it is the other way round ({percent(wins)})", warning=True)]
-    return []
+def _difference(pair: Mapping[str, Any], first: str) -> Note:
+    """What the difference of the mean scores says; a warning where it does not confirm the verdict by win-rate."""
+    sign = 1 if first == pair["a"] else -1
+    low, high = sorted(sign * end for end in pair["difference"]["ci95"])
+    digits = decimals([(low, high)])
+    mean, *ends = (number(value, digits, sign=True) for value in (sign * pair["difference"]["mean"], low, high))
+    better = pair["better_difference"]
+    agrees = better == pair["better"]
+    if agrees and better is not None:
+        return Note(f"the mean {pair['judge']} is higher too ({mean}, {' to '.join(ends)})", warning=False)
+    conflict = "" if better is None or pair["better"] is None else "the measures disagree: "
+    said = f"{better} is higher" if better else "no difference shown"
+    text = f"{conflict}mean {pair['judge']}: {said} ({mean}, {' to '.join(ends)} for {first})"
+    return Note(text, warning=not agrees)
 
 
 def _other_judge(other: Mapping[str, Any], pair: Mapping[str, Any]) -> Note:
     name, better = other["judge"], other["better"]
     if better is None:
-        return Note(f"{name} shows no difference ({percent(other['win_rate'])} for {other['a']})", warning=False)
+        return Note(f"by {name}: no difference shown ({percent(other['win_rate'])} for {other['a']})", warning=False)
     wins = percent(other["win_rate"] if better == other["a"] else 1 - other["win_rate"])
     if better == pair["better"]:
         return Note(f"{name} agrees ({wins})", warning=False)
-    disagrees = pair["better"] is not None
-    text = (
-        f"{name} disagrees: it finds {better} better ({wins})"
-        if disagrees
-        else f"{name} finds {better} better ({wins})"
-    )
-    return Note(text, warning=disagrees)
+    said = f"{better} wins more often ({wins})"
+    if pair["better"] is None:
+        return Note(f"by {name}: {said}", warning=False)
+    return Note(f"{name} disagrees: {said}", warning=True)

@@ -1,4 +1,4 @@
-"""What has been sampled and scored so far, on disk: a killed or failed run goes on where it stopped."""
+"""A log of samples and scores on disk, from which an interrupted command resumes."""
 
 import hashlib
 import json
@@ -8,23 +8,23 @@ from typing import Any
 
 
 def key_of(*facts: Any) -> str:
-    """A name for whatever depends on these facts alone (JSON values)."""
+    """A key that is determined by these facts (JSON values)."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
 class Log:
-    """A JSONL file of rows in whole batches, one a line, in order.
+    """A JSONL file of rows, one complete batch per line, in order.
 
-    A batch is whole or not there, so the batches after a killed run are those of an uninterrupted one.
+    An incomplete batch is dropped, so a resumed command has the same batches as an uninterrupted one.
 
     Args:
-        file: where it lies; begun when the first batch is added.
-        origin: what the rows depend on (JSON values), where the file's name does not say it; kept in the first line,
-            and rows of another origin are thrown away.
+        file: its path; created with the first batch.
+        origin: what the rows depend on (JSON values), if the file's name does not encode it; kept in the first line.
+            Rows of another origin are discarded.
     """
 
     def __init__(self, file: Path, *, origin: Any = None) -> None:
-        """Find what an earlier run left, and cut a batch that was being written when it was killed."""
+        """Read the rows of an earlier run, and drop a batch that it did not complete."""
         self.file = file
         self._head = "" if origin is None else json.dumps({"origin": origin}, sort_keys=True) + "\n"
         self._rows = self._recover() if file.is_file() else 0
@@ -55,7 +55,7 @@ class Log:
                 yield from json.loads(line)
 
     def append(self, rows: Sequence[Any]) -> None:
-        """Add a batch; it outlives the process from here on."""
+        """Add a batch."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8", newline="\n") as stream:
             head = "" if stream.tell() else self._head
@@ -63,6 +63,6 @@ class Log:
         self._rows += len(rows)
 
     def remove(self) -> None:
-        """The log has served."""
+        """Delete the file."""
         self.file.unlink(missing_ok=True)
         self._rows = 0

@@ -1,15 +1,15 @@
-"""What can score a response: Python functions, the sandbox's gold, reward models."""
+"""Rewards: Python functions, the sandbox's gold reward, reward models."""
 
 from typing import TYPE_CHECKING, Any
 
 from align.rewards.base import FunctionReward, Reward, RewardFunction
-from align.rewards.functions import load_reward, sandbox_gold
+from align.rewards.functions import SandboxGold, load_reward
 from align.tokenizer.prompts import Prompt
 
 if TYPE_CHECKING:
     from align.rewards.reward_model import RewardModel
 
-__all__ = ["FunctionReward", "Prompt", "Reward", "RewardFunction", "RewardModel", "load_reward", "sandbox_gold"]
+__all__ = ["FunctionReward", "Prompt", "Reward", "RewardFunction", "RewardModel", "SandboxGold", "load_reward"]
 
 
 def __getattr__(name: str) -> Any:

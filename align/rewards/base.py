@@ -1,101 +1,126 @@
-"""What a reward is, and what is demanded of the scores of one that somebody else wrote."""
+"""The interface of a reward, and the checks on scores that a user's code returns."""
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import Any
 
 from align.tokenizer.prompts import Prompt, as_text
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""(prompts, responses) -> one score each; higher is better."""
+"""(prompts, responses) -> one score per response; higher is better."""
 
+LARGEST_SCORE = 1e15
+"""Largest magnitude of a score: rewards are float32, in which the squares of larger ones overflow in a variance"""
 _SHOWN = 60
 """Characters of an offending text that an error shows"""
 
 
-class Reward(Protocol):
-    """Scores responses to prompts; higher is better."""
+class Reward(ABC):
+    """Scores responses to prompts; higher is better.
+
+    Subclass it as a frozen dataclass whose fields are settings. Calling a reward checks what ``score`` returns.
+
+    Attributes:
+        name: what errors call it; the class name unless the class says otherwise.
+    """
 
     name: str
-    """As ``load_reward`` was asked for it"""
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """Score each response.
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Name the class."""
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__dict__.get("name", cls.__name__)
+
+    @abstractmethod
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+        """Score each response. Deterministic, or a resumed run differs from an uninterrupted one.
 
         Args:
-            prompts: what was asked.
-            responses: as many answers.
+            prompts: texts, or lists of messages (``align.tokenizer.prompts.as_text`` gives the text of the last one).
+            responses: as many texts.
 
         Returns:
-            list[float]: as many finite numbers.
+            Sequence[float]: one finite number per response; a list, an array or a tensor.
+        """
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """``score``, checked.
 
         Raises:
-            ValueError: the counts differ, or the reward failed; the line names the reward and the offender.
+            ValueError: the counts differ, or ``score`` raised, or did not return one finite number per response; the
+                line names the reward and the response.
         """
-        ...
+        check_counts(self.name, prompts, responses)
+        if not responses:
+            return []
+        try:
+            scores = self.score(prompts, responses)
+        except Exception as error:
+            raise self._raised(error, prompts, responses) from error
+        return checked_scores(self.name, scores, responses)
+
+    def _raised(self, error: Exception, prompts: Sequence[Prompt], responses: Sequence[str]) -> ValueError:
+        """The error to report; responses are scored one by one to find the one that fails."""
+        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            try:
+                self.score([prompt], [response])
+            except Exception as alone:
+                where = f"response {index} of {len(responses)} ({shown(response)}), prompt {shown(as_text(prompt))}"
+                return ValueError(f"reward {self.name!r} raised {_described(alone)} on {where}")
+        return ValueError(
+            f"reward {self.name!r} raised {_described(error)} on {len(responses)} responses, on none alone"
+        )
 
 
-class FunctionReward:
-    """A Python function of texts as a reward whose answers are checked.
+class FunctionReward(Reward):
+    """A Python function of texts as a reward.
 
     Args:
         name: what errors call it.
-        function: (prompts, responses) -> scores; of messages it gets the text of the last one.
+        function: (prompts, responses) -> scores; of a list of messages it receives the text of the last one.
     """
 
     def __init__(self, name: str, function: RewardFunction) -> None:
         """Keep both."""
         self.name, self.function = name, function
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
         """See ``Reward``."""
-        check_counts(self.name, prompts, responses)
-        if not responses:
-            return []
-        asked, answered = [as_text(prompt) for prompt in prompts], list(responses)
-        try:
-            scores = self.function(asked, answered)
-        except Exception as error:
-            raise self._raised(error, asked, answered) from error
-        return checked_scores(self.name, scores, answered)
-
-    def _raised(self, error: Exception, prompts: list[str], responses: list[str]) -> ValueError:
-        """What to say of a function that raised; it is asked again, one by one, to find the offender."""
-        for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            try:
-                self.function([prompt], [response])
-            except Exception as alone:
-                place = f"response {index} of {len(responses)} ({shown(response)}), prompt {shown(prompt)}"
-                return ValueError(f"reward {self.name!r} raised {_told(alone)} on {place}")
-        return ValueError(f"reward {self.name!r} raised {_told(error)} on {len(responses)} responses, on none alone")
+        return self.function([as_text(prompt) for prompt in prompts], list(responses))
 
 
 def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> list[float]:
-    """Scores as floats, if they are as many as responses and all finite.
+    """Scores as floats.
 
     Args:
         name: of the reward.
-        scores: what it gave: a sequence of numbers, an array or a tensor.
+        scores: what it returned: a sequence of numbers, an array or a tensor.
         responses: what it scored.
 
     Raises:
-        ValueError: they are no numbers, another number of them, or one is NaN or infinite.
+        ValueError: they are not one number per response, or one is not finite or beyond ``LARGEST_SCORE``.
     """
+    listed = scores.tolist() if hasattr(scores, "tolist") else scores
+    if isinstance(listed, str | bytes | Mapping | set | frozenset):
+        raise _no_scores(name, scores, responses, f"a {type(listed).__name__} is not a list of numbers")
     try:
-        values = [float(score) for score in scores]
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"reward {name!r} gave {shown(scores)} for {len(responses)} responses, not one number each: {error}"
-        ) from None
+        values = [score.item() if hasattr(score, "item") else score for score in listed]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _no_scores(name, scores, responses, str(error)) from None
     if len(values) != len(responses):
         raise ValueError(f"reward {name!r} gave {len(values)} scores for {len(responses)} responses")
     for index, value in enumerate(values):
-        if not math.isfinite(value):
+        where = f"response {index} of {len(responses)} ({shown(responses[index])})"
+        is_number = isinstance(value, Real)  # float() would also parse strings
+        if not is_number:
+            raise _no_scores(name, scores, responses, f"{shown(value)} for {where} is a {type(value).__name__}")
+        if not -LARGEST_SCORE <= value <= LARGEST_SCORE:
             raise ValueError(
-                f"reward {name!r} gave {value} for response {index} of {len(responses)} ({shown(responses[index])}); "
-                "it must be a finite number"
+                f"reward {name!r} gave {shown(value)} for {where}; it must be a finite number, at most "
+                f"{LARGEST_SCORE:g} either way"
             )
-    return values
+    return [float(value) for value in values]
 
 
 def check_counts(name: str, prompts: Sequence[Prompt], responses: Sequence[str]) -> None:
@@ -110,10 +135,20 @@ def check_counts(name: str, prompts: Sequence[Prompt], responses: Sequence[str])
 
 def shown(value: Any) -> str:
     """The start of a value, in one line."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        # Python refuses to write integers of more than 4,300 digits.
+        return f"an integer of {value.bit_length()} bits"
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _told(error: Exception) -> str:
+def _no_scores(name: str, scores: Any, responses: Sequence[str], reason: str) -> ValueError:
+    return ValueError(
+        f"reward {name!r} gave {shown(scores)} for {len(responses)} responses, not one number each: "
+        f"{' '.join(reason.split())}"
+    )
+
+
+def _described(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,33 +1,42 @@
-"""Rewards by name: the sandbox's gold, Python functions, reward-model directories."""
+"""Rewards by name: the sandbox's gold reward, classes, Python functions, reward-model directories."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.rewards.base import FunctionReward, Reward
+from align.tokenizer.prompts import Prompt, as_text
 
 if TYPE_CHECKING:
     import torch
 
     from align.io.adapter_directory import Base
 
+_IMPORTABLE = re.compile(r"(?P<module>[^\W\d][\w.]*)(?::(?P<name>\w+)|\.(?P<kind>\w+))")
 
-def sandbox_gold(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """The sandbox's gold reward of each response, in [0, 1].
 
-    Args:
-        prompts: texts of the sandbox's prompts.
-        responses: as many texts.
+@dataclass(frozen=True)
+class SandboxGold(Reward):
+    """The gold reward of the synthetic world, in [0, 1]."""
 
-    Returns:
-        list[float]: as many scores.
-    """
-    from align.sandbox import gold_reward
+    name = "sandbox"
 
-    return [gold_reward(prompt, response).total for prompt, response in zip(prompts, responses, strict=True)]
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """See ``Reward``."""
+        from align.sandbox import gold_reward
+
+        return [
+            gold_reward(as_text(prompt), response).total for prompt, response in zip(prompts, responses, strict=True)
+        ]
+
+
+SHORT_NAMES: dict[str, type[Reward]] = {"sandbox": SandboxGold}
+"""Rewards that need no class path"""
 
 
 def search_working_directory() -> None:
@@ -36,40 +45,59 @@ def search_working_directory() -> None:
         sys.path.append(os.getcwd())
 
 
-def load_reward(name: str | Path, *, onto: "Base | None" = None, device: "torch.device | str | None" = None) -> Reward:
+def load_reward(
+    reward: str | Path | Reward, *, onto: "Base | None" = None, device: "torch.device | str | None" = None
+) -> Reward:
     """A reward by name.
 
     Args:
-        name: ``sandbox``; a directory that the Reward stage or transformers wrote (a sequence classifier with one
-            label), its Hub id, or the directory of a reward model's adapter; or ``module:function`` of a function
-            (prompts, responses) -> scores.
-        onto: weights in memory on which an adapter may stand if they are its base.
+        reward: ``sandbox``; ``module:function`` of a function (prompts, responses) -> scores; the class path of a
+            ``Reward`` whose fields all have defaults; a directory that the reward stage or transformers wrote (a
+            sequence classifier with one label), its Hub id, or the directory of a reward model's adapter; or a
+            ``Reward``, which is returned as it is.
+        onto: weights in memory to which an adapter is applied if they are its base.
         device: where a reward model's network is moved; None leaves it where it was read.
 
     Returns:
         Reward: of a directory a ``RewardModel``.
 
     Raises:
-        ValueError: there is no such module, function or directory, or the directory is no reward model.
+        ValueError: there is no such module, function, class or directory, or the directory has no reward model.
     """
-    if name == "sandbox":
-        return FunctionReward("sandbox", sandbox_gold)
-    module, colon, function = str(name).partition(":")
-    if colon and module.replace(".", "").isidentifier() and not Path(name).exists():
+    if isinstance(reward, Reward):
+        return reward
+    name = str(reward)
+    if name in SHORT_NAMES:
+        return SHORT_NAMES[name]()
+    if (found := _IMPORTABLE.fullmatch(name)) and not Path(name).exists():
         search_working_directory()
-        try:
-            return FunctionReward(str(name), getattr(import_module(module), function))
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"no reward {name!r}: {error}") from error
-    if not Path(name).exists() and "/" not in str(name):
-        raise ValueError(f"no reward {name!r}: give 'sandbox', 'module:function' or a reward-model directory")
-    # Sandbox and functions should not wait for torch.
+        return _imported(name, found["module"], found["name"] or found["kind"])
+    if not Path(name).exists() and "/" not in name:
+        known = ", ".join(map(repr, SHORT_NAMES))
+        raise ValueError(f"no reward {name!r}: give {known}, module:function, a class path or a reward-model directory")
+    # Other rewards should not wait for torch.
     from align.rewards.reward_model import RewardModel
 
     try:
-        reward = RewardModel.load(name, onto=onto)
+        model = RewardModel.load(name, onto=onto)
     except FileNotFoundError as error:
-        raise ValueError(f"no reward {str(name)!r}: {error}") from error
+        raise ValueError(f"no reward {name!r}: {error}") from error
     if device is not None:
-        reward.network.to(device)
-    return reward
+        model.network.to(device)
+    return model
+
+
+def _imported(name: str, module: str, attribute: str) -> Reward:
+    """The reward that a module has under a name."""
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"no reward {name!r}: {error}") from error
+    if isinstance(found, type) and issubclass(found, Reward):
+        try:
+            return found()
+        except TypeError as error:
+            raise ValueError(f"reward {name!r} needs settings: {error}; give class_path and init_args") from error
+    if not callable(found):
+        raise ValueError(f"no reward {name!r}: a {type(found).__name__} is neither a function nor a Reward")
+    return found if isinstance(found, Reward) else FunctionReward(name, found)

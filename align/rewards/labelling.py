@@ -1,4 +1,4 @@
-"""From the scored answers to a prompt to preference pairs, or to the best of them."""
+"""Preference pairs, or the best response, from the scored responses to a prompt."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from random import Random
 from typing import Any, NamedTuple
 
 
-class Answer(NamedTuple):
-    """An answer with its judge's score.
+class ScoredResponse(NamedTuple):
+    """A response with the judge's score.
 
     Attributes:
-        text: what was said.
-        tokens: how many tokens were sampled, a stop token included.
-        finished: ended by a stop token, not by the length.
+        text: decoded, without special tokens.
+        tokens: number of sampled tokens, the stop token included.
+        finished: ended with a stop token, not truncated at the length limit.
         score: the judge's, in its own unit; higher is better.
     """
 
@@ -26,7 +26,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Which answers are compared, and how noisily.
+    """Which responses form pairs, and how noisy the labels are.
 
     Raises:
         ValueError: a setting is impossible.
@@ -35,9 +35,9 @@ class LabelConfig:
     label_temperature: float = 0.0
     """Temperature of the Bradley-Terry coin, in units of the judge's score; 0: the higher score is always chosen"""
     pairs_per_prompt: int = 6
-    """Most pairs of one prompt"""
+    """Most pairs per prompt"""
     keep_unfinished: bool = False
-    """Use answers that were cut by the length too"""
+    """Use truncated responses too"""
     seed: int = 0
     """Of the choice among pairs and of the coin"""
 
@@ -51,51 +51,51 @@ class LabelConfig:
 
 @dataclass
 class Tally:
-    """What became of prompts and answers."""
+    """Counts of prompts and responses, and sums over them."""
 
     prompts: int = 0
     """Prompts read"""
     prompts_too_long: int = 0
-    """Prompts that leave no room for an answer; skipped"""
+    """Prompts that leave no room for a response; skipped"""
     prompts_all_equal: int = 0
-    """Prompts whose usable answers say the same; skipped for pairs"""
+    """Prompts whose usable responses are all the same; skipped for pairs"""
     prompts_too_few: int = 0
-    """Prompts with fewer usable answers than needed: two for pairs, one for the best of them; skipped"""
-    answers: int = 0
-    """Answers sampled"""
-    answers_unfinished: int = 0
-    """Answers cut by the length"""
-    answers_empty: int = 0
-    """Answers that say nothing; never used"""
-    answers_identical: int = 0
-    """Usable answers that repeat an earlier one to the same prompt; never compared with it"""
+    """Prompts with fewer usable responses than needed, two for pairs and one for the best; skipped"""
+    responses: int = 0
+    """Responses sampled"""
+    responses_unfinished: int = 0
+    """Truncated responses"""
+    responses_empty: int = 0
+    """Empty responses; never used"""
+    responses_identical: int = 0
+    """Usable responses that repeat an earlier one to the same prompt; never compared with it"""
     ties: int = 0
     """Pairs of equal score: a fair coin labels them, or at label_temperature 0 they are left out"""
     untied: int = 0
     """Written pairs of unequal score"""
     agreeing: int = 0
-    """Of these, pairs whose label is the judge's order"""
+    """Of these, pairs whose label agrees with the judge"""
     records: int = 0
     """Records written"""
     score_sum: float = 0.0
-    """Over all answers"""
+    """Over all responses"""
     kept_score_sum: float = 0.0
-    """Over chosen answers, or the best ones"""
+    """Over chosen responses, or the best ones"""
     rejected_score_sum: float = 0.0
-    """Over rejected answers"""
+    """Over rejected responses"""
     kept_tokens: int = 0
-    """Over chosen answers, or the best ones"""
+    """Over chosen responses, or the best ones"""
     rejected_tokens: int = 0
-    """Over rejected answers"""
+    """Over rejected responses"""
 
     def summary(self, *, best_of: bool) -> dict[str, Any]:
         """Counts, shares and means, ready for JSON."""
         sums = {"score_sum", "kept_score_sum", "rejected_score_sum", "kept_tokens", "rejected_tokens"}
-        pairs_only = {"ties", "untied", "agreeing", "prompts_all_equal", "answers_identical"} if best_of else set()
+        pairs_only = {"ties", "untied", "agreeing", "prompts_all_equal", "responses_identical"} if best_of else set()
         counts = {name: value for name, value in asdict(self).items() if name not in sums | pairs_only}
         kept = "best" if best_of else "chosen"
         means = {
-            "answers": _mean(self.score_sum, self.answers),
+            "responses": _mean(self.score_sum, self.responses),
             kept: _mean(self.kept_score_sum, self.records),
         }
         tokens = {kept: _mean(self.kept_tokens, self.records)}
@@ -108,33 +108,33 @@ class Tally:
 
 
 def label_pairs(
-    number: int, answers: Sequence[Answer], config: LabelConfig, tally: Tally
-) -> list[tuple[Answer, Answer]]:
-    """Pairs of (chosen, rejected) among the answers to a prompt.
+    number: int, responses: Sequence[ScoredResponse], config: LabelConfig, tally: Tally
+) -> list[tuple[ScoredResponse, ScoredResponse]]:
+    """Pairs of (chosen, rejected) among the responses to a prompt.
 
-    1. leave out answers that are empty, were cut (unless kept) or repeat an earlier one;
-    2. all pairs of what is left, without ties if labels are noiseless;
+    1. leave out responses that are empty, truncated (unless kept) or repeat an earlier one;
+    2. form all pairs of the others, without ties if labels are noiseless;
     3. shuffle, and take the first ``pairs_per_prompt``;
     4. a coin labels each: P(first chosen) = sigmoid((s1 - s2) / temperature) (Bradley & Terry 1952).
 
-    Everything random depends on the seed and the prompt's number alone.
+    All randomness depends on the seed and the prompt's number alone.
 
     Args:
         number: of the prompt in its file.
-        answers: to the prompt.
+        responses: to the prompt.
         config: the settings.
-        tally: is counted up.
+        tally: updated in place.
 
     Returns:
         list: possibly empty.
     """
     tally.prompts += 1
-    if not answers:
+    if not responses:
         tally.prompts_too_long += 1
         return []
-    usable = _usable(answers, config, tally)
-    distinct = list({answer.text: answer for answer in reversed(usable)}.values())[::-1]
-    tally.answers_identical += len(usable) - len(distinct)
+    usable = _usable(responses, config, tally)
+    distinct = list({response.text: response for response in reversed(usable)}.values())[::-1]
+    tally.responses_identical += len(usable) - len(distinct)
     if len(distinct) < 2:
         tally.prompts_all_equal += len(usable) > 1
         tally.prompts_too_few += len(usable) <= 1
@@ -158,41 +158,45 @@ def label_pairs(
     return labelled
 
 
-def best_answer(answers: Sequence[Answer], config: LabelConfig, tally: Tally) -> Answer | None:
-    """The answer of the highest score, the first of them on a tie; None if none is usable."""
+def best_response(responses: Sequence[ScoredResponse], config: LabelConfig, tally: Tally) -> ScoredResponse | None:
+    """The response with the highest score, the first one on a tie; None if none is usable."""
     tally.prompts += 1
-    if not answers:
+    if not responses:
         tally.prompts_too_long += 1
         return None
-    usable = _usable(answers, config, tally)
+    usable = _usable(responses, config, tally)
     if not usable:
         tally.prompts_too_few += 1
         return None
-    best = max(usable, key=lambda answer: answer.score)
+    best = max(usable, key=lambda response: response.score)
     _count_kept(best, tally)
     return best
 
 
-def _usable(answers: Sequence[Answer], config: LabelConfig, tally: Tally) -> list[Answer]:
-    tally.answers += len(answers)
-    tally.score_sum += math.fsum(answer.score for answer in answers)
-    tally.answers_unfinished += sum(not answer.finished for answer in answers)
-    # Data refuses an assistant's turn that says nothing.
-    tally.answers_empty += sum(not answer.text.strip() for answer in answers)
-    return [answer for answer in answers if answer.text.strip() and (answer.finished or config.keep_unfinished)]
+def _usable(responses: Sequence[ScoredResponse], config: LabelConfig, tally: Tally) -> list[ScoredResponse]:
+    tally.responses += len(responses)
+    tally.score_sum += math.fsum(response.score for response in responses)
+    tally.responses_unfinished += sum(not response.finished for response in responses)
+    # The data modules refuse an empty assistant turn.
+    tally.responses_empty += sum(not response.text.strip() for response in responses)
+    return [
+        response for response in responses if response.text.strip() and (response.finished or config.keep_unfinished)
+    ]
 
 
-def _toss(rng: Random, first: Answer, second: Answer, temperature: float) -> tuple[Answer, Answer]:
+def _toss(
+    rng: Random, first: ScoredResponse, second: ScoredResponse, temperature: float
+) -> tuple[ScoredResponse, ScoredResponse]:
     gap = first.score - second.score
     if temperature == 0:
         return (first, second) if gap > 0 else (second, first)
     return (first, second) if rng.random() < 0.5 * (1 + math.tanh(gap / temperature / 2)) else (second, first)
 
 
-def _count_kept(answer: Answer, tally: Tally) -> None:
+def _count_kept(response: ScoredResponse, tally: Tally) -> None:
     tally.records += 1
-    tally.kept_score_sum += answer.score
-    tally.kept_tokens += answer.tokens
+    tally.kept_score_sum += response.score
+    tally.kept_tokens += response.tokens
 
 
 def _mean(total: float, count: int) -> float | None:

@@ -1,4 +1,4 @@
-"""A reward model as a reward: of token ids for training loops, of texts for everybody else.
+"""A reward model as a reward: of token ids in training, of texts elsewhere.
 
 Legend: B rows, T tokens.
 """
@@ -16,26 +16,26 @@ from align.io.families import family_in
 from align.io.location import locate, read_fields
 from align.io.manifest import is_adapter, read_manifest
 from align.model.gpt import ScalarGPT
-from align.rewards.base import check_counts, checked_scores
+from align.rewards.base import Reward, check_counts, checked_scores
 from align.tokenizer import Tokenizer
 from align.tokenizer.prompts import Prompt
 
 _BATCH_TOKENS = 16_384
-"""Places for tokens, padding included, of one forward: enough to fill a GPU, little memory without a backward"""
+"""Tokens of one forward pass, padding included: enough to fill a GPU, little memory without a backward pass"""
 
 
-class RewardModel:
-    """A ScalarGPT with its tokenizer, scores shifted and scaled as its manifest says.
+class RewardModel(Reward):
+    """A ScalarGPT with its tokenizer, whose scores are normalised with the mean and std of its manifest.
 
-    The network is in eval mode and its parameters are frozen. It is no module: a stage that scores on its own device
-    makes ``network`` a submodule.
+    The network is in eval mode and its parameters are frozen. This is not a module: a stage that scores on its own
+    device makes ``network`` a submodule.
 
     Args:
         name: what errors call it.
         network: scores the last real token of a row.
         tokenizer: its own.
-        mean: of the raw scores over the SFT policy's samples; subtracted.
-        std: of the same; what is left is divided by it.
+        mean: mean of the raw scores of the SFT policy's samples; subtracted.
+        std: their standard deviation; divides the rest.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class RewardModel:
         """Keep and freeze the network.
 
         Raises:
-            ValueError: mean or std can't normalise anything.
+            ValueError: mean or std is not finite, or std is not above 0.
         """
         if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
             raise ValueError(
@@ -58,14 +58,14 @@ class RewardModel:
         """Read a reward-model directory.
 
         Args:
-            source: what the Reward stage wrote, or transformers (then scores stay as they are), see ``locate``; or a
-                reward model's adapter.
+            source: a directory that the reward stage or transformers wrote (the latter's scores are not normalised),
+                see ``locate``; or a reward model's adapter.
             dtype: of the weights; scores are float32.
-            onto: weights in memory on which an adapter stands if they are its base, of whatever type they are.
+            onto: weights in memory to which an adapter is applied if they are its base, whatever their type.
 
         Raises:
             FileNotFoundError: there is no such directory, or its weights or its tokenizer are missing.
-            ValueError: it is a language model, or nothing that ``load_scalar`` reads.
+            ValueError: it is a language model, or ``load_scalar`` cannot read it.
         """
         if is_adapter(source):
             return cls._of_adapter(Path(source).expanduser(), dtype=dtype, onto=onto)
@@ -74,7 +74,7 @@ class RewardModel:
         if not is_scalar(fields):
             raise ValueError(
                 f"{directory}: a language model ({family_in(fields).architecture}), not a reward model; "
-                "the Reward stage makes one of it"
+                "train one from it with the reward stage"
             )
         return cls._of(str(source), load_scalar(directory, dtype=dtype), directory)
 
@@ -82,7 +82,8 @@ class RewardModel:
     def _of_adapter(cls, directory: Path, *, dtype: torch.dtype, onto: Base | None) -> "RewardModel":
         if HEAD not in read_lora(directory)[1]:
             raise ValueError(
-                f"{directory}: a language model's adapter, not a reward model's; the Reward stage makes one, with lora"
+                f"{directory}: a language model's adapter, not a reward model's; train one with the reward stage, with "
+                "lora"
             )
         return cls._of(str(directory), load_adapter(directory, ScalarGPT, dtype=dtype, onto=onto), directory)
 
@@ -95,7 +96,7 @@ class RewardModel:
         return cls(name, network, Tokenizer.load(tokens), mean=mean, std=std)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Refuse a policy whose ids mean other text than the reward model's.
+        """Refuse a policy with another tokenizer.
 
         Args:
             tokenizer: the policy's.
@@ -112,11 +113,11 @@ class RewardModel:
 
     @torch.no_grad()
     def score_ids(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Normalised scores of rows, in batches of rows of similar length.
+        """Normalised scores of rows, in batches of similar length.
 
         Args:
             ids: ``[B, T]`` int64, prompt and response, right-padded, on any device.
-            lengths: ``[B]`` int64, tokens of each row; rows of 0 are not scored.
+            lengths: ``[B]`` int64, tokens of each row; rows of 0 tokens are not scored.
 
         Returns:
             ``[B]`` float32 on the device of ``ids``; 0, the mean of the SFT policy, for rows of 0 tokens.
@@ -142,16 +143,17 @@ class RewardModel:
         return scores
 
     def encode(self, prompt: Prompt, response: str) -> list[int]:
-        """The ids of a prompt and its answer, as preference data renders them.
+        """The ids of a prompt and its response, as preference data renders them.
 
-        Too long a row is cut: the prompt from its start, but for what begins a text; then the response from its end.
+        A row that exceeds the context is truncated: the prompt at its start, except for BOS; then the response at its
+        end.
 
         Args:
-            prompt: a text is what the user says.
-            response: a whole answer: the end of its turn is added.
+            prompt: a text is a user message.
+            response: complete; the end of the turn is added.
 
         Raises:
-            ValueError: the tokenizer has no chat template, or it ends no turn.
+            ValueError: the tokenizer has no chat template, or one without an end of turn.
         """
         tokenizer, context = self.tokenizer, self.network.config.context
         messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
@@ -167,13 +169,15 @@ class RewardModel:
         return [*opening, *asked[len(opening) :][-room:], *answered][:context]
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
-        """Normalised scores of texts; see ``Reward``."""
+        """See ``Reward``; an error of the network itself is raised as it is."""
         check_counts(self.name, prompts, responses)
-        if not responses:
-            return []
+        return checked_scores(self.name, self.score(prompts, responses), responses) if responses else []
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """Normalised scores of texts; see ``Reward``."""
         rows = [self.encode(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         lengths = torch.tensor([len(row) for row in rows])
         ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.int64)
         for line, row in zip(ids, rows, strict=True):
             line[: len(row)] = torch.tensor(row)
-        return checked_scores(self.name, self.score_ids(ids, lengths).tolist(), responses)
+        return self.score_ids(ids, lengths).tolist()

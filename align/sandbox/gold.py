@@ -1,4 +1,4 @@
-"""The gold reward: what a response is really worth, by properties that can be checked."""
+"""The gold reward of a response, computed from properties that can be checked."""
 
 import re
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from align.sandbox.stories import Checked, check
 from align.sandbox.world import Ingredients
 
 _ASKED = ("who", "friend", "object", "place", "mood", "rule", "length", "ending")
-# Equal weights make two answers with as many mistakes tie, instead of differing by less than anybody could learn.
+# With equal weights two responses with equally many mistakes tie, instead of differing by less than can be learned.
 WEIGHTS = dict.fromkeys(_ASKED, 0.08) | {"grammar": 0.08, "repetition": 0.03, "complete": 0.25}
 _SHOWN = {word: mood for mood, shown in words.MOODS.items() for word in shown}
 
@@ -18,7 +18,7 @@ class GoldReward(NamedTuple):
     """The gold reward and its parts, each in [0, 1]; ``total`` is their mean under ``WEIGHTS``.
 
     Where less than half of the sentences are well formed, every part but ``grammar`` is scaled down in proportion
-    (times ``2 * grammar``): ingredients named in a heap earn nothing.
+    (times ``2 * grammar``): a heap of ingredients earns nothing.
 
     Attributes:
         total: the weighted sum.
@@ -53,7 +53,7 @@ def gold_reward(prompt: str, response: str) -> GoldReward:
     """Scores a response by what the prompt's own text asks for.
 
     Args:
-        prompt: text that holds a prompt of this world (chat markup around it does no harm).
+        prompt: text that contains a prompt of this world; chat markup around it is ignored.
         response: any text.
 
     Returns:
@@ -100,7 +100,7 @@ def _mood(asked: Ingredients, told: list[str]) -> float:
 
 
 def _rule(asked: Ingredients, told: list[str]) -> float:
-    if asked.events is None:  # nothing excluded is nothing broken
+    if asked.events is None:  # without an exclusion none is broken
         return 0.0 if asked.excluded in told else 1.0
     first, second = (words.EVENTS[event] for event in asked.events)
     if first not in told or second not in told:

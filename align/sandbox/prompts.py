@@ -1,4 +1,4 @@
-"""How people ask for a story, how raw text announces one, and how to read the ingredients back from either."""
+"""Prompts, titles and quizzes of the world, and reading the ingredients back from a prompt."""
 
 import re
 from random import Random
@@ -56,11 +56,11 @@ def write_title(rng: Random, told: Ingredients, drop_rate: float) -> str:
 
 
 def write_quiz(rng: Random, told: Ingredients, text: str) -> str:
-    """Words of the world, and whether ``text`` tells them: "Mia yes, kite no, harbor yes, ...".
+    """Words of the world, and whether ``text`` contains them: "Mia yes, kite no, harbor yes, ...".
 
-    A name, kind, object or place is told by its own word, a mood by any of its words, a number by as many sentences. An
-    answer follows its word at once, so that the network must know it where the word stands; about half are yes.
-    The first word is a name, without the space before it that words within a line have.
+    A name, kind, object or place is contained as its own word, a mood as any of its words, a number as that many
+    sentences. Each yes or no follows its word immediately, so that the network must know it there; about half are yes.
+    The first word is a name, without the leading space of words within a line.
     """
     there = set(re.findall(r"[A-Za-z]+", text))
     moods = {word: mood for mood, shown in words.MOODS.items() for word in (mood, *shown)}
@@ -85,7 +85,7 @@ def read_prompt(prompt: str) -> Ingredients:
     """The ingredients that a prompt's own text asks for.
 
     Raises:
-        ValueError: the text is no prompt of this world; the message names what is missing.
+        ValueError: the text is not a prompt of this world; the message names what is missing.
     """
     hero = HERO.search(prompt)
     if hero is None:

@@ -1,4 +1,4 @@
-"""The grammar of the world's stories: it writes them and it checks them, from the same sentence forms.
+"""The grammar of the world's stories: writing and checking use the same sentence forms.
 
 A story is an opening, middle sentences and a closing. A form is a string with slots; the writer fills the slots, the
 checker turns them into alternatives of a regular expression. So every story that the writer can write is well formed,

@@ -1,4 +1,4 @@
-"""What can be asked for: the ingredients of a story, their splits, and how a careless writer gets them wrong."""
+"""The ingredients of a story, their splits, and the mistakes that a writer makes with them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ T = TypeVar("T")
 Split = Literal["train", "val", "test"]
 
 FRIEND_RATE = RULE_RATE = 0.2
-"""How often prompts ask for a second character, and for an order of events or an exclusion: the hard parts, that a
-million parameters learn last"""
+"""Shares of prompts with a second character, and with an order of events or an exclusion: the hard parts, which a
+network of a million parameters learns last"""
 
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What one prompt asks for. At most one of the events pair and ``excluded`` is given."""
+    """The ingredients of one prompt. At most one of ``events`` and ``excluded`` is given."""
 
     name: str
     """The hero's name, one of ``words.NAMES``."""
@@ -46,10 +46,10 @@ class Ingredients:
 
 
 class Draft(NamedTuple):
-    """What a writer sets out to tell: the ingredients as understood, and two slips that no ingredient can say.
+    """The plan of a story: the ingredients as understood, and two mistakes beyond the ingredients.
 
     Attributes:
-        ingredients: what the story will hold.
+        ingredients: of the story.
         mention: an object that slips into the story, or None.
         ends: whether the story gets an ending.
     """
@@ -60,7 +60,7 @@ class Draft(NamedTuple):
 
 
 def pick(rng: Random, choices: Sequence[T]) -> T:
-    """One of ``choices``, from ``random()`` alone, whose sequence Python promises to keep between versions."""
+    """One of ``choices``, from ``random()`` alone, whose sequence Python keeps between versions."""
     return choices[int(rng.random() * len(choices))]
 
 

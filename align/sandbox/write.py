@@ -1,4 +1,4 @@
-"""Writes the world to disk as ordinary JSONL files, in the formats that every stage reads."""
+"""Writes the world's data as JSONL files in the formats that the stages read."""
 
 import json
 import math
@@ -18,7 +18,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class SandboxConfig:
-    """How much of the world is written, and how careless its writers are."""
+    """Numbers of records, and noise of demonstrations and labels."""
 
     pretrain_documents: int = 32_000
     """Documents of raw text for training."""
@@ -45,11 +45,11 @@ class SandboxConfig:
     title_drop_rate: float = 0.1
     """Probability that a title in the raw text leaves out one of its parts, in [0, 1]."""
     quiz_rate: float = 0.5
-    """Probability that raw text has a quiz on what it tells instead of a second story, in [0, 1]."""
+    """Probability that raw text has a quiz on its content instead of a second story, in [0, 1]."""
     slip_rate: float = 0.4
-    """Probability that a demonstration or an answer of a pair gets any one asked thing wrong, in [0, 1]."""
+    """Probability that a demonstration or a response of a pair gets any one ingredient wrong, in [0, 1]."""
     label_temperature: float = 0.03
-    """Temperature of the Bradley-Terry coin that labels pairs, in units of gold reward; near 0 gold decides alone."""
+    """Temperature of the Bradley-Terry coin that labels pairs, in units of gold reward; near 0 the higher gold wins."""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
@@ -103,7 +103,7 @@ def write_sandbox(out: Path, *, seed: int = 0, config: SandboxConfig = SandboxCo
 def document(rng: Random, split: Split, config: SandboxConfig) -> Record:
     """Raw text: a title that names ingredients and two stories that have them all.
 
-    The second story doubles what is learnt about copying for half as many tokens more: titles are mostly chance.
+    The second story doubles what can be learned about copying for half as many more tokens: titles are mostly random.
     """
     told = Draft(_ingredients(rng, split, config))
     title = write_title(rng, told.ingredients, config.title_drop_rate)
@@ -116,14 +116,14 @@ def document(rng: Random, split: Split, config: SandboxConfig) -> Record:
 
 
 def demonstration(rng: Random, split: Split, config: SandboxConfig) -> Record:
-    """A chat: a prompt and a careless answer."""
+    """A chat: a prompt and a response with mistakes."""
     asked = _ingredients(rng, split, config)
-    answer = tell(rng, misunderstand(rng, asked, config.slip_rate))
-    return {"messages": [_user(write_prompt(rng, asked)), _assistant(answer)]}
+    response = tell(rng, misunderstand(rng, asked, config.slip_rate))
+    return {"messages": [_user(write_prompt(rng, asked)), _assistant(response)]}
 
 
 def preference(rng: Random, split: Split, config: SandboxConfig) -> Record:
-    """A prompt and two careless answers; a coin weighted by their gold rewards says which was chosen."""
+    """A prompt and two responses with mistakes; a coin weighted by their gold rewards labels the chosen one."""
     asked = _ingredients(rng, split, config)
     prompt = write_prompt(rng, asked)
     first, second = (tell(rng, misunderstand(rng, asked, config.slip_rate)) for _ in range(2))
@@ -133,7 +133,7 @@ def preference(rng: Random, split: Split, config: SandboxConfig) -> Record:
 
 
 def prompt_only(rng: Random, split: Split, config: SandboxConfig) -> Record:
-    """A prompt without an answer."""
+    """A prompt without a response."""
     return {"prompt": [_user(write_prompt(rng, _ingredients(rng, split, config)))]}
 
 

@@ -10,8 +10,8 @@ import torch
 from naming import error_line, names
 
 from align.cli import main
-from align.compare.answers import logprobs
-from align.compare.entrants import Run
+from align.compare.candidates import Run
+from align.compare.responses import logprobs
 from align.io.directory import load_network
 from align.sandbox import gold_reward
 from align.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ Report = dict
 
 
 def compare(run: Path, out: Path, *models: str, extra: Sequence[str] = ()) -> int:
-    """Two answers of at most 8 tokens to each of 6 prompts."""
+    """Two responses of at most 8 tokens to each of 6 prompts."""
     return main(
         ["compare", *models, "--out", str(out), "--n", "2", "--max_new_tokens", "8", "--batch_size", "6", *extra]
     )
@@ -44,20 +44,23 @@ def out(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_has_what_the_schema_says(out: Path, run: Path) -> None:
     report = read(out)
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == 2
     assert report["baseline"] == "sft"
     assert [judge["name"] for judge in report["judges"]] == ["gold", "reward"]
     for name in ("sft", "dpo", "ppo"):
         model = report["models"][name]
         assert set(model["rewards"]) == {"gold", "reward"}
-        for value in (model["kl"], model["length"], *model["rewards"].values()):
+        assert set(model["metrics"]) == {metric["name"] for metric in report["metrics"]}
+        for value in (model["kl"], model["metrics"]["Length"], model["metrics"]["EOSRate"], *model["rewards"].values()):
             low, high = value["ci95"]
             assert low <= value["mean"] <= high
-        assert 0 <= model["eos_rate"] <= 1
+        assert 0 <= model["metrics"]["EOSRate"]["mean"] <= 1
+        assert model["metrics"]["Distinct2"]["ci95"] is None
         assert model["cost"]["wall_seconds"] > 0
         assert model["runs"] == [str(run / name / "model")]
     assert [(pair["a"], pair["b"]) for pair in report["pairs"]] == [("dpo", "sft"), ("ppo", "sft"), ("ppo", "dpo")] * 2
-    assert {pair["verdict"] for pair in report["pairs"]} == {"no difference shown"}, "six prompts show nothing"
+    for measure in ("verdict", "verdict_length_controlled", "verdict_difference"):
+        assert {pair[measure] for pair in report["pairs"]} == {"no difference shown"}, "six prompts show nothing"
     assert {pair["n"] for pair in report["pairs"]} == {12}
     assert report["models"]["dpo"]["cost"]["labels"] > 0
     assert report["models"]["ppo"]["cost"]["samples"] == 4
@@ -71,15 +74,19 @@ def test_numbers_are_those_of_the_samples(out: Path) -> None:
     report, samples = read(out), rows(out)
     assert len(samples) == 6
     for name in ("sft", "dpo"):
-        answers = [answer for row in samples for answer in row["answers"][name]]
+        responses = [response for row in samples for response in row["responses"][name]]
         prompts = [row["prompt"][-1]["content"] for row in samples for _ in range(2)]
-        golds = [gold_reward(prompt, answer["text"]).total for prompt, answer in zip(prompts, answers, strict=True)]
+        golds = [
+            gold_reward(prompt, response["text"]).total for prompt, response in zip(prompts, responses, strict=True)
+        ]
         assert report["models"][name]["rewards"]["gold"]["mean"] == pytest.approx(sum(golds) / 12, abs=1e-5)
-        assert report["models"][name]["length"]["mean"] == pytest.approx(sum(a["tokens"] for a in answers) / 12)
-        assert report["models"][name]["kl"]["mean"] == pytest.approx(
-            sum(a["log_ratio"] for a in answers) / 12, abs=1e-4
+        assert report["models"][name]["metrics"]["Length"]["mean"] == pytest.approx(
+            sum(a["tokens"] for a in responses) / 12
         )
-    assert all(answer["log_ratio"] == 0 for row in samples for answer in row["answers"]["sft"])
+        assert report["models"][name]["kl"]["mean"] == pytest.approx(
+            sum(a["log_ratio"] for a in responses) / 12, abs=1e-4
+        )
+    assert all(response["log_ratio"] == 0 for row in samples for response in row["responses"]["sft"])
 
 
 def test_every_checkpoint_is_on_the_frontier(out: Path, run: Path) -> None:
@@ -141,7 +148,7 @@ def test_logprobs_are_those_of_the_whole_logits(run: Path) -> None:
 def test_a_judge_that_fails_midway_loses_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The judge fails at the second batch; the second try asks only for what is missing, and samples nothing."""
+    """The judge fails at the second batch; the second run scores only what is missing, and samples nothing."""
     (tmp_path / "moody_judge.py").write_text(
         "from pathlib import Path\n"
         "seen = Path(__file__).with_name('seen')\n"
@@ -164,10 +171,10 @@ def test_a_judge_that_fails_midway_loses_nothing(
     (tmp_path / "broken").unlink()
     assert (tmp_path / "seen").read_text() == "x" * 4
     assert compare(run, tmp_path / "out", *models, extra=extra) == 0
-    assert (tmp_path / "seen").read_text() == "x" * 24, "each of 24 answers was scored once"
+    assert (tmp_path / "seen").read_text() == "x" * 24, "each of 24 responses was scored once"
 
 
-def test_a_killed_comparison_goes_on_with_the_same_answers(run: Path, tmp_path: Path, out: Path) -> None:
+def test_a_killed_comparison_goes_on_with_the_same_responses(run: Path, tmp_path: Path, out: Path) -> None:
     models = [f"{name}={run / name}" for name in ("sft", "dpo", "ppo")]
     shutil.copytree(out / "cache", tmp_path / "cache")
     for log in (tmp_path / "cache").glob("*.jsonl"):

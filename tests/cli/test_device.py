@@ -16,7 +16,7 @@ from naming import error_line, naming
 from align.cli import main
 from align.cli.device import network_device
 from align.cli.errors import UsageError
-from align.compare import answers
+from align.compare import responses
 from align.generation.decoder import Decoder
 from align.io.directory import save_network
 from align.io.manifest import write_manifest
@@ -109,7 +109,7 @@ def work(device):
 def _spy(patch):
     """Kinds of the devices where networks sample or measure, and where reward models score, from now on."""
     used = {"networks": set(), "rewards": set()}
-    make, measure, score = Decoder.__init__, answers.logprobs, RewardModel.score_ids
+    make, measure, score = Decoder.__init__, responses.logprobs, RewardModel.score_ids
 
     def making(decoder, network, *rest, **settings):
         used["networks"].add(network.output_weight.device.type)
@@ -124,7 +124,7 @@ def _spy(patch):
         return score(reward, ids, lengths)
 
     patch.setattr(Decoder, "__init__", making)
-    patch.setattr(answers, "logprobs", measuring)
+    patch.setattr(responses, "logprobs", measuring)
     patch.setattr(RewardModel, "score_ids", scoring)
     # Parameters of the stand-in for a device are of a type of its own, which seem to compute something else.
     patch.setattr("align.generation.generate.can_pack", lambda network: True)
@@ -165,19 +165,21 @@ def test_preferences(outs, models):
 
 
 def test_compare(outs, models):
-    """Answers, the KL to the baseline, a reward model's scores; ``work`` saw that a CPU's cache is not taken up."""
+    """Responses, the KL to the baseline, a reward model's scores; ``work`` saw that a CPU's cache is not taken up."""
     folders = [models.parent / device / "report" for device in ("cpu", AWAY)]
     reports = [json.loads((at / "report.json").read_text()) for at in folders]
-    assert [report["answers"]["device"] for report in reports] == ["cpu", AWAY]
-    rows = [[json.loads(line)["answers"] for line in (at / "samples.jsonl").read_text().splitlines()] for at in folders]
+    assert [report["responses"]["device"] for report in reports] == ["cpu", AWAY]
+    rows = [
+        [json.loads(line)["responses"] for line in (at / "samples.jsonl").read_text().splitlines()] for at in folders
+    ]
     for name in ("sft", "dpo"):
-        here, there = ([answer for row in table for answer in row[name]] for table in rows)
+        here, there = ([response for row in table for response in row[name]] for table in rows)
         assert len(here) == 6
-        assert [answer["text"] for answer in here] == [answer["text"] for answer in there]
-        ratios = [[answer["log_ratio"] for answer in many] for many in (here, there)]
+        assert [response["text"] for response in here] == [response["text"] for response in there]
+        ratios = [[response["log_ratio"] for response in many] for many in (here, there)]
         assert ratios[0] == pytest.approx(ratios[1], abs=1e-4)
         assert all((ratio != 0) == (name == "dpo") for ratio in ratios[0])
-        rewards = [[answer["rewards"]["reward"] for answer in many] for many in (here, there)]
+        rewards = [[response["rewards"]["reward"] for response in many] for many in (here, there)]
         assert rewards[0] == pytest.approx(rewards[1], abs=1e-5)
 
 

@@ -42,13 +42,18 @@ def test_nan_in_sft(run: Path, recipes: Path, tmp_path: Path, capsys: pytest.Cap
     assert (line["step"], line["check"], line["value"]) == (4, "nonfinite", "nan")
 
 
-def test_thresholds_are_settings_of_every_recipe(run: Path, recipes: Path, capsys: pytest.CaptureFixture[str]):
-    assert yaml.safe_load((run / "sft/config.yaml").read_text())["health"]["settings"]["kl_budget"] == 20.0
+def test_checks_are_settings_of_every_recipe(run: Path, recipes: Path, capsys: pytest.CaptureFixture[str]):
+    checks = yaml.safe_load((run / "sft/config.yaml").read_text())["health"]["checks"]
+    assert {check["class_path"]: check["init_args"] for check in checks}["align.callbacks.health_checks.KLRunaway"] == {
+        "budget": 20.0,
+        "growth": 4.0,
+        "window": 5,
+    }
     command = ["fit", "--config", str(recipes / "sft.yaml"), "--run", str(run)]
-    assert main([*command, "--health.settings.kl_budget", "-1"]) == 2
-    error_line(capsys, "health.settings.kl_budget", "-1.0")
-    assert main([*command, "--health.settings.kl_buget", "3"]) == 2
-    error_line(capsys, "health.settings.kl_buget")
+    assert main([*command, "--health.checks+={class_path: KLRunaway, init_args: {budget: -1}}"]) == 2
+    error_line(capsys, "KLRunaway.budget", "-1.0")
+    assert main([*command, "--health.checks+={class_path: KLRunaway, init_args: {buget: 3}}"]) == 2
+    error_line(capsys, "buget")
 
 
 @pytest.mark.parametrize(
@@ -62,5 +67,5 @@ def test_every_fresh_value_is_read_once(run: Path, stage: str, readings: dict[st
     """PPO: 1 iteration and 1 validation. DPO, 6 steps: every second step is logged, every third validated."""
     checkpoint = torch.load(run / stage / "checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == {"ppo": 2, "dpo": 6}[stage]
-    state = checkpoint["callbacks"]["Health"]["recent"]
+    state = checkpoint["callbacks"]["Health"]["history"]
     assert {name: len(state[name]) for name in readings} == readings

@@ -50,7 +50,7 @@ def test_pairs_are_ordinary_preference_data_with_provenance(run: Path, tmp_path:
     assert told["judge"] == {"name": "sandbox", "weights": None}
     assert told["labels"]["label_temperature"] == 0.5
     assert told["counts"]["records"] == 12
-    assert told["counts"]["answers"] == 12
+    assert told["counts"]["responses"] == 12
     assert sorted(path.name for path in out.parent.iterdir()) == ["pairs.jsonl", "pairs.jsonl.meta.json"]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from align.compare.settings import COSTS
-from align.compare.statistics import interval, verdict, wins
+from align.compare.candidates import COSTS
+from align.compare.metrics import DEFAULT_METRICS
+from align.compare.statistics import higher, interval, wins
 
 Content = tuple[dict[str, Any], list[dict[str, Any]]]
 
@@ -31,14 +32,14 @@ def _make(
     cost: bool = True,
     scores: bool = True,
 ) -> Content:
-    """Model number i is better than number i - 1 by 0.4 standard deviations of an answer's score.
+    """Model number i is better than number i - 1 by 0.4 standard deviations of a response's score.
 
     Args:
         names: of the models, the baseline first.
         judges: their names.
         prompts: how many.
         seeds: how many.
-        n: answers to each prompt.
+        n: responses to each prompt.
         checkpoints: points of each run in the frontier; 0: no frontier.
         cost: whether the manifests tell it.
         scores: whether the judges give scores, or only compare.
@@ -52,12 +53,16 @@ def _make(
     ]
     report = {
         "command": ["align", "compare", *(f"{name}=runs/{name}" for name in names), "--out", "a folder"],
-        "schema_version": 1,
+        "schema_version": 2,
         "baseline": names[0],
         "seeds": seeds,
         "prompts": prompts,
-        "answers": {"n": n, "seed": 0, "temperature": 1.0, "max_new_tokens": 96, "batch_size": 128, "device": "cpu"},
+        "responses": {"n": n, "seed": 0, "temperature": 1.0, "max_new_tokens": 96, "batch_size": 128, "device": "cpu"},
         "judges": [{"name": judge, "sources": ["sandbox"]} for judge in judges],
+        "metrics": [
+            {"name": of.name, "label": of.label, "meaning": of.meaning, "is_share": of.is_share}
+            for of in DEFAULT_METRICS
+        ],
         "models": {
             name: _model(i, name, found[name] if scores else {}, lengths[name], judges, cost=cost)
             for i, name in enumerate(names)
@@ -107,7 +112,7 @@ def _row(
     lengths: dict[str, np.ndarray],
     words: random.Random,
 ) -> dict[str, Any]:
-    def answer(i: int, name: str, k: int) -> dict[str, Any]:
+    def response(i: int, name: str, k: int) -> dict[str, Any]:
         tokens = int(lengths[name][seed, place, k])
         return {
             "text": " ".join(words.choices(_WORDS, k=tokens)),
@@ -120,8 +125,8 @@ def _row(
     return {
         "prompt": [{"role": "user", "content": f"Tell story number {place} about a {words.choice(_WORDS)}."}],
         "seed": seed,
-        "answers": {
-            name: [answer(i, name, k) for k in range(of.shape[-1])] for i, (name, of) in enumerate(lengths.items())
+        "responses": {
+            name: [response(i, name, k) for k in range(of.shape[-1])] for i, (name, of) in enumerate(lengths.items())
         },
     }
 
@@ -146,9 +151,15 @@ def _model(
         "stage": "dpo" if i else None,
         "step": 100 if i else None,
         "kl": {"mean": 0.5 * i, "ci95": [0.4 * i, 0.6 * i], "by": "text" if i == 2 else "tokens"},
-        "length": _estimate(interval(lengths.mean(-1))) | {"p10": 8.0, "p50": 30.0, "p90": 55.0},
-        "eos_rate": 0.5,
-        "diversity": {"distinct_1": 0.1, "distinct_2": 0.4, "distinct_texts": 1.0, "self_bleu": 0.2},
+        "length_quantiles": {"p10": 8.0, "p50": 30.0, "p90": 55.0},
+        "metrics": {
+            "Length": _estimate(interval(lengths.mean(-1))),
+            "EOSRate": {"mean": 0.5, "ci95": [0.4, 0.6]},
+            "Distinct1": {"mean": 0.1, "ci95": None},
+            "Distinct2": {"mean": 0.4, "ci95": None},
+            "DistinctResponses": {"mean": 1.0, "ci95": None},
+            "SelfBLEU": {"mean": 0.2, "ci95": [0.1, 0.3]},
+        },
         "rewards": {judge: _estimate(interval(values.mean(-1))) for judge, values in scores.items()},
         "cost": costs | {"reward_model": costs if i == 2 else None} if cost else None,
         "proxies": proxies,
@@ -165,7 +176,9 @@ def _pair(
     scores: bool,
 ) -> dict[str, Any]:
     rate = interval(wins(first, second))
-    better = {"a": a, "b": b}.get(verdict(rate))
+    difference = interval(first.mean(-1) - second.mean(-1))
+    sides = {None: None, 0: a, 1: b}
+    better = sides[higher(rate, 0.5)]
     return {
         "a": a,
         "b": b,
@@ -174,9 +187,11 @@ def _pair(
         "win_rate": rate.mean,
         "ci95": [rate.low, rate.high],
         "better": better,
-        "verdict": f"{better} is better" if better else "no difference shown",
+        "verdict": f"{better} wins more often" if better else "no difference shown",
         "length_controlled": _estimate(rate) if scores else None,
-        "difference": _estimate(interval(first.mean(-1) - second.mean(-1))) if scores else None,
+        "better_length_controlled": better if scores else None,
+        "difference": _estimate(difference) if scores else None,
+        "better_difference": sides[higher(difference, 0.0)] if scores else None,
     }
 
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from naming import naming
 
-from align.compare.answers import Answer
 from align.compare.endpoint import Endpoint, compare_pairs
+from align.compare.responses import Response
 
 Reply = Callable[[str, str], str]
 
 
 class Fake:
-    """A chat-completions server whose verdict is a function of the two answers it is shown."""
+    """A chat-completions server whose verdict is a function of the two responses it is shown."""
 
     def __init__(self) -> None:
         self.reply: Reply = lambda a, b: "tie"
@@ -30,7 +30,7 @@ class Fake:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 assert self.path == "/v1/chat/completions"
                 text = body["messages"][0]["content"]
-                a, b = text.split("Answer A:\n")[1].split("\n\nAnswer B:\n")
+                a, b = text.split("Response A:\n")[1].split("\n\nResponse B:\n")
                 b = b.split("\n\nSay which")[0]
                 if fake.fail_after is not None and len(fake.asked) >= fake.fail_after:
                     self.send_response(400)
@@ -69,21 +69,21 @@ def fake() -> Iterator[Fake]:
 
 
 def judge(fake: Fake, folder: Path, a: list[str], b: list[str]) -> np.ndarray:
-    def answers(texts: list[str]) -> list[Answer]:
-        return [Answer(text, 1, True, 0.0) for text in texts]
+    def responses(texts: list[str]) -> list[Response]:
+        return [Response(text, 1, True, 0.0) for text in texts]
 
     prompts = [f"prompt {number}" for number in range(len(a))]
-    return compare_pairs(fake.endpoint, prompts, answers(a), answers(b), folder=folder, advance=lambda count: None)
+    return compare_pairs(fake.endpoint, prompts, responses(a), responses(b), folder=folder, advance=lambda count: None)
 
 
-def test_the_longer_answer_wins_in_both_orders(fake: Fake, tmp_path: Path) -> None:
+def test_the_longer_response_wins_in_both_orders(fake: Fake, tmp_path: Path) -> None:
     fake.reply = lambda a, b: "A" if len(a) > len(b) else "B" if len(b) > len(a) else "tie"
     assert judge(fake, tmp_path, ["long one", "no", "same"], ["short", "longer", "same"]).tolist() == [1.0, 0.0, 0.5]
     assert fake.asked[:2] == [("long one", "short"), ("short", "long one")], "each pair in both orders"
 
 
 def test_a_judge_that_always_likes_the_first_says_nothing(fake: Fake, tmp_path: Path) -> None:
-    fake.reply = lambda a, b: "Answer A."
+    fake.reply = lambda a, b: "Response A."
     assert judge(fake, tmp_path, ["x", "y"], ["z", "w"]).tolist() == [0.5, 0.5]
 
 
@@ -110,8 +110,8 @@ def test_an_endpoint_that_is_not_there(tmp_path: Path, monkeypatch: pytest.Monke
         compare_pairs(
             Endpoint("http://127.0.0.1:9/v1", "m"),
             ["p"],
-            [Answer("a", 1, True, 0.0)],
-            [Answer("b", 1, True, 0.0)],
+            [Response("a", 1, True, 0.0)],
+            [Response("b", 1, True, 0.0)],
             folder=tmp_path,
             advance=lambda count: None,
         )

@@ -1,11 +1,9 @@
 """The HTML report: what it says, that foreign text stays text, and that odd comparisons have a page too."""
 
 import base64
-import fnmatch
 import hashlib
 import json
 import re
-import tomllib
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from html import unescape
@@ -99,26 +97,51 @@ def test_a_chart_says_in_words_what_it_shows(make_report: Make):
 
 
 def test_verdicts_in_plain_words(make_report: Make):
-    """Gold: ppo wins 60% against sft and 30% (20% to 40%) against dpo, so that dpo wins 1 - 0.3 = 70% (1 - 0.4 = 60% to
-    1 - 0.2 = 80%). Reward: ppo wins 30% against sft, the opposite of what gold says.
+    """Gold: ppo wins 60% against sft, where the means show nothing; and 30% (20% to 40%) against dpo, so that dpo wins
+    1 - 0.3 = 70% (1 - 0.4 = 60% to 1 - 0.2 = 80%), although its mean is lower by 0.2 (0.1 to 0.3). By reward sft wins
+    70% against ppo.
     """
     report, rows = make_report()
     for pair in report["pairs"]:
         if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "sft", "gold"):
             pair |= {"win_rate": 0.6, "ci95": [0.55, 0.65], "better": "ppo"}
-            pair["length_controlled"] = {"mean": 0.51, "ci95": [0.45, 0.57]}
+            pair |= {"length_controlled": {"mean": 0.51, "ci95": [0.45, 0.57]}, "better_length_controlled": None}
+            pair |= {"difference": {"mean": 0.01, "ci95": [-0.04, 0.06]}, "better_difference": None}
         if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "sft", "reward"):
             pair |= {"win_rate": 0.3, "ci95": [0.2, 0.4], "better": "sft"}
         if (pair["a"], pair["b"], pair["judge"]) == ("ppo", "dpo", "gold"):
-            pair |= {"win_rate": 0.3, "ci95": [0.2, 0.4], "better": "dpo"}
+            pair |= {"win_rate": 0.3, "ci95": [0.2, 0.4], "better": "dpo", "better_length_controlled": "dpo"}
+            pair |= {"difference": {"mean": 0.2, "ci95": [0.1, 0.3]}, "better_difference": "ppo"}
         if (pair["a"], pair["b"], pair["judge"]) == ("dpo", "sft", "gold"):
-            pair |= {"win_rate": 0.52, "ci95": [0.48, 0.56], "better": None}
+            pair |= {"win_rate": 0.52, "ci95": [0.48, 0.56], "better": None, "better_length_controlled": None}
+            pair |= {"difference": {"mean": 0.3, "ci95": [0.1, 0.5]}, "better_difference": "dpo"}
     page = write_html(report, rows)
     against_sft = ("ppo", "sft", "60.0%", "55.0%", "65.0%")
-    assert _says(page, "shown", *against_sft, "51.0%")
+    assert _says(page, "shown", *against_sft, "mean gold", "0.010", "0.040", "0.060", "51.0%")
     assert _says(page, "shown", *against_sft, "reward", "sft", "70.0%")
-    assert _says(page, "shown", "dpo", "ppo", "70.0%", "60.0%", "80.0%")
-    assert _says(page, "none", "dpo", "sft", "52.0%", "48.0%", "56.0%")
+    assert _says(page, "shown", "dpo", "ppo", "70.0%", "60.0%", "80.0%", "disagree", "mean gold", "ppo", "0.20")
+    assert _says(page, "none", "dpo", "sft", "52.0%", "48.0%", "56.0%", "mean gold", "dpo", "0.30")
+
+
+@pytest.mark.parametrize(
+    ("wins", "mean", "words"),
+    [
+        ("a", "a", "a .*wins.* mean gold"),
+        ("a", None, "a .*wins.*; mean gold: no difference"),
+        (None, "b", "win-rate: no difference.*; b .*mean gold"),
+        ("a", "b", "disagree: a .*wins.*, b .*mean gold"),
+        (None, None, "^no difference shown$"),
+    ],
+)
+def test_a_verdict_names_its_measure(wins: str | None, mean: str | None, words: str):
+    pair = {"judge": "gold", "better": wins, "better_difference": mean, "better_length_controlled": wins}
+    pair |= {"verdict": f"{wins} wins more often" if wins else "no difference shown"}
+    text = wording.pair_verdict(pair | {"difference": {}, "length_controlled": {}})
+    assert re.search(words, text)
+    alone = pair | {"difference": None, "length_controlled": None}
+    assert wording.pair_verdict(alone) == pair["verdict"]
+    shorter = pair | {"difference": {}, "length_controlled": {}, "better_length_controlled": "b"}
+    assert re.search("; at equal length: b ", wording.pair_verdict(shorter))
 
 
 def test_too_few_prompts_name_no_winner(make_report: Make):
@@ -143,7 +166,7 @@ def test_foreign_text_stays_text(make_report: Make):
     evil = "</script><script>window.broken = 1</script><img src=x onerror=alert(1)><!--"
     report, rows = make_report(("sft", evil), judges=("gold",))
     rows[0]["prompt"] = evil
-    rows[0]["answers"]["sft"][0]["text"] = evil
+    rows[0]["responses"]["sft"][0]["text"] = evil
     report["settings"].append({"setting": evil, "values": {"sft": evil}})
     page = write_html(report, rows)
     assert evil not in page
@@ -165,15 +188,15 @@ def test_the_policy_names_the_one_script(make_report: Make):
 def test_without_scripts_the_best_the_worst_and_the_most_different_are_there(make_report: Make):
     report, rows = make_report(("sft", "dpo"), judges=("gold",))
     for row in rows:
-        for answers in row["answers"].values():
-            for answer in answers:
-                answer["rewards"]["gold"] = 0.5
-    rows[3]["answers"]["dpo"][1] |= {"text": "the best of all", "rewards": {"gold": 0.9}}
-    rows[4]["answers"]["dpo"][0] |= {"text": "the worst of all", "rewards": {"gold": -0.5}}
+        for responses in row["responses"].values():
+            for response in responses:
+                response["rewards"]["gold"] = 0.5
+    rows[3]["responses"]["dpo"][1] |= {"text": "the best of all", "rewards": {"gold": 0.9}}
+    rows[4]["responses"]["dpo"][0] |= {"text": "the worst of all", "rewards": {"gold": -0.5}}
     groups = picks.picks(report, rows)
     best, worst, different = ([card for card in group["cards"] if "dpo" in card["titles"][-1]][-1] for group in groups)
-    assert (best["number"], best["k"], best["answers"][1]["text"]) == (4, 1, "the best of all")
-    assert (worst["number"], worst["k"], worst["answers"][1]["text"]) == (5, 0, "the worst of all")
+    assert (best["number"], best["k"], best["responses"][1]["text"]) == (4, 1, "the best of all")
+    assert (worst["number"], worst["k"], worst["responses"][1]["text"]) == (5, 0, "the worst of all")
     (title,) = different["titles"]
     assert re.search("dpo.*sft.*gold.*\N{MINUS SIGN}1.00", title)
     assert "the best of all" in _text(write_html(report, rows))
@@ -190,16 +213,16 @@ def test_a_large_comparison_carries_evenly_spread_rows_and_says_so(make_report: 
     assert len(_data(write_html(report, rows))["rows"]) == 1
 
 
-def test_odd_answers(make_report: Make):
+def test_odd_responses(make_report: Make):
     report, rows = make_report(("sft", "dpo"), judges=("gold",))
-    first = rows[0]["answers"]["dpo"]
+    first = rows[0]["responses"]["dpo"]
     first[0] |= {"text": " \n", "rewards": {"gold": 99.0}}
-    rows[1]["answers"]["dpo"][0] |= {"text": "łódź \U0001f98a مرحبا " + "long " * 5_000, "rewards": {"gold": -99.0}}
+    rows[1]["responses"]["dpo"][0] |= {"text": "łódź \U0001f98a مرحبا " + "long " * 5_000, "rewards": {"gold": -99.0}}
     page = write_html(report, rows)
     assert 'class="text empty"' in page
     assert "łódź \U0001f98a مرحبا" in page
     assert re.search(r'tabindex="0" role="region" aria-label="[^"]*\bdpo"', page)
-    report["models"]["dpo"]["diversity"]["self_bleu"] = None
+    report["models"]["dpo"]["metrics"]["SelfBLEU"] = None
     write_html(report, rows)
     assert "<article" in page
     assert "<article" not in write_html(report, [])
@@ -273,11 +296,3 @@ def test_models_differ_in_shape_and_colour():
     looks = {(str(charts.marker(model, 0, 0)), charts.colour(model)) for model in range(20)}
     assert len(looks) == 20
     assert len({shape for shape, _ in looks}) == charts.COLOURS
-
-
-def test_the_page_goes_into_the_package():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    patterns = project["tool"]["setuptools"]["package-data"]["align.compare"]
-    files = [path.name for path in (ROOT / "align" / "compare").iterdir() if path.is_file() and path.suffix != ".py"]
-    assert len(files) >= 3
-    assert all(any(fnmatch.fnmatch(name, pattern) for pattern in patterns) for name in files)

@@ -78,8 +78,11 @@ def pages(make_report: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     folder: Path = tmp_path_factory.mktemp("pages")
     report, rows = make_report(n=3)
     rows[5]["prompt"] = EVIL
-    rows[6]["answers"]["ppo"][2] |= {"text": EVIL.replace("zebra", "quagga"), "rewards": {"gold": 9.0, "reward": -9.0}}
-    rows[7]["answers"]["dpo"][0] |= {"text": "", "rewards": {"gold": -9.0, "reward": 0.0}}
+    rows[6]["responses"]["ppo"][2] |= {
+        "text": EVIL.replace("zebra", "quagga"),
+        "rewards": {"gold": 9.0, "reward": -9.0},
+    }
+    rows[7]["responses"]["dpo"][0] |= {"text": "", "rewards": {"gold": -9.0, "reward": 0.0}}
     (folder / "small.html").write_text(write_html(report, rows), encoding="utf-8")
     names = ("sft", *(f"a model with a long name {i}" for i in range(6)), "unbroken" * 6)
     (folder / "large.html").write_text(write_html(*make_report(names, prompts=25)), encoding="utf-8")
@@ -172,7 +175,7 @@ def test_the_search_narrows_and_marks(page: Any):
 
 
 def test_best_worst_and_most_different(page: Any):
-    """ppo's third answer to prompt 7 has gold 9 and reward -9, dpo's first to prompt 8 gold -9; others are nearer 0."""
+    """ppo's third response to prompt 7 has gold 9 and reward -9, dpo's first to prompt 8 gold -9, others nearly 0."""
 
     def first() -> list[int]:
         return _numbers(page, "#cards .where")

@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from align.compare.statistics import Estimate, interval, length_controlled_wins, share_interval, verdict, wins
+from align.compare.statistics import Estimate, higher, interval, length_controlled_wins, share_interval, wins
 
 
 def simulate(
     rng: np.random.Generator, *, seeds: int, prompts: int, n: int, effect: float, of_seed: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of two models: prompts differ in difficulty and in whom they suit, seeds in luck, answers in all."""
+    """Scores of two models: prompts differ in difficulty and in whom they suit, seeds in luck, responses in all."""
     difficulty, suits = rng.normal(0, 0.3, prompts), rng.normal(0, 0.3, prompts)
     shape = (seeds, prompts, n)
     a = effect + (difficulty + suits)[None, :, None] + rng.normal(0, of_seed, (seeds, 1, 1)) + rng.normal(size=shape)
@@ -56,7 +56,7 @@ def test_several_seeds_of_known_variance() -> None:
     assert estimate.mean - estimate.low == pytest.approx(estimate.high - estimate.mean)
 
 
-def test_seeds_that_are_alike_count_as_more_answers() -> None:
+def test_seeds_that_are_alike_count_as_more_responses() -> None:
     """Without luck of seeds the interval is that of the prompts' means, as of one seed."""
     rng = np.random.default_rng(0)
     table = np.repeat(rng.normal(size=(1, 200)), 5, axis=0)
@@ -82,21 +82,23 @@ def test_sides_are_symmetric(seed: int, seeds: int) -> None:
     one, other = interval(wins(a, b)), interval(wins(b, a))
     assert one.mean == pytest.approx(1 - other.mean)
     assert one.low == pytest.approx(1 - other.high)
-    assert verdict(one) == {"a": "b", "b": "a"}.get(verdict(other), "no difference shown")
+    assert higher(one, 0.5) == {0: 1, 1: 0, None: None}[higher(other, 0.5)]
 
 
 @pytest.mark.parametrize(
-    ("win_rate", "expected"),
+    ("estimate", "even", "expected"),
     [
-        (Estimate(0.6, 0.55, 0.65, 100), "a"),
-        (Estimate(0.4, 0.35, 0.45, 100), "b"),
-        (Estimate(0.6, 0.49, 0.71, 100), "no difference shown"),
-        (Estimate(0.9, 0.8, 1.0, 19), "no difference shown"),
-        (Estimate(0.9, 0.8, 1.0, 20), "a"),
+        (Estimate(0.6, 0.55, 0.65, 100), 0.5, 0),
+        (Estimate(0.4, 0.35, 0.45, 100), 0.5, 1),
+        (Estimate(0.6, 0.49, 0.71, 100), 0.5, None),
+        (Estimate(0.9, 0.8, 1.0, 19), 0.5, None),
+        (Estimate(0.9, 0.8, 1.0, 20), 0.5, 0),
+        (Estimate(-0.1, -0.2, -0.05, 100), 0.0, 1),
+        (Estimate(0.4, -0.1, 0.9, 100), 0.0, None),
     ],
 )
-def test_verdict(win_rate: Estimate, expected: str) -> None:
-    assert verdict(win_rate) == expected
+def test_the_side_that_is_higher(estimate: Estimate, even: float, expected: int | None) -> None:
+    assert higher(estimate, even) == expected
 
 
 def test_length_control_is_a_logistic_regression() -> None:
@@ -129,7 +131,7 @@ def test_length_control_removes_a_planted_length_bias() -> None:
     assert controlled.high - controlled.low < 0.1
 
 
-def test_length_control_of_answers_all_equally_long_is_the_win_rate() -> None:
+def test_length_control_of_responses_all_equally_long_is_the_win_rate() -> None:
     a, b = simulate(np.random.default_rng(3), seeds=1, prompts=80, n=2, effect=0.4, of_seed=0)
     lengths = np.full(a.shape, 12)
     assert length_controlled_wins(a, b, lengths, lengths).mean == pytest.approx(wins(a, b).mean(), abs=1e-4)

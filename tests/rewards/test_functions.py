@@ -1,13 +1,16 @@
 import math
+import re
 import sys
 import types
+from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from align.rewards.base import FunctionReward
-from align.rewards.functions import load_reward, sandbox_gold
+from align.rewards.base import FunctionReward, Reward
+from align.rewards.functions import SandboxGold, load_reward
 from align.sandbox import gold_reward
 
 PROMPT = (
@@ -17,7 +20,7 @@ PROMPT = (
 
 @pytest.fixture
 def module(monkeypatch):
-    """A module ``judges`` to put functions in."""
+    """A module ``judges`` for rewards."""
     made = types.ModuleType("judges")
     monkeypatch.setitem(sys.modules, "judges", made)
     return made
@@ -26,7 +29,7 @@ def module(monkeypatch):
 def test_sandbox_is_the_gold_reward():
     answers = ["", "Nora the fox walked to the mill."]
     gold = [gold_reward(PROMPT, answer).total for answer in answers]
-    assert sandbox_gold([PROMPT] * 2, answers) == gold
+    assert SandboxGold().score([PROMPT] * 2, answers) == gold
     assert load_reward("sandbox")([PROMPT] * 2, answers) == gold
     assert load_reward("sandbox").name == "sandbox"
 
@@ -57,7 +60,46 @@ def test_a_module_of_the_folder_it_is_run_in(tmp_path, monkeypatch):
     assert load_reward("mine_alone:one")(["a"], ["b"]) == [1.0]
 
 
-@pytest.mark.parametrize("name", ["sandbx", "nowhere:f", "statistics:nothing", "no/such/directory/at/all"])
+@dataclass(frozen=True)
+class Scaled(Reward):
+    """Length times a factor."""
+
+    factor: float = 2.0
+
+    def score(self, prompts, responses):
+        return [self.factor * len(response) for response in responses]
+
+
+@dataclass(frozen=True)
+class Settings(Reward):
+    """A reward that needs a setting."""
+
+    factor: float
+
+    def score(self, prompts, responses):
+        return []
+
+
+@pytest.mark.parametrize("name", ["judges:Scaled", "judges.Scaled", "judges:scaled"])
+def test_a_class_is_a_reward(module, name: str):
+    module.Scaled, module.scaled = Scaled, Scaled()
+    reward = load_reward(name)
+    assert reward(["p", "p"], ["abc", ""]) == [6.0, 0.0]
+    assert reward.name == "Scaled"
+    assert load_reward(Scaled(0.5))(["p"], ["abc"]) == [1.5]
+
+
+def test_what_a_module_has_may_be_no_reward(module):
+    module.Settings, module.number = Settings, 3
+    with pytest.raises(ValueError, match="'judges.Settings' needs settings: .*factor"):
+        load_reward("judges.Settings")
+    with pytest.raises(ValueError, match="no reward 'judges.number': a int"):
+        load_reward("judges.number")
+
+
+@pytest.mark.parametrize(
+    "name", ["sandbx", "nowhere:f", "no_where.P", "statistics:nothing", "no/such/directory/at/all"]
+)
 def test_a_reward_that_does_not_exist_is_named(name: str):
     with pytest.raises(ValueError, match=f"'{name}'") as error:
         load_reward(name)
@@ -72,10 +114,10 @@ def test_prompts_and_responses_must_pair_up():
 # Failure drills: one line that names the reward, the count, the index and the text.
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e16])
 def test_a_score_that_is_no_finite_number(value):
     reward = FunctionReward("mine:f", lambda prompts, responses: [1.0, value, 2.0])
-    line = rf"'mine:f'.*{value}.*\b1\b.*\b3\b.*'second {'x' * 52}\.\.\."
+    line = rf"'mine:f'.*{re.escape(repr(value))}.*\b1\b.*\b3\b.*'second {'x' * 52}\.\.\."
     with pytest.raises(ValueError, match=line):
         reward(["p"] * 3, ["first", "second " + "x" * 500, "third"])
 
@@ -86,7 +128,23 @@ def test_the_wrong_count(scores):
         FunctionReward("mine:f", lambda prompts, responses: scores)(["p"] * 2, ["a", "b"])
 
 
-@pytest.mark.parametrize("scores", [3.0, None, [1.0, None], ["good", "bad"], torch.ones(2, 2)], ids=repr)
+def test_an_integer_too_long_to_write():
+    reward = FunctionReward("mine:f", lambda prompts, responses: [10**5_000])
+    with pytest.raises(ValueError, match=f"'mine:f' gave an integer of {(10**5_000).bit_length()} bits for response 0"):
+        reward(["p"], ["a"])
+
+
+def test_other_numbers_are_fine():
+    mixed = [True, 2, 3.5, Fraction(1, 2), np.float32(0.25), np.int64(7), torch.tensor(1.5)]
+    reward = FunctionReward("mine:f", lambda prompts, responses: mixed)
+    assert reward(["p"] * 7, ["a"] * 7) == [1.0, 2.0, 3.5, 0.5, 0.25, 7.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [3.0, None, [1.0, None], ["good", "bad"], ["1", "2"], "12", b"12", {"a": 1, "b": 2}, {1.0, 2.0}, torch.ones(2, 2)],
+    ids=repr,
+)
 def test_what_is_no_list_of_numbers(scores):
     with pytest.raises(ValueError, match=r"'mine:f'.*\b2\b") as error:
         FunctionReward("mine:f", lambda prompts, responses: scores)(["p"] * 2, ["a", "b"])

@@ -1,10 +1,10 @@
-"""Answers of models that are asked in different ways."""
+"""Responses of models that are asked in different ways."""
 
 import pytest
 import torch
 
-from align.compare.answers import AnswerConfig, Answerer
-from align.compare.entrants import Run
+from align.compare.candidates import Run
+from align.compare.responses import ResponseConfig, Sampler
 from align.generation.generate import generate
 from align.io.directory import save_network
 from align.io.manifest import write_manifest
@@ -46,7 +46,7 @@ def logprob(network, prompt, response):
 @pytest.mark.parametrize(("policy", "baseline"), [("pretrain", "sft"), ("sft", "pretrain")])
 @torch.no_grad()
 def test_each_model_is_asked_in_its_own_way(models, tokenizer, tmp_path, monkeypatch, policy, baseline):
-    """A pretrained network continues the text; the ratio has each network's own prompt before the same answer."""
+    """A pretrained network continues the text; the ratio has each network's own prompt before the same response."""
     networks, points = models
     said = {}
 
@@ -56,8 +56,8 @@ def test_each_model_is_asked_in_its_own_way(models, tokenizer, tmp_path, monkeyp
         return samples
 
     monkeypatch.setattr("align.generation.responses.generate", spy)
-    answerer = Answerer(PROMPTS, AnswerConfig(n=1, max_new_tokens=4), tmp_path / "cache")
-    found = answerer.answer(points[policy], points[baseline], lambda done: None)
+    sampler = Sampler(PROMPTS, ResponseConfig(n=1, max_new_tokens=4), tmp_path / "cache")
+    found = sampler.sample(points[policy], points[baseline], lambda done: None)
     asked = {
         "pretrain": [[*tokenizer.opening_ids, *tokenizer.encode(text)] for text in ("ab", "ba")],
         "sft": [

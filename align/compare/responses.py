@@ -1,6 +1,6 @@
-"""Every model's answers to the same prompts from the same seeds, with how likely the baseline finds them.
+"""Every model's responses to the same prompts from the same seeds, with their log-ratios to the baseline.
 
-Legend: P prompts, N answers to a prompt, B rows of a batch, T tokens.
+Legend: P prompts, N responses to a prompt, B rows of a batch, T tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from align.compare.entrants import Point
+from align.compare.candidates import Point
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
@@ -22,29 +22,29 @@ from align.tokenizer import Tokenizer
 from align.tokenizer.prompts import Prompt, answers_chats, encode_prompt
 
 Advance = Callable[[int], None]
-"""Told how many more prompts are done"""
+"""Called with the number of further prompts that are done"""
 
 
 @dataclass(frozen=True)
-class AnswerConfig:
-    """How answers are drawn.
+class ResponseConfig:
+    """Sampling of the responses.
 
     Raises:
         ValueError: a setting is impossible.
     """
 
     n: int = 4
-    """Answers to each prompt"""
+    """Responses to each prompt"""
     seed: int = 0
-    """Answer k to prompt i draws from a hash of (seed, i, k), whatever the model"""
+    """Response k to prompt i uses a hash of (seed, i, k), whatever the model"""
     temperature: float = 1.0
     """Divides the logits; of both networks in the KL"""
     max_new_tokens: int = 128
-    """Longest answer, tokens"""
+    """Longest response, tokens"""
     batch_size: int = 128
-    """Answers sampled at once"""
+    """Responses sampled at once"""
     device: str = "cpu"
-    """Where the networks compute, as torch names it"""
+    """Device of the networks, in torch's notation"""
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
@@ -52,17 +52,17 @@ class AnswerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}: it must be above 0, a greedy answer has no KL")
+            raise ValueError(f"temperature is {self.temperature}: it must be above 0, a greedy response has no KL")
 
 
-class Answer(NamedTuple):
-    """One answer.
+class Response(NamedTuple):
+    """One response.
 
     Attributes:
-        text: what was said.
-        tokens: how many tokens were sampled, a stop token included.
-        finished: ended by a stop token, not by the length.
-        log_ratio: log pi(answer) - log baseline(answer), nats.
+        text: decoded, without special tokens.
+        tokens: number of sampled tokens, the stop token included.
+        finished: ended with a stop token, not truncated at max_new_tokens.
+        log_ratio: log pi(response) - log baseline(response), nats.
     """
 
     text: str
@@ -71,39 +71,39 @@ class Answer(NamedTuple):
     log_ratio: float
 
 
-class Answerer:
-    """Samples weights' answers to fixed prompts and measures them against a baseline's.
+class Sampler:
+    """Samples responses to fixed prompts and computes their log-ratios to a baseline.
 
     Args:
-        prompts: what is asked, of every model.
-        config: how answers are drawn.
-        folder: of the logs; what is there already is not sampled again.
+        prompts: the same for every model.
+        config: see ``ResponseConfig``.
+        folder: of the logs; responses that are logged there are not sampled again.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], config: AnswerConfig, folder: Path) -> None:
+    def __init__(self, prompts: Sequence[Prompt], config: ResponseConfig, folder: Path) -> None:
         """Keep all three."""
         self.prompts, self.config, self.folder = prompts, config, folder
 
     def log(self, point: Point, baseline: Point) -> Log:
-        """Where the answers of some weights are kept, measured against a baseline."""
+        """The log of the responses of a point, with their log-ratios to a baseline."""
         facts: list[str | bool] = []
         for place in (point, baseline):
             tokenizer = Tokenizer.load(place.model)
             facts += [place.fingerprint(), tokenizer.fingerprint, answers_chats(tokenizer, stage_of(place.model))]
-        # Another kind of device rounds otherwise; its number is of no account.
+        # Another type of device rounds differently; which one of its type does not matter.
         settings = asdict(self.config) | {"device": torch.device(self.config.device).type}
-        return Log(self.folder / f"answers-{key_of(facts, list(self.prompts), settings)}.jsonl")
+        return Log(self.folder / f"responses-{key_of(facts, list(self.prompts), settings)}.jsonl")
 
-    def answer(self, point: Point, baseline: Point, advance: Advance) -> list[list[Answer]]:
-        """``N`` answers to each of the ``P`` prompts.
+    def sample(self, point: Point, baseline: Point, advance: Advance) -> list[list[Response]]:
+        """``N`` responses to each of the ``P`` prompts.
 
         Args:
-            point: the weights that answer.
+            point: the weights that are sampled.
             baseline: the weights that the KL is to.
             advance: called with the number of prompts of each batch.
 
         Raises:
-            ValueError: a prompt leaves no room for an answer, or a network can't be read.
+            ValueError: a prompt leaves no room for a response, or a network cannot be loaded.
         """
         log = self.log(point, baseline)
         advance(len(log))
@@ -113,15 +113,15 @@ class Answerer:
             while len(log) < len(self.prompts):
                 first = len(log)
                 batch = self.prompts[first : first + group]
-                log.append(pair.answer(batch, first))
+                log.append(pair.sample(batch, first))
                 advance(len(batch))
-        return [[Answer(*fields) for fields in row] for row in log]
+        return [[Response(*fields) for fields in row] for row in log]
 
 
 class _Pair:
-    """A network that answers and the baseline's, which may read other ids."""
+    """A network that is sampled and the baseline's, which may have another tokenizer."""
 
-    def __init__(self, point: Point, baseline: Point, config: AnswerConfig) -> None:
+    def __init__(self, point: Point, baseline: Point, config: ResponseConfig) -> None:
         self.config = config
         self.tokenizer, self.network = Tokenizer.load(point.model), point.load(config.device)
         self.baseline = self.network if point == baseline else baseline.load(config.device)
@@ -131,15 +131,15 @@ class _Pair:
         self.baseline_chat = answers_chats(self.baseline_tokenizer, stage_of(baseline.model))
         self.where = point.model
 
-    def answer(self, prompts: Sequence[Prompt], first: int) -> list[list[Answer]]:
-        """Answers to a batch of prompts, the first of which is number ``first``."""
+    def sample(self, prompts: Sequence[Prompt], first: int) -> list[list[Response]]:
+        """Responses to a batch of prompts, the first of which is number ``first``."""
         n, tokenizer = self.config.n, self.tokenizer
         asked = [encode_prompt(tokenizer, prompt, chat=self.chat) for prompt in prompts]
         for number, ids in enumerate(asked, first):
             if len(ids) >= self.network.config.context:
                 raise ValueError(
-                    f"prompt {number + 1} has {len(ids)} tokens, {self.where} reads {self.network.config.context}: no "
-                    "room for an answer; leave it out"
+                    f"prompt {number + 1} has {len(ids)} tokens, and the context of {self.where} is "
+                    f"{self.network.config.context}: no room for a response; leave the prompt out"
                 )
         rows = [ids for ids in asked for _ in range(n)]
         sampled = sample_responses(
@@ -149,18 +149,18 @@ class _Pair:
             SamplingConfig(temperature=self.config.temperature, max_new_tokens=self.config.max_new_tokens),
             seeds=[response_seed(self.config.seed, first + row // n, row % n) for row in range(len(rows))],
         )
-        answered, texts, finished = sampled.ids, sampled.texts, sampled.finished
-        ratios = self._log_ratios(rows, answered, prompts, texts, finished)
-        answers = [
-            Answer(text, len(ids), end, round(ratio, 5))
-            for text, ids, end, ratio in zip(texts, answered, finished, ratios, strict=True)
+        response_ids, texts, finished = sampled.ids, sampled.texts, sampled.finished
+        ratios = self._log_ratios(rows, response_ids, prompts, texts, finished)
+        responses = [
+            Response(text, len(ids), end, round(ratio, 5))
+            for text, ids, end, ratio in zip(texts, response_ids, finished, ratios, strict=True)
         ]
-        return [answers[start : start + n] for start in range(0, len(answers), n)]
+        return [responses[start : start + n] for start in range(0, len(responses), n)]
 
     def _log_ratios(
         self,
         asked: Sequence[list[int]],
-        answered: Sequence[list[int]],
+        response_ids: Sequence[list[int]],
         prompts: Sequence[Prompt],
         texts: Sequence[str],
         finished: Sequence[bool],
@@ -168,16 +168,16 @@ class _Pair:
         if self.network is self.baseline:
             return [0.0] * len(asked)
         temperature = self.config.temperature
-        own = logprobs(self.network, asked, answered, temperature=temperature)
+        own = logprobs(self.network, asked, response_ids, temperature=temperature)
         other = self.baseline_tokenizer
         if not self.same_ids or self.chat != self.baseline_chat:
             encoded = [encode_prompt(other, prompt, chat=self.baseline_chat) for prompt in prompts]
             asked = [ids for ids in encoded for _ in range(self.config.n)]
         if not self.same_ids:
-            # The same text in the baseline's ids, its end included where the policy ended it.
+            # The same text in the baseline's ids, with the end of the turn where the policy wrote one.
             end = [] if other.end_of_turn_id is None else [other.end_of_turn_id]
-            answered = [other.encode(text) + end * ended for text, ended in zip(texts, finished, strict=True)]
-        theirs = logprobs(self.baseline, asked, answered, temperature=temperature)
+            response_ids = [other.encode(text) + end * ended for text, ended in zip(texts, finished, strict=True)]
+        theirs = logprobs(self.baseline, asked, response_ids, temperature=temperature)
         return (own - theirs).tolist()
 
 
@@ -185,7 +185,7 @@ class _Pair:
 def logprobs(
     network: GPT, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, temperature: float = 1.0
 ) -> torch.Tensor:
-    """Log-probabilities of whole responses, nats; beyond the network's context nothing counts.
+    """Log-probabilities of whole responses, nats; tokens beyond the network's context are left out.
 
     Args:
         network: in eval mode.
