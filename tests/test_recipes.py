@@ -98,8 +98,8 @@ def test_a_sweep_goes_on_from_its_folders_pipeline(path: Path):
 
 def test_comparisons_are_command_lines_that_compare_reads():
     """Every model they name is one that a stage writes."""
-    from align.cli.compare import _parser
-    from align.cli.parsing import parse
+    from align.cli.compare import CompareSettings
+    from align.cli.settings import parse_settings
     from align.pipeline.stages import read_pipeline
 
     stages = [
@@ -111,7 +111,7 @@ def test_comparisons_are_command_lines_that_compare_reads():
     comparing = [stage for stage in stages if stage.command == ("compare",)]
     assert len(comparing) == 2
     for stage in comparing:
-        options = parse(_parser(), list(stage.arguments))
+        options = parse_settings(CompareSettings, "compare", list(stage.arguments))
         assert Path(options.out) / "report.json" == stage.writes
         assert options.judge[0] == "gold=sandbox"
         for model in options.models:
@@ -120,8 +120,8 @@ def test_comparisons_are_command_lines_that_compare_reads():
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
 def test_sampling_stages_are_command_lines_that_generate_reads(path: Path):
-    from align.cli.generate import _parser
-    from align.cli.parsing import parse
+    from align.cli.generate import GenerateSettings
+    from align.cli.settings import parse_settings
     from align.pipeline.stages import read_pipeline
 
     variables = yaml.safe_load(path.read_text()).get("variables") or {}
@@ -130,22 +130,24 @@ def test_sampling_stages_are_command_lines_that_generate_reads(path: Path):
     sampling = [stage for stage in pipeline.stages if stage.command == ("generate",)]
     assert sampling, "every pipeline ends with something to look at"
     for stage in sampling:
-        assert parse(_parser(), list(stage.arguments)).out == str(stage.writes)
+        options = parse_settings(GenerateSettings, "generate", list(stage.arguments))
+        assert options.out == str(stage.writes)
 
 
 def test_preference_stages_are_command_lines_that_preferences_reads():
     """The labels are as noisy as the sandbox's own, and the answers are sampled as the final samples are."""
-    from align.cli.parsing import parse
-    from align.cli.preferences import _parser
+    from align.cli.preferences import PreferencesSettings
+    from align.cli.settings import parse_settings
     from align.pipeline.stages import read_pipeline
     from align.sandbox import SandboxConfig
 
     stages = read_pipeline(ROOT / "recipes/tiny", out="out", seed=0, assignments=[]).stages
-    options = [parse(_parser(), list(stage.arguments)) for stage in stages if stage.command == ("preferences",)]
+    words = [list(stage.arguments) for stage in stages if stage.command == ("preferences",)]
+    options = [parse_settings(PreferencesSettings, "preferences", arguments) for arguments in words]
     assert [stage.out for stage in options] == ["out/preferences/train.jsonl", "out/preferences/val.jsonl"]
     for stage in options:
-        assert stage.label_temperature == SandboxConfig().label_temperature
-        assert (stage.temperature, stage.max_new_tokens) == (1.0, 96)
+        assert stage.labels.label_temperature == SandboxConfig().label_temperature
+        assert (stage.sampling.temperature, stage.sampling.max_new_tokens) == (1.0, 96)
 
 
 def test_instructions_run_without_preferences():

@@ -1,5 +1,6 @@
 """The ``align`` command: find the verb, import what it needs, turn a user's mistake into one line."""
 
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,21 +30,21 @@ VERBS = {
     "validate": Verb("align.cli.lightning:main", "run a recipe's validation"),
     "test": Verb("align.cli.lightning:main", "run a recipe's test"),
     "predict": Verb("align.cli.lightning:main", "run a recipe's prediction"),
-    "generate": Verb("align.cli.generate:main", "sample from a model directory, and score the samples"),
-    "chat": Verb("align.cli.chat:main", "talk to a model, or to several side by side"),
-    "serve": Verb("align.cli.serve:main", "serve a model over OpenAI's HTTP API, by llama.cpp or vLLM"),
+    "generate": Verb("align.cli.generate:main", "sample from a model, and score the samples"),
+    "chat": Verb("align.cli.chat:main", "chat with a model, or with several side by side"),
+    "serve": Verb("align.cli.serve:main", "serve a model over an OpenAI-compatible HTTP API"),
     "preferences": Verb(
-        "align.cli.preferences:main", "sample answers, compare them with a judge, write preference pairs or the best"
+        "align.cli.preferences:main", "sample responses, score them, write preference pairs or the best of N"
     ),
-    "compare": Verb("align.cli.compare:main", "compare models on the same prompts: win-rates, KL, frontier, report"),
-    "export": Verb("align.cli.export:main", "write a model for transformers, vLLM or llama.cpp, and check it"),
+    "compare": Verb("align.cli.compare:main", "compare models on the same prompts: win rates, KL, frontier, report"),
+    "export": Verb("align.cli.export:main", "write a model for transformers, vLLM or llama.cpp, and verify it"),
     "tokenizer": Verb("align.cli.tokenizer:main", "train a byte-level BPE; encode and decode with it"),
     "sandbox": Verb("align.cli.sandbox:main", "write the synthetic world's data"),
 }
 
 _EPILOG = """
-`align VERB --help` lists a verb's settings with units and defaults.
---debug anywhere shows the traceback of a failure. Exit codes: 0 done, 1 failed, 2 wrong usage.
+`align VERB --help` lists a verb's settings with units and defaults; `--top-k` and `--top_k` are the same flag.
+`--debug` anywhere shows the traceback of a failure. Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 First steps:   align run tiny
                align generate runs/tiny/sft/model --prompt "Tell me a happy tale of a fox named Nora ..."
@@ -62,6 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     args = [arg for arg in args if arg != "--debug"]
+    try:
+        code = _run(args, debug=debug)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it wanted. Python would fail again when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+def _run(args: list[str], *, debug: bool) -> int:
     if not args or args[0] in {"-h", "--help"}:
         print(_help())
         return 0 if args else 2
@@ -77,16 +89,18 @@ def _guarded(name: str, rest: list[str], *, debug: bool) -> int:
     """Run a verb; a user's mistake becomes one line on stderr."""
     try:
         return _verb(name)(rest) or 0
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         print(f"align {name}: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as end:  # argparse, after it printed its own message
+    except SystemExit as end:  # argparse, after printing its message
         return end.code if isinstance(end.code, int) else 1
     except Exception as error:
         if debug:
             traceback.print_exc()
         message = one_line(error)
-        if message is None:  # not a mistake we foresaw: the traceback is what helps
+        if message is None:  # a bug: the traceback helps
             if not debug:
                 traceback.print_exc()
             message = f"{type(error).__name__}: {error}"

@@ -6,17 +6,16 @@ import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jsonargparse
-
 from align.cli.chat_model import load_chat_model
-from align.cli.device import add_device_argument
+from align.cli.device import DeviceSettings
 from align.cli.errors import one_line
 from align.cli.model_path import named_models
-from align.cli.parsing import make_parser, parse
-from align.cli.sampling import add_sampling_arguments, sampling_config
+from align.cli.settings import parse_settings, setting
+from align.generation.sampling_config import SamplingConfig
 from align.pipeline.errors import nearest
 
 if TYPE_CHECKING:
@@ -34,6 +33,25 @@ Ctrl-C stops an answer. A message that begins with a slash: put a space before i
 _TICK = 0.05  # seconds between two looks at an answer
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChatSettings:
+    """Chat with one model, or with several, which respond side by side and each remember their own responses.
+
+    /help lists the commands.
+    """
+
+    models: tuple[str, ...] = setting(positional=True, metavar="[NAME=]PATH")
+    """Model directory, folder of a stage, or Hugging Face directory of each model"""
+    system: str | None = None
+    """System message; null: none"""
+    seed: int = 0
+    """Seed of the chat, hashed with the index of each response"""
+    sampling: SamplingConfig = SamplingConfig()
+    """How tokens are drawn"""
+    device: DeviceSettings = DeviceSettings()
+    """Device of the networks"""
+
+
 def main(args: list[str]) -> int:
     """Chat until the input ends.
 
@@ -43,39 +61,20 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
-    options = parse(_parser(), args)
-    sampling = sampling_config(options)
+    options = parse_settings(ChatSettings, "chat", args)
     models = named_models(options.models)
     from align.cli.conversation import Conversation
 
     conversations = []
     for name, (directory,) in models.items():
-        network, tokenizer = load_chat_model(directory, device=options.device)
+        network, tokenizer = load_chat_model(directory, device=options.device.device)
         conversations.append(
-            Conversation(name, network, tokenizer, sampling, seed=options.seed, system=options.system or "")
+            Conversation(name, network, tokenizer, options.sampling, seed=options.seed, system=options.system or "")
         )
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 must not end the chat
     _Chat(conversations, typed=_typed()).run()
     return 0
-
-
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = make_parser(
-        "chat",
-        "Talk to one model, or to several, which answer side by side and each remember their own answers. "
-        "/help lists the commands.",
-    )
-    parser.add_argument(
-        "models",
-        nargs="+",
-        help="PATH or NAME=PATH of a model directory, a stage's folder, or a Hugging Face directory",
-    )
-    parser.add_argument("--system", help="system message (default: none)")
-    parser.add_argument("--seed", type=int, default=0, help="seed, from which every answer draws its own")
-    add_sampling_arguments(parser)
-    add_device_argument(parser)
-    return parser
 
 
 def _typed() -> bool:

@@ -2,22 +2,70 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jsonargparse
-
-from align.cli.device import add_device_argument, network_device
+from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import named_models
-from align.cli.parsing import make_parser, parse
-from align.cli.sampling import read_prompts
+from align.cli.prompts import read_prompts
+from align.cli.settings import parse_settings, require_at_least, setting
 from align.io.atomic import replacing_file
 from align.progress import progress_bar
 
 if TYPE_CHECKING:
     from align.compare.comparison import Task
     from align.compare.judges import Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """Sample responses of several models to the same prompts from the same seeds, and score them.
+
+    The report says which model is better, by how much and with what confidence, how far each moved from the baseline,
+    and at what cost.
+
+    Raises:
+        ValueError: a setting is impossible.
+    """
+
+    models: tuple[str, ...] = setting(positional=True, metavar="[NAME=]PATH[,PATH...]")
+    """Folder of a stage, model directory or Hub id; several paths are several seeds of one model; the first model is
+    the baseline; the default name is the folder's"""
+    out: str
+    """Folder of the report"""
+    prompts: str | None = None
+    """JSONL file of {'prompt': text or messages}; null: data/prompts_test.jsonl beside the baseline's run"""
+    limit: int = 200
+    """Largest number of prompts to read"""
+    judge: tuple[str, ...] = setting((), metavar="[NAME=]JUDGE")
+    """What scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a Reward,
+    the directory of a reward model, or http://HOST/v1#MODEL, an OpenAI-compatible endpoint that compares pairs; several
+    sources separated by commas are one per seed; the first judge decides the headline; by default sandbox where
+    data/sandbox.json exists beside the baseline's run, and reward/model where that exists"""
+    metric: tuple[str, ...] = setting((), metavar="CLASS")
+    """Class paths of further comparison metrics"""
+    n: int = 4
+    """Responses per prompt"""
+    seed: int = 0
+    """Seed of the responses, the same for every model"""
+    temperature: float = 1.0
+    """Divides the logits; above 0"""
+    max_new_tokens: int = 128
+    """Longest response, tokens"""
+    batch_size: int = 128
+    """Responses sampled at a time"""
+    frontier_n: int = 1
+    """Responses of each checkpoint to each prompt; 0: no frontier"""
+    device: DeviceSettings = DeviceSettings()
+    """Device of the networks"""
+    json: bool = False
+    """Print the content of report.json on stdout"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings; those of sampling are ResponseConfig's to check."""
+        require_at_least(self, limit=1, frontier_n=0)
 
 
 def main(args: list[str]) -> int:
@@ -29,7 +77,7 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
-    options = parse(_parser(), args)
+    options = parse_settings(CompareSettings, "compare", args)
     task = _task(options)
     from align.compare.comparison import compare
     from align.compare.html import write_html
@@ -50,52 +98,8 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = make_parser(
-        "compare",
-        "Sample responses of several models to the same prompts from the same seeds, score them, and report which "
-        "model wins, by how much and with what confidence, how far each is from the baseline, and what it cost.",
-    )
-    parser.add_argument(
-        "models",
-        nargs="+",
-        metavar="[NAME=]PATH[,PATH...]",
-        help="a stage's folder, a model directory or a Hub id; several paths are several seeds of one model; the first "
-        "model is the baseline (default name: the folder's)",
-    )
-    parser.add_argument("--out", required=True, help="folder of the report")
-    parser.add_argument(
-        "--prompts",
-        help="JSONL file of {'prompt': text or messages} (default: data/prompts_test.jsonl beside the baseline's run)",
-    )
-    parser.add_argument("--limit", type=int, default=200, help="read at most this many prompts")
-    parser.add_argument(
-        "--judge",
-        nargs="+",
-        metavar="[NAME=]JUDGE",
-        help="what scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a "
-        "Reward, a reward-model directory, or http://HOST/v1#MODEL for an OpenAI-compatible endpoint that compares "
-        "pairs; several sources, separated by commas, are one per seed; the first judge decides the headline (default: "
-        "of the folder of the baseline's run, sandbox if it has data/sandbox.json, and reward/model)",
-    )
-    parser.add_argument(
-        "--metric", nargs="+", default=[], metavar="CLASS", help="class paths of further comparison metrics"
-    )
-    parser.add_argument("--n", type=int, default=4, help="responses to each prompt")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the responses, the same for every model")
-    parser.add_argument("--temperature", type=float, default=1.0, help="divides the logits; above 0")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest response, tokens")
-    parser.add_argument("--batch_size", type=int, default=128, help="responses sampled at once")
-    parser.add_argument(
-        "--frontier_n", type=int, default=1, help="responses of each checkpoint to each prompt; 0: no frontier"
-    )
-    add_device_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print the content of report.json on stdout")
-    return parser
-
-
-def _task(options: jsonargparse.Namespace) -> "Task":
-    """The comparison that the command line describes; its mistakes are usage errors."""
+def _task(options: CompareSettings) -> "Task":
+    """The comparison that the command line describes."""
     from align.compare.candidates import Candidate, Run
     from align.compare.comparison import Task
     from align.compare.metrics import DEFAULT_METRICS, load_metric
@@ -106,9 +110,7 @@ def _task(options: jsonargparse.Namespace) -> "Task":
     beside = candidates[0].runs[0].model.parent.parent
     file = _prompts_file(options.prompts, beside)
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
-    if options.limit < 1:
-        raise UsageError(f"--limit is {options.limit}: it must be at least 1")
-    device = str(network_device(options.device))
+    device = str(network_device(options.device.device))
     try:
         return Task(
             candidates=candidates,
@@ -125,11 +127,11 @@ def _task(options: jsonargparse.Namespace) -> "Task":
 def _prompts_file(given: str | None, beside: Path) -> Path:
     file = Path(given) if given else beside / "data" / "prompts_test.jsonl"
     if given is None and not file.is_file():
-        raise UsageError(f"--prompts is missing, and the default, {file}, does not exist")
+        raise UsageError(f"--prompts is missing, and its default {file} does not exist")
     return file
 
 
-def _judges(given: list[str] | None, beside: Path) -> list["Judge"]:
+def _judges(given: tuple[str, ...], beside: Path) -> list["Judge"]:
     from align.compare.judges import Judge
 
     if given:

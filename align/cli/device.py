@@ -1,55 +1,50 @@
-"""``--device``: where the networks of a verb that samples or scores compute."""
+"""``--device``: the device of the networks of a verb that samples or scores."""
 
 import textwrap
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import jsonargparse
 
 from align.cli.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
 
-# What torch raises for a device that is no word it knows, was not built in, lacks its package, or is not there.
+# What torch raises for a device whose name it does not know, that it was built without, or that is absent.
 _ABSENT = (RuntimeError, AssertionError, ImportError, AttributeError, ValueError)
 _SHOWN = 100  # characters of torch's reason
 
 
-def add_device_argument(parser: jsonargparse.ArgumentParser) -> None:
-    """Add ``--device`` to a verb's command line.
+@dataclass(frozen=True)
+class DeviceSettings:
+    """The device of a verb's networks."""
 
-    Args:
-        parser: of the verb.
-    """
-    parser.add_argument(
-        "--device", default="auto",
-        help="where the networks compute, those of reward models too: cpu, cuda, cuda:1 or any device that torch "
-        "knows; auto: cuda:0 where torch sees a GPU, else cpu. Weights are float32 on each",
-    )  # fmt: skip
+    device: str = "auto"
+    """Device of the model and of reward models that score: cpu, cuda, cuda:1 or any other name that torch accepts; auto
+    is cuda:0 where torch sees a GPU, else cpu. Weights are float32 on every device"""
 
 
 def network_device(name: str) -> "torch.device":
-    """The device that ``--device`` means.
+    """The device that a value of ``--device`` means.
 
     Args:
-        name: what was given.
+        name: as given on the command line.
 
     Returns:
-        torch.device: one that is there, with its number where its kind has numbers.
+        torch.device: an available device, with its index where its type has indices.
 
     Raises:
-        UsageError: it cannot be used; the line says why, and which are there.
+        UsageError: torch cannot use it; the message gives the reason and the available devices.
     """
     import torch
 
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
-        # There and back: "meta" takes numbers and gives none.
+        # To the device and back: "meta" accepts tensors and cannot return their values.
         there = torch.zeros(1, device=name)
         there.cpu()
     except torch.OutOfMemoryError:
-        raise  # it is there, and full
+        raise  # the device exists and its memory is full
     except _ABSENT as error:
         right = ", ".join(["auto", *_accelerators()])
         why = textwrap.shorten(str(error), _SHOWN, placeholder=" ...")
@@ -58,7 +53,7 @@ def network_device(name: str) -> "torch.device":
 
 
 def _accelerators() -> list[str]:
-    """The devices beside the CPU that torch sees."""
+    """The accelerators that torch sees."""
     import torch
 
     kind = torch.accelerator.current_accelerator(check_available=True)

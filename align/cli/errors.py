@@ -1,4 +1,4 @@
-"""One line for a user's mistake: what, where, and what would be right."""
+"""One line for a user's mistake: what failed, the value, and what to do."""
 
 import argparse
 
@@ -8,25 +8,25 @@ class UsageError(ValueError):
 
 
 class OutOfMemory(RuntimeError):
-    """A device's memory is full; the message has a line for each thing to change."""
+    """A device is out of memory; the message has a line for each setting that helps."""
 
 
 def one_line(error: BaseException) -> str | None:
-    """The message of a foreseen mistake, on one line.
+    """The message of an expected error, on one line.
 
     Args:
-        error: what a verb raised.
+        error: raised by a verb.
 
     Returns:
-        str: the message, of several lines only where it is a list; None for an error nobody foresaw (a bug), which
-        deserves its traceback.
+        str: the message, on several lines only if it is a list; None for an unexpected error (a bug), which needs its
+        traceback.
     """
     if isinstance(error, OutOfMemory):
         return str(error)
     words = str(error)
     if isinstance(error, MemoryError) or "out of memory" in words.lower() or "can't allocate memory" in words:
         first = words.split(". ")[0].strip().rstrip(".") or "this machine's"
-        return f"out of memory ({first}): smaller batches or shorter texts take less of it"
+        return f"out of memory ({first}): use smaller batches or shorter texts"
     if isinstance(error, argparse.ArgumentError):
         return " ".join(str(error).split())
     if isinstance(error, FileNotFoundError) and error.filename:

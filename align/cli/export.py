@@ -1,21 +1,132 @@
-"""``align export``: a trained model as others read it."""
+"""``align export``: a trained model in a format that other programs read."""
 
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
-
-import jsonargparse
+from typing import TYPE_CHECKING, Any, Literal
 
 from align.cli.errors import UsageError
-from align.cli.parsing import make_parser, parse
-from align.cli.sampling import read_prompts
+from align.cli.prompts import read_prompts
+from align.cli.settings import parse_settings, require_at_least, setting
+from align.export.export_settings import Dtype, ExportSettings, Format, Quantization, parse_size
 
 if TYPE_CHECKING:
-    from align.export.export_settings import ExportSettings, Text
+    from align.export.export_settings import Text
     from align.export.write_export import Check
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """How an export is compared with its source."""
+
+    verify: bool = False
+    """Read the result with transformers (hf) or llama.cpp (gguf) and compare it with the source; a difference above the
+    tolerance is an error, and nothing is written"""
+    prompts: str | None = None
+    """JSONL file of {'prompt': text or messages} to verify with; null: 8 plain ones"""
+    limit: int = 20
+    """Largest number of prompts to read from --prompts"""
+    max_new_tokens: int = 128
+    """Longest response in the verification, tokens"""
+    judge: str | None = None
+    """Reward that scores the greedy responses of both models: sandbox, module:function, or the directory of a reward
+    model"""
+    tolerance_difference: float | None = None
+    """Largest difference of a log-probability, nats (of a reward model's score); null: by precision (docs/export.md)"""
+    tolerance_perplexity: float | None = None
+    """Largest rise of the perplexity, as a fraction; null: by precision"""
+    tolerance_reward: float | None = None
+    """Largest fall of the mean score of --judge, as a fraction; null: by precision"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings, and those that nothing would read."""
+        require_at_least(self, limit=1, max_new_tokens=1)
+        if not self.verify:
+            for name in ("prompts", "judge", "tolerance_difference", "tolerance_perplexity", "tolerance_reward"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--{name} is for --verify, which is not given")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Write a model, with its card, as safetensors for transformers and vLLM, or as GGUF for llama.cpp.
+
+    It can be quantized on the way. --verify reads the result again and fails if it differs too much from the source.
+
+    Raises:
+        ValueError: a setting is impossible, or two contradict each other.
+    """
+
+    model: str = setting(positional=True)
+    """Run folder (its model/), .ckpt of a run, LoRA adapter, model directory, or Hub id"""
+    out: str
+    """Directory to write: a new one, or an earlier export, which is replaced"""
+    best: str | None = None
+    """Of a run: pick model/ or the checkpoint with the best value of this metric, such as val/loss"""
+    mode: Literal["min", "max"] = "min"
+    """Whether the lowest or the highest value of --best is the best"""
+    base: str | None = None
+    """Of an adapter: the model into which it is merged; null: the one that it names"""
+    format: Format = ExportSettings.format
+    """hf: a directory for transformers and vLLM; gguf: model.gguf for llama.cpp"""
+    dtype: Dtype = ExportSettings.dtype
+    """Type of the weights; auto: as in the source"""
+    quantize: Quantization = ExportSettings.quantize
+    """int8 (torchao, weights only), gptq and awq (4 bits, llm-compressor) in hf; q8_0 to q4_0 in gguf"""
+    calibration: str | None = None
+    """For gptq and awq: JSONL file of {'text'}, {'messages'} or {'prompt', 'chosen'}, calibration data"""
+    calibration_limit: int = 256
+    """Largest number of records to read from --calibration"""
+    quantizer_python: str | None = None
+    """For gptq and awq: the python of an environment with llm-compressor"""
+    max_shard_size: str = "5GB"
+    """Weights larger than this are split into several files, such as 500MB"""
+    license: str | None = None
+    """SPDX name for the card; null: the one that the source's card names"""
+    intended_use: str | None = None
+    """Sentence for the card; null: one that follows from the stage"""
+    limits: str | None = None
+    """Sentence for the card; null: what holds for any such model"""
+    data_cards: tuple[str, ...] = ()
+    """Markdown files to copy beside the card, which links them under Data"""
+    verification: VerifySettings = VerifySettings()
+    """Comparison with the source"""
+    json: bool = False
+    """Print files, bytes and differences as one JSON object"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings, before a calibration file is read."""
+        require_at_least(self, calibration_limit=1)
+        parse_size(self.max_shard_size)
+        for card in self.data_cards:
+            if not Path(card).is_file():
+                raise ValueError(f"--data_cards: {card}: no such file")
+
+    def to_settings(self) -> ExportSettings:
+        """The part that decides what is written.
+
+        Raises:
+            UsageError: two settings contradict each other.
+            ValueError: a record of the calibration file has no text.
+        """
+        texts = tuple(read_texts(self.calibration, self.calibration_limit))
+        try:
+            return ExportSettings(
+                format=self.format,
+                dtype=self.dtype,
+                quantize=self.quantize,
+                max_shard_bytes=parse_size(self.max_shard_size),
+                calibration=texts,
+                quantizer_python=self.quantizer_python,
+                licence=self.license,
+                intended_use=self.intended_use,
+                limits=self.limits,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def main(args: list[str]) -> int:
@@ -27,22 +138,17 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
-    options = parse(_parser(), args)
-    _check_usage(options)
-    settings = _settings(options)
+    options = parse_settings(ExportArguments, "export", args)
+    settings = options.to_settings()
     from align.export.source import open_source
     from align.export.write_export import check_out, export
 
     check_out(Path(options.out))  # before minutes of reading
     source = open_source(options.model, best=options.best, mode=options.mode, base=options.base)
     print(f"read {source.origin}", file=sys.stderr)
-    report = export(
-        source,
-        options.out,
-        settings,
-        checked=_checked(options, scalar=source.scalar) if options.verify else None,
-        data_cards=[Path(card) for card in options.data_cards or ()],
-    )
+    check = _check(options.verification, scalar=source.scalar) if options.verification.verify else None
+    cards = [Path(card) for card in options.data_cards]
+    report = export(source, options.out, settings, checked=check, data_cards=cards)
     if options.json:
         print(json.dumps({"out": options.out, "source": source.origin, **report}, ensure_ascii=False))
     else:
@@ -50,118 +156,11 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    from align.export.export_settings import Dtype, ExportSettings, Format, Quantization
-
-    parser = make_parser(
-        "export",
-        "Write a model as others read it: safetensors for transformers and vLLM, or GGUF for llama.cpp; quantized or "
-        "not; with its card. --verify reads the result again and fails where it differs too much.",
-    )
-    default = ExportSettings()
-    parser.add_argument(
-        "model", help="run folder (its model/), .ckpt of a run, LoRA adapter, model directory, or Hub id"
-    )
-    parser.add_argument(
-        "--out", required=True, help="directory to write: free, or an earlier export, which is replaced"
-    )
-    parser.add_argument("--best", help="of a run: pick model/ or the checkpoint with the best METRIC, as in val/loss")
-    parser.add_argument("--mode", choices=["min", "max"], default="min", help="whether a low or a high METRIC is best")
-    parser.add_argument("--base", help="of an adapter: the model it is merged into (default: the one that it names)")
-    parser.add_argument(
-        "--format",
-        choices=get_args(Format),
-        default=default.format,
-        help="hf: a directory for transformers and vLLM; gguf: model.gguf for llama.cpp",
-    )
-    parser.add_argument(
-        "--dtype", choices=get_args(Dtype), default=default.dtype, help="type of weights; auto: as in the source"
-    )
-    parser.add_argument(
-        "--quantize",
-        choices=get_args(Quantization),
-        default=default.quantize,
-        help="int8 (torchao, weights only), gptq and awq (4 bits, llm-compressor) in hf; q8_0 to q4_0 in gguf",
-    )
-    parser.add_argument(
-        "--calibration", help="gptq, awq: JSONL file of {'text'}, {'messages'} or {'prompt', 'chosen'} to look at"
-    )
-    parser.add_argument("--calibration_limit", type=int, default=256, help="records of --calibration to use")
-    parser.add_argument("--quantizer_python", help="gptq, awq: python of an environment that has llm-compressor")
-    parser.add_argument("--max_shard_size", default="5GB", help="weights above this go to several files, as in 500MB")
-    parser.add_argument("--license", help="SPDX name for the card (default: the one that the source's card names)")
-    parser.add_argument("--intended_use", help="sentence for the card (default: one that fits the stage)")
-    parser.add_argument("--limits", help="sentence for the card (default: what holds for any such model)")
-    parser.add_argument("--data_cards", nargs="+", help="Markdown files that go along, linked under Data")
-    _add_verification(parser)
-    parser.add_argument("--json", action="store_true", help="print files, bytes and differences as one JSON object")
-    return parser
-
-
-def _add_verification(parser: jsonargparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="read the result with transformers (hf) or llama.cpp (gguf) and compare it with the source; a difference "
-        "above the tolerance is an error, and nothing is written",
-    )
-    parser.add_argument(
-        "--prompts", help="JSONL file of {'prompt': text or messages} to verify with (default: 8 plain ones)"
-    )
-    parser.add_argument("--limit", type=int, default=20, help="prompts of --prompts to verify with")
-    parser.add_argument("--max_new_tokens", type=int, default=128, help="longest answer when verifying, tokens")
-    parser.add_argument(
-        "--judge",
-        help="score both models' greedy answers: sandbox, module:function, or the directory of a reward model",
-    )
-    for name, what in (
-        ("difference", "largest difference of a log-probability, nats (of a reward model's score)"),
-        ("perplexity", "rise of the perplexity, as a share"),
-        ("reward", "fall of the judge's mean score, as a share"),
-    ):
-        parser.add_argument(
-            f"--tolerance_{name}", type=float, help=f"{what} (default: by precision, see docs/export.md)"
-        )
-
-
-def _check_usage(options: jsonargparse.Namespace) -> None:
-    for name in ("limit", "max_new_tokens", "calibration_limit"):
-        if getattr(options, name) < 1:
-            raise UsageError(f"--{name} is {getattr(options, name)}: it must be at least 1")
-    if not options.verify:
-        for name in ("prompts", "judge", "tolerance_difference", "tolerance_perplexity", "tolerance_reward"):
-            if getattr(options, name) is not None:
-                raise UsageError(f"--{name} is for --verify, which is not given")
-    for card in options.data_cards or ():
-        if not Path(card).is_file():
-            raise UsageError(f"--data_cards: {card}: no such file")
-
-
-def _settings(options: jsonargparse.Namespace) -> "ExportSettings":
-    from align.export.export_settings import ExportSettings, parse_size
-
-    texts = tuple(read_texts(options.calibration, options.calibration_limit))
-    try:
-        return ExportSettings(
-            format=options.format,
-            dtype=options.dtype,
-            quantize=options.quantize,
-            max_shard_bytes=parse_size(options.max_shard_size),
-            calibration=texts,
-            quantizer_python=options.quantizer_python,
-            licence=options.license,
-            intended_use=options.intended_use,
-            limits=options.limits,
-        )
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
 def read_texts(file: str | None, limit: int) -> "Iterator[Text]":
-    """Whole texts and chats of a JSONL file, up to ``limit``.
+    """The first ``limit`` texts and chats of a JSONL file, as calibration data.
 
     Raises:
-        ValueError: a line holds neither; the message names file and line.
+        ValueError: a line has neither; the message names file and line.
     """
     if file is None:
         return
@@ -181,20 +180,20 @@ def _text(record: dict[str, Any]) -> "Text":
         if name in record:
             found: Text = record[name]
             return found
-    answer = record["chosen"] if "chosen" in record else record["completion"]
+    response = record["chosen"] if "chosen" in record else record["completion"]
     if isinstance(record["prompt"], str):
-        return f"{record['prompt']}{answer}"
-    return [*record["prompt"], *answer]
+        return f"{record['prompt']}{response}"
+    return [*record["prompt"], *response]
 
 
-def _checked(options: jsonargparse.Namespace, *, scalar: bool) -> "Check":
+def _check(options: VerifySettings, *, scalar: bool) -> "Check":
     from align.export.verify import PLAIN_PROMPTS, Tolerance
     from align.export.write_export import Check
 
     judge = None
     if options.judge:
         if scalar:
-            raise UsageError("--judge scores answers, and a reward model gives none: leave it out")
+            raise UsageError("--judge scores responses, and a reward model writes none; leave it out")
         from align.rewards.functions import load_reward
 
         judge = load_reward(options.judge)
@@ -212,9 +211,9 @@ def _show(out: str, report: dict[str, Any]) -> None:
     print(f"wrote {out}: {report['format']}, {kind}, {len(report['files'])} weight files, {size:,} bytes")
     found = report["verification"]
     if found is None:
-        print("not compared with the source: --verify does")
+        print("not compared with the source; --verify does that")
         return
-    print(f"read by {found['read_by']}, {found['prompts']} prompts, {found['tokens']} places")
+    print(f"read by {found['read_by']}, {found['prompts']} prompts, {found['tokens']} positions")
     for name, value in found.items():
         if name not in ("read_by", "prompts", "tokens"):
             print(f"  {name.replace('_', ' '):<20} {value:.6g}")

@@ -4,21 +4,76 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import jsonargparse
-
-from align.cli.device import add_device_argument, network_device
-from align.cli.errors import UsageError
+from align.cli.device import DeviceSettings, network_device
 from align.cli.model_path import model_directory
-from align.cli.parsing import make_parser, parse
-from align.cli.sampling import add_sampling_arguments, read_prompts, sampling_config
-from align.tokenizer.prompts import answers_chats, as_text, encode_prompt
+from align.cli.prompts import read_prompts
+from align.cli.settings import parse_settings, require_at_least, setting
+from align.generation.sampling_config import SamplingConfig
+from align.tokenizer.prompts import Prompt, answers_chats, as_text, encode_prompt
 
 if TYPE_CHECKING:
+    import torch
+
     from align.model.gpt import GPT
     from align.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSettings:
+    """Sample from a model directory, a Hugging Face directory or a Hub id, and score the samples.
+
+    Raises:
+        ValueError: a setting is impossible, or two contradict each other.
+    """
+
+    model: str = setting(positional=True)
+    """Model directory, folder of a stage, Hugging Face directory or Hub id"""
+    prompt: str | None = None
+    """What a chat model responds to, or what another model continues"""
+    prompts: str | None = None
+    """JSONL file of {'prompt': text or messages}, instead of --prompt"""
+    limit: int | None = None
+    """Number of prompts to read from --prompts; null: all"""
+    raw: bool = False
+    """Continue the text as it is, without the chat template"""
+    n: int = 1
+    """Samples per prompt"""
+    seed: int = 0
+    """Hashed with the indices of prompt and sample to seed each sample"""
+    batch_size: int = 64
+    """Sequences sampled at a time"""
+    sampling: SamplingConfig = SamplingConfig()
+    """How tokens are drawn"""
+    device: DeviceSettings = DeviceSettings()
+    """Device of the networks"""
+    judge: str | None = None
+    """Reward that scores the samples: sandbox, module:function (prompts, responses) -> scores, the class path of a
+    Reward, or the directory of a reward model"""
+    out: str | None = None
+    """JSONL file to which the samples are also written"""
+    show: int = 8
+    """Number of samples to print (without --json)"""
+    stream: Literal["auto", "yes", "no"] = "auto"
+    """Print the single sample of a single --prompt token by token; auto: if it goes to a terminal"""
+    json: bool = False
+    """Print one JSON object per sample: prompt, text, tokens, finished (and reward)"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible settings."""
+        if (self.prompt is None) == (self.prompts is None):
+            raise ValueError("give one of --prompt TEXT and --prompts FILE")
+        require_at_least(self, n=1, batch_size=1, limit=1, show=0)
+        if self.stream == "yes" and not self.streamable:
+            raise ValueError("--stream yes goes with one --prompt and --n 1, without --judge and --json")
+
+    @property
+    def streamable(self) -> bool:
+        """Whether there is a single sample, and nothing to do with it but print it."""
+        return self.prompt is not None and self.n == 1 and not self.judge and not self.json
 
 
 def main(args: list[str]) -> int:
@@ -30,15 +85,14 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
-    options = parse(_parser(), args)
-    if (options.prompt is None) == (options.prompts is None):
-        raise UsageError("give one of --prompt TEXT and --prompts FILE")
-    if options.n < 1 or options.batch_size < 1:
-        raise UsageError(f"--n is {options.n} and --batch_size {options.batch_size}: both must be at least 1")
-    options.model = str(model_directory(options.model))
-    streamed = _streamed(options, sys.stdout.isatty())
-    options.device = network_device(options.device)
-    samples = [_stream(options)] if streamed else list(_with_progress(_sample(options), sys.stderr))
+    options = parse_settings(GenerateSettings, "generate", args)
+    directory = model_directory(options.model)
+    streamed = options.streamable and (options.stream == "yes" or (options.stream == "auto" and sys.stdout.isatty()))
+    device = network_device(options.device.device)
+    if streamed:
+        samples = [_stream(options, directory, device)]
+    else:
+        samples = list(_with_progress(_sample(options, directory, device), sys.stderr))
     lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
@@ -50,57 +104,25 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = make_parser("generate", "Sample from a model directory, a Hugging Face directory or a Hub id.")
-    parser.add_argument("model", help="model directory, a stage's folder, Hugging Face directory or Hub id")
-    parser.add_argument("--prompt", help="what to answer (chat models) or to continue (others)")
-    parser.add_argument("--prompts", help="JSONL file of {'prompt': text or messages}, instead of --prompt")
-    parser.add_argument("--limit", type=int, help="read only this many prompts of --prompts (default: all)")
-    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
-    parser.add_argument("--n", type=int, default=1, help="samples per prompt")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="hashed with the numbers of prompt and sample",
-    )
-    parser.add_argument("--batch_size", type=int, default=64, help="sequences sampled at once")
-    add_sampling_arguments(parser)
-    add_device_argument(parser)
-    parser.add_argument(
-        "--judge",
-        help="score the samples: sandbox, module:function (prompts, responses) -> scores, or the directory of a reward "
-        "model",
-    )
-    parser.add_argument("--out", help="also write the samples to this JSONL file")
-    parser.add_argument("--show", type=int, default=8, help="how many samples to print (without --json)")
-    parser.add_argument(
-        "--stream", choices=["auto", "yes", "no"], default="auto",
-        help="print one sample of one --prompt as it comes; auto: where that is asked for on a terminal",
-    )  # fmt: skip
-    parser.add_argument(
-        "--json", action="store_true", help="one JSON object a sample: prompt, text, tokens, finished (and reward)"
-    )
-    return parser
-
-
-def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
+def _sample(options: GenerateSettings, directory: Path, device: "torch.device") -> Iterator[list[dict[str, Any]]]:
     """Samples, one batch at a time."""
     from align.generation.responses import sample_responses
     from align.generation.sampling import response_seed
     from align.rewards.functions import load_reward
 
-    judge = load_reward(options.judge, device=options.device) if options.judge else None
-    sampling = sampling_config(options)
-    prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts, limit=options.limit)
-    network, tokenizer, chat = _load(options)
+    judge = load_reward(options.judge, device=device) if options.judge else None
+    if options.prompt is not None:
+        prompts: list[Prompt] = [options.prompt]
+    else:
+        prompts = read_prompts(str(options.prompts), limit=options.limit)
+    network, tokenizer, chat = _load(directory, device, raw=options.raw)
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.n)]
     for start in range(0, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
         asked = [prompts[number] for number, _ in batch]
         ids = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in asked]
         seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
-        sampled = sample_responses(network, tokenizer, ids, sampling, seeds=seeds)
+        sampled = sample_responses(network, tokenizer, ids, options.sampling, seeds=seeds)
         rewards = [{"reward": reward} for reward in judge(asked, sampled.texts)] if judge else [{}] * len(batch)
         yield [
             {"prompt": as_text(prompt), **record, **reward}
@@ -108,32 +130,24 @@ def _sample(options: jsonargparse.Namespace) -> Iterator[list[dict[str, Any]]]:
         ]
 
 
-def _load(options: jsonargparse.Namespace) -> "tuple[GPT, Tokenizer, bool]":
-    """The network, its tokenizer, and whether prompts are a chat's."""
+def _load(directory: Path, device: "torch.device", *, raw: bool) -> "tuple[GPT, Tokenizer, bool]":
+    """The network, its tokenizer, and whether prompts are rendered with the chat template."""
     from align.io.directory import load_network
     from align.io.manifest import stage_of
     from align.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(options.model)
-    network = load_network(options.model).eval().to(options.device)
-    chat = not options.raw and answers_chats(tokenizer, stage_of(options.model))
-    return network, tokenizer, chat
+    tokenizer = Tokenizer.load(directory)
+    network = load_network(directory).eval().to(device)
+    return network, tokenizer, not raw and answers_chats(tokenizer, stage_of(directory))
 
 
-def _streamed(options: jsonargparse.Namespace, terminal: bool) -> bool:
-    """Whether the sample is printed as it comes."""
-    possible = options.prompt is not None and options.n == 1 and not options.judge and not options.json
-    if options.stream == "yes" and not possible:
-        raise UsageError("--stream yes goes with one --prompt and --n 1, without --judge and --json")
-    return possible and (options.stream == "yes" or (options.stream == "auto" and terminal))
-
-
-def _stream(options: jsonargparse.Namespace) -> dict[str, Any]:
-    """One sample, printed as it comes."""
+def _stream(options: GenerateSettings, directory: Path, device: "torch.device") -> dict[str, Any]:
+    """One sample, printed token by token."""
     from align.generation.responses import sample_responses
     from align.generation.sampling import response_seed
 
-    network, tokenizer, chat = _load(options)
+    assert options.prompt is not None
+    network, tokenizer, chat = _load(directory, device, raw=options.raw)
     ids = encode_prompt(tokenizer, options.prompt, chat=chat)
     decoder = tokenizer.stream_decoder()
 
@@ -142,7 +156,7 @@ def _stream(options: jsonargparse.Namespace) -> dict[str, Any]:
 
     print(f"> {options.prompt}", end="" if options.raw else "\n", flush=True)
     seeds = [response_seed(options.seed, 0, 0)]
-    sampled = sample_responses(network, tokenizer, [ids], sampling_config(options), seeds=seeds, on_token=show)
+    sampled = sample_responses(network, tokenizer, [ids], options.sampling, seeds=seeds, on_token=show)
     print(decoder.flush() + ("" if sampled.finished[0] else " ...") + "\n")
     return {"prompt": options.prompt, **sampled.records()[0]}
 
@@ -158,7 +172,7 @@ def _with_progress(batches: Iterable[Sequence[dict[str, Any]]], stream: Any) -> 
         print("\r", end="", file=stream)
 
 
-def _show(samples: Sequence[dict[str, Any]], options: jsonargparse.Namespace) -> None:
+def _show(samples: Sequence[dict[str, Any]], options: GenerateSettings) -> None:
     judge = options.judge
     for sample in samples[: options.show]:
         tail = f"  [{judge} reward {sample['reward']:.2f}]" if judge else ""
@@ -167,7 +181,7 @@ def _show(samples: Sequence[dict[str, Any]], options: jsonargparse.Namespace) ->
     if len(samples) > 1:
         length = statistics.mean(sample["tokens"] for sample in samples)
         ended = statistics.mean(sample["finished"] for sample in samples)
-        print(f"{len(samples)} samples, {length:.1f} tokens on average, {ended:.0%} ended by themselves")
+        print(f"{len(samples)} samples, {length:.1f} tokens on average, {ended:.0%} ended with a stop token")
     if judge and len(samples) > 1:
         rewards = [sample["reward"] for sample in samples]
         error = statistics.stdev(rewards) / len(rewards) ** 0.5

@@ -1,17 +1,22 @@
-"""What is wrong with a recipe, in one line: the full key, the reason and the nearest valid name.
+"""Mistakes of a recipe in one line, with the full key, the reason and the nearest valid name; and nulls among flags.
 
-jsonargparse says it precisely but on many lines: one level of indentation per level of the recipe, every alternative
-type, and the whole configuration echoed.
+jsonargparse reports a mistake precisely but on many lines: one level of indentation per level of the recipe, every
+alternative type, and the whole configuration echoed.
 """
 
 import dataclasses
 import inspect
+import itertools
+import json
 import re
 import typing
 from collections.abc import Iterable
 from importlib import import_module
 from typing import Any
 
+import yaml
+
+from align.cli.errors import UsageError
 from align.pipeline.errors import nearest
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
@@ -19,7 +24,7 @@ _OTHER_KINDS = ("Not a valid subclass of", "Subclass types expect", "a class pat
     "Import path",
     "Expected a path but",
 )
-"""What it says of the classes that a setting could have been of, besides the one that it is of"""
+"""How jsonargparse begins its lines on the other classes that a setting could have had"""
 _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path") + (
     "checkpoint",
     "health",
@@ -31,10 +36,10 @@ _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", 
 
 
 def explain(message: str) -> str:
-    """One line for what jsonargparse says of a recipe.
+    """One line for a mistake that jsonargparse reports.
 
     Args:
-        message: of the error it raised.
+        message: of the error that it raised.
 
     Returns:
         str: ``key: reason; did you mean 'x'?``, naming the key in full.
@@ -56,6 +61,71 @@ def explain(message: str) -> str:
         reasons.append(f"Got value: {value[1]}")
     reason = "; ".join(dict.fromkeys(reasons)) or " ".join(message.split())
     return _unknown_key(key, owner, reason) or _unknown_class(key, owner, reason) or _wrong_value(key, reason)
+
+
+def keep_nulls(args: list[str]) -> list[str]:
+    """Rewrite flags below ``init_args`` whose value is null, or has a null in it, as inline recipes.
+
+    jsonargparse parses such a value, formats the result with Python, and hands that text to the parser of the class:
+    null arrives as the word None, the name of a reward or no number. In a recipe, inline or in a file, null stays null.
+
+    Args:
+        args: the command line after the verb.
+
+    Returns:
+        list[str]: the command line with ``--config={"model": {"init_args": ...}}`` in place of such flags.
+    """
+    kept: list[str] = []
+    words = iter(args)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or ".init_args." not in flag or flag.endswith("+"):
+            kept.append(word)
+            continue
+        rest = [] if equals else list(itertools.islice(words, 1))
+        text = value if equals else "".join(rest)
+        found = _as_yaml(text) if equals or rest else text
+        if _has_null(found):
+            for part in reversed(flag.removeprefix("--").split(".")):
+                found = {part: found}
+            kept.append(f"--config={json.dumps(found)}")
+        else:
+            kept += [word, *rest]
+    return kept
+
+
+def check_nulls(group: str, spec: Any) -> None:
+    """Reject null for a group of settings: a group is left out to get its defaults.
+
+    jsonargparse accepts null there, and the class would fail later without naming the setting.
+
+    Args:
+        group: ``model`` or ``data``.
+        spec: its ``class_path`` and ``init_args``.
+
+    Raises:
+        UsageError: a setting that is a dataclass, and not an optional one, is null.
+    """
+    parameters = _parameters(_load(spec.class_path)) if "class_path" in (spec or {}) else {}
+    for name, annotation in parameters.items():
+        is_group = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+        if is_group and (spec.get("init_args") or {}).get(name, annotation) is None:
+            raise UsageError(
+                f"{group}.init_args.{name} is null, but it is a group of settings ({annotation.__name__}); leave it "
+                "out for the defaults, or change one of its settings"
+            )
+
+
+def _as_yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text) if text.strip() else text
+    except yaml.YAMLError:
+        return text
+
+
+def _has_null(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is None or any(map(_has_null, parts))
 
 
 def _unknown_key(key: str, owner: str | None, reason: str) -> str | None:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -32,7 +33,7 @@ from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
-from align.cli.keys import explain
+from align.cli.keys import check_nulls, explain, keep_nulls
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
 from align.rewards.functions import search_working_directory
@@ -50,17 +51,20 @@ _TRAINER_DEFAULTS = {
     "use_distributed_sampler": False,
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
-    # One line of ours instead (Stage.setup): Lightning's table counts FLOPs it does not know.
+    # Stage.setup prints one line instead: Lightning's table shows FLOPs that it does not count.
     "enable_model_summary": False,
     "max_epochs": 1,
 }
 
 
+_TOO_FEW_BATCHES = re.compile(r"`val_check_interval` \((\d+)\) must be .* number of the training batches \((\d+)\)")
+
+
 class AlignCLI(LightningCLI):
-    """LightningCLI plus ``--run``, ``--ckpt_path`` and the callbacks every run has."""
+    """LightningCLI plus ``--run``, ``--ckpt_path`` and the callbacks of every run."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is ours."""
+        """Add our arguments."""
         parser.add_argument(
             "--run",
             type=str | None,
@@ -71,36 +75,38 @@ class AlignCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="Checkpoint to go on from or to look at: a file, or last for the run's newest whole one, if any",
+            help="Checkpoint to resume or to evaluate: a file, or last for the run's newest intact one, if any",
         )
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
-        # First, so that it stops a run before the others write what is not finite.
+        # First, so that it stops a run before the others write values that are not finite.
         parser.add_lightning_class_args(Health, "health")
         parser.set_defaults({"health.checks": [{"class_path": f"{c.__module__}.{c.__name__}"} for c in DEFAULT_CHECKS]})
         parser.add_lightning_class_args(ModelDirectory, "model_directory")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Throughput, "throughput")
-        # Last, so that the others have written the average before it goes.
+        # Last, so that the others write the average before the trained weights are restored.
         parser.add_lightning_class_args(WeightAverage, "average")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with a mistake told in one line."""
+        """Parse, with a mistake reported in one line."""
         try:
             super().parse_arguments(parser, args)
+            for group in ("model", "data"):
+                check_nulls(group, self.config[group])
         except (argparse.ArgumentError, OmegaConfBaseException, TypeError, ValueError) as error:
             raise UsageError(explain(str(error))) from error
 
     def before_instantiate_classes(self) -> None:
-        """Choose the precision that nothing else chose, and find what to go on from."""
+        """Choose the precision if the recipe does not, and find the checkpoint."""
         trainer = self.config.trainer
         if trainer.precision is None and not _brings_precision(trainer.plugins):
             trainer.precision = default_precision(str(trainer.accelerator))
         self.find_run()
 
     def find_run(self) -> None:
-        """Find the checkpoint, and have the loggers go on with its run."""
+        """Find the checkpoint, and have the loggers continue its run."""
         run = Path(self.config.trainer.default_root_dir)
-        # Lightning hands the path of the first rank to the others: they need not read all of what it found whole.
+        # Lightning hands the first rank's path to the others, so they need not verify the whole checkpoint again.
         follows = _rank() > 0 and _is_sharded(self.config.trainer.strategy)
         self.ckpt_path = _find_checkpoint(self.config.ckpt_path, run, judge=absence if follows else damage)
         loggers = self.config.trainer.logger
@@ -111,7 +117,7 @@ class AlignCLI(LightningCLI):
                         logger.init_args[name] = value
 
     def instantiate_classes(self) -> None:
-        """Build data, stage and Trainer; what they refuse is a mistake of the recipe."""
+        """Build data, stage and Trainer; a setting that they reject is a mistake of the recipe."""
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
@@ -132,7 +138,7 @@ class AlignCLI(LightningCLI):
         for number, callback in enumerate(callbacks):
             if isinstance(callback, ModelDirectory):
                 callback.recipe = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
-                # Behind it, as it adds to its manifest, and before checkpoints, which keep its counts.
+                # After ModelDirectory, because Cost adds to its manifest; before checkpoints, which keep Cost's counts.
                 callbacks.insert(number + 1, Cost())
                 break
         if trainer.loggers:
@@ -141,10 +147,10 @@ class AlignCLI(LightningCLI):
 
 
 def _brings_precision(plugins: Any) -> bool:
-    """Whether a plugin of the recipe decides the precision: Lightning refuses two that do.
+    """Whether a plugin of the recipe decides the precision; Lightning rejects a second setting of it.
 
     Raises:
-        UsageError: it is one that our stages can't train with.
+        UsageError: our stages cannot train with the plugin.
     """
     listed = plugins if isinstance(plugins, list) else [plugins]
     kinds = [kind for plugin in listed if isinstance(kind := locate(getattr(plugin, "class_path", "")), type)]
@@ -154,13 +160,13 @@ def _brings_precision(plugins: Any) -> bool:
 
 
 def _is_sharded(strategy: Any) -> bool:
-    """Whether the strategy takes up checkpoints by the first rank's path."""
+    """Whether all ranks load checkpoints from the first rank's path."""
     kind = locate(getattr(strategy, "class_path", ""))
     return isinstance(kind, type) and issubclass(kind, ModelParallelStrategy)
 
 
 def default_precision(accelerator: str) -> str:
-    """bf16-mixed on a GPU that has bfloat16, float32 elsewhere: CPUs without its units are four times slower in it.
+    """bf16-mixed on a GPU with bfloat16 units, float32 elsewhere: a CPU without them is four times slower in bfloat16.
 
     Args:
         accelerator: the Trainer's setting.
@@ -177,12 +183,12 @@ def main(verb: str, args: list[str]) -> int:
         args: the rest of the command line.
 
     Returns:
-        int: exit code; 0 also for a run that was asked to leave and can be taken up again.
+        int: exit code; 0 also for a run that was preempted and can be resumed.
 
     Raises:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
-        OutOfMemory: what a step holds is too large.
-        ValueError: the checkpoint is damaged, or another process is at work in the run folder.
+        OutOfMemory: a training step needs more memory than the device has.
+        ValueError: the checkpoint is damaged, or another process uses the run folder.
     """
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
@@ -192,7 +198,7 @@ def main(verb: str, args: list[str]) -> int:
     cli = make_cli(args)
     run = Path(cli.config.trainer.default_root_dir)
     if verb == "fit":
-        # The other ranks are processes of the first one's making.
+        # The first rank starts the others, so its lock covers them.
         with run_lock(run) if _rank() == 0 else contextlib.nullcontext():
             _fit(cli)
         return 0
@@ -203,10 +209,17 @@ def main(verb: str, args: list[str]) -> int:
 
 
 def _fit(cli: "AlignCLI") -> None:
-    """Train; leave in good order when asked to."""
+    """Train; when preempted, exit normally after the checkpoint is saved."""
     forget()
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
+    except ValueError as error:
+        if found := _TOO_FEW_BATCHES.search(str(error)):
+            raise UsageError(
+                f"trainer.val_check_interval is {found[1]}, but an epoch has {found[2]} batches; lower it, or set "
+                "trainer.check_val_every_n_epoch to null, which counts batches across epochs"
+            ) from error
+        raise
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -215,13 +228,16 @@ def _fit(cli: "AlignCLI") -> None:
     except Preempted as end:
         mark_preempted(cli.trainer.loggers)
         if _rank() == 0:
-            for line in (f"{end}; the same command with --ckpt_path last, or the same align run, goes on", requeue()):
+            for line in (
+                f"{end}; to resume, repeat the command with --ckpt_path last, or the same align run",
+                requeue(),
+            ):
                 if line:
                     print(line, file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
-    """This process's, as its launcher tells; known before the Trainer is."""
+    """This process's rank, from its launcher's environment, so that it is known before the Trainer exists."""
     return int(getattr(rank_zero_only, "rank", 0))
 
 
@@ -231,21 +247,21 @@ def _warn(line: str) -> None:
 
 
 def _find_checkpoint(asked: str | None, run: Path, *, judge: Callable[[Path], str | None] = damage) -> Path | None:
-    """The checkpoint that --ckpt_path means; ``judge`` says what is wrong with one.
+    """The checkpoint that --ckpt_path names; ``judge`` gives the damage of one, if any.
 
     Raises:
-        ValueError: it is damaged; of a run's checkpoints, all are.
+        ValueError: it is damaged, or with ``last`` all of the run's checkpoints are.
     """
     if asked is None:
         return None
     if asked == "last":
         found = find_whole(run / FOLDER, _warn, judge)
         if found is None and _rank() == 0:
-            print(f"{run / FOLDER} has no checkpoint yet: starting anew", file=sys.stderr)
+            print(f"{run / FOLDER} has no checkpoint yet; starting from scratch", file=sys.stderr)
         return found
     reason = judge(Path(asked))
     if reason is not None:
-        raise ValueError(f"--ckpt_path {asked}: {reason}; last takes the newest whole one of the run")
+        raise ValueError(f"--ckpt_path {asked}: {reason}; give --ckpt_path last for the run's newest intact one")
     return Path(asked)
 
 
@@ -259,11 +275,11 @@ def _write_predictions(file: Path, batches: list[list[dict[str, float]]]) -> Non
 def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
     """The Lightning CLI with our defaults; the caller runs its Trainer.
 
-    The verb is ours, not one of LightningCLI's subcommands: below a subcommand ``${run}`` could not be written so.
+    The verb is not one of LightningCLI's subcommands, because below a subcommand ``${run}`` would need its name.
 
     Args:
         args: the command line after the verb.
-        parse_only: read the recipe and build nothing.
+        parse_only: read the recipe without building anything.
 
     Returns:
         AlignCLI: with ``config``, and with ``model``, ``datamodule`` and ``trainer`` unless parse_only.
@@ -272,6 +288,7 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
         UsageError: a key, type, path or value of the recipe or the command line is wrong.
     """
     _hush()
+    args = keep_nulls(args)
     search_working_directory()  # for the class paths of a recipe
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
@@ -290,15 +307,15 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
 
 
 def _hush() -> None:
-    """Leave out what Lightning says of its own affairs: advertising, and torch's deprecations inside it."""
+    """Silence Lightning's advertising, and deprecation warnings that only Lightning's code can fix."""
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # What our metrics log has been added up over ranks already.
+    # Our metrics are reduced over ranks before they are logged.
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
-    # Frozen networks are in eval mode, and are meant to be.
+    # Frozen networks are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
-    # peft imports torchao where it is installed, which tells of its kernels for other machines.
+    # peft imports torchao if it is installed, which logs kernels that it lacks on this machine.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 
@@ -307,7 +324,7 @@ class _ParseOnly(AlignCLI):
     """Reads a recipe and stops."""
 
     def find_run(self) -> None:
-        """Look for nothing."""
+        """Skip it."""
 
     def instantiate_classes(self) -> None:
-        """Build nothing."""
+        """Skip it."""

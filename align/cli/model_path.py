@@ -1,24 +1,24 @@
-"""Where a model is: what verbs that take a model accept, and what they say when there is none."""
+"""The model directories that words of a command line name."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from align.cli.errors import UsageError
 
-_SHOWN = 3  # folders named in a hint
+_SHOWN = 3  # folders in a hint
 
 
 def model_directory(source: str | Path) -> Path:
-    """The model directory that a word of the command line means.
+    """The model directory that a word of the command line names.
 
     Args:
-        source: a model directory, the folder of a stage (which keeps one in ``model/``), or a Hub id.
+        source: a model directory, the folder of a stage (with a model directory in ``model/``), or a Hub id.
 
     Returns:
         Path: has a config.json.
 
     Raises:
-        FileNotFoundError: there is no model; the line says what was looked for, and where near by there is one.
+        FileNotFoundError: there is no model; the message names the files looked for, and a model nearby.
     """
     from align.io.atomic import recover
     from align.io.location import locate
@@ -41,7 +41,7 @@ def _is_model(path: Path) -> bool:
 
 
 def _hint(path: Path) -> str:
-    """Where else there is a model: in folders of this one, or in the one that this is a part of."""
+    """A hint at a model in a subfolder or in the parent folder."""
     inside = [folder for folder in sorted(path.iterdir()) if _is_model(folder) or _is_model(folder / "model")]
     if inside:
         return f"; a stage's folder such as {' or '.join(map(str, inside[:_SHOWN]))} has one"
@@ -53,14 +53,14 @@ def named_models(words: Sequence[str], *, several: bool = False) -> dict[str, li
     """The models that words of the command line name.
 
     Args:
-        words: each ``NAME=PATH`` or ``PATH``, whose name then is its folder's, ``model/`` left out.
-        several: a word may have more paths, with commas between them: the runs of one model.
+        words: each ``NAME=PATH``, or ``PATH``, named after its folder without ``model/``.
+        several: a word may have several paths separated by commas, the runs of one model.
 
     Returns:
         dict: name to model directories, in the order given; one each unless ``several``.
 
     Raises:
-        UsageError: two have one name, or a name or a path is empty.
+        UsageError: two models have the same name, or a name or a path is empty.
         FileNotFoundError: as for ``model_directory``.
     """
     models: dict[str, list[Path]] = {}
@@ -69,7 +69,7 @@ def named_models(words: Sequence[str], *, several: bool = False) -> dict[str, li
         if not equals or Path(word).exists():
             name, paths = "", word
         elif not name or not paths:
-            raise UsageError(f"{word}: the {'name before' if paths else 'path behind'} = is empty; give NAME=PATH")
+            raise UsageError(f"{word}: the {'name before' if paths else 'path after'} = is empty; give NAME=PATH")
         directories = [model_directory(path) for path in (paths.split(",") if several else [paths])]
         name = name or model_name(directories[0])
         if name in models:
@@ -79,6 +79,6 @@ def named_models(words: Sequence[str], *, several: bool = False) -> dict[str, li
 
 
 def model_name(directory: Path) -> str:
-    """What to call the model in a directory: its folder's name, or that of the stage whose ``model/`` it is."""
+    """The name of the model in a directory: that of its folder, or of the stage whose ``model/`` it is."""
     resolved = directory.resolve()
     return resolved.parent.name if resolved.name == "model" else resolved.name

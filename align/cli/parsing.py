@@ -1,4 +1,4 @@
-"""Command lines of our own verbs."""
+"""Command lines of the verbs other than Lightning's."""
 
 import argparse
 import re
@@ -12,36 +12,35 @@ from align.pipeline.errors import nearest
 
 
 def make_parser(verb: str, description: str) -> jsonargparse.ArgumentParser:
-    """A parser whose ``--help`` shows defaults and whose mistakes are raised.
+    """A parser whose ``--help`` shows defaults and which raises mistakes instead of exiting.
 
     Args:
         verb: the words after ``align``.
-        description: the first paragraph of ``--help``.
+        description: shown by ``--help``.
 
     Returns:
         jsonargparse.ArgumentParser: to add arguments to.
     """
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     return jsonargparse.ArgumentParser(
         prog=f"align {verb}", description=description, exit_on_error=False, allow_abbrev=False
     )
 
 
 def parse(parser: jsonargparse.ArgumentParser, args: list[str]) -> jsonargparse.Namespace:
-    """Parse, turning a mistake into one line.
+    """Parse a command line, with a mistake reported in one line.
 
     Args:
         parser: of the verb.
         args: the rest of the command line.
 
     Returns:
-        jsonargparse.Namespace: with dataclass arguments instantiated.
+        jsonargparse.Namespace: flag to value.
 
     Raises:
         UsageError: an argument is unknown, missing or of the wrong type.
     """
     try:
-        return parser.instantiate_classes(parser.parse_args([_underscored(arg) for arg in args]))
+        return parser.parse_args([_underscored(arg) for arg in args])
     except (argparse.ArgumentError, TypeError, ValueError) as error:
         message = explain(str(error))
         if found := re.search(r"nrecognized arguments: --([\w.]+)", str(error)):
@@ -51,17 +50,17 @@ def parse(parser: jsonargparse.ArgumentParser, args: list[str]) -> jsonargparse.
 
 
 def _underscored(arg: str) -> str:
-    """``--max-new-tokens=5`` -> ``--max_new_tokens=5``: both spellings are welcome."""
+    """``--max-new-tokens=5`` -> ``--max_new_tokens=5``: both spellings are accepted."""
     name, equals, value = arg.partition("=")
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if arg.startswith("--") else arg
 
 
 def dispatch(verb: str, functions: Mapping[str, Callable[[list[str]], int | None]], args: list[str]) -> int:
-    """Call the sub-verb that a command line names.
+    """Run the sub-verb that a command line names.
 
     Args:
         verb: the words after ``align`` so far.
-        functions: sub-verb to the function that takes the rest of the command line.
+        functions: sub-verb -> function of the rest of the command line.
         args: the rest of the command line.
 
     Returns:

@@ -4,10 +4,32 @@ import json
 import shutil
 import sys
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
-from align.cli.parsing import make_parser, parse
+from align.cli.settings import parse_settings, setting
 from align.pipeline.recipes import RecipeFolder, copy_folder, shipped_folders
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListSettings:
+    """List the recipe folders that come with align.
+
+    `align run NAME` runs one; `align recipes copy NAME DIR` copies one to edit.
+    """
+
+    json: bool = False
+    """Print a JSON list of folders on stdout, with paths"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopySettings:
+    """Copy a shipped recipe folder into a new folder, to edit it."""
+
+    name: str = setting(positional=True)
+    """Recipe folder, such as tiny; `align recipes` lists them"""
+    dir: str = setting(positional=True)
+    """The new folder; it must not exist"""
 
 
 def main(args: list[str]) -> int:
@@ -26,13 +48,7 @@ def main(args: list[str]) -> int:
 
 
 def _list(args: list[str]) -> int:
-    parser = make_parser(
-        "recipes",
-        "List the recipe folders that come with align. `align run NAME` runs one; `align recipes copy NAME DIR` copies "
-        "one to edit.",
-    )
-    parser.add_argument("--json", action="store_true", help="a JSON list of folders on stdout, with paths")
-    if parse(parser, args).json:
+    if parse_settings(ListSettings, "recipes", args).json:
         print(json.dumps([_as_json(folder) for folder in shipped_folders()], ensure_ascii=False))
         return 0
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -45,10 +61,7 @@ def _list(args: list[str]) -> int:
 
 
 def _copy(args: list[str]) -> int:
-    parser = make_parser("recipes copy", "Copy a shipped recipe folder into a new folder, to edit it.")
-    parser.add_argument("name", help="recipe folder, such as tiny; `align recipes` lists them")
-    parser.add_argument("dir", help="the new folder; it must not exist")
-    options = parse(parser, args)
+    options = parse_settings(CopySettings, "recipes copy", args)
     target = copy_folder(options.name, Path(options.dir))
     print(f"copied {options.name} to {target}")
     return 0

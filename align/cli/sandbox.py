@@ -1,9 +1,22 @@
 """``align sandbox``: write the synthetic world's data."""
 
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 
-from align.cli.parsing import make_parser, parse
+from align.cli.settings import parse_settings
+from align.sandbox import SandboxConfig, write_sandbox
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxSettings:
+    """Write the synthetic world: raw text, chats, preference pairs and prompts as JSONL."""
+
+    out: str
+    """Directory, created if it is missing"""
+    seed: int = 0
+    """Seed of everything random"""
+    config: SandboxConfig = SandboxConfig()
+    """Sizes and rates"""
 
 
 def main(args: list[str]) -> int:
@@ -15,16 +28,8 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
-    from align.sandbox import SandboxConfig, write_sandbox
-
-    parser = make_parser(
-        "sandbox", "Write the synthetic world: raw text, chats, preference pairs and prompts as JSONL."
-    )
-    parser.add_argument("--out", required=True, help="directory, made if missing")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
-    parser.add_class_arguments(SandboxConfig)
-    options = parse(parser, args)
-    config = SandboxConfig(**{field.name: getattr(options, field.name) for field in fields(SandboxConfig)})
-    for name, count in write_sandbox(Path(options.out), seed=options.seed, config=config).items():
-        print(f"{Path(options.out) / name}: {count} records")
+    options = parse_settings(SandboxSettings, "sandbox", args)
+    out = Path(options.out)
+    for name, count in write_sandbox(out, seed=options.seed, config=options.config).items():
+        print(f"{out / name}: {count} records")
     return 0

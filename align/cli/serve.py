@@ -2,15 +2,22 @@
 
 import signal
 import sys
-from dataclasses import fields
+from dataclasses import dataclass
 from pathlib import Path
 
-import jsonargparse
-
-from align.cli.errors import UsageError
 from align.cli.model_path import model_directory, model_name
-from align.cli.parsing import make_parser, parse
 from align.cli.serving import GGUF, Server, ServeSettings, choose_engine, free_address
+from align.cli.settings import parse_settings, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeArguments:
+    """Serve a model over OpenAI's HTTP API: chat completions, completions, streaming, JSON schemas, tools."""
+
+    model: str = setting(positional=True)
+    """Model directory, folder of a stage, Hugging Face directory, Hub id, or .gguf file"""
+    settings: ServeSettings
+    """How it is served"""
 
 
 def main(args: list[str]) -> int:
@@ -22,33 +29,18 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
-    options = parse(_parser(), args)
-    try:
-        settings = ServeSettings(**{field.name: options[field.name] for field in fields(ServeSettings)})
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    options = parse_settings(ServeArguments, "serve", args)
     # SIGINT, too: a shell that starts a program in the background lets it ignore that signal.
     stops = (signal.SIGINT, signal.SIGTERM)
     former = [signal.signal(number, signal.default_int_handler) for number in stops]
     try:
-        _serve(options.model, settings)
+        _serve(options.model, options.settings)
     except KeyboardInterrupt:
         return 0
     finally:
         for number, handler in zip(stops, former, strict=True):
             signal.signal(number, handler)
     return 0
-
-
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = make_parser(
-        "serve", "Serve a model over OpenAI's HTTP API: chat completions, completions, streaming, JSON schemas, tools."
-    )
-    parser.add_argument(
-        "model", help="model directory, a stage's folder, Hugging Face directory, Hub id, or a .gguf file"
-    )
-    parser.add_class_arguments(ServeSettings, as_group=False)
-    return parser
 
 
 def _serve(source: str, settings: ServeSettings) -> None:

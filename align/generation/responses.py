@@ -55,7 +55,7 @@ def sample_responses(
         sampling: temperature, filters, and maximum length.
         seeds: B seeds, from ``response_seed``: a response depends neither on its batch nor on earlier ones.
         on_token: called with (row, token) as soon as a token is sampled.
-        on_step: called between two tokens; an exception it raises ends the sampling.
+        on_step: called between two tokens; an exception that it raises ends the sampling.
 
     Raises:
         ValueError: a prompt is empty or leaves no room in the context, or the logits are not finite.

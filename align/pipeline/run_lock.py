@@ -12,12 +12,12 @@ from typing import Any
 
 _LOCK = ".lock"
 _ORPHANS = 10.0
-"""Seconds that data workers may outlive their killed parent, holding the lock that they inherited"""
+"""Seconds for which data workers may outlive their killed parent and hold the lock that they inherited"""
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Lock a run folder; the system releases the lock when the process ends, however it ends.
+    """Lock a run folder; the operating system releases the lock when the process ends, however it ends.
 
     Args:
         folder: created if it is missing.
@@ -62,11 +62,11 @@ def _holder(file: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError):
-        return {}  # it has the lock and has not written its name yet
+        return {}  # the holder has not written its name yet
 
 
 def _lives(holder: dict[str, Any]) -> bool:
-    """Whether the holder is still running; a holder on another host is taken to be."""
+    """Whether the holder is still running; a holder on another host is assumed to be."""
     if holder.get("host") != socket.gethostname():
         return bool(holder)
     try:

@@ -16,7 +16,7 @@ from align.pipeline.stages import Pipeline, Stage
 STAGE_VARIABLE = "ALIGN_STAGE"
 """Environment variable with the command line of the running stage, for the ranks that Lightning starts"""
 PREEMPTED = "preempted.json"
-"""What a preempted stage writes into its run folder"""
+"""File that a preempted stage writes into its run folder"""
 
 Status = Literal["done", "up-to-date", "failed", "preempted"]
 Command = Callable[[list[str]], int]
@@ -116,10 +116,10 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
 
 
 def preemption_requested(*, forget: bool = False) -> bool:
-    """Whether a signal arrived in a training stage that had already ended; nobody listens before the first one.
+    """Whether a preemption signal arrived after a training stage ended; signals are caught from the first stage on.
 
     Args:
-        forget: first forget the signals of earlier runs.
+        forget: discard the signals of earlier runs first.
     """
     preemption = sys.modules.get("align.training.preemption")
     if preemption is not None and forget:
@@ -128,7 +128,7 @@ def preemption_requested(*, forget: bool = False) -> bool:
 
 
 def _can_resume(folder: Path) -> bool:
-    """Whether an interrupted stage has a whole checkpoint; where all are damaged, says so: it starts over."""
+    """Whether an interrupted stage has an intact checkpoint; warns if all are damaged, as it then starts over."""
     from align.training.checkpoint_files import find_whole
 
     try:
@@ -140,7 +140,7 @@ def _can_resume(folder: Path) -> bool:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an earlier run of another recipe left; its model stays until the new one is complete."""
+    """Remove the files of an earlier run of another recipe, except its model, which the new one will replace."""
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("metrics.csv", "samples.jsonl", "tracking.json", PREEMPTED):

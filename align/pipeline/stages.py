@@ -4,8 +4,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,12 @@ class Stage:
     """Output file or directory"""
     optional: bool = False
     """Run only when --only or --from names it"""
+    overlays: tuple[Path, ...] = ()
+    """Recipes merged over ``recipe``, in order"""
 
     @property
     def is_training(self) -> bool:
-        """Whether it can be resumed from checkpoints."""
+        """Whether it is trained, and so resumed from checkpoints."""
         return self.command == ("fit",)
 
     @property
@@ -49,13 +51,20 @@ class Stage:
         """Its run folder."""
         return self.writes.parent
 
+    def with_overlays(self, overlays: Sequence[Path]) -> "Stage":
+        """The same stage with recipes merged over its own."""
+        recipe, *rest = self.arguments
+        return replace(self, overlays=tuple(overlays), arguments=(recipe, *(_config(path) for path in overlays), *rest))
+
     def fingerprint(self) -> str:
-        """SHA-256 over the command, the recipe's text and the contents of what it reads."""
+        """SHA-256 over the command, the text of the recipe and its overlays, and the contents of what it reads."""
+        recipes = [] if self.recipe is None else [self.recipe, *self.overlays]
+        paths = [_config(path) for path in recipes]
         facts = {
             "command": self.command,
-            # The recipe counts by its text: a copy of it in another folder leaves a finished run up to date.
-            "arguments": [argument for argument in self.arguments if argument != f"--config={self.recipe}"],
-            "recipe": None if self.recipe is None else content_hash(self.recipe),
+            # Recipes count by their text: a copy in another folder leaves a finished run up to date.
+            "arguments": [argument for argument in self.arguments if argument not in paths],
+            "recipes": [content_hash(path) for path in recipes],
             "reads": [content_hash(path) for path in self.reads],
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -71,7 +80,9 @@ class Pipeline:
     stages: tuple[Stage, ...]
 
 
-def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list[str]) -> Pipeline:
+def read_pipeline(
+    folder: Path, *, out: str | None, seed: int, assignments: Sequence[str], overlays: Sequence[Path] = ()
+) -> Pipeline:
     """Read a folder's pipeline.yaml and substitute the command line's values.
 
     Args:
@@ -79,12 +90,15 @@ def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list
         out: where the runs go; None: runs/NAME.
         seed: becomes ``${seed}``.
         assignments: ``NAME=VALUE`` of variables that the pipeline declares.
+        overlays: recipes to merge over that of every training stage; later ones win, and a stage's own ``arguments``
+            win over all.
 
     Returns:
         Pipeline: with every ``${...}`` replaced.
 
     Raises:
-        RecipeError: no such folder, a wrong key, or a variable that is unknown, missing or malformed.
+        RecipeError: no such folder, a wrong key, a variable that is unknown, missing or malformed, an overlay that does
+            not exist, or overlays for a pipeline that trains nothing.
     """
     file = folder if folder.suffix == ".yaml" else folder / "pipeline.yaml"
     folder = file.parent
@@ -100,11 +114,21 @@ def read_pipeline(folder: Path, *, out: str | None, seed: int, assignments: list
     _check_keys(content, _FOLDER_KEYS, str(file))
     run = Path(out) if out else Path("runs") / folder.resolve().name
     values = _variables(file, content.get("variables") or {}, assignments) | {"run": str(run), "seed": str(seed)}
-    stages = tuple(stage for name, body in content["stages"].items() for stage in _stages(file, name, body, values))
-    return Pipeline(file, run, stages)
+    stages = [stage for name, body in content["stages"].items() for stage in _stages(file, name, body, values)]
+    return Pipeline(file, run, tuple(_overlaid(file, stages, overlays)))
 
 
-def _variables(file: Path, declared: Mapping[str, Any], assignments: list[str]) -> dict[str, str]:
+def _overlaid(file: Path, stages: Sequence[Stage], overlays: Sequence[Path]) -> Sequence[Stage]:
+    """The stages, with the overlays added to those that train."""
+    for overlay in overlays:
+        if not overlay.is_file():
+            raise RecipeError(f"--config {overlay}: no such file; `align recipes` lists the shipped overlays")
+    if overlays and not any(stage.is_training for stage in stages):
+        raise RecipeError(f"--config {overlays[0]}: {file} has no training stage to apply it to")
+    return [stage.with_overlays(overlays) if stage.is_training else stage for stage in stages]
+
+
+def _variables(file: Path, declared: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, str]:
     """Values of the declared variables; one declared as null must be given."""
     values = {name: None if default is None else str(default) for name, default in declared.items()}
     for assignment in assignments:
@@ -143,9 +167,7 @@ def _stage(file: Path, name: str, family: str, body: Mapping[str, Any], values: 
     where = f"{file}: stage {name!r}"
     command = tuple(str(body["command"]).split())
     recipe = file.parent / body["recipe"] if "recipe" in body else None
-    arguments = (
-        [f"--config={recipe}", f"--run={values['run']}", f"--seed_everything={values['seed']}"] if recipe else []
-    )
+    arguments = [_config(recipe), f"--run={values['run']}", f"--seed_everything={values['seed']}"] if recipe else []
     for key, value in (body.get("arguments") or {}).items():
         arguments += _argument(key, value, flags=recipe is None)
     reads = tuple(Path(path) for path in body.get("reads") or [])
@@ -155,10 +177,14 @@ def _stage(file: Path, name: str, family: str, body: Mapping[str, Any], values: 
     return Stage(name, family, command, recipe, tuple(arguments), reads, Path(body["writes"]), optional)
 
 
+def _config(path: Path) -> str:
+    return f"--config={path}"
+
+
 def _argument(key: str, value: Any, *, flags: bool) -> list[str]:
     """A setting as command-line words; the key '-' holds positional arguments.
 
-    Our own verbs take flags (``--raw``) and lists of words; the settings of a recipe are all alike (``--x=true``).
+    The verbs of align take flags (``--raw``) and several words per flag; settings of a recipe take one value each.
     """
     if key == "-":
         return [str(item) for item in (value if isinstance(value, list) else [value])]
@@ -166,7 +192,7 @@ def _argument(key: str, value: Any, *, flags: bool) -> list[str]:
         return [f"--{key}"] if value else []
     if flags and isinstance(value, list):
         return [f"--{key}", *map(str, value)]
-    text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
+    text = json.dumps(value) if isinstance(value, list | dict | bool | None) else str(value)
     return [f"--{key}={text}"]
 
 

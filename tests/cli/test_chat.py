@@ -204,7 +204,7 @@ def test_ctrl_c_stops_the_answer_not_the_program(chat, monkeypatch, tmp_path):
         (["RUN/plain"], 1, ["RUN/plain/model", "tokenizer_config.json"]),
         (["RUN/dpo", "RUN/dpo/model"], 2, ["RUN/dpo/model", "NAME=PATH"]),
         (["=RUN/dpo"], 2, ["=RUN/dpo", "NAME=PATH"]),
-        (["RUN/dpo", "--temperature", "-1"], 1, ["temperature", "-1.0"]),
+        (["RUN/dpo", "--temperature", "-1"], 2, ["temperature", "-1.0"]),
         ([], 2, ["models"]),
     ],
 )

@@ -162,7 +162,7 @@ def test_a_judge_that_fails_midway_loses_nothing(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr("align.compare.judges._SCORED", 4)
     (tmp_path / "broken").touch()
-    # Two models whose responses differ: equal ones are scored once for both.
+    # Scores are cached by text, and the toy's few steps of DPO may leave every response as it was.
     models = [f"sft={run / 'sft'}", f"base={run / 'pretrain'}"]
     extra = ["--judge", "moody=moody_judge:judge", "--frontier_n", "0"]
     assert compare(run, tmp_path / "out", *models, extra=extra) == 1

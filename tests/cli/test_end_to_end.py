@@ -134,7 +134,7 @@ def test_greedy_generation_is_transformers_greedy_generation(run: Path, capsys: 
 
 
 def test_a_sample_draws_the_same_random_numbers_in_any_batch(run: Path, monkeypatch: pytest.MonkeyPatch):
-    """Seeds are of (seed, prompt, sample); logits may differ by rounding between batches of different shapes."""
+    """Sample k of prompt i draws from a hash of (seed, i, k); only the rounding of its logits depends on the batch."""
     drawn: list[tuple[tuple[int, ...], int]] = []
     real = responses.generate
 
@@ -151,9 +151,9 @@ def test_a_sample_draws_the_same_random_numbers_in_any_batch(run: Path, monkeypa
         assert main([*command, "--max_new_tokens=2", "--batch-size", size]) == 0
         found.append(list(drawn))
     assert found[0] == found[1] == found[2]
-    count = len(prompts.read_text().splitlines())
+    numbers = range(len(prompts.read_text().splitlines()))
     assert [seed for _, seed in found[0]] == [
-        response_seed(7, prompt, sample) for prompt in range(count) for sample in (0, 1)
+        response_seed(7, number, sample) for number in numbers for sample in (0, 1)
     ]
 
 

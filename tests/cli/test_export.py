@@ -58,7 +58,7 @@ def test_what_is_printed(model, tmp_path, capsys):
         (["--max_shard_size", "lots"], 2, ["lots", "500MB"]),
         (["--max_shard_size", "0.1B"], 2, ["0.1B"]),
         (["--judge", "sandbox"], 2, ["--judge", "--verify"]),
-        (["--verify", "--limit", "0"], 2, ["--limit", 0]),
+        (["--verify", "--limit", "0"], 2, ["limit", 0]),
         (["--data_cards", "none.md"], 2, ["--data_cards", "none.md"]),
         (["--quantise", "int8"], 2, ["--quantise", "quantize"]),
         (["--best", "val/loss"], 1, ["--best"]),

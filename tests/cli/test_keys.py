@@ -1,11 +1,14 @@
 """The messages are what jsonargparse really says (recorded); test_lightning.py drives the real parser."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from naming import names
+from naming import names, naming
 
-from align.cli.errors import one_line
-from align.cli.keys import explain
+from align.cli.errors import UsageError, one_line
+from align.cli.keys import explain, keep_nulls
+from align.cli.lightning import make_cli
 from align.pipeline.errors import nearest
 
 _ECHO = """Parser key "model":
@@ -89,3 +92,33 @@ def test_out_of_memory_is_one_line_that_says_what_takes_less(error: BaseExceptio
     assert line is not None
     assert names(line, first)
     assert "\n" not in line
+
+
+def ppo(*words: str):
+    """The model's settings in recipes/tiny/ppo.yaml with more of the command line."""
+    recipe = Path(__file__).resolve().parents[2] / "recipes/tiny/ppo.yaml"
+    return make_cli(["--config", str(recipe), *words], parse_only=True).config.model.init_args
+
+
+def test_null_on_the_command_line_is_null():
+    """At any depth, in both spellings, alone or inside a value; texts stay texts."""
+    words = ["--model.init_args.scoring.reward_clip", "null", "--model.init_args.gold=null"]
+    words += ['--model.init_args.kl={"kl_target": null, "kl_coef": 0.5}']
+    settings = ppo(*words)
+    assert settings.scoring.reward_clip is None
+    assert settings.gold is None
+    assert (settings.kl.kl_target, settings.kl.kl_coef) == (None, 0.5)
+    assert settings.rollout.max_new_tokens == 96, "the recipe's"
+    assert ppo("--model.init_args.gold", "None").gold == "None"
+
+
+def test_only_nulls_below_init_args_are_rewritten():
+    words = ["--trainer.max_epochs", "null", "--data.init_args.train", "a.jsonl", "--model.init_args.x.y=~"]
+    assert keep_nulls(words) == [*words[:4], '--config={"model": {"init_args": {"x": {"y": null}}}}']
+    assert keep_nulls(["--model.init_args.gold"]) == ["--model.init_args.gold"]
+
+
+def test_null_for_a_group_of_settings_is_a_mistake():
+    with pytest.raises(UsageError, match=naming("model.init_args.rollout", "null", "RolloutConfig")):
+        ppo("--model.init_args.rollout", "null")
+    assert ppo("--model.init_args.lora", "null").lora is None

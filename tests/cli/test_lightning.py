@@ -32,6 +32,11 @@ def fit(recipes: Path, run: Path, name: str, *extra: str) -> list[str]:
         (["--config", "nothing.yaml"], 2, ["nothing.yaml"]),
         (["--model.init_args.gpt.vocab_size", "512"], 1, ["vocab_size", 768, 512]),
         (["--model.init_args.gpt.context", "64"], 1, ["data.context", 192, 64]),
+        (
+            ["--trainer.val_check_interval", "5000", "--trainer.check_val_every_n_epoch", "1"],
+            2,
+            ["trainer.val_check_interval", 5000, "trainer.check_val_every_n_epoch"],
+        ),
         (["--model_directory.monitor", "val/los"], 1, ["model_directory.monitor", "val/los"]),
     ],
 )
@@ -97,8 +102,8 @@ def test_a_full_disk_while_writing_the_model_keeps_the_old_one(run: Path, recipe
     ("extra", "code", "named"),
     [
         ([], 2, ["--prompt", "--prompts"]),
-        (["--prompt", "x", "--n", "0"], 2, ["--n", 0]),
-        (["--prompt", "x", "--temperature", "-1"], 1, ["temperature", "-1.0"]),
+        (["--prompt", "x", "--n", "0"], 2, ["n", 0]),
+        (["--prompt", "x", "--temperature", "-1"], 2, ["temperature", "-1.0"]),
         (["--prompt", "x", "--temprature", "1"], 2, ["--temprature", "temperature"]),
         (["--prompts", "nothing.jsonl"], 1, ["nothing.jsonl"]),
         (["--prompt", "x", "--judge", "sandbx"], 1, ["sandbx"]),

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,19 @@ def test_help_lists_the_verbs_quickly():
     assert time.perf_counter() - begun < 10, "about a second on a quiet machine"
 
 
+@pytest.mark.parametrize("words", ["--help", "recipes", "generate --help", "recipes --json"])
+def test_a_reader_that_leaves_is_no_error(words: str):
+    """As with ``align --help | head -1``: the pipe is closed before anything is written."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed:
+        command = [sys.executable, "-m", "align", *words.split()]
+        result = subprocess.run(command, stdout=closed, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 0
+    assert "Error" not in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_version(capsys: pytest.CaptureFixture[str]):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
@@ -27,9 +41,9 @@ def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]):
 
 
 def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path):
-    assert main(["sandbox", "--out", str(tmp_path), "--slip-rate", "2"]) == 1
+    assert main(["sandbox", "--out", str(tmp_path), "--slip-rate", "2"]) == 2
     assert "Traceback" not in capsys.readouterr().err
-    assert main(["sandbox", "--out", str(tmp_path), "--slip-rate", "2", "--debug"]) == 1
+    assert main(["sandbox", "--out", str(tmp_path), "--slip-rate", "2", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err
 
 

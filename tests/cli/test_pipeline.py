@@ -134,6 +134,36 @@ def test_a_misspelt_folder_names_the_nearest(folder: Path, capsys: pytest.Captur
     error_line(capsys, folder.parent / "smal", "small")
 
 
+def test_overlays_come_behind_the_recipe_of_training_stages_and_count_by_their_text(tmp_path: Path):
+    """Behind the recipe and before the stage's own settings; a copy changes nothing, another text does."""
+    stages = "a: {command: fit, recipe: a.yaml, arguments: {x: null}, writes: '${run}/a/model'}"
+    stages += ", b: {command: sandbox, arguments: {out: '${run}'}, writes: '${run}'}"
+    (tmp_path / "pipeline.yaml").write_text(f"stages: {{{stages}}}")
+    (tmp_path / "a.yaml").write_text("")
+    files = [tmp_path / f"{name}.yaml" for name in ("lora", "copy", "other")]
+    for file, rank in zip(files, (4, 4, 8), strict=True):
+        file.write_text(f"model: {{init_args: {{lora: {{rank: {rank}}}}}}}")
+
+    def read(*overlays: Path):
+        return read_pipeline(tmp_path, out="out", seed=7, assignments=[], overlays=overlays).stages
+
+    trained, data = read(files[0], files[2])
+    recipes = [f"--config={path}" for path in (tmp_path / "a.yaml", files[0], files[2])]
+    assert trained.arguments == (*recipes, "--run=out", "--seed_everything=7", "--x=null")
+    assert data.arguments == ("--out=out",)
+    plain, lora, copy, other = (read(*overlays)[0].fingerprint() for overlays in ((), *((file,) for file in files)))
+    assert lora == copy
+    assert len({plain, lora, other}) == 3
+
+
+@pytest.mark.parametrize("overlay", ["none.yaml", "pipeline.yaml"])
+def test_an_overlay_without_use_is_a_mistake(folder: Path, capsys: pytest.CaptureFixture[str], overlay: str):
+    """One that does not exist, and one for a pipeline that trains nothing."""
+    words = ["run", str(folder), "--out", str(folder / "runs"), "--set", "size=1", "--config", str(folder / overlay)]
+    assert main(words) == 2
+    error_line(capsys, "--config", folder / overlay)
+
+
 def test_recipes_get_run_and_seed(tmp_path: Path):
     (tmp_path / "pipeline.yaml").write_text("stages: {a: {command: fit, recipe: a.yaml, writes: '${run}/a/model'}}")
     (tmp_path / "a.yaml").write_text("")
