@@ -19,8 +19,8 @@ def recipe(copy_example: Callable[[str], None], toys: Path) -> str:
     """A GRPO recipe of one iteration whose reward is a class with settings."""
     copy_example("reward")
     rollout = {"episodes": 8, "group_size": 4, "max_new_tokens": 4}
-    settings = {"init_from": "one", "reward": CLASS, "algorithm": "grpo", "rollout": rollout}
-    settings |= {"update": {"epochs": 1, "minibatches": 1}, "probe": {"prompts": 0}}
+    settings = {"init_from": "one", "reward": CLASS, "estimator": "GRPO", "rollout": rollout}
+    settings |= {"update": {"epochs": 1, "minibatches": 1}, "policy_evaluation": {"prompts": 0}}
     data = {"tokenizer": "one", "train": ["prompts.jsonl"], "context": 24, "batch_size": 4, "cache_dir": "cache"}
     whole = {
         "trainer": {"default_root_dir": "run", "max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
