@@ -184,7 +184,7 @@ class BlindCritic(HealthCheck):
             return None
         message = (
             f"blind critic: {metric} is {values[-1]:.3g}, below 0 in {self.patience} consecutive rollouts, so the "
-            "value model predicts worse than a constant: warm it up longer, raise its learning rate, or use grpo"
+            "value model predicts worse than a constant: warm it up longer, raise its learning rate, or use GRPO"
         )
         return Finding(values[-1], 0.0, message)
 

@@ -178,7 +178,7 @@ def _wrong_value(key: str, reason: str) -> str:
     if "No module named" in reason:
         key = key.removesuffix(".init_args")
     if value := re.search(r"Got value: (\S+)", reason):
-        reason += nearest(value[1], re.findall(r"'([\w-]+)'", reason))
+        reason += nearest(value[1], re.findall(r"'([\w-]+)'", reason[: value.start()]))
     return f"{key}: {reason}" if key else reason
 
 
