@@ -4,6 +4,7 @@ Legend: B rows, T tokens, V vocabulary, L layers, H query heads, E width of one 
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,10 @@ class Trunk(nn.Module):
 
     Post-norm networks have no final norm, because the last block already ends in one.
     """
+
+    if TYPE_CHECKING:
+        # nn.Module's makes every name an attribute: without this no wrong one would be found.
+        __getattr__: None  # type: ignore[assignment,misc]
 
     def __init__(self, config: GPTConfig) -> None:
         """Build the layers."""
@@ -163,6 +168,10 @@ class GPT(nn.Module):
     A new network is initialised with seed 0; ``initialise`` does it again with another. Set
     ``model.reference_attention`` to use ``attend_reference`` instead of the fused kernels.
     """
+
+    if TYPE_CHECKING:
+        # nn.Module's makes every name an attribute: without this no wrong one would be found.
+        __getattr__: None  # type: ignore[assignment,misc]
 
     def __init__(self, config: GPTConfig) -> None:
         """Build the network of ``config`` on torch's default device."""
@@ -299,6 +308,10 @@ class ScalarGPT(nn.Module):
 
     A new network has the trunk of a new GPT, and a head of seed 0.
     """
+
+    if TYPE_CHECKING:
+        # nn.Module's makes every name an attribute: without this no wrong one would be found.
+        __getattr__: None  # type: ignore[assignment,misc]
 
     def __init__(self, config: GPTConfig) -> None:
         """Build the network of ``config`` on torch's default device; ``tied_embeddings`` has no effect."""
