@@ -12,7 +12,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "align"
 MAY_IMPORT: dict[str, set[str]] = {
     "batches": set(),
-    "progress": set(),
     "objectives": set(),
     "tokenizer": set(),
     "sandbox": set(),
@@ -29,9 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "export": {"tokenizer", "model", "adapters", "io", "generation"},
     "pipeline": {"io", "training"},
 }
-EVERYBODY_MAY = {"batches", "progress"}
-# Imports nothing of align itself, so that every room can write its files whole.
-ATOMIC = "align.io.atomic"
+EVERYBODY_MAY = {"batches"}
+# These import nothing of align, so every room may write files atomically and show progress.
+EVERYBODYS = {"align.io.atomic", "align.io.progress"}
 FREE = {"cli", "__main__", "__init__"}
 NEVER = {"transformers", "tokenizers", "tiktoken", "trl"}
 # Reads what was exported as its users will, which only their library can.
@@ -59,13 +58,57 @@ def test_arrows(path: Path):
     imports = _imports(path)
     allowed = EXCEPT.get(path.relative_to(ROOT).as_posix(), set())
     assert not {name.split(".")[0] for name in imports} & (NEVER - allowed), "only tests compare with these"
-    rooms = {name.split(".")[1] for name in imports - {ATOMIC} if name.startswith("align.")}
-    if path == ROOT / "io/atomic.py":
+    rooms = {name.split(".")[1] for name in imports - EVERYBODYS if name.startswith("align.")}
+    if ".".join(path.relative_to(ROOT.parent).with_suffix("").parts) in EVERYBODYS:
         assert not rooms
     if room not in FREE:
         assert rooms - {room} - EVERYBODY_MAY <= MAY_IMPORT[room]
     if room != "__main__":
         assert room in FREE or "cli" not in rooms
+
+
+def test_only_rooms_and_what_data_makes_are_at_the_top():
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "batches.py"}
+
+
+def _cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty if there are none."""
+    done: set[str] = set()
+
+    def visit(module: str, trail: list[str]) -> list[str]:
+        if module in trail:
+            return trail[trail.index(module) :]
+        if module not in done:
+            for other in sorted(graph[module]):
+                if found := visit(other, [*trail, module]):
+                    return found
+            done.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := visit(module, []))), [])
+
+
+def test_no_modules_import_each_other():
+    """In functions too; imports for type checkers aside."""
+    graph: dict[str, set[str]] = {}
+    for path in ROOT.rglob("*.py"):
+        module = ".".join(path.relative_to(ROOT.parent).with_suffix("").parts)
+        tree = ast.parse(path.read_text())
+        typing = {
+            id(node)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING"
+            for node in ast.walk(block)
+        }
+        graph[module] = {
+            node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module and id(node) not in typing
+        }
+    for module, imported in graph.items():
+        graph[module] = {name for name in imported if name in graph and name != module}
+    assert _cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert _cycle(graph) == []
 
 
 @pytest.mark.parametrize(

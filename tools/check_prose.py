@@ -96,7 +96,7 @@ CLEAN = (
     "recipes/instructions/pipeline.yaml",
     "recipes/tiny/pipeline.yaml",
     "align/pipeline",
-    "align/progress.py",
+    "align/io/progress.py",
     "align/tokenizer",
     "examples",
     "recipes/shakespeare",

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from align.batches import PairBatch
 from align.generation.generate import evaluating
 from align.io.atomic import replacing_file
+from align.io.progress import progress_bar
 from align.model.gpt import GPT
-from align.progress import progress_bar
 from align.training.float64 import wide
 from align.training.preemption import leave_validation
 

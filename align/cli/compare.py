@@ -12,7 +12,7 @@ from align.cli.model_path import named_models
 from align.cli.prompts import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.io.atomic import replacing_file
-from align.progress import progress_bar
+from align.io.progress import progress_bar
 
 if TYPE_CHECKING:
     from align.compare.comparison import Task

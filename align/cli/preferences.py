@@ -14,7 +14,7 @@ from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
 from align.io.log import Log
-from align.progress import progress_bar
+from align.io.progress import progress_bar
 from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
 from align.tokenizer.prompts import Prompt, as_messages, encode_prompt
 

@@ -9,7 +9,7 @@ import jsonargparse
 import numpy as np
 
 from align.cli.parsing import dispatch, make_parser, parse
-from align.progress import progress_bar
+from align.io.progress import progress_bar
 from align.tokenizer.bpe_training import sample_texts, train_tokenizer
 from align.tokenizer.text_files import read_text, read_texts
 from align.tokenizer.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ from align.data.collate import BatchDataset
 from align.data.corpus import Corpus, CorpusWriter, corpus_key
 from align.data.readers import BadRecords, OnBadRecord, Source, find_sources
 from align.data.sampler import BatchLoader, BatchOrder, ResumableLoader
-from align.progress import Advance, progress_bar
+from align.io.progress import Advance, progress_bar
 from align.tokenizer import Tokenizer
 
 _SPLITS = {

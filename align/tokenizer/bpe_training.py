@@ -65,7 +65,7 @@ def train_tokenizer(
         pattern: split pattern: ``gpt2``, ``gpt4``, or a regular expression.
         sample_bytes: train on a random sample of about this many UTF-8 bytes; None: on everything.
         processes: processes that count words.
-        progress: displays the progress, such as ``align.progress.progress_bar``; None: nothing does.
+        progress: displays the progress, such as ``align.io.progress.progress_bar``; None: nothing does.
 
     Raises:
         ValueError: a setting is invalid, or all texts are empty.

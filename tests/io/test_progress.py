@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from align.progress import progress_bar
+from align.io.progress import progress_bar
 
 
 def test_nothing_is_shown_without_a_terminal(capsys):
