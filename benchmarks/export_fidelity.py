@@ -26,7 +26,7 @@ from typing import Any, cast
 import torch
 
 from align.cli.export import read_texts
-from align.cli.prompts import read_prompts
+from align.cli.prompt_file import read_prompts
 from align.export.export_settings import ExportSettings
 from align.export.source import open_source
 from align.export.verify import Prompt, Reading, judged, prompt_ids, responses, verify

@@ -18,7 +18,7 @@ import numpy as np
 
 from align.rewards.functions import load_reward
 from align.sandbox import words
-from align.sandbox.prompts import write_prompt
+from align.sandbox.phrasings import write_prompt
 from align.sandbox.stories import tell
 from align.sandbox.world import Draft, Ingredients, pick_other, sample_ingredients
 

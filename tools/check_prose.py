@@ -70,7 +70,7 @@ CLEAN = (
     "align/model/response_states.py",
     "align/objectives/advantages.py",
     "align/cli/run.py",
-    "align/cli/prompts.py",
+    "align/cli/prompt_file.py",
     "align/cli/sandbox.py",
     "align/cli/settings.py",
     "align/generation/responses.py",

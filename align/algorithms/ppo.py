@@ -43,8 +43,8 @@ from align.objectives import (
     ppo_value_loss,
     token_logprobs,
 )
-from align.rewards.base import Reward
 from align.rewards.functions import load_reward
+from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
 from align.training.float64 import wide
 from align.training.lightning_internals import skip_batches

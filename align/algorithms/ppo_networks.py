@@ -16,7 +16,7 @@ from align.io.adapter_directory import Base
 from align.io.directory import load_scalar
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states
-from align.rewards.base import Reward
+from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
 
 

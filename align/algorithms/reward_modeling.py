@@ -17,8 +17,8 @@ from align.batches import PairBatch
 from align.model.gpt import ScalarGPT
 from align.model.packing import share_responses
 from align.objectives import bradley_terry_loss
-from align.rewards.base import Reward as Judge
 from align.rewards.functions import load_reward
+from align.rewards.reward import Reward as Judge
 from align.training.float64 import WideMetric, wide
 from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig

@@ -14,7 +14,7 @@ from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.objectives import Total
-from align.rewards.base import Reward
+from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
 from align.training.float64 import wide
 from align.training.sharding import gathered

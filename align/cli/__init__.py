@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import NamedTuple
 
 from align.cli.errors import UsageError, one_line
-from align.pipeline.errors import RecipeError
+from align.pipeline.recipe_error import RecipeError
 
 
 class Verb(NamedTuple):
@@ -110,7 +110,7 @@ def _guarded(name: str, rest: list[str], *, debug: bool) -> int:
 
 def _verb(name: str) -> Callable[[list[str]], int | None]:
     if name not in VERBS:
-        from align.pipeline.errors import nearest
+        from align.pipeline.recipe_error import nearest
 
         raise UsageError(f"no verb {name!r}{nearest(name, VERBS)}; `align --help` lists them")
     module, function = VERBS[name].home.split(":")

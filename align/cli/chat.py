@@ -16,7 +16,7 @@ from align.cli.errors import one_line
 from align.cli.model_path import named_models
 from align.cli.settings import parse_settings, setting
 from align.generation.sampling_config import SamplingConfig
-from align.pipeline.errors import nearest
+from align.pipeline.recipe_error import nearest
 
 if TYPE_CHECKING:
     from align.cli.conversation import Conversation, Reply

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import named_models
-from align.cli.prompts import read_prompts
+from align.cli.prompt_file import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.io.atomic import replacing_file
 from align.io.progress import progress_bar
@@ -103,7 +103,7 @@ def _task(options: CompareSettings) -> "Task":
     from align.compare.candidates import Candidate, Run
     from align.compare.comparison import Task
     from align.compare.metrics import DEFAULT_METRICS, load_metric
-    from align.compare.responses import ResponseConfig
+    from align.compare.respond import ResponseConfig
 
     models = named_models(options.models, several=True)
     candidates = [Candidate(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]

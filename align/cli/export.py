@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.cli.errors import UsageError
-from align.cli.prompts import read_prompts
+from align.cli.prompt_file import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.export.export_settings import Dtype, ExportSettings, Format, Quantization, parse_size
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align.cli.device import DeviceSettings, network_device
 from align.cli.model_path import model_directory
-from align.cli.prompts import read_prompts
+from align.cli.prompt_file import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.tokenizer.prompts import Prompt, answers_chats, as_text, encode_prompt

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from align.cli.errors import UsageError
-from align.pipeline.errors import nearest
+from align.pipeline.recipe_error import nearest
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
 _OTHER_KINDS = ("Not a valid subclass of", "Subclass types expect", "a class path (str)", "a dict with") + (

@@ -8,7 +8,7 @@ import jsonargparse
 
 from align.cli.errors import UsageError
 from align.cli.keys import explain
-from align.pipeline.errors import nearest
+from align.pipeline.recipe_error import nearest
 
 
 def make_parser(verb: str, description: str) -> jsonargparse.ArgumentParser:

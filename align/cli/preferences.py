@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli.device import DeviceSettings, network_device
-from align.cli.prompts import read_prompts
+from align.cli.prompt_file import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from align.model.gpt import GPT
-    from align.rewards.base import Reward
+    from align.rewards.reward import Reward
     from align.tokenizer import Tokenizer
 
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from align.compare.judges import Judge as Judge
     from align.compare.markdown import to_markdown as to_markdown
     from align.compare.metrics import Metric as Metric
-    from align.compare.responses import Response as Response
-    from align.compare.responses import ResponseConfig as ResponseConfig
+    from align.compare.respond import Response as Response
+    from align.compare.respond import ResponseConfig as ResponseConfig
 else:
 
     def __getattr__(name: str) -> Any:

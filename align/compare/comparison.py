@@ -22,7 +22,7 @@ from align.compare.candidates import Candidate, Point, check_candidates, costs, 
 from align.compare.endpoint import Endpoint, compare_pairs
 from align.compare.judges import Judge, score
 from align.compare.metrics import DEFAULT_METRICS, Metric, measured
-from align.compare.responses import Advance, Response, ResponseConfig, Sampler
+from align.compare.respond import Advance, Response, ResponseConfig, Sampler
 from align.compare.statistics import Estimate, higher, interval, length_controlled_wins, share_interval, wins
 from align.tokenizer.prompts import Prompt
 

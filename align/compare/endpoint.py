@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from align.compare.responses import Advance, Response
+from align.compare.respond import Advance, Response
 from align.io.log import Log, key_of
-from align.rewards.base import shown
+from align.rewards.reward import shown
 from align.tokenizer.prompts import Prompt, as_text
 
 KEY = "ALIGN_JUDGE_KEY"

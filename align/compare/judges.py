@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from align.compare.responses import Response
+from align.compare.respond import Response
 from align.io.log import Log, key_of
 from align.io.manifest import weights_fingerprint
-from align.rewards.base import FunctionReward, Reward
 from align.rewards.functions import SandboxGold, load_reward
+from align.rewards.reward import FunctionReward, Reward
 from align.rewards.reward_model import RewardModel
 from align.tokenizer.prompts import Prompt
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from align.compare.responses import Response
+from align.compare.respond import Response
 from align.rewards.functions import search_working_directory
 from align.tokenizer.prompts import Prompt
 

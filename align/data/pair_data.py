@@ -12,7 +12,7 @@ from align.data.corpus import CorpusWriter, corpus_key
 from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.fields import Chat
 from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
-from align.data.formats.prompts import PROMPT_FORMATS, PromptFormat
+from align.data.formats.prompt_records import PROMPT_FORMATS, PromptFormat
 from align.data.readers import BadRecords, Source
 from align.data.sampler import BatchLoader
 from align.data.tokenize import EncodedPair, TruncationReport, encode_chat, encode_pair, encode_records

@@ -6,9 +6,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from align.data.formats.base import RecordFormat, detect
 from align.data.formats.fields import Chat
 from align.data.formats.pairs import Pair
+from align.data.formats.record_format import RecordFormat, detect
 from align.data.readers import BadRecords, Source
 from align.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ import torch
 from align.io.adapter_directory import StoredAdapter, base_of, read_adapter
 from align.io.directory import is_scalar, load_network, load_scalar
 from align.io.families import family_of
-from align.io.families.base import FileTensor
+from align.io.families.family import FileTensor
 from align.io.location import read_fields
 from align.io.manifest import ADAPTER_WEIGHTS
 from align.io.weight_files import StoredTensor, read_tensor

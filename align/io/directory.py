@@ -16,7 +16,7 @@ from torch import nn
 from align.adapters.merging import MergedState, has_lora
 from align.io.atomic import replacing_directory
 from align.io.families import ONE_LABEL, config_from, family_in, family_of
-from align.io.families.base import ConfigJson, Family, FileTensor
+from align.io.families.family import ConfigJson, Family, FileTensor
 from align.io.location import locate, read_config, read_fields
 from align.io.manifest import weights_fingerprint
 from align.io.weight_files import INDEX, WEIGHTS, StoredTensor, read_tensor, stored_weights, write_tensors

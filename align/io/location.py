@@ -6,7 +6,7 @@ from pathlib import Path
 
 from align.io.atomic import recover
 from align.io.families import config_from
-from align.io.families.base import ConfigJson
+from align.io.families.family import ConfigJson
 from align.model.config import GPTConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")

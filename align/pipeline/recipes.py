@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import align
-from align.pipeline.errors import RecipeError, nearest
+from align.pipeline.recipe_error import RecipeError, nearest
 
 _PIPELINE = "pipeline.yaml"
 _CONFIG = ("--config", "-c")

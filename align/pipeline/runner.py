@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from align.pipeline.errors import RecipeError, nearest
+from align.pipeline.recipe_error import RecipeError, nearest
 from align.pipeline.stage_record import StageRecord, content_hash
 from align.pipeline.stages import Pipeline, Stage
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from align.pipeline.errors import RecipeError, nearest
+from align.pipeline.recipe_error import RecipeError, nearest
 from align.pipeline.recipes import shipped_root
 from align.pipeline.stage_record import content_hash
 

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
-from align.rewards.base import FunctionReward, Reward, RewardFunction
 from align.rewards.functions import SandboxGold, load_reward
+from align.rewards.reward import FunctionReward, Reward, RewardFunction
 from align.tokenizer.prompts import Prompt
 
 if TYPE_CHECKING:

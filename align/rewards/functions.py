@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.rewards.base import FunctionReward, Reward
+from align.rewards.reward import FunctionReward, Reward
 from align.tokenizer.prompts import Prompt, as_text
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from align.io.families import family_in
 from align.io.location import locate, read_fields
 from align.io.manifest import is_adapter, read_manifest
 from align.model.gpt import ScalarGPT
-from align.rewards.base import Reward, check_counts, checked_scores
+from align.rewards.reward import Reward, check_counts, checked_scores
 from align.tokenizer import Tokenizer
 from align.tokenizer.prompts import Prompt
 

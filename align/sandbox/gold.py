@@ -4,7 +4,7 @@ import re
 from typing import NamedTuple
 
 from align.sandbox import words
-from align.sandbox.prompts import read_prompt
+from align.sandbox.phrasings import read_prompt
 from align.sandbox.stories import Checked, check
 from align.sandbox.world import Ingredients
 

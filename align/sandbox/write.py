@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 from align.sandbox.gold import gold_reward
-from align.sandbox.prompts import write_prompt, write_quiz, write_title
+from align.sandbox.phrasings import write_prompt, write_quiz, write_title
 from align.sandbox.stories import tell
 from align.sandbox.world import FRIEND_RATE, RULE_RATE, Draft, Ingredients, Split, misunderstand, sample_ingredients
 

@@ -11,7 +11,7 @@ from naming import error_line, names
 
 from align.cli import main
 from align.compare.candidates import Run
-from align.compare.responses import logprobs
+from align.compare.respond import logprobs
 from align.io.directory import load_network
 from align.sandbox import gold_reward
 from align.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ from naming import error_line, naming
 from align.cli import main
 from align.cli.device import network_device
 from align.cli.errors import UsageError
-from align.compare import responses
+from align.compare import respond
 from align.generation.decoder import Decoder
 from align.io.directory import save_network
 from align.io.manifest import write_manifest
@@ -109,7 +109,7 @@ def work(device):
 def _spy(patch):
     """Kinds of the devices where networks sample or measure, and where reward models score, from now on."""
     used = {"networks": set(), "rewards": set()}
-    make, measure, score = Decoder.__init__, responses.logprobs, RewardModel.score_ids
+    make, measure, score = Decoder.__init__, respond.logprobs, RewardModel.score_ids
 
     def making(decoder, network, *rest, **settings):
         used["networks"].add(network.output_weight.device.type)
@@ -124,7 +124,7 @@ def _spy(patch):
         return score(reward, ids, lengths)
 
     patch.setattr(Decoder, "__init__", making)
-    patch.setattr(responses, "logprobs", measuring)
+    patch.setattr(respond, "logprobs", measuring)
     patch.setattr(RewardModel, "score_ids", scoring)
     # Parameters of the stand-in for a device are of a type of its own, which seem to compute something else.
     patch.setattr("align.generation.generate.can_pack", lambda network: True)

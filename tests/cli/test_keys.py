@@ -9,7 +9,7 @@ from naming import names, naming
 from align.cli.errors import UsageError, one_line
 from align.cli.keys import explain, keep_nulls
 from align.cli.lightning import make_cli
-from align.pipeline.errors import nearest
+from align.pipeline.recipe_error import nearest
 
 _ECHO = """Parser key "model":
   Does not validate against any of the Union subtypes

@@ -11,7 +11,7 @@ import pytest
 from naming import naming
 
 from align.compare.endpoint import Endpoint, compare_pairs
-from align.compare.responses import Response
+from align.compare.respond import Response
 
 Reply = Callable[[str, str], str]
 

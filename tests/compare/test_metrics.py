@@ -18,7 +18,7 @@ from align.compare.metrics import (
     load_metric,
     measured,
 )
-from align.compare.responses import Response
+from align.compare.respond import Response
 
 
 def table(*rows: list[str]) -> list[list[Response]]:

@@ -5,8 +5,8 @@ import json
 import pytest
 from naming import names, naming
 
-from align.data.formats.base import detect
 from align.data.formats.chats import CHAT_FORMATS, Alpaca
+from align.data.formats.record_format import detect
 from align.data.text_data import ChatData, TextData
 
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}

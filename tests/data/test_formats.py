@@ -8,8 +8,9 @@ import pytest
 from jsonargparse import ArgumentParser
 from naming import naming
 
-from align.data.formats import chats, pairs, prompts
-from align.data.formats.base import detect
+from align.data.formats import chats, pairs
+from align.data.formats import prompt_records as prompts
+from align.data.formats.record_format import detect
 from align.data.formats.texts import Text
 from align.data.pair_data import PreferenceData, PromptData
 from align.data.text_data import ChatData, TextData
@@ -116,7 +117,7 @@ def test_identity(tmp_path, monkeypatch):
         (ChatData, "{class_path: ShareGPT, init_args: {role: who}}", chats.ShareGPT(role="who")),
         (PreferenceData, "Alpaca", pairs.Alpaca()),
         (PromptData, "Alpaca", prompts.Alpaca()),
-        (PromptData, "align.data.formats.prompts.HH", prompts.HH()),
+        (PromptData, "align.data.formats.prompt_records.HH", prompts.HH()),
         (ChatData, "null", None),
     ],
 )

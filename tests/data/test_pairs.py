@@ -4,9 +4,9 @@ import pytest
 from naming import names, naming
 
 from align.data.formats import pairs
-from align.data.formats.base import detect
 from align.data.formats.pairs import PAIR_FORMATS, Pair
-from align.data.formats.prompts import PROMPT_FORMATS
+from align.data.formats.prompt_records import PROMPT_FORMATS
+from align.data.formats.record_format import detect
 from align.data.pair_data import PreferenceData, PromptData
 
 USER, ANSWER, WORSE = ({"role": role, "content": text} for role, text in

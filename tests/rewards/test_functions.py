@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from align.rewards.base import FunctionReward, Reward
 from align.rewards.functions import SandboxGold, load_reward
+from align.rewards.reward import FunctionReward, Reward
 from align.sandbox import gold_reward
 
 PROMPT = (

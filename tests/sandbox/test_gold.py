@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from align.sandbox import GoldReward, gold_reward
 from align.sandbox.gold import WEIGHTS
-from align.sandbox.prompts import read_prompt, write_prompt, write_title
+from align.sandbox.phrasings import read_prompt, write_prompt, write_title
 from align.sandbox.stories import check, tell
 from align.sandbox.world import Draft, misunderstand, sample_ingredients
 

@@ -5,7 +5,7 @@ import re
 from collections import Counter
 
 from align.sandbox import words
-from align.sandbox.prompts import EXCLUSIONS, LENGTHS, ORDERS, PROMPTS, TITLE_CLAUSES, TITLES
+from align.sandbox.phrasings import EXCLUSIONS, LENGTHS, ORDERS, PROMPTS, TITLE_CLAUSES, TITLES
 from align.sandbox.stories import CLOSINGS, MIDDLES, OPENINGS, check, tell
 from align.sandbox.world import Draft, sample_ingredients, split_of
 

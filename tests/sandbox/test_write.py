@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from align.sandbox import SandboxConfig, gold_reward, words, write_sandbox
-from align.sandbox.prompts import read_prompt
+from align.sandbox.phrasings import read_prompt
 
 SMALL = SandboxConfig(
     **{field.name: 60 for field in fields(SandboxConfig) if isinstance(field.default, int)},  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from align.data.formats.chats import ChatFormat
 from align.data.formats.fields import Chat, Fields, as_chat, as_text, required, text, text_or_chat
 from align.data.formats.pairs import Pair, PairFormat
-from align.data.formats.prompts import PromptFormat
+from align.data.formats.prompt_records import PromptFormat
 from align.data.formats.texts import TextFormat
 
 __all__ = [

@@ -3,8 +3,8 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from align.data.formats.base import RecordFormat
 from align.data.formats.fields import ROLES, Chat, Fields, as_chat, instruction, required, text, text_or_chat
+from align.data.formats.record_format import RecordFormat
 
 
 class ChatFormat(RecordFormat[Chat]):

@@ -4,9 +4,9 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from align.data.formats.base import RecordFormat, check_prompt
 from align.data.formats.fields import Chat, Fields, instruction, required, text, text_or_chat
 from align.data.formats.hh import is_dialogue, read_dialogue
+from align.data.formats.record_format import RecordFormat, check_prompt
 
 
 class Pair(NamedTuple):

@@ -3,8 +3,8 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from align.data.formats.base import RecordFormat
 from align.data.formats.fields import Fields, text
+from align.data.formats.record_format import RecordFormat
 
 
 class TextFormat(RecordFormat[str]):

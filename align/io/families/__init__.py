@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from align.io.families.base import ConfigJson, Family, FileTensor
+from align.io.families.family import ConfigJson, Family, FileTensor
 from align.io.families.gpt2 import GPT2
 from align.io.families.llama import Llama
 from align.io.families.own import Own

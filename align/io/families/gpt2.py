@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from align.io.families.base import ConfigJson, Family, FileTensor, rename
+from align.io.families.family import ConfigJson, Family, FileTensor, rename
 from align.model.config import GPTConfig
 
 _LAYER = r"model\.layers\.(\d+)\."

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from align.io.families.base import ConfigJson, RotaryFamily
+from align.io.families.family import ConfigJson, RotaryFamily
 from align.model.config import GPTConfig
 
 

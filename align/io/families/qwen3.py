@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from align.io.families.base import ConfigJson, RotaryFamily, refuse_sliding_window
+from align.io.families.family import ConfigJson, RotaryFamily, refuse_sliding_window
 from align.model.config import GPTConfig
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from align.compare.candidates import Run
-from align.compare.responses import ResponseConfig, Sampler
+from align.compare.respond import ResponseConfig, Sampler
 from align.generation.generate import generate
 from align.io.directory import save_network
 from align.io.manifest import write_manifest

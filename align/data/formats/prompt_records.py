@@ -3,10 +3,10 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from align.data.formats.base import RecordFormat, check_prompt
 from align.data.formats.fields import Chat, Fields, as_chat, instruction, required, text_or_chat
 from align.data.formats.hh import is_dialogue, read_dialogue
 from align.data.formats.pairs import HH as HHPairs
+from align.data.formats.record_format import RecordFormat, check_prompt
 
 
 class PromptFormat(RecordFormat[Chat]):
