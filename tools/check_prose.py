@@ -82,7 +82,7 @@ CLEAN = (
     "align/objectives/masked.py",
     "align/objectives/policy.py",
     "align/objectives/preference.py",
-    "align/objectives/reward.py",
+    "align/objectives/bradley_terry.py",
     "docs/tokenizer.md",
     "align/batches.py",
     "align/cli/tokenizer.py",

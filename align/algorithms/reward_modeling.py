@@ -1,7 +1,7 @@
 """Reward modelling: a scalar head on a fine-tuned GPT learns which of two responses is preferred.
 
 To follow a pair to its loss, read ``align/batches.py: PairBatch``, ``Reward.training_step`` here, then
-``align/objectives/reward.py``.
+``align/objectives/bradley_terry.py``.
 
 Legend: B pairs of a batch, T tokens of a row.
 """

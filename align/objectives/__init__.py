@@ -14,6 +14,7 @@ from align.objectives.advantages import (
     ScoredResponses,
     gae,
 )
+from align.objectives.bradley_terry import bradley_terry_loss
 from align.objectives.cross_entropy import NextTokenLoss, linear_cross_entropy, next_token_loss, row_nll
 from align.objectives.kl import (
     DEFAULT_KL_ESTIMATORS,
@@ -30,7 +31,6 @@ from align.objectives.logprobs import response_logprobs, sequence_logprobs, toke
 from align.objectives.masked import Total, explained_variance, masked_whiten, one_process
 from align.objectives.policy import PolicyLoss, ppo_policy_loss, ppo_value_loss
 from align.objectives.preference import PairLogprobs, PairLosses, PreferenceLoss
-from align.objectives.reward import bradley_terry_loss
 
 __all__ = [
     "AdaptiveKL",
