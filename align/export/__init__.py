@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-_MODULES = {
+_HOMES = {
     "Check": "write_export",
     "ExportSettings": "export_settings",
     "Source": "source",
@@ -13,7 +13,7 @@ _MODULES = {
     "open_source": "source",
 }
 
-__all__ = sorted(_MODULES)
+__all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
     from align.export.export_settings import ExportSettings as ExportSettings
@@ -27,6 +27,6 @@ else:
 
     def __getattr__(name: str) -> Any:
         """Import a public name on first use."""
-        if name not in _MODULES:
+        if name not in _HOMES:
             raise AttributeError(f"module 'align.export' has no attribute {name!r}")
-        return getattr(import_module(f"align.export.{_MODULES[name]}"), name)
+        return getattr(import_module(f"align.export.{_HOMES[name]}"), name)
