@@ -69,8 +69,7 @@ class Measure:
         self.judge = None if self.source.scalar else load_reward(args.judge)
         if not self.source.scalar:
             network, tokenizer = cast(GPT, self.source.network), self.source.tokenizer
-            greedy = responses(network, tokenizer, self.ids, args.max_new_tokens, temperature=0.0)
-            self.texts = [tokenizer.decode(answer) for answer in greedy]
+            self.texts = responses(network, tokenizer, self.ids, args.max_new_tokens, temperature=0.0).texts
 
     def export(self, options: dict[str, Any]) -> dict[str, Any]:
         """The row of one format."""

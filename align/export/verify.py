@@ -18,7 +18,7 @@ import torch
 
 from align.export.export_settings import ExportSettings
 from align.export.source import Source
-from align.generation.responses import sample_responses
+from align.generation.responses import Responses, sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT, ScalarGPT
@@ -189,7 +189,7 @@ def _verify_language(
     greedy = responses(network, tokenizer, ids, max_new_tokens, temperature=0.0)  # 1
     sampled = responses(network, tokenizer, ids, max_new_tokens, temperature=1.0)
     largest, nll_source, nll_export, count = 0.0, 0.0, 0.0, 0
-    for prompt, response in zip(ids, sampled, strict=True):  # 3
+    for prompt, response in zip(ids, sampled.ids, strict=True):  # 3
         ours = torch.log_softmax(_logits(network, prompt + response, len(prompt)), -1)
         theirs = reading.logprobs(prompt + response, len(prompt))
         chosen = torch.arange(len(response)), torch.tensor(response)
@@ -197,8 +197,6 @@ def _verify_language(
         nll_source -= ours[chosen].sum().item()
         nll_export -= theirs[chosen].sum().item()
         count += len(response)
-    # Only an untrained network samples embedding rows beyond the tokenizer's ids; they are no text.
-    texts = [tokenizer.decode(i for i in response if i < tokenizer.vocab_size) for response in greedy]
     context = network.config.context
     exported = [reading.respond(prompt, min(max_new_tokens, context - len(prompt))) for prompt in ids]  # 4
     return Verification(
@@ -208,8 +206,8 @@ def _verify_language(
         max_difference=largest,
         perplexity_source=math.exp(nll_source / count),
         perplexity_export=math.exp(nll_export / count) if math.isfinite(nll_export) else math.inf,
-        same_text=sum(ours == theirs for ours, theirs in zip(texts, exported, strict=True)),
-        **(judged(judge, prompts, texts, exported) if judge else {}),
+        same_text=sum(ours == theirs for ours, theirs in zip(greedy.texts, exported, strict=True)),
+        **(judged(judge, prompts, greedy.texts, exported) if judge else {}),
     )
 
 
@@ -226,11 +224,11 @@ def judged(judge: Judge, prompts: Sequence[Prompt], ours: list[str], theirs: lis
 
 def responses(
     network: GPT, tokenizer: Tokenizer, ids: list[list[int]], max_new_tokens: int, *, temperature: float
-) -> list[list[int]]:
+) -> Responses:
     """One response to each row of ``ids``."""
     sampling = SamplingConfig(temperature=temperature, max_new_tokens=max_new_tokens)
     seeds = [response_seed(0, row) for row in range(len(ids))]
-    return sample_responses(network, tokenizer, ids, sampling, seeds=seeds).ids
+    return sample_responses(network, tokenizer, ids, sampling, seeds=seeds)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ class Responses(NamedTuple):
 
     Attributes:
         ids: B lists of token ids, a stop token included.
-        texts: B decoded responses, special tokens left out.
+        texts: B decoded responses, without special tokens and without ids that the tokenizer lacks.
         finished: B flags: True where a stop token ended the response, False where the length limit did.
         samples: the same as padded tensors, with the log-probability of every token.
     """
@@ -72,4 +72,6 @@ def sample_responses(
     )
     lengths = samples.mask.sum(1).tolist()
     ids = [row[:length] for row, length in zip(samples.ids.tolist(), lengths, strict=True)]
-    return Responses(ids, [tokenizer.decode(row) for row in ids], samples.finished.tolist(), samples)
+    # An untrained network may sample embedding rows beyond the tokenizer's ids, which have no text.
+    texts = [tokenizer.decode(token for token in row if token < tokenizer.vocab_size) for row in ids]
+    return Responses(ids, texts, samples.finished.tolist(), samples)

@@ -19,6 +19,7 @@ class Words:
 
     stop_ids = (4,)
     pad_id = 0
+    vocab_size = 5
 
     def decode(self, ids):
         return "".join("abcde"[i] for i in ids)

@@ -75,7 +75,7 @@ def changed(path, **fields):
         ({"use_qalora": True}, ["adapter_config.json", "use_qalora", True]),
         ({"r": 0}, ["adapter_config.json", "r", 0]),
         ({"base_model_name_or_path": None}, ["base_model_name_or_path", "''", "--base"]),
-        ({"base_model_name_or_path": "/no/such/place"}, ["/no/such/place", "--base"]),
+        ({"base_model_name_or_path": "/no/such/place"}, ["base_model_name_or_path", "/no/such/place"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

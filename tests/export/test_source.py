@@ -154,7 +154,7 @@ def test_a_directory_that_is_not_ours(run, tmp_path):
 def test_settings_that_belong_to_another_source(run):
     with pytest.raises(ValueError, match=naming("--best")):
         open_source(str(run / "model"), best="val/loss")
-    with pytest.raises(ValueError, match=naming("--base", "adapter")):
+    with pytest.raises(ValueError, match=naming("--base", "adapter_config.json")):
         open_source(str(run), base="x")
 
 
