@@ -143,7 +143,9 @@ def test_public_names_are_the_objects_of_their_homes(package: str):
             assert getattr(import_module(found.__module__), found.__name__) is found, name
 
 
-@pytest.mark.parametrize("package", ["align", "align.compare", "align.data", "align.export"])
+@pytest.mark.parametrize(
+    "package", ["align", "align.compare", "align.data", "align.export", "align.model", "align.training"]
+)
 def test_type_checkers_see_the_names_that_are_imported_on_first_use(package: str):
     module = import_module(package)
     (block,) = (node for node in ast.parse(Path(module.__file__).read_text()).body if isinstance(node, ast.If))

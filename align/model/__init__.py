@@ -6,12 +6,7 @@ Public names are imported on first use, so that a configuration can be read with
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from align.model.config import GPTConfig, RopeScaling
-    from align.model.gpt import GPT, ScalarGPT
-    from align.model.kv_cache import KVCache
-
-_MODULES = {
+_HOMES = {
     "GPT": "gpt",
     "GPTConfig": "config",
     "KVCache": "kv_cache",
@@ -21,9 +16,14 @@ _MODULES = {
 
 __all__ = ["GPT", "GPTConfig", "KVCache", "RopeScaling", "ScalarGPT"]
 
+if TYPE_CHECKING:
+    from align.model.config import GPTConfig, RopeScaling
+    from align.model.gpt import GPT, ScalarGPT
+    from align.model.kv_cache import KVCache
+else:
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'align.model' has no attribute {name!r}")
-    return getattr(import_module(f"align.model.{_MODULES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first use."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'align.model' has no attribute {name!r}")
+        return getattr(import_module(f"align.model.{_HOMES[name]}"), name)

@@ -6,15 +6,7 @@ Public names are imported on first use, because Lightning takes seconds to impor
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from align.training.checkpointing import Checkpoints
-    from align.training.memory import MemoryConfig
-    from align.training.optimization import OptimizerConfig, ScheduleConfig
-    from align.training.qlora import FourBit
-    from align.training.strategy import ModelParallel
-    from align.training.weight_average import WeightAverage
-
-_MODULES = {
+_HOMES = {
     "Checkpoints": "checkpointing",
     "FourBit": "qlora",
     "MemoryConfig": "memory",
@@ -34,9 +26,17 @@ __all__ = [
     "WeightAverage",
 ]
 
+if TYPE_CHECKING:
+    from align.training.checkpointing import Checkpoints
+    from align.training.memory import MemoryConfig
+    from align.training.optimization import OptimizerConfig, ScheduleConfig
+    from align.training.qlora import FourBit
+    from align.training.strategy import ModelParallel
+    from align.training.weight_average import WeightAverage
+else:
 
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'align.training' has no attribute {name!r}")
-    return getattr(import_module(f"align.training.{_MODULES[name]}"), name)
+    def __getattr__(name: str) -> Any:
+        """Import a public name on first use."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'align.training' has no attribute {name!r}")
+        return getattr(import_module(f"align.training.{_HOMES[name]}"), name)
