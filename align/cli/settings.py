@@ -132,8 +132,8 @@ def _add_field(
     if field.metadata.get("metavar"):
         form["metavar"] = field.metadata["metavar"]
     required = field.default is dataclasses.MISSING
-    if typing.get_origin(annotation) is tuple:
-        form |= {"action": "append"} if field.metadata.get("repeatable") else {"nargs": "+", "type": str}
+    if element := _element(annotation):
+        form |= {"action": "append"} if field.metadata.get("repeatable") else {"nargs": "+", "type": element}
     elif annotation is bool:
         form["action"] = "store_true"
     else:
@@ -146,6 +146,13 @@ def _add_field(
         # argparse appends to a copy of the default.
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         parser.add_argument(f"--{_name(field)}", default=default, **form)
+
+
+def _element(annotation: Any) -> Any:
+    """The type of the elements of ``tuple[type, ...]``, optional or not; None for other annotations."""
+    alternatives = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    tuples = [kind for kind in alternatives if typing.get_origin(kind) is tuple]
+    return typing.get_args(tuples[0])[0] if tuples else None
 
 
 def _plain(annotation: Any) -> Any:

@@ -2,13 +2,14 @@
 
 import json as jsonlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jsonargparse
 import numpy as np
 
-from align.cli.parsing import dispatch, make_parser, parse
+from align.cli.parsing import dispatch
+from align.cli.settings import parse_settings, setting
 from align.io.progress import progress_bar
 from align.tokenizer.bpe_training import sample_texts, train_tokenizer
 from align.tokenizer.text_files import read_text, read_texts
@@ -16,8 +17,6 @@ from align.tokenizer.tokenizer import Tokenizer
 
 _REPORT_BYTES = 4_000_000
 """UTF-8 bytes of the sample that a new tokenizer is measured on"""
-
-_SOURCE = "model directory, tokenizer.json or Hub id"
 
 
 class LongToken(NamedTuple):
@@ -84,48 +83,61 @@ def report(tokenizer: Tokenizer, texts: Iterable[str], *, longest: int = 10, pro
     )
 
 
-def train(
-    inputs: list[str],
-    out: str,
-    *,
-    vocab_size: int = 8192,
-    pattern: str = "gpt4",
-    sample_bytes: int | None = None,
-    processes: int = 1,
-    field: str = "text",
-    json: bool = False,
-) -> None:
+@dataclass(frozen=True)
+class TrainSettings:
     """Train a byte-level BPE tokenizer on files and print how it encodes a sample of them.
 
+    Raises:
+        ValueError: there are no files.
+    """
+
+    inputs: tuple[str, ...] = setting(positional=True)
+    """Files: .jsonl (one record per line), .json (a list of records), anything else plain UTF-8 text"""
+    out: str = setting()
+    """Directory for tokenizer.json and tokenizer_config.json"""
+    vocab_size: int = 8192
+    """Number of ids, including the 256 bytes and the 7 special tokens"""
+    pattern: str = "gpt4"
+    """Split pattern: gpt2, gpt4, or a regular expression"""
+    sample_bytes: int | None = None
+    """Train on a random sample of about this many UTF-8 bytes; null: on everything"""
+    processes: int = 1
+    """Processes that count words"""
+    field: str = "text"
+    """Field of a record's text; of a record without it the contents of its messages are read"""
+    json: bool = False
+    """Print one JSON object"""
+
+    def __post_init__(self) -> None:
+        """Reject an empty list of files."""
+        if not self.inputs:
+            raise ValueError("inputs is empty; name at least one file to train on")
+
+
+def train(settings: TrainSettings) -> None:
+    """Train a tokenizer, write it and print how it encodes.
+
     Args:
-        inputs: files: .jsonl (one record per line), .json (a list of records), anything else plain UTF-8 text.
-        out: directory for tokenizer.json and tokenizer_config.json.
-        vocab_size: number of ids, including the 256 bytes and the 7 special tokens.
-        pattern: split pattern: gpt2, gpt4, or a regular expression.
-        sample_bytes: train on a random sample of about this many UTF-8 bytes; None: on everything.
-        processes: processes that count words.
-        field: field of a record's text; of a record without it the contents of ``messages`` are read.
-        json: print one JSON object.
+        settings: of the command.
 
     Raises:
         FileNotFoundError: a file does not exist.
         ValueError: a file is empty or not text, a record has no text, or a setting is invalid.
     """
-    if not inputs:
-        raise ValueError("inputs is empty; name at least one file to train on")
+    inputs, out, field, sample = settings.inputs, settings.out, settings.field, settings.sample_bytes
     tokenizer = train_tokenizer(
         read_texts(inputs, field=field),
-        vocab_size=vocab_size,
-        pattern=pattern,
-        sample_bytes=sample_bytes,
-        processes=processes,
+        vocab_size=settings.vocab_size,
+        pattern=settings.pattern,
+        sample_bytes=sample,
+        processes=settings.processes,
         progress=progress_bar,
     )
     tokenizer.save(Path(out))
     found = report(
-        tokenizer, sample_texts(read_texts(inputs, field=field), min(sample_bytes or _REPORT_BYTES, _REPORT_BYTES))
+        tokenizer, sample_texts(read_texts(inputs, field=field), min(sample or _REPORT_BYTES, _REPORT_BYTES))
     )
-    if json:
+    if settings.json:
         longest = [token._asdict() for token in found.longest]
         print(jsonlib.dumps({"out": out, "fingerprint": tokenizer.fingerprint, **found._asdict(), "longest": longest}))
         return
@@ -136,45 +148,66 @@ def train(
         print(f"  {token.text!r} ({token.bytes}, {token.uses})")
 
 
-def encode(tokenizer: str, *, text: str | None = None, file: str | None = None, json: bool = False) -> None:
-    """Print the ids of a text, in which names of special tokens are ordinary text.
+@dataclass(frozen=True)
+class EncodeSettings:
+    """Print the ids of a text, in which names of special tokens are ordinary text."""
+
+    tokenizer: str = setting(positional=True)
+    """Model directory, tokenizer.json, or Hub id (owner/name)"""
+    text: str | None = None
+    """The text"""
+    file: str | None = None
+    """A UTF-8 text file, instead of --text"""
+    json: bool = False
+    """Print a JSON list instead of ids separated by spaces"""
+
+
+def encode(settings: EncodeSettings) -> None:
+    """Print the ids of a text.
 
     Args:
-        tokenizer: model directory, tokenizer.json, or Hub id (owner/name).
-        text: the text.
-        file: a UTF-8 text file, instead of ``text``.
-        json: print a JSON list instead of ids separated by spaces.
+        settings: of the command.
 
     Raises:
         FileNotFoundError: the tokenizer or the file does not exist.
         ValueError: the file is empty or not text, or not exactly one of text and file is given.
     """
-    ids = Tokenizer.load(tokenizer).encode(_one_of(text, file, "text"))
-    print(jsonlib.dumps(ids) if json else " ".join(map(str, ids)))
+    ids = Tokenizer.load(settings.tokenizer).encode(_one_of(settings.text, settings.file, "text"))
+    print(jsonlib.dumps(ids) if settings.json else " ".join(map(str, ids)))
 
 
-def decode(
-    tokenizer: str, *, ids: list[int] | None = None, file: str | None = None, skip_special: bool = False
-) -> None:
+@dataclass(frozen=True)
+class DecodeSettings:
+    """Print the text of ids."""
+
+    tokenizer: str = setting(positional=True)
+    """Model directory, tokenizer.json, or Hub id (owner/name)"""
+    ids: tuple[int, ...] | None = None
+    """The ids"""
+    file: str | None = None
+    """A file of ids, instead of --ids: a JSON list, or ids separated by whitespace"""
+    skip_special: bool = False
+    """Leave special tokens out instead of printing their names"""
+
+
+def decode(settings: DecodeSettings) -> None:
     """Print the text of ids.
 
     Args:
-        tokenizer: model directory, tokenizer.json, or Hub id (owner/name).
-        ids: the ids.
-        file: a file of ids, instead of ``ids``: a JSON list, or ids separated by whitespace.
-        skip_special: leave special tokens out instead of printing their names.
+        settings: of the command.
 
     Raises:
         FileNotFoundError: the tokenizer or the file does not exist.
         ValueError: an id is not one of the tokenizer's, or not exactly one of ids and file is given.
     """
+    ids, file = settings.ids, settings.file
     if ids is None or file is not None:
         written = _one_of(None if ids is None else " ".join(map(str, ids)), file, "ids")
         words = written.replace("[", " ").replace("]", " ").replace(",", " ").split()
         if wrong := [word for word in words if not word.isdecimal()]:
             raise ValueError(f"{file}: {wrong[0]!r} is not an id")
-        ids = list(map(int, words))
-    print(Tokenizer.load(tokenizer).decode(ids, skip_special=skip_special))
+        ids = tuple(map(int, words))
+    print(Tokenizer.load(settings.tokenizer).decode(ids, skip_special=settings.skip_special))
 
 
 def _one_of(given: str | None, file: str | None, name: str) -> str:
@@ -202,37 +235,12 @@ def main(args: list[str]) -> int:
 
 
 def _train(args: list[str]) -> None:
-    parser = make_parser("tokenizer train", "Train a byte-level BPE tokenizer and print how it encodes a sample.")
-    parser.add_argument(
-        "inputs", nargs="+", help=".jsonl (one record per line), .json (a list of records), else plain UTF-8 text"
-    )
-    parser.add_argument("--out", required=True, help="directory for tokenizer.json and tokenizer_config.json")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="ids, including 256 bytes and 7 special tokens")
-    parser.add_argument("--pattern", default="gpt4", help="split pattern: gpt2, gpt4 or a regular expression")
-    parser.add_argument("--sample_bytes", type=int, help="train on a random sample of about this size (default: all)")
-    parser.add_argument("--processes", type=int, default=1, help="processes that count words")
-    parser.add_argument("--field", default="text", help="field of a record's text")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    train(**_settings(parse(parser, args)))
+    train(parse_settings(TrainSettings, "tokenizer train", args))
 
 
 def _encode(args: list[str]) -> None:
-    parser = make_parser("tokenizer encode", "Print the ids of a text.")
-    parser.add_argument("tokenizer", help=_SOURCE)
-    parser.add_argument("--text", help="the text")
-    parser.add_argument("--file", help="a UTF-8 text file, instead of --text")
-    parser.add_argument("--json", action="store_true", help="print a JSON list of ids")
-    encode(**_settings(parse(parser, args)))
+    encode(parse_settings(EncodeSettings, "tokenizer encode", args))
 
 
 def _decode(args: list[str]) -> None:
-    parser = make_parser("tokenizer decode", "Print the text of ids.")
-    parser.add_argument("tokenizer", help=_SOURCE)
-    parser.add_argument("--ids", type=int, nargs="+", help="the ids")
-    parser.add_argument("--file", help="a file of ids, as a JSON list or separated by whitespace, instead of --ids")
-    parser.add_argument("--skip_special", action="store_true", help="leave special tokens out")
-    decode(**_settings(parse(parser, args)))
-
-
-def _settings(options: jsonargparse.Namespace) -> dict[str, Any]:
-    return {name: value for name, value in vars(options).items() if name != "config"}
+    decode(parse_settings(DecodeSettings, "tokenizer decode", args))

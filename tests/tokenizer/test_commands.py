@@ -6,9 +6,22 @@ import sys
 
 import pytest
 
-from align.cli.tokenizer import decode, encode, report, train
+from align.cli import tokenizer as commands
+from align.cli.tokenizer import DecodeSettings, EncodeSettings, TrainSettings, report
 from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.text_files import read_texts
+
+
+def train(*values, **settings):
+    commands.train(TrainSettings(*values, **settings))
+
+
+def encode(*values, **settings):
+    commands.encode(EncodeSettings(*values, **settings))
+
+
+def decode(*values, **settings):
+    commands.decode(DecodeSettings(*values, **settings))
 
 
 @pytest.fixture
