@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from align.cli.conversation import Conversation, Reply
 
 _HELP = """\
-/reset          forget the chat so far; answers begin again from the seed
+/reset          forget the chat so far and restart from the seed
 /system TEXT    set the system message; without TEXT: have none
-/seed N         set the seed, from which every answer draws its own
+/seed N         set the seed, from which each response derives its own
 /save FILE      write the chat to a new JSONL file, one line a model, which `align fit` reads as training data
 /help           this
 /quit           leave, as Ctrl-D does
-Ctrl-C stops an answer. A message that begins with a slash: put a space before it."""
+Ctrl-C stops a response. To send a message that begins with a slash, put a space before it."""
 
-_TICK = 0.05  # seconds between two looks at an answer
+_TICK = 0.05  # seconds between two updates of a response
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def _typed() -> bool:
 
 
 class _Chat:
-    """Reads lines, obeys commands, shows answers."""
+    """Reads lines, executes commands, shows responses."""
 
     def __init__(self, conversations: "Sequence[Conversation]", *, typed: bool) -> None:
         self.conversations, self.typed = conversations, typed
@@ -105,7 +105,7 @@ class _Chat:
                 if line.startswith("/"):
                     self._obey(name[1:], rest.strip())
                 elif line.strip():
-                    self._answer(line.strip())
+                    self._respond(line.strip())
             except (ValueError, OSError) as error:
                 self._say(f"error: {one_line(error)}")
 
@@ -126,9 +126,9 @@ class _Chat:
     def _say(self, text: str) -> None:
         print(text, flush=True)
 
-    # -- answers -------------------------------------------------------------------------------------------------------
+    # -- responses -------------------------------------------------------------------------------------------------------
 
-    def _answer(self, text: str) -> None:
+    def _respond(self, text: str) -> None:
         replies: list[tuple[Conversation, Reply]] = []
         for conversation in self.conversations:
             try:
@@ -152,7 +152,7 @@ class _Chat:
                 conversation.finish(reply)
 
     def _show(self, head: str, reply: "Reply") -> None:
-        """Print an answer as it comes."""
+        """Print a response while it is sampled."""
         sys.stdout.write(head)
         shown = 0
         while True:
@@ -215,7 +215,7 @@ class _Chat:
 
 
 def _show_columns(replies: "Sequence[tuple[Conversation, Reply]]") -> None:
-    """Show several answers side by side as they come."""
+    """Show several responses side by side while they are sampled."""
     from rich.live import Live
     from rich.table import Table
     from rich.text import Text

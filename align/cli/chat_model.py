@@ -1,4 +1,4 @@
-"""Loading a model that answers chats."""
+"""Loads a chat model."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The servers that `align serve` starts: llama.cpp's or vLLM's, each in a process of its own."""
+"""The servers that `align serve` starts: llama.cpp's or vLLM's, each in its own process."""
 
 import json
 import os
@@ -28,28 +28,28 @@ class ServeSettings:
     """How a model is served."""
 
     host: str = "127.0.0.1"
-    """address to listen on; 0.0.0.0: every one of this machine"""
+    """Address to listen on; 0.0.0.0: all addresses of this machine"""
     port: int = 8000
-    """port to listen on; 0: any that is free"""
+    """Port to listen on; 0: any free port"""
     api_key: str | None = None
-    """key that clients must send (default: the environment variable ALIGN_API_KEY, or none)"""
+    """API key that clients must send; null: that of the environment variable ALIGN_API_KEY, if set"""
     name: str | None = None
-    """the model's name in requests (default: its folder's or file's)"""
+    """Name of the model in requests; null: that of its folder or file"""
     engine: Literal["auto", "llama", "vllm"] = "auto"
-    """llama: llama.cpp, on the CPU; vllm: vLLM, which must be installed; auto: vllm where it is and torch sees a GPU"""
+    """llama: llama.cpp, on the CPU; vllm: vLLM, if installed; auto: vllm if it is installed and torch sees a GPU"""
     quantize: GgufQuantization = "none"
-    """llama: precision of the weights; none: as stored"""
+    """For llama: precision of the weights; none: as stored"""
     context: int | None = None
-    """longest prompt and response together, tokens (default: the model's context, at most 4096)"""
+    """Longest prompt and response together, tokens; null: the model's context, at most 4096"""
     slots: int = 8
-    """requests decoded at once, the others wait; each takes the memory of ``context`` tokens"""
+    """Requests decoded at once, while others wait; each takes the memory of ``context`` tokens"""
     threads: int | None = None
-    """CPU threads (default: OMP_NUM_THREADS, or one for each CPU that this process may use)"""
+    """CPU threads; null: OMP_NUM_THREADS, or one for each CPU that this process may use"""
     cache_dir: Path = Path("~/.cache/align/gguf")
-    """llama: folder of converted models"""
+    """For llama: folder of converted models"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers and an empty key."""
+        """Reject invalid numbers and an empty key."""
         for name in ("context", "slots", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -61,7 +61,7 @@ class ServeSettings:
 
     @property
     def key(self) -> str | None:
-        """What clients must send; None: nothing."""
+        """The key that clients must send; None if they need none."""
         return os.environ.get("ALIGN_API_KEY") if self.api_key is None else self.api_key
 
     @property
@@ -88,13 +88,13 @@ class Address:
 
     @property
     def url(self) -> str:
-        """Without a path. A server on every address of a machine is reached at the loopback, too."""
+        """The URL without a path. A server on all addresses is also reached at the loopback."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 def free_address(host: str, port: int) -> Address:
-    """An address that can be listened on; port 0 becomes one that is free.
+    """Check that an address can be listened on; port 0 becomes a free port.
 
     Raises:
         OSError: it is not of this machine, or the port is taken; in one line.
@@ -110,11 +110,11 @@ def free_address(host: str, port: int) -> Address:
 
 
 class Engine(ABC):
-    """What computes responses and speaks HTTP: a program, and how it is told the settings."""
+    """A program that computes responses and speaks HTTP, and the command line that starts it."""
 
     name: ClassVar[str]
     key_variable: ClassVar[str]
-    """Environment variable of the key: every user of a machine can read command lines"""
+    """Environment variable of the key, since every user of a machine can read command lines"""
 
     @abstractmethod
     def suits(self, model: Path) -> bool:
@@ -137,7 +137,7 @@ class Engine(ABC):
 
 
 class LlamaCpp(Engine):
-    """llama.cpp's server, for GGUF files and what can be converted to them."""
+    """llama.cpp's server, for GGUF files and models that can be converted to GGUF."""
 
     name = "llama.cpp"
     key_variable = "LLAMA_API_KEY"
@@ -171,13 +171,13 @@ class LlamaCpp(Engine):
 
 
 class VLLM(Engine):
-    """vLLM's OpenAI server, for model directories."""
+    """vLLM's OpenAI-compatible server, for model directories."""
 
     name = "vLLM"
     key_variable = "VLLM_API_KEY"
 
     def suits(self, model: Path) -> bool:
-        """See ``Engine``: a directory, where vLLM is installed and torch sees a GPU."""
+        """See ``Engine``: for a directory, if vLLM is installed and torch sees a GPU."""
         if model.suffix == GGUF or find_spec("vllm") is None:
             return False
         import torch
@@ -208,21 +208,21 @@ class VLLM(Engine):
 
 
 ENGINES: dict[str, Engine] = {"vllm": VLLM(), "llama": LlamaCpp()}
-"""By their names in settings, first choice first"""
+"""By name, in the order in which ``auto`` prefers them"""
 
 
 def choose_engine(model: Path, settings: ServeSettings) -> Engine:
-    """The engine that the settings name; for `auto` the first that suits the model."""
+    """The engine that the settings name; for `auto` the first that can serve the model."""
     if settings.engine in ENGINES:
         return ENGINES[settings.engine]
     return next(engine for engine in ENGINES.values() if engine.suits(model))
 
 
 class Server:
-    """An engine's server in a process of its own, whose log goes to stderr."""
+    """An engine's server in its own process, which logs to stderr."""
 
     def __init__(self, engine: Engine, model: Path, name: str, address: Address, settings: ServeSettings) -> None:
-        """Start it, and return once it answers.
+        """Start the server, and return once it responds.
 
         Args:
             engine: whose server.
@@ -250,16 +250,16 @@ class Server:
             raise
 
     def wait(self) -> None:
-        """Until it ends by itself.
+        """Wait until the server exits.
 
         Raises:
-            ChildProcessError: always; a server ends only when it is told to or fails.
+            ChildProcessError: always; a server exits only when stopped or after a failure.
         """
         code = self._process.wait()
         raise ChildProcessError(f"{self._engine.name} ended with exit code {code}; its log above says why")
 
     def stop(self) -> None:
-        """End it; it may finish for half a minute. Harmless where it has ended."""
+        """Stop the server, which has half a minute to finish. Does nothing if it has exited."""
         self._process.terminate()
         try:
             self._process.wait(30)
@@ -275,7 +275,7 @@ class Server:
             with suppress(OSError), urlopen(url, timeout=5):  # noqa: S310
                 return
             time.sleep(0.1)
-        raise ChildProcessError(f"{self._engine.name} did not answer within {_SECONDS_TO_START} s")
+        raise ChildProcessError(f"{self._engine.name} did not respond within {_SECONDS_TO_START} s")
 
 
 def gguf_context(file: Path) -> int:
@@ -293,7 +293,7 @@ def gguf_context(file: Path) -> int:
 
 
 def context_of(own: int, settings: ServeSettings) -> int:
-    """Tokens of a request: those of the settings, or else of the model.
+    """Maximum tokens of a request: from the settings, or else the model's context.
 
     Args:
         own: the model's context, tokens.

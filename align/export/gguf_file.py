@@ -21,7 +21,7 @@ from align.model.config import GPTConfig, RopeScaling
 
 FILE = "model.gguf"
 VERSION = 1
-"""Raised whenever the same source gives other bytes, so that cached files are written anew"""
+"""Increased whenever the same source gives different bytes, so that cached files are rewritten"""
 _BLOCK = 32
 """Weights per scale, in all quantized types"""
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

@@ -42,7 +42,7 @@ def export(
     checked: Check | None = None,
     data_cards: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Write an export, whole or not at all.
+    """Write an export atomically.
 
     1. Refuse what the format can't express.
     2. Write weights, configuration and tokenizer into a hidden sibling of ``out``.

@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, checked before use, and the newest whole one found."""
+"""Checkpoint files: written atomically, checked before use, and the newest whole one found."""
 
 import copy
 import os
