@@ -126,7 +126,7 @@ class _Chat:
     def _say(self, text: str) -> None:
         print(text, flush=True)
 
-    # -- responses -------------------------------------------------------------------------------------------------------
+    # Responses.
 
     def _respond(self, text: str) -> None:
         replies: list[tuple[Conversation, Reply]] = []
