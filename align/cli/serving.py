@@ -49,7 +49,7 @@ class ServeSettings:
     """llama: folder of converted models"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible numbers and an empty key."""
+        """Reject invalid numbers and an empty key."""
         for name in ("context", "slots", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
