@@ -31,6 +31,7 @@ CLEAN = (
     "docs/data.md",
     "CHANGELOG.md",
     "docs/cli.md",
+    "docs/code_map.md",
     "docs/extend",
     "docs/frontier.md",
     "docs/glossary.md",

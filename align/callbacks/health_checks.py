@@ -1,7 +1,8 @@
 """Health checks: which values among a run's logged metrics deserve a warning.
 
-Each check is a frozen dataclass with its own thresholds and one pure method, ``find``, from the readings so far to a
-finding. A reading is a newly logged value with its optimizer step; thresholds count readings unless they say steps.
+Each check is a frozen dataclass with its own thresholds and one pure method, ``find``, which turns the
+readings so far into a finding. A reading is a newly logged value with its optimizer step; thresholds count readings
+unless they say steps.
 """
 
 import bisect

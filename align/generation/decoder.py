@@ -235,8 +235,8 @@ class StaticDecoder(PackedDecoder):
     """A ``PackedDecoder`` whose step is one CUDA graph; on other devices it runs the same operations one by one.
 
     On a GPU, a small network's step is hundreds of kernels that take less time than their launch; a graph has one
-    launch. In exchange every step attends to all slots, finished rows stay, and whether all are finished is checked only
-    every few steps, because the check waits for the device.
+    launch. In exchange every step attends to all slots, finished rows stay, and whether all are finished is checked
+    only every few steps, because the check waits for the device.
     """
 
     shrinks = False
