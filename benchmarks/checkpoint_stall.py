@@ -1,9 +1,9 @@
-"""How long training stands still for a checkpoint: Lightning's plugin and ours, of float32 weights and two moments.
+"""How long a checkpoint blocks training: Lightning's plugin and ours, with float32 weights and two moments.
 
     python benchmarks/checkpoint_stall.py --millions 12 100 --out benchmarks/results/checkpoint_stall.json
 
-stall: until ``save_checkpoint`` returns and training goes on; done: until the file is written. Medians of interleaved
-rounds, on tensors of 4 MB.
+stall: until ``save_checkpoint`` returns and training continues; done: until the file is written. Medians of interleaved
+rounds, with tensors of 4 MB.
 """
 
 import argparse

@@ -24,7 +24,7 @@ def main() -> None:
         rows = list(csv.DictReader(file))
     steps, bits = series(rows, "val/bits_per_byte")
     _, losses = series(rows, "val/loss")
-    # Training loss has no bytes of its own: bytes per token of the validation text turn it into nats per byte.
+    # No bytes are counted in training: bytes per token of the validation text convert its loss into nats per byte.
     bytes_per_token = losses[-1] / (bits[-1] * math.log(2))
     train_steps, train = series(rows, "train/loss")
 

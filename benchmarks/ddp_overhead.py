@@ -1,6 +1,6 @@
-"""What data parallelism costs: tokens/s of two processes with a thread each against one process with two threads.
+"""The cost of data parallelism: tokens/s of two processes with one thread each, and of one process with two threads.
 
-Pretraining of a network of 11 million parameters on random tokens, 16 rows of 128 tokens an optimizer step in all,
+Pretraining of a network of 11 million parameters on random tokens, 16 rows of 128 tokens per optimizer step in total,
 under the Lightning Trainer with the ``ddp`` strategy on gloo; rounds are interleaved and medians reported.
 
     python benchmarks/ddp_overhead.py --out benchmarks/results/ddp_overhead.json
@@ -47,7 +47,7 @@ def train(steps: int, out: Path) -> None:
                 self.seconds = time.perf_counter() - self.begun
 
     class Data(pl.LightningDataModule):
-        """Random rows; each rank has its share of the batch."""
+        """Random rows; each rank has its part of the batch."""
 
         def train_dataloader(self) -> Any:
             rows = ROWS // self.trainer.world_size  # type: ignore[union-attr]
@@ -81,7 +81,7 @@ def train(steps: int, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="interleaved repetitions; medians are reported")
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps that are timed, after 3 that are not")
+    parser.add_argument("--steps", type=int, default=20, help="optimizer steps to time, after 3 warm-up steps")
     parser.add_argument("--out", type=Path, help="write every measurement to this JSON file")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

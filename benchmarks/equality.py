@@ -1,17 +1,17 @@
-"""Does every stage give on several processes what it gives on one?
+"""Does every stage give the same result on several processes as on one?
 
 Runs the stages of a recipe folder for a few steps on one process and, with the same global batches, on two gloo
-processes under each hardware overlay (four for fsdp2_tp), and compares the loss curve, the validation metrics and how
-far the weights moved:
+processes under each hardware overlay (four for fsdp2_tp), and compares the loss curve, the validation metrics and the
+final weights:
 
-    align run recipes/tiny                                       # the models and data that the stages start from
+    align run recipes/tiny                                       # writes the models and data that the stages start from
     python benchmarks/equality.py --run runs/tiny --out benchmarks/results/equality.json
 
 - ``loss``: largest relative difference of train/loss at any step;
 - ``metrics``: the same of every val/*, policy/* and rollout/* metric;
-- ``weights``: ``|w - w1| / |w1 - w0|``, Euclidean over all trained weights: the error in units of the whole update.
+- ``weights``: ``|w - w1| / |w1 - w0|``, Euclidean over all trained weights: the error relative to the whole update.
 
-With ``--lora`` adapters learn (``--lora dora=true``: settings of theirs), and ``weights`` are the merged ones:
+``--lora`` trains adapters (``--lora dora=true``: with these settings), and ``weights`` are the merged ones:
 
     python benchmarks/equality.py --run runs/tiny --lora --stages sft reward dpo ppo grpo
 """
@@ -78,7 +78,7 @@ def command(stage: str, strategy: str, options: argparse.Namespace, out: Path) -
 
 
 def child(options: argparse.Namespace) -> None:
-    """All stages under one strategy, in this process or these processes."""
+    """Run all stages under one strategy, on as many processes as were launched."""
     from align.cli import main
 
     for stage in options.stages:
@@ -87,7 +87,7 @@ def child(options: argparse.Namespace) -> None:
 
 
 def curve(run: Path) -> dict[tuple[str, int], float]:
-    """Every number of a run's metrics.csv that does not tell of time."""
+    """Every number in a run's metrics.csv, except times."""
     found = {}
     with (run / "metrics.csv").open() as file:
         for row in csv.DictReader(file):
@@ -98,7 +98,7 @@ def curve(run: Path) -> dict[tuple[str, int], float]:
 
 
 def compare(stage: str, strategy: str, options: argparse.Namespace, start: dict) -> dict[str, float]:
-    """The three differences of one run to that of one process."""
+    """The three differences between a run and the run on one process."""
     from safetensors.torch import load_file
 
     one, other = options.work / "single" / stage, options.work / strategy / stage
@@ -119,7 +119,7 @@ def compare(stage: str, strategy: str, options: argparse.Namespace, start: dict)
 
 
 def starts(stage: str, options: argparse.Namespace) -> dict:
-    """The weights that a stage begins with."""
+    """The weights that a stage starts from."""
     from safetensors.torch import load_file
 
     from align.io.location import read_config
@@ -142,8 +142,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps (not PPO: two iterations)")
     parser.add_argument("--precision", default="32-true", choices=("32-true", "64-true", "bf16-mixed"))
     parser.add_argument("--reference", default="on_the_fly", help="reference_logprobs of DPO")
-    parser.add_argument("--lora", nargs="*", metavar="NAME=VALUE", help="train adapters, of these settings")
-    parser.add_argument("--timeout", type=float, default=1200, help="seconds a strategy may take")
+    parser.add_argument("--lora", nargs="*", metavar="NAME=VALUE", help="train adapters with these settings")
+    parser.add_argument("--timeout", type=float, default=1200, help="time limit of a strategy, seconds")
     parser.add_argument("--out", type=Path, help="write the table to this JSON file")
     parser.add_argument("--work", type=Path, help="keep the runs here (default: a temporary folder)")
     parser.add_argument("--child", help=argparse.SUPPRESS)

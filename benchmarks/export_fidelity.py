@@ -1,11 +1,11 @@
-"""What exports lose: every format of a run's model against the model, read by the program each is for.
+"""What exports lose: compares each format of a run's model with the model, in the program that the format is for.
 
 python benchmarks/export_fidelity.py runs/tiny/dpo --reward runs/tiny/reward \
     --prompts runs/tiny/data/prompts_test.jsonl --out benchmarks/results/export_fidelity.json
 
 On the first 20 prompts: the largest difference of a log-probability (nats) and the change of perplexity over the
-source's answers at temperature 1, and how many greedy texts are the same. On all: the judge's mean score of the greedy
-answers, its share of the source's, and the win-rate against the source (ties half). GPTQ and AWQ want
+source's responses at temperature 1, and how many greedy responses are equal. On all: the judge's mean score of the
+greedy responses, its ratio to the source's, and the win-rate against the source (ties count half). GPTQ and AWQ need
 ``--quantizer_python`` and ``--calibration``; bitsandbytes is measured where it is installed; ``--reward`` adds a reward
 model's formats, compared by its scores of the first 20 prompts.
 """
@@ -55,11 +55,11 @@ FIRST = 20
 
 
 class Measure:
-    """Measures one export after the other against the same source.
+    """Compares exports with the same source, one after another.
 
     Args:
         run: of the source.
-        prompts: what is answered; the first 20 are compared in detail.
+        prompts: to respond to; the first 20 are compared in detail.
         args: the command line.
     """
 
@@ -107,7 +107,7 @@ class Measure:
                 yield row | self.compare(reading, f"bitsandbytes {version('bitsandbytes')}")
 
     def compare(self, reading: Reading, name: str) -> dict[str, Any]:
-        """The first prompts in detail, and what the judge says of all."""
+        """Compare the first prompts in detail, and the judge's scores on all."""
         new, context = self.args.max_new_tokens, self.source.network.config.context
         found = verify(self.source, reading, name, self.prompts[:FIRST], max_new_tokens=new, judge=self.judge)
         row = found.to_dict()
@@ -145,7 +145,7 @@ def all_rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what it was measured."""
+    """Machine and versions of the measurement."""
     names = ("torch", "transformers", "torchao", "gguf", "xllamacpp", "compressed-tensors", "bitsandbytes")
     versions = {}
     for name in names:
@@ -170,9 +170,9 @@ def main() -> None:
     parser.add_argument("run", help="run folder or model directory of a language model")
     parser.add_argument("--reward", help="run folder or model directory of a reward model")
     parser.add_argument("--prompts", required=True, help="JSONL file of {'prompt'}")
-    parser.add_argument("--judge", default="sandbox", help="scores greedy answers")
-    parser.add_argument("--limit", type=int, default=100, help="prompts that the judge sees")
-    parser.add_argument("--max_new_tokens", type=int, default=96, help="longest answer, tokens")
+    parser.add_argument("--judge", default="sandbox", help="scores greedy responses")
+    parser.add_argument("--limit", type=int, default=100, help="prompts for the judge")
+    parser.add_argument("--max_new_tokens", type=int, default=96, help="maximum length of a response, tokens")
     parser.add_argument("--quantizer_python", help="python with llm-compressor, for gptq and awq")
     parser.add_argument("--calibration", help="JSONL file for gptq and awq")
     parser.add_argument("--out", help="JSON file to write")

@@ -2,8 +2,8 @@
 
 python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
-Sections that no longer fit the time are left out or broken off, and say so. The file has every section as soon as it is
-over; the table comes last. --toy runs the same code on whatever there is, at a size that means nothing.
+Sections that don't fit in the time budget are skipped or stopped, and their rows say so. The file is updated after each
+section; the table comes last. --toy runs the same code on any device, at a size whose figures mean nothing.
 """
 
 import argparse
@@ -49,7 +49,7 @@ _LEARNING: dict[str, Any] = {"optimizer": OptimizerConfig(lr=1e-6), "schedule": 
 
 
 def trainer(callback: pl.Callback, **settings: Any) -> pl.Trainer:
-    """The Trainer as `align fit` makes it, without what writes."""
+    """The Trainer as `align fit` builds it, without anything that writes files."""
     silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     return pl.Trainer(
         accelerator="auto", devices=1, precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
@@ -59,7 +59,7 @@ def trainer(callback: pl.Callback, **settings: Any) -> pl.Trainer:
 
 
 def pretrain(size: str, rows: int, recompute: Recompute, *, toy: bool) -> Row:
-    """Tokens/s and MFU of Pretrain: compiled, or where that fails, not; half the rows, and again, where memory ends."""
+    """Tokens/s and MFU of Pretrain: compiled if that works; out of memory, it halves the rows and tries again."""
     compile, found = True, Row()
     while True:
         try:
@@ -75,12 +75,12 @@ def pretrain(size: str, rows: int, recompute: Recompute, *, toy: bool) -> Row:
                 compile, found = False, {"compile": f"failed: {reason(error)}; run without"}
             else:
                 raise
-        # Not above: the error holds on to the network.
+        # Not in the except block: the error keeps the network alive.
         empty()
 
 
 def trained(size: str, rows: int, recompute: Recompute, *, compile: bool, toy: bool) -> Row:
-    """Some steps of Pretrain under the Trainer: random weights and tokens, full rows."""
+    """A few steps of Pretrain under the Trainer, with random weights and full rows of random tokens."""
     config = parts.shape(size, toy=toy)
     warmup, timed = (1, 2) if toy else (3, 12)
     stage = Pretrain(
@@ -103,9 +103,9 @@ def trained(size: str, rows: int, recompute: Recompute, *, compile: bool, toy: b
 
 
 def dpo(compile: bool, *, toy: bool) -> Row:
-    """Pairs/s of DPO with the reference asked in every step, and the reference's share."""
+    """Pairs/s of DPO with the reference computed in every step, and the reference's share of the time."""
     config = parts.shape("124 M", toy=toy)
-    # Every batch has a shape of its own, and the first step of a shape takes longer: all of them are warmed up.
+    # Every batch has its own shape, and the first step of a shape is slower: warm up all of them.
     pairs, warmup, timed, more = (2, 2, 2, 1) if toy else (16, 8, 16, 4)
     memory = MemoryConfig(frozen_dtype="bfloat16" if torch.cuda.is_available() else "float32")
     stage = DPO(
@@ -127,7 +127,7 @@ def dpo(compile: bool, *, toy: bool) -> Row:
 
 
 def ppo(compile: bool, *, toy: bool) -> Row:
-    """Responses/s of PPO with a reward and a value model of the policy's size; rollout, scoring, reading, update."""
+    """Responses/s of PPO with reward and value models of the policy's size; sampling, scoring, log-probs, update."""
     config = parts.shape("124 M", toy=toy)
     episodes, new, length = (4, 4, 5) if toy else (128, 128, 64)
     phases = parts.Phases()
@@ -177,13 +177,13 @@ def measuring(phases: parts.Phases) -> Iterator[None]:
 def sample(peer: str, batch: int, *, toy: bool) -> Row:
     """New tokens/s of the 124 M shape in bfloat16 from prompts of 128 tokens, 128 new ones each, temperature 1.
 
-    Every call of "align, static" records its graph anew, as a call of ``generate`` does: tokens/s pay for it.
+    Every call of "align, static" captures its graph again, as ``generate`` does; tokens/s include that time.
     """
     config = parts.shape("124 M", toy=toy)
     length, new = (8, 6) if toy else (128, 128)
     ids = torch.randint(300, (batch, length), generator=torch.Generator().manual_seed(0))
     path = parts.save_model(GPT, config, Path(_SCRATCH.name, "policy"))
-    # The network that was saved had four bytes a weight: it would be the peak.
+    # The saved network had four bytes per weight and would determine the peak.
     parts.forget_peak()
     run = (_transformers if peer == "transformers" else _ours)(path, ids.to(parts.where()), new, peer)
     times = 1 if toy else 3
@@ -211,16 +211,16 @@ def _transformers(path: str, ids: torch.Tensor, new: int, peer: str) -> Callable
 
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16 if ids.is_cuda else torch.float32)
     model = model.to(ids.device).eval()
-    # Nothing ends a response early, as in ours.
+    # Nothing ends a response early, as in align.
     model.generation_config.eos_token_id = None
     ones = torch.ones_like(ids)
-    # From the whole vocabulary, as ours: left alone it draws from the 50 most likely.
+    # From the whole vocabulary, like align; the default is the 50 most likely tokens.
     whole = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
     return lambda: model.generate(ids, attention_mask=ones, max_new_tokens=new, pad_token_id=256, **whole)
 
 
 def sections(toy: bool) -> list[tuple[str, float, Callable[[], Row]]]:
-    """What is measured, in the order in which it counts: name, seconds it may take on an H100, and how."""
+    """What is measured, most important first: name, time limit on an H100 in seconds, and function."""
     found: list[tuple[str, float, Callable[[], Row]]] = []
     for size, rows, seconds in (("350 M", 16, 60), ("1.3 B", 8, 80), ("124 M", 32, 50)):
         found.append((f"pretrain {size}", seconds, partial(pretrain, size, 2 if toy else rows, "none", toy=toy)))
@@ -237,7 +237,7 @@ def sections(toy: bool) -> list[tuple[str, float, Callable[[], Row]]]:
 
 
 def measured(name: str, run: Callable[[], Row], budget: float) -> Row:
-    """A section's row; what fails, or isn't over within the budget, is a row too: it does not cost the rest."""
+    """A section's row; a failure or a timeout gives a row too, and the other sections still run."""
     begun = time.perf_counter()
     try:
         with gpu_budget.until(budget):
@@ -251,22 +251,22 @@ def measured(name: str, run: Callable[[], Row], budget: float) -> Row:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line."""
+    """The reason for a failure, in one line."""
     if gpu_budget.out_of_time(error):
         return "no time left"
     if out_of_memory(error):
         return "out of memory"
     first, *more = f"{type(error).__name__}: {error}".splitlines()
-    # The compiler says first whose error it hands on.
+    # The compiler first names the error that it passes on.
     line = f"{first} {more[0]}" if first.endswith(":") and more else first
     return line[:120]
 
 
 def empty() -> None:
-    """Let go of what an earlier section held."""
+    """Free the memory of earlier sections."""
     gc.collect()
     torch._dynamo.reset()
-    # Compiled code held on to more.
+    # Compiled code keeps more alive.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -303,8 +303,8 @@ def main() -> None:
         help="seconds, imports included; a section that may take longer than is left is left out, one that does is "
         "broken off",
     )
-    p.add_argument("--only", default="", help="sections whose names hold this")
-    p.add_argument("--toy", action="store_true", help="a size that means nothing, on any device")
+    p.add_argument("--only", default="", help="sections whose names contain this")
+    p.add_argument("--toy", action="store_true", help="a toy size, on any device; its figures mean nothing")
     p.add_argument("--out", type=Path, help="write the rows to this JSON file, after every section")
     args = p.parse_args()
     if not torch.cuda.is_available() and not args.toy:
@@ -329,7 +329,7 @@ def main() -> None:
 
 
 def write(path: Path, found: Row) -> None:
-    """What there is so far, whole or not at all: a kill costs the section it falls into."""
+    """Write the rows so far atomically: a kill loses only the current section."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing_file(path) as file:
         file.write(json.dumps(found, indent=1) + "\n")

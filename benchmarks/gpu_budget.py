@@ -1,6 +1,6 @@
-"""The seconds that benchmarks/gpu.py may take, counted from the process's start.
+"""The time limit of benchmarks/gpu.py, in seconds from the start of the process.
 
-Imports nothing that takes long, and its name sorts before what does, so that those imports count too.
+Imports nothing slow, and its name sorts before the modules that are slow to import, so that their time counts too.
 """
 
 import signal
@@ -15,20 +15,20 @@ _AGAIN = 2.0
 
 
 class OutOfTime(TimeoutError):
-    """The seconds of ``until`` are over."""
+    """The time limit of ``until`` has passed."""
 
 
 def spent() -> float:
-    """Seconds since the process began."""
+    """Seconds since the process started."""
     return time.perf_counter() - _BEGUN
 
 
 @contextmanager
 def until(seconds: float) -> Iterator[None]:
-    """Raise OutOfTime inside once the process has run for so many seconds.
+    """Raise OutOfTime inside the block once the process has run for this many seconds.
 
-    Between two steps of Python, in the main thread, where the system has such an alarm; elsewhere only at the start.
-    An alarm that was set before (a test's) is set again afterwards.
+    On systems with SIGALRM, between two bytecodes of the main thread; elsewhere only at the start of the block. An
+    earlier alarm (a test's) is restored afterwards.
     """
     left = seconds - spent()
     if left <= 0:
@@ -49,13 +49,13 @@ def until(seconds: float) -> Iterator[None]:
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
-        # Also where it rang just before it was stopped.
+        # Also if the alarm fired just before it was cancelled.
         signal.setitimer(signal.ITIMER_REAL, *earlier)
         signal.signal(signal.SIGALRM, handler)
 
 
 def out_of_time(error: BaseException | None) -> bool:
-    """Whether an error is OutOfTime, or what somebody made of it: torch's compiler raises its own instead."""
+    """Whether an error is OutOfTime or was caused by it: torch's compiler raises its own error instead."""
     while error is not None and not isinstance(error, OutOfTime):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py trains on: shapes, random rows as the data rooms would give them, and its clocks.
+"""Parts of benchmarks/gpu.py: shapes, random rows as the data modules would deliver them, and timers.
 
 Needs torch, Lightning and what align.model, align.algorithms and align.tokenizer import: no datasets, no jsonargparse.
 """
@@ -33,30 +33,30 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 1
 
 
 def shape(name: str, *, toy: bool) -> GPTConfig:
-    """A size's shape; every toy is the same."""
+    """The shape of a size; all sizes have the same toy shape."""
     if toy:
         return GPTConfig(vocab_size=300, context=64, **TOY)
     return GPTConfig(vocab_size=50304, context=1024, **SHAPES[name])
 
 
 def peak_flops(device: str) -> float | None:
-    """Of a device by its name; None where it is not known."""
+    """Peak FLOP/s of a device by its name; None if unknown."""
     return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
 def where() -> torch.device:
-    """The device that is measured."""
+    """The device to measure."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def fresh(kind: Callable[[GPTConfig], Result], config: GPTConfig) -> Result:
-    """A network of random weights, made on the device that is measured: a CPU draws 1.3 B of them for long."""
+    """A network with random weights, created on the device: drawing 1.3 B of them on a CPU takes long."""
     with where():
         return kind(config)
 
 
 def forget_peak() -> None:
-    """Peak memory counts from here."""
+    """Reset the peak memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 
@@ -69,7 +69,7 @@ def synchronise() -> None:
 
 @dataclass
 class Phases:
-    """Seconds spent in parts of a step; waiting for the device at both ends of each, so only where ``on``."""
+    """Seconds spent in parts of a step; measuring waits for the device at both ends of each, so only while ``on``."""
 
     on: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
@@ -92,21 +92,21 @@ class Phases:
 
 
 class Steps(pl.Callback):
-    """Seconds of the training batches behind the warm-up, and of those behind them in which phases are measured too.
+    """Seconds of the training batches after the warm-up, and then of batches in which phases are measured too.
 
     Args:
         warmup: batches that are not timed.
-        timed: batches that are.
+        timed: batches that are timed.
         phases: turned on for the rest.
     """
 
     def __init__(self, warmup: int, timed: int, phases: Phases | None = None) -> None:
-        """Nothing done yet."""
+        """Start with no batches."""
         self.warmup, self.timed, self.phases, self.done = warmup, timed, phases, 0
         self.seconds = self.phase_seconds = self._mark = 0.0
 
     def tick(self) -> None:
-        """A batch, or an iteration, is over."""
+        """Count a finished batch or iteration."""
         self.done += 1
         if self.done in (self.warmup, self.warmup + self.timed):
             synchronise()
@@ -123,12 +123,12 @@ class Steps(pl.Callback):
         self.tick()
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Let go of the optimizer: the Trainer would copy its gigabytes to the host first."""
+        """Drop the optimizer: the Trainer would first copy its gigabytes to the host."""
         trainer.strategy.optimizers = []
 
 
 class Iterations(Steps):
-    """The same by epochs of the Trainer, which are PPO's iterations."""
+    """The same for epochs of the Trainer, which are PPO's iterations."""
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Only epochs count."""
@@ -139,7 +139,7 @@ class Iterations(Steps):
 
 
 class Given(pl.LightningDataModule):
-    """Given batches, over and over."""
+    """Repeats given batches endlessly."""
 
     def __init__(self, batches: list[Any], count: int) -> None:
         """Keep them."""
@@ -163,7 +163,7 @@ def token_batches(config: GPTConfig, rows: int, count: int) -> list[TokenBatch]:
 
 
 def pair_batches(config: GPTConfig, pairs: int, count: int) -> list[PairBatch]:
-    """Pairs whose prompts and answers have any length between an eighth and a quarter of the context."""
+    """Pairs whose prompts and responses have random lengths between an eighth and a quarter of the context."""
     generator = torch.Generator().manual_seed(0)
     low, high = config.context // 8, config.context // 4
     found = []
@@ -172,7 +172,7 @@ def pair_batches(config: GPTConfig, pairs: int, count: int) -> list[PairBatch]:
         lengths = prompts.repeat(2) + torch.randint(low, high + 1, (2 * pairs,), generator=generator)
         ids = torch.randint(config.vocab_size, (2 * pairs, int(lengths.max())), generator=generator)
         column = torch.arange(ids.shape[1])
-        # Both answers of a pair go on from one prompt.
+        # Both responses of a pair share the prompt.
         ids[pairs:] = torch.where(column < prompts[:, None], ids[:pairs], ids[pairs:])
         real = column < lengths[:, None]
         mask = real & (column >= prompts.repeat(2)[:, None])
@@ -182,7 +182,7 @@ def pair_batches(config: GPTConfig, pairs: int, count: int) -> list[PairBatch]:
 
 
 class Prompts(pl.LightningDataModule):
-    """Random prompts of one length. The tokenizer ends no response, and what it would decode nobody reads."""
+    """Random prompts of one length. The tokenizer has no stop tokens, and its decoded texts are not read."""
 
     def __init__(self, config: GPTConfig, *, length: int, batch_size: int) -> None:
         """Draw them."""
@@ -194,13 +194,13 @@ class Prompts(pl.LightningDataModule):
         self.ids = torch.randint(263, config.vocab_size, (4 * batch_size, length), generator=generator)
 
     def train_dataloader(self) -> Any:
-        """What the stage makes of the prompts."""
+        """The stage's rollout loader over the prompts."""
         stage: Any = self.trainer.lightning_module
         return stage.rollout_loader(_PromptLoader(self.ids, self.batch_size))
 
 
 class _PromptLoader:
-    """Batches of prompts in order, with a place to go on from."""
+    """Batches of prompts in order, with the state methods of a resumable loader."""
 
     def __init__(self, ids: torch.Tensor, batch_size: int) -> None:
         self.ids, self.batch_size = ids, batch_size
@@ -215,7 +215,7 @@ class _PromptLoader:
             yield PromptBatch(ids, lengths, torch.arange(start, start + len(ids)), ("",) * len(ids))
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: no run goes on from this one."""
+        """Empty: this run is never resumed."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -225,9 +225,9 @@ class _PromptLoader:
 def save_model(
     kind: Callable[[GPTConfig], GPT | ScalarGPT], config: GPTConfig, folder: Path, tokenizer: Tokenizer | None = None
 ) -> str:
-    """A model directory of random weights, made once; without a tokenizer only its weights are of use."""
+    """A model directory with random weights, written once; the tokenizer is optional."""
     if not folder.exists():
-        # Half a directory is none.
+        # Renamed when complete, so that a partial directory is never used.
         part = Path(tempfile.mkdtemp(dir=folder.parent))
         save_network(fresh(kind, config), part, bos_id=257, eos_ids=[262], pad_id=256)
         if tokenizer is not None:

@@ -2,7 +2,7 @@
 
 python benchmarks/interval_coverage.py --out benchmarks/results/interval_coverage.json
 
-Beside ours for several seeds stands the plain hierarchical bootstrap (seeds and prompts drawn with replacement).
+With several seeds, ours is compared with the plain hierarchical bootstrap (seeds and prompts drawn with replacement).
 """
 
 import argparse
@@ -19,7 +19,7 @@ from scipy import stats
 
 from align.compare.statistics import interval, wins
 
-# seeds, prompts, answers to a prompt, standard deviation of a seed's luck (an answer's is 1)
+# seeds, prompts, responses to a prompt, standard deviation of a seed's effect (a response's is 1)
 CASES = [
     (1, 40, 1, 0.0),
     (1, 100, 4, 0.0),
@@ -37,7 +37,7 @@ EFFECT = 0.3
 def simulate(
     rng: np.random.Generator, seeds: int, prompts: int, n: int, of_seed: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of two models: prompts differ in difficulty and in whom they suit, seeds in luck, answers in all."""
+    """Scores of two models, with random effects of prompt, prompt x model, seed and response."""
     difficulty, suits = rng.normal(0, 0.3, prompts), rng.normal(0, 0.3, prompts)
     shape = (seeds, prompts, n)
     a = EFFECT + (difficulty + suits)[None, :, None] + rng.normal(0, of_seed, (seeds, 1, 1)) + rng.normal(size=shape)
@@ -58,7 +58,7 @@ def bootstrap(values: np.ndarray, rng: np.random.Generator) -> tuple[float, floa
 
 
 def coverage(method: Callable[..., tuple[float, float]], case: tuple[int, int, int, float], runs: int) -> list[float]:
-    """Share of intervals of the win-rate that hold the truth, and their mean width."""
+    """Share of the win-rate's intervals that contain the true value, and their mean width."""
     of_seed = case[3]
     truth = stats.norm.cdf(EFFECT / np.sqrt(0.09 + 2 * of_seed**2 + 2))
     rng, held, width = np.random.default_rng(0), 0, 0.0
@@ -72,7 +72,7 @@ def coverage(method: Callable[..., tuple[float, float]], case: tuple[int, int, i
 def main() -> None:
     """Simulate, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=1000, help="simulated comparisons a case (default: 1000)")
+    parser.add_argument("--runs", type=int, default=1000, help="simulated comparisons per case (default: 1000)")
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     args = parser.parse_args()
     started, rows = time.perf_counter(), []

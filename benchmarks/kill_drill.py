@@ -1,17 +1,17 @@
-"""SIGKILL at random moments of a tiny DPO run and a tiny PPO run: does every resume end as if nothing had happened?
+"""SIGKILL at random moments of a tiny DPO run and a tiny PPO run: does every resumed run end like an uninterrupted one?
 
     python benchmarks/kill_drill.py --drills 20 --out benchmarks/results/kill_drill.json
     python benchmarks/kill_drill.py --strategy fsdp2 --stages dpo --ranks 2 --drills 10
     python benchmarks/kill_drill.py --signal TERM --anywhere 0
 
-A moment is drawn evenly over what is left of a run when its first checkpoint is there; for a share of the drills
-(``--anywhere``) over the whole life of the run, from the parsing of the recipe to the writing of the model directory.
-With two ranks (over gloo) a drill signals both, the first or the second, in turns. A rank that is left has time to end
-by itself and is then killed; after SIGTERM that is every rank. What is taken up with ``--ckpt_path last`` has to end in
-the bits of the uninterrupted run: the model directory's weights, the weights and optimizer states of ``last.ckpt``, and
-the steps and columns of ``metrics.csv``.
+The time of the signal is drawn uniformly from the rest of the run after its first checkpoint; for a share of the drills
+(``--anywhere``) from the whole run, from parsing the recipe to writing the model directory. With two ranks (over gloo)
+a drill signals both, the first or the second, in turn. A rank that survives gets time to exit and is then killed; after
+SIGTERM that applies to every rank. The run resumed with ``--ckpt_path last`` must be bitwise identical to the
+uninterrupted one: the model directory's weights, the weights and optimizer states of ``last.ckpt``, and the steps and
+columns of ``metrics.csv``.
 
-Imports take longer than such a run: this process imports everything and forks each life, as torchrun would start it.
+Imports take longer than such a run, so this process imports everything and forks each run, with torchrun's environment.
 """
 
 import argparse
@@ -46,10 +46,10 @@ NETWORK = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 32, "context": 160}
 
 
 class Life:
-    """``align`` with a command line, once or on two ranks, in processes of its own."""
+    """An ``align`` command on one or two ranks, each in its own process."""
 
     def __init__(self, words: list[str], *, ranks: int, log: Path) -> None:
-        """Begin it."""
+        """Start the processes."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -58,7 +58,7 @@ class Life:
         self.pids = [fork(lambda rank=rank: _life(words, rank, ranks, port), log) for rank in range(ranks)]  # type: ignore[misc]
 
     def wait(self, seconds: float) -> bool:
-        """Let it go on for so long; whether all of its ranks ended."""
+        """Wait for this many seconds; returns whether all ranks ended."""
         deadline = time.monotonic() + seconds
         while True:
             for rank, pid in enumerate(self.pids):
@@ -71,7 +71,7 @@ class Life:
             time.sleep(0.002)
 
     def wait_for(self, file: Path) -> bool:
-        """Let it go on until a file is there; whether it came before all ranks ended."""
+        """Wait until a file exists; returns whether it appeared before all ranks ended."""
         while not file.exists():
             if self.wait(0):
                 return False
@@ -99,7 +99,7 @@ def _life(words: list[str], rank: int, ranks: int, port: int) -> int:
 
 
 def recipe(stage: str, world: Path) -> dict[str, Any]:
-    """A recipe with all that has a state: schedule, validation, the best model, steered KL, running statistics."""
+    """A recipe with everything that has state: schedule, validation, best model, adaptive KL, running statistics."""
     data = {"tokenizer": f"{world}/tokenizer", "context": 160, "cache_dir": f"{world}/cache"}
     model: dict[str, Any] = {"init_from": f"{world}/model", "schedule": {"kind": "cosine", "warmup_steps": 3}}
     if stage == "dpo":
@@ -132,7 +132,7 @@ def recipe(stage: str, world: Path) -> dict[str, Any]:
 
 
 def fork(work: Callable[[], int], log: Path) -> int:
-    """Do ``work`` in a child; its pid. What it prints goes to ``log``."""
+    """Run ``work`` in a child process and return its pid; its output goes to ``log``."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -152,14 +152,14 @@ def fork(work: Callable[[], int], log: Path) -> int:
 
 
 def command(stage: str, world: Path, run: Path, ranks: int, strategy: str) -> list[str]:
-    """Begins a run, or goes on with it."""
+    """The command that starts a run or resumes it."""
     words = ["fit", "--config", str(world / f"{stage}.yaml"), "--trainer.default_root_dir", str(run)]
     overlay = {"ddp": ["--trainer.strategy=ddp"], "fsdp2": ["--config", str(FSDP2), "--trainer.accelerator=cpu"]}
     return [*words, *(overlay[strategy] if ranks > 1 else []), f"--trainer.devices={ranks}", "--ckpt_path=last"]
 
 
 def make_world(world: Path) -> None:
-    """Data, tokenizer, an untrained model, recipes."""
+    """Write data, a tokenizer, an untrained model and the recipes."""
     import yaml
 
     from align.cli import main
@@ -184,7 +184,7 @@ def make_world(world: Path) -> None:
 
 
 def end_of(run: Path) -> dict[str, str]:
-    """What has to be the same: fingerprints of the weights, the last checkpoint's tensors, what was logged when."""
+    """What must be equal: hashes of the weights, tensors of the last checkpoint, and which values were logged when."""
     import torch
 
     from align.io.lightning_checkpoint import read_sharded
@@ -198,7 +198,7 @@ def end_of(run: Path) -> dict[str, str]:
         filled = [
             {name for name, value in row.items() if value} | {f"step {row['step']}"} for row in csv.DictReader(file)
         ]
-    # Readings of the clock come every so many batches of a process, and not of a run.
+    # Times are logged every few batches of a process, not of a run.
     rows = [sorted(name for name in names if not name.startswith("throughput/")) for names in filled]
     return {
         "model": hashlib.sha256((run / "model/model.safetensors").read_bytes()).hexdigest(),
@@ -217,16 +217,16 @@ def _tensors(value: Any, name: str) -> list[tuple[str, Any]]:
 
 
 def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) -> dict[str, Any]:
-    """Begin, send a signal, go on, compare.
+    """Start a run, send the signal, resume, compare.
 
     Args:
         kind: of run.
-        moment: seconds behind the first checkpoint, or behind the start.
-        anywhere: behind the start.
+        moment: seconds after the first checkpoint, or after the start.
+        anywhere: count from the start.
         victims: the ranks that get the signal.
 
     Returns:
-        dict: what was found; ``killed`` is False where the run was over before its moment came.
+        dict: the findings; ``killed`` is False if the run ended before the signal.
     """
     from align.training.checkpoint_files import find_whole, global_step
 
@@ -269,10 +269,10 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) ->
 
 
 class Kind:
-    """Drills of one stage on one number of ranks, against one uninterrupted run."""
+    """Drills of one stage on one number of ranks, compared with one uninterrupted run."""
 
     def __init__(self, stage: str, ranks: int, world: Path, args: argparse.Namespace) -> None:
-        """Make the uninterrupted run."""
+        """Run without interruption."""
         self.stage, self.ranks, self.world, self.args = stage, ranks, world, args
         self.name = f"{stage} {ranks}" + (f" {args.strategy}" if ranks > 1 else "")
         self.signal = getattr(signal, f"SIG{args.signal}")
@@ -288,13 +288,13 @@ class Kind:
         self.whole = end_of(run)
 
     def command(self, run: Path) -> list[str]:
-        """Of this kind of run."""
+        """The command of this kind of run."""
         return command(self.stage, self.world, run, self.ranks, self.args.strategy)
 
     def next(self) -> dict[str, Any]:
-        """One drill; a moment that comes after the run's end is drawn again."""
+        """Run one drill; a time after the run's end is drawn again."""
         victims = [0] if self.ranks == 1 else [[0, 1], [0], [1]][self.done % 3]
-        # Spread evenly: of four drills with a share of 0.25, the fourth.
+        # Evenly spaced: of four drills with a share of 0.25, the fourth.
         share = self.args.anywhere
         anywhere = int((self.done + 1) * share) > int(self.done * share)
         while True:
@@ -306,7 +306,7 @@ class Kind:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: one row a kind of run."""
+    """A Markdown table with one row per kind of run."""
     columns = ["run", "drills", "of them gone on from a checkpoint", "same weights", "same optimizer"]
     columns += ["same rows in metrics.csv", "half-written files left"]
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
@@ -320,7 +320,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def write(args: argparse.Namespace, results: list[dict[str, Any]], seconds: float) -> None:
-    """The results so far, with where they come from."""
+    """Write the results so far, with machine and versions."""
     facts = {"command": " ".join(sys.argv), "machine": machine(), "date": str(date.today()), "seed": args.seed}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(facts | {"seconds": round(seconds), "drills": results}, indent=1) + "\n")
@@ -328,15 +328,15 @@ def write(args: argparse.Namespace, results: list[dict[str, Any]], seconds: floa
 
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--drills", type=int, default=20, help="of each stage and number of ranks")
+    p.add_argument("--drills", type=int, default=20, help="drills of each stage and number of ranks")
     p.add_argument("--stages", nargs="+", default=["dpo", "ppo"])
-    p.add_argument("--strategy", choices=["ddp", "fsdp2"], default="ddp", help="of runs on several ranks")
+    p.add_argument("--strategy", choices=["ddp", "fsdp2"], default="ddp", help="strategy of runs on several ranks")
     p.add_argument("--signal", choices=["KILL", "TERM"], default="KILL")
-    p.add_argument("--anywhere", type=float, default=0.25, help="share of moments drawn over the whole life")
+    p.add_argument("--anywhere", type=float, default=0.25, help="share of signals drawn over the whole run")
     p.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    p.add_argument("--seed", type=int, default=0, help="of the moments")
+    p.add_argument("--seed", type=int, default=0, help="seed of the times")
     p.add_argument("--out", type=Path, help="write every drill to this JSON file")
-    p.add_argument("--keep", type=Path, help="work here and leave everything")
+    p.add_argument("--keep", type=Path, help="work in this folder and keep it")
     args = p.parse_args()
     import torch
 
@@ -360,7 +360,7 @@ def main() -> int:
                     write(args, results, time.monotonic() - begun)
     print(table(results))
     alone = [found["alone_ended"] for found in results if found["alone_ended"] is not None]
-    print(f"\nDrills whose ranks ended by themselves within {PATIENCE:.0f} s: {sum(alone)} of {len(alone)}")
+    print(f"\nDrills whose ranks exited without being killed within {PATIENCE:.0f} s: {sum(alone)} of {len(alone)}")
     left = sorted(found["left_after_s"] for found in results if found["alone_ended"])
     if left:
         print(f"Seconds until the last one had: median {left[len(left) // 2]:.2f}, longest {left[-1]:.2f}")

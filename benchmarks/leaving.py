@@ -1,10 +1,10 @@
-"""Seconds from a SIGTERM in the middle of a rollout or a validation until all processes are gone.
+"""Seconds from a SIGTERM in the middle of a rollout or a validation until all processes have exited.
 
     python benchmarks/leaving.py --rounds 3 --ranks 1
 
 A tiny PPO run whose rollout samples 1,024 responses of 128 tokens, and a tiny DPO run that validates on 3,000 pairs, 4
-at a time; the signal comes a second after either began, on several ranks (DDP over gloo) to the last one alone. Another
-version: the same with its folder in PYTHONPATH.
+at a time. The signal is sent a second after the rollout or the validation begins; with several ranks (DDP over gloo)
+only to the last. To measure another version, put its folder in PYTHONPATH.
 """
 
 import argparse
@@ -30,10 +30,10 @@ SECOND = 1.0
 
 
 class Ask(Callback):
-    """SIGTERM to this process, once, so many seconds after a hook; and a note of when."""
+    """Sends SIGTERM to this process once, some seconds after a hook, and records when."""
 
     def __init__(self, hook: str, note: str) -> None:
-        """Wait for the hook of the second step or later, so that there is something to keep."""
+        """Wait for the hook of the second step or later, so that there is a state to save."""
         self.note, self.waiting = Path(note), True
         setattr(self, hook, self._begin)
 
@@ -48,7 +48,7 @@ class Ask(Callback):
 
 
 def make_world(world: Path) -> int:
-    """Data, an untrained model, and the two recipes."""
+    """Write data, an untrained model and the two recipes."""
     kill_drill.SIZES |= {"preference_val_pairs": 3000, "prompts": 1200}
     kill_drill.make_world(world)
     for stage, hook in (("ppo", "on_train_epoch_start"), ("dpo", "on_validation_start")):

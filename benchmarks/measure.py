@@ -1,8 +1,8 @@
-"""How every benchmark here measures: each peer in a process of its own, rounds interleaved, medians reported.
+"""How every benchmark here measures: each peer in its own process, interleaved rounds, medians.
 
 A script declares its peers (functions from a setting to a dictionary of numbers) and calls ``main``. Round 0 runs the
-peers left to right, round 1 right to left, and so on, so that a machine that slows down slows everybody. Peak memory is
-the child's own.
+peers from left to right, round 1 from right to left, and so on, so that a machine that slows down affects all of them.
+Peak memory is that of the child process.
 """
 
 import argparse
@@ -25,7 +25,7 @@ Peers = Mapping[str, Callable[[Setting], Numbers]]
 
 
 def parser(doc: str, peers: Peers) -> argparse.ArgumentParser:
-    """The arguments that every benchmark takes."""
+    """The arguments of every benchmark."""
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--peers", default=",".join(peers), help="comma list")
     p.add_argument("--rounds", type=int, default=3, help="interleaved repetitions; medians are reported")
@@ -41,8 +41,8 @@ def main(args: argparse.Namespace, peers: Peers, settings: Sequence[Setting], *,
     Args:
         args: of ``parser``.
         peers: name -> function that measures.
-        settings: what is held equal; each has a ``name``, and may have ``peers``, those that take part in it (all:
-            absent), and ``python``, the interpreters of peers that need another than this one.
+        settings: what is equal for all peers; each has a ``name``, and may have ``peers``, those to run (without it:
+            all), and ``python``, the interpreters of peers that need a different one.
         columns: the numbers that the table shows.
     """
     if args.child:
@@ -99,7 +99,7 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 def peak_rss_mb() -> float:
-    """Peak resident memory of this process. Where there is no /proc, what its parent held when it forked counts too."""
+    """Peak resident memory of this process. Without /proc it includes the parent's memory at the fork."""
     status = Path("/proc/self/status")
     if status.is_file():
         return rss_mb("VmHWM")
@@ -107,13 +107,13 @@ def peak_rss_mb() -> float:
 
 
 def rss_mb(field: str) -> float:
-    """``VmHWM``, the peak, or ``VmRSS``, what is resident now."""
+    """``VmHWM``, the peak, or ``VmRSS``, the memory resident now."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 class Meter:
-    """Wall and CPU seconds (user + system, children that were waited for included) of a ``with`` block."""
+    """Wall and CPU seconds (user + system, including children that were waited for) of a ``with`` block."""
 
     def __enter__(self) -> "Meter":
         self._wall, self._cpu = time.perf_counter(), _cpu_seconds()

@@ -1,4 +1,4 @@
-"""Peak memory and CPU seconds of a training step: logits in chunks or whole, activations kept or made again.
+"""Peak memory and CPU seconds of a training step: logits in chunks or whole, activations kept or recomputed.
 
 python benchmarks/memory_activations.py --rounds 1 --threads 1 --out benchmarks/results/memory_activations.json
 """
@@ -41,7 +41,7 @@ def whole_logits(network: GPT, ids: torch.Tensor) -> torch.Tensor:
 
 
 def chunked(network: GPT, ids: torch.Tensor) -> torch.Tensor:
-    """Ours."""
+    """The chunked loss of align."""
     mask = torch.ones_like(ids, dtype=torch.bool)
     result = next_token_loss(network.hidden(ids[:, :-1]), network.output_weight, ids, mask)
     return result.loss / result.tokens
@@ -50,8 +50,8 @@ def chunked(network: GPT, ids: torch.Tensor) -> torch.Tensor:
 def measure(
     setting: Setting, *, recompute: Recompute, loss: Callable[[GPT, torch.Tensor], torch.Tensor] = chunked
 ) -> Numbers:
-    """A warm-up step, after which optimizer and gradients exist, and ``steps`` steps; means of these."""
-    # Libraries take memory of their own when they are first used.
+    """Means over ``steps`` steps, after a warm-up step that allocates gradients and optimizer state."""
+    # Libraries allocate memory when they are first used.
     small = GPT(GPTConfig(vocab_size=64, layers=1, heads=2, width=64, context=32))
     loss(small, torch.zeros(2, 33, dtype=torch.int64)).backward()
     config = GPTConfig(**setting["shape"])
@@ -69,7 +69,7 @@ def measure(
     def step() -> None:
         loss(network, ids).backward()
         optimizer.step()
-        # Not to None: what is there before a step stays, and the peak above it is the step's.
+        # Not to None: the gradients stay allocated, and the peak above them is the step's.
         optimizer.zero_grad(set_to_none=False)
 
     step()

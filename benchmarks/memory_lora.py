@@ -1,12 +1,12 @@
-"""Peak memory of DPO and PPO: full copies of the network against adapters on a base of float32, bfloat16 or 4 bits.
+"""Peak memory of DPO and PPO: full copies of the network, or adapters on a base in float32, bfloat16 or 4 bits.
 
-A process of its own each, a few optimizer steps on random ids, no checkpoints. `net_mb` is the peak less what the
-process held once everything was imported. Full copies: DPO has policy and reference, PPO policy, value model,
+Each runs in its own process: a few optimizer steps on random ids, no checkpoints. `net_mb` is the peak minus the memory
+of the process after all imports. Full copies: DPO has policy and reference, PPO policy, value model,
 reference and reward model. Adapters: the same networks on one base, rank 16 on every matrix of the blocks, the reward
-model an adapter too. The reference is asked in every step: cached log-probs would hide it.
+model an adapter too. The reference runs in every step: cached log-probs would hide its memory.
 
-glibc keeps freed memory in its heap, in which it then leaves holes: with MALLOC_MMAP_THRESHOLD_ set as below what is
-measured is what the networks need.
+glibc keeps freed memory in its heap, which fragments: with MALLOC_MMAP_THRESHOLD_ set as below, the measurement shows
+what the networks need.
 
     MALLOC_MMAP_THRESHOLD_=524288 python benchmarks/memory_lora.py --rounds 1 --threads 1 \\
         --out benchmarks/results/memory_lora.json
@@ -42,7 +42,7 @@ def lora_bf16(setting: Setting) -> Numbers:
 
 
 def lora_nf4(setting: Setting) -> Numbers:
-    """Adapters on matrices of 4 bits (QLoRA), embeddings and products in float32."""
+    """Adapters on 4-bit matrices (QLoRA), embeddings and products in float32."""
     from align.training.qlora import FourBit
 
     return _train(setting, "float32", plugins=[FourBit(dtype="float32")])
@@ -52,7 +52,7 @@ PEERS = {"full": full, "lora": lora, "lora-bf16": lora_bf16, "lora-nf4": lora_nf
 
 
 def settings(folder: str, shapes: list[str], *, rows: int, prompt: int, response: int) -> list[Setting]:
-    """What is held equal: ``rows`` pairs or responses of an optimizer step, and their tokens."""
+    """What is equal for all: ``rows`` pairs or responses of an optimizer step, and their tokens."""
     sizes = {"rows": rows, "prompt": prompt, "response": response}
     return [
         {"name": f"{method} {shape}", "method": method, "shape": shape, "folder": f"{folder}/{shape}", **sizes}
@@ -62,7 +62,7 @@ def settings(folder: str, shapes: list[str], *, rows: int, prompt: int, response
 
 
 def prepare(folder: Path, shape: dict[str, int]) -> None:
-    """A start, a reward model on it and the same as an adapter, all random, each with a tokenizer that is not read."""
+    """Write an initial model, a reward model on it, and the same as an adapter: random weights, unused tokenizers."""
     from align.adapters.lora import LoraConfig, add_adapter, share_base
     from align.io.adapter_directory import save_adapter
     from align.io.directory import save_network
@@ -170,7 +170,7 @@ def _prompts(setting: Setting, vocab_size: int) -> Any:
     batch = PromptBatch(ids, torch.full((rows,), prompt), torch.arange(rows), ("",) * rows)
 
     class Ids:
-        """A tokenizer that is asked for no text."""
+        """A tokenizer whose texts are not used."""
 
         pad_id, stop_ids = PAD, (EOS,)
         fingerprint = Tokenizer.load(Path(setting["folder"]) / "start").fingerprint
@@ -194,7 +194,7 @@ def _prompts(setting: Setting, vocab_size: int) -> Any:
 
 
 def main() -> None:
-    """Measure all; the start and the reward models are written by this process, so that they don't count."""
+    """Measure everything; this process writes the models, so that writing them does not count."""
     parser = measure.parser(__doc__ or "", PEERS)
     parser.add_argument("--shapes", default=",".join(SHAPES), help="comma list")
     parser.add_argument("--rows", type=int, default=4, help="pairs, or responses, of an optimizer step")

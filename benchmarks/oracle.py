@@ -1,11 +1,11 @@
-"""What a change of the code must leave alone: hashes of what every stage of recipes/tiny learns in a few steps.
+"""Checks that a refactoring changes no numbers: hashes of what every stage of recipes/tiny learns in a few steps.
 
     python benchmarks/oracle.py --out before.json                       # on the old code
     python benchmarks/oracle.py --out after.json --against before.json  # on the new; exit code 1 where they differ
 
-Runs the tiny pipeline with a toy network (``tests/cli/conftest.py: shrink``) and GRPO, LoRA DPO and RLOO beside it, on
-one thread, and prints for each stage a hash of its weights and one of its metrics; of samples, preferences and the
-comparison one of the file. Hashes compare on one machine only: another processor rounds differently.
+Runs the tiny pipeline with a toy network (``tests/cli/conftest.py: shrink``), and GRPO, LoRA DPO and RLOO, on one
+thread. For each stage it prints a hash of the weights and one of the metrics; for samples, preferences and the
+comparison, a hash of the file. Compare hashes from one machine only: another processor rounds differently.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def metrics(run: Path) -> dict[str, str]:
 
 
 def shrink_module() -> ModuleType:
-    """tests/cli/conftest.py, which knows how to make the pipeline small."""
+    """tests/cli/conftest.py, which shrinks the pipeline."""
     spec = importlib.util.spec_from_file_location("tiny_pipeline", ROOT / "tests/cli/conftest.py")
     assert spec is not None
     assert spec.loader is not None
@@ -70,7 +70,7 @@ def shrink_module() -> ModuleType:
 
 
 def collect(work: Path) -> dict[str, object]:
-    """Run everything below ``work``; hashes and metrics by stage."""
+    """Run everything below ``work``; returns hashes and metrics by stage."""
     from align.cli import main
 
     recipes = shrink_module().shrink(work / "recipes")
@@ -92,7 +92,7 @@ def collect(work: Path) -> dict[str, object]:
 
 
 def differences(before: dict, after: dict) -> list[str]:
-    """What differs, one line each."""
+    """The differences, one line each."""
     lines = []
     for name, old in before.items():
         new = after.get(name)

@@ -39,7 +39,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 
 
 def describe(run: Path, points: np.ndarray) -> dict[str, Any]:
-    """Where gold was highest, and where it ended."""
+    """The highest gold reward, and the last."""
     kl, proxy, gold = (smooth(column) for column in points.T)
     peak = int(gold.argmax())
     names = (("start", 0), ("gold_peak", peak), ("end", len(gold) - 1))
@@ -51,7 +51,7 @@ def describe(run: Path, points: np.ndarray) -> dict[str, Any]:
 
 
 def draw(runs: Sequence[np.ndarray], out: Path) -> None:
-    """Two panels over the same axis: what is trained, and what it stands for."""
+    """Draw two panels with a common axis: the proxy reward, which is trained, and the gold reward."""
     import matplotlib
 
     matplotlib.use("svg" if out.suffix == ".svg" else "agg")

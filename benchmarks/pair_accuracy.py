@@ -1,13 +1,13 @@
-"""Which of two answers was chosen: a reward model, DPO's implicit reward and simple baselines, on held-out pairs.
+"""Which of two responses was chosen: a reward model, DPO's implicit reward and simple baselines, on held-out pairs.
 
 align run recipes/instructions ... --only reward dpo --seed 0 --out runs/real0      (and 1, 2; see docs/real_text.md)
 python benchmarks/pair_accuracy.py runs/real0 runs/real1 runs/real2 --out benchmarks/results/pair_accuracy.json
 
-For each run: the share of the pairs held out by its recipe whose chosen answer gets the higher score, ties half, with a
-bootstrap interval over pairs; and over all runs, each pair's mean over them. Scores are those of the reward model,
-DPO's implicit reward (log-prob under the policy minus log-prob under the SFT model), the SFT model's own log-prob
-(summed, and per token), few tokens, many tokens, and a linear classifier that sees which words an answer has, in no
-order, and learned from the training pairs.
+For each run: the share of the pairs held out by its recipe whose chosen response gets the higher score (ties count
+half), with a bootstrap interval over pairs; and over all runs, each pair's mean over them. Scores are those of the
+reward model, DPO's implicit reward (log-prob under the policy minus log-prob under the SFT model), the SFT model's own
+log-prob (summed, and per token), fewer tokens, more tokens, and a linear classifier on the set of words of a response,
+trained on the training pairs.
 """
 
 import argparse
@@ -43,19 +43,19 @@ NAMES = {
 
 
 class Texts(NamedTuple):
-    """The answers of a split as texts, in order."""
+    """The responses of a split as texts, in order."""
 
     chosen: list[str]
     rejected: list[str]
 
 
 def right(lead: torch.Tensor) -> np.ndarray:
-    """``[N]`` leads of the chosen answers to 1 where it leads, 0.5 where it ties, 0 where it trails."""
+    """``[N]`` leads of the chosen responses to 1 where it leads, 0.5 where it ties, 0 where it trails."""
     return 0.5 * (1 + lead.double().sign().numpy())
 
 
 def read_texts(data: PreferenceData, split: str, tokenizer: Tokenizer) -> Texts:
-    """The split's answers, as the networks read them."""
+    """The responses of a split, as the networks read them."""
     texts = Texts([], [])
     for batch in data.pair_loader(split):
         answers = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.ids, batch.mask, strict=True)]
@@ -67,10 +67,10 @@ def read_texts(data: PreferenceData, split: str, tokenizer: Tokenizer) -> Texts:
 
 
 def word_leads(train: Texts, held_out: Texts, *, decay: float = 1e-2, steps: int = 300) -> torch.Tensor:
-    """``[N]`` by how much a logistic regression on words prefers the chosen answer.
+    """``[N]`` by how much a logistic regression on words prefers the chosen response.
 
-    Its input is which words the chosen answer has minus which the rejected one has; no intercept, as sides are
-    arbitrary. Full batches of Adam, from zero, on the mean loss plus ``decay`` times half the squared weights.
+    Its input is the chosen response's word indicators minus the rejected one's; it has no intercept, as the order of a
+    pair is arbitrary. Full-batch Adam, from zero, on the mean loss plus ``decay`` times half the squared weights.
     """
 
     def words(text: str) -> set[str]:
@@ -97,7 +97,7 @@ def word_leads(train: Texts, held_out: Texts, *, decay: float = 1e-2, steps: int
 
 @torch.no_grad()
 def measure(run: Path) -> dict[str, np.ndarray]:
-    """``[N]`` of every score: whether it puts the chosen answer of a held-out pair first."""
+    """``[N]`` of every score: whether it is higher for the chosen response of a held-out pair."""
     config = yaml.safe_load((run / "reward" / "config.yaml").read_text(encoding="utf-8"))
     data = PreferenceData(**config["data"]["init_args"])
     data.prepare_data()
@@ -129,7 +129,7 @@ def summary(values: np.ndarray, *, draws: int = 10_000) -> dict[str, Any]:
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """The results as Markdown, a column for each run and one for all."""
+    """A Markdown table with a column for each run and one for all."""
     lines = ["| score | " + " | ".join(results) + " |", "|---|" + "---|" * len(results)]
     for key, name in NAMES.items():
         cells = [
@@ -157,7 +157,7 @@ def main() -> None:
         "--unseen",
         type=int,
         default=110,
-        help="also on the last pairs alone, this many: those whose instructions SFT held out too (default: 110; 0: no)",
+        help="also report this many last pairs, whose instructions SFT held out too (default: 110; 0: none)",
     )
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Starts a script in several processes of this machine that find each other as torchrun's would."""
+"""Starts a script in several processes on this machine, with torchrun's environment variables."""
 
 import os
 import socket
@@ -9,17 +9,17 @@ from pathlib import Path
 
 
 def launch(words: Sequence[str], count: int, *, logs: Path, threads: int = 1, timeout: float = 1200) -> None:
-    """Run ``python words...`` as ranks 0..count-1, and wait for them.
+    """Run ``python words...`` as ranks 0 to count - 1, and wait for them.
 
     Args:
         words: a script and its arguments.
-        count: processes; a single one is started without a word of ranks.
+        count: processes; a single one gets no rank variables.
         logs: rank r writes to ``LOGS-r.log``.
         threads: of each.
         timeout: seconds.
 
     Raises:
-        SystemExit: one of them failed; with the end of the first one's log.
+        SystemExit: one of them failed; shows the end of the log of the first that did.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

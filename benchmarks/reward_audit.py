@@ -1,9 +1,9 @@
-"""What a reward model of the sandbox sees: its mean score of clean stories, and of stories with one fault each.
+"""Which faults a reward model of the sandbox detects: its mean score of clean stories and of faulty ones.
 
 python benchmarks/reward_audit.py runs/tiny/reward/model
 
-Stories are the world's own, to held-out prompts, each beside the same prompt's clean story. Scores are in standard
-deviations on SFT samples. A fault that costs nothing is one that PPO will commit.
+The sandbox writes the stories for held-out prompts; each is compared with the clean story for the same prompt. Scores
+are in standard deviations on SFT samples. PPO will commit a fault that lowers no score.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from align.sandbox.world import Draft, Ingredients, pick_other, sample_ingredien
 
 
 def faults(rng: Random, asked: Ingredients) -> Iterator[tuple[str, Draft]]:
-    """What can be told wrongly of these ingredients, one thing at a time."""
+    """Stories on these ingredients with one fault each."""
     other_length = next(number for number in words.LENGTHS.values() if number != asked.length)
     same_sex = words.SHE_NAMES if asked.she else words.HE_NAMES
     other_kind = pick_other(rng, words.KINDS, asked.kind, asked.friend)

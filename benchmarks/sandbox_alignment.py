@@ -1,12 +1,12 @@
-"""What alignment did in the sandbox: every run's models on the same held-out prompts, paired by prompt and seed.
+"""What alignment achieves in the sandbox: every run's models on the same held-out prompts, paired by prompt and seed.
 
 align run recipes/tiny --seed 0 --out runs/seed0      (and 1, 2)
 python benchmarks/sandbox_alignment.py runs/seed0 runs/seed1 runs/seed2 --out benchmarks/results/sandbox_alignment.json
 
 For each run: gold reward (temperature 1) of the SFT model and of every aligned one, the share of samples in which it
-beats the SFT model's answer to the same prompt (ties half) with a bootstrap interval over prompts, its KL to the SFT
-model in nats per response on its own samples, and how often the reward model orders pairs of SFT answers to held-out
-prompts as noiseless gold does.
+beats the SFT model's response to the same prompt (ties count half) with a bootstrap interval over prompts, its KL to
+the SFT model in nats per response on its own samples, and how often the reward model orders pairs of SFT responses to
+held-out prompts as the noiseless gold reward does.
 """
 
 import argparse
@@ -39,7 +39,7 @@ WIDE = 0.2
 
 
 class Answers(NamedTuple):
-    """Responses to the prompts in order: as texts, as ids, and whether they ended by themselves."""
+    """Responses to the prompts in order: as texts, as ids, and whether they ended with a stop token."""
 
     texts: list[str]
     ids: list[list[int]]
@@ -87,7 +87,7 @@ def bootstrap(values: np.ndarray, *, draws: int = 10_000) -> list[float]:
 
 
 def describe(answers: Answers, golds: list[Any], per_prompt: int) -> dict[str, Any]:
-    """Numbers of one model's answers alone."""
+    """Statistics of one model's responses alone."""
     totals = np.array([gold.total for gold in golds]).reshape(-1, per_prompt)
     return {
         "gold": round(float(totals.mean()), 4),
@@ -103,9 +103,9 @@ def describe(answers: Answers, golds: list[Any], per_prompt: int) -> dict[str, A
 def reward_agreement(
     run: Path, prompts: Sequence[str], answers: Answers, golds: Sequence[GoldReward], n: int
 ) -> dict[str, Any]:
-    """How often the reward model orders two SFT answers to one prompt as gold does.
+    """How often the reward model orders two SFT responses to a prompt as the gold reward does.
 
-    Of all pairs untied by gold, of those far apart, and of both where neither answer has a broken sentence.
+    Among all pairs that gold does not tie, those far apart, and both where neither response has a broken sentence.
     """
     scores = load_reward(str(run / "reward" / "model"))(prompts, answers.texts)
     right: dict[str, list[bool]] = {name: [] for name in ("untied", "wide", "untied_well_formed", "wide_well_formed")}
@@ -122,7 +122,7 @@ def reward_agreement(
 
 
 def measure(run: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Everything about one run."""
+    """All measurements of one run."""
     tokenizer = Tokenizer.load(run / "sft" / "model")
     lines = (run / "data" / "prompts_test.jsonl").read_text(encoding="utf-8").splitlines()[: args.prompts]
     messages = [json.loads(line)["prompt"] for line in lines for _ in range(args.n)]

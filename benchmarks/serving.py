@@ -5,10 +5,10 @@
     python benchmarks/serving.py --random runs/tiny/tokenizer           # a random network of 12 M parameters
     python benchmarks/serving.py --url http://127.0.0.1:8000/v1         # a server that is already running
 
-Every client sends one request after the other, each with another prompt, at temperature 1, and reads the stream to its
-end. A round is timed from the first request to the last token; tokens are those of the server's `usage`. The clients
-run in this process and share the machine's cores with the server: `client_cpu_s` is theirs, `server_cpu_s` that of the
-processes of `align serve` (Linux). Medians of the rounds are reported, with all of them in the file.
+Every client sends one request after another, each with a different prompt, at temperature 1, and reads the whole
+stream. A round is timed from the first request to the last token; tokens are those of the server's `usage`. The clients
+run in this process and share the machine's cores with the server: `client_cpu_s` is their CPU time,
+`server_cpu_s` that of the processes of `align serve` (Linux). The table shows medians; the file has every round.
 """
 
 import argparse
@@ -56,16 +56,16 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("model", nargs="?", help="what `align serve` is to serve")
+    p.add_argument("model", nargs="?", help="the model for `align serve`")
     p.add_argument("--random", type=Path, metavar="TOKENIZER", help="serve a random network with this tokenizer")
     p.add_argument("--url", help="measure the server at this base URL, which ends in /v1")
     p.add_argument("--serve", default="", help="flags of `align serve`, in one string")
     p.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="requests in flight")
     p.add_argument("--requests", type=int, default=4, help="requests of each client in a round")
     p.add_argument("--new", type=int, default=64, help="longest response, tokens")
-    p.add_argument("--rounds", type=int, default=3, help="rounds after one to warm up")
+    p.add_argument("--rounds", type=int, default=3, help="rounds, after one warm-up round")
     p.add_argument("--label", default="serving", help="name of the run in --out")
-    p.add_argument("--out", type=Path, help="JSON file of runs; one of the same label is replaced")
+    p.add_argument("--out", type=Path, help="JSON file of runs; replaces the run of the same label")
     a = p.parse_args()
     if sum(bool(given) for given in (a.model, a.random, a.url)) != 1:
         p.error("give one of MODEL, --random and --url")
@@ -94,7 +94,7 @@ def _random_model(folder: Path, tokenizer_folder: Path) -> Path:
 
 @contextmanager
 def _server(model: str | None, a: argparse.Namespace) -> Iterator[str]:
-    """The base URL of a server that runs for as long as the block does."""
+    """The base URL of a server that runs during the block."""
     if a.url:
         yield a.url
         return
@@ -155,7 +155,7 @@ async def _round(
 
 
 def _server_cpu_s() -> float:
-    """CPU seconds so far of this process's children and of theirs; 0 where it started no server."""
+    """CPU seconds so far of this process's descendants; 0 if it started no server."""
     parents, seconds = {}, {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

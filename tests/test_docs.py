@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_imports import MAY_IMPORT
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(ROOT.glob("docs/**/*.md"))
@@ -88,3 +89,31 @@ def test_relative_links_and_anchors_resolve(page: Path):
 def test_pages_are_left_out_only_while_an_example_is_missing(page: Path):
     missing = [name for name in SNIPPET.findall(page.read_text()) if not (ROOT / name).is_file()]
     assert (page.relative_to(ROOT / "docs").as_posix() in EXCLUDED) == bool(missing), missing
+
+
+CODE_MAP = (ROOT / "docs/code_map.md").read_text()
+
+
+def test_the_code_map_names_files_that_exist():
+    named = {*re.findall(r"\balign/[\w/]+(?:\.\w+)?", CODE_MAP)}
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_the_code_map_has_the_arrows_that_are_enforced():
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", CODE_MAP, re.MULTILINE)
+    assert {room: {*re.findall(r"`(\w+)`", arrows)} for room, arrows in rows} == MAY_IMPORT
+
+
+def test_the_code_map_counts_the_files_of_each_walk():
+    walks = CODE_MAP.partition("## Four walks")[2]
+    stated = {
+        name: (int(core), int(rest))
+        for name, core, rest in re.findall(r"^\| (a .*) \| (\d+) \| (\d+) \|$", walks, re.M)
+    }
+    counted = {}
+    for section in re.split(r"^### ", walks, flags=re.M)[1:]:
+        title, steps = section.split("\n## ")[0].split("\n", 1)
+        files = re.findall(r"^\d+\. `align/\S+`( \(\*\*core\*\*\))?:", steps, re.M)
+        counted[title.lower()] = sum(map(bool, files)), files.count("")
+    assert counted == {name.lower(): counts for name, counts in stated.items()}

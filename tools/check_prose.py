@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
-EVERYTHING = ("align", "docs", "recipes", "tools", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+EVERYTHING = ("align", "benchmarks", "docs", "recipes", "tools", "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 """What --all reads."""
 
 CLEAN = (
@@ -31,6 +31,8 @@ CLEAN = (
     "docs/data.md",
     "CHANGELOG.md",
     "docs/cli.md",
+    "docs/code_map.md",
+    "benchmarks",
     "docs/extend",
     "docs/frontier.md",
     "docs/glossary.md",

@@ -40,7 +40,7 @@ class LoraConfig:
     """Low-rank adapters on frozen base weights.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     rank: int = 16
@@ -60,7 +60,7 @@ class LoraConfig:
     without bfloat16 units"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         for name, value, valid, expected in (
             ("rank", self.rank, self.rank >= 1, "at least 1"),
             ("alpha", self.alpha, self.alpha > 0, "above 0"),

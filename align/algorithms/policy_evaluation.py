@@ -32,7 +32,7 @@ class PolicyEvaluationConfig:
     """Responses sampled from the policy at each validation.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     prompts: int = 64
@@ -47,7 +47,7 @@ class PolicyEvaluationConfig:
     """Seed of the samples, the same at each validation, so that only the network changes"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         if self.prompts < 0:
             raise ValueError(f"policy_evaluation.prompts is {self.prompts}: it must be at least 0")
         if not self.temperature > 0:

@@ -68,7 +68,8 @@ class PPO(Stage):
         6. the controller moves the KL coefficient for the next iteration;
         7. fill the rollout buffer;
         8. for each micro-batch of each pass, update: clipped policy loss, KL where it is in the loss, clipped value
-           loss; their sum is divided by the tokens of the whole optimizer step, or by the most there could be;
+           loss; their sum is divided by the tokens of the whole optimizer step, or (`length_unbiased`) by
+           responses x max_new_tokens;
         9. end the iteration early once the policy has moved too far from the one that sampled.
 
     Args:
@@ -80,7 +81,7 @@ class PPO(Stage):
         reference: model directory to measure the KL to, instead of init_from.
         gold: a second reward that is only logged (rollout/gold), to see over-optimisation of the first.
         rollout: sampling.
-        scoring: from reward to score.
+        scoring: how a reward becomes a score.
         kl: what keeps the policy near the reference.
         update: how the policy learns from a rollout.
         value: the value model of an estimator that needs one.
@@ -95,7 +96,7 @@ class PPO(Stage):
         network: a network made in Python, instead of init_from; the reference is a copy of it.
 
     Raises:
-        ValueError: a setting is impossible, or two settings contradict each other.
+        ValueError: a setting is invalid, or two settings contradict each other.
     """
 
     network: GPT
@@ -123,7 +124,7 @@ class PPO(Stage):
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
         network: GPT | None = None,
     ) -> None:
-        """Keep the settings."""
+        """Store the settings."""
         refuse_dropout(lora, "PPO")
         load_policy = initial_network("PPO", init_from, network, GPT, lora)
         super().__init__(

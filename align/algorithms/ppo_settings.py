@@ -16,7 +16,7 @@ class RolloutConfig:
     """How responses are sampled: over the whole vocabulary, without top-k or top-p.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     episodes: int = 64
@@ -32,7 +32,7 @@ class RolloutConfig:
     otherwise the trainer recomputes them"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         _require("rollout.episodes", self.episodes, self.episodes >= 1, "at least 1")
         _require("rollout.group_size", self.group_size, self.group_size >= 1, "at least 1")
         _require("rollout.temperature", self.temperature, self.temperature > 0, "above 0")
@@ -50,7 +50,7 @@ class ScoringConfig:
     """How a reward becomes a score.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     normalise: Literal["none", "running"] = "none"
@@ -62,7 +62,7 @@ class ScoringConfig:
     """Subtracted from the score of a response that reached max_new_tokens before its end"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         clip = self.reward_clip
         _require("scoring.reward_clip", clip, clip is None or clip > 0, "above 0, or null")
         _require("scoring.missing_eos_penalty", self.missing_eos_penalty, self.missing_eos_penalty >= 0, "at least 0")
@@ -73,7 +73,7 @@ class KLConfig:
     """What keeps the policy near the reference.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     kl_coef: float = 0.05
@@ -85,12 +85,12 @@ class KLConfig:
     kl_target: float | None = None
     """KL that an adaptive kl_coef aims for, nats per response; None: kl_coef is fixed"""
     kl_horizon: int = 2000
-    """Responses over which an adaptive kl_coef may change by a fifth"""
+    """Responses over which an adaptive kl_coef changes by at most about a fifth"""
     stop_kl: float | None = None
     """End the run when the mean KL of a rollout exceeds this, nats per response; None: never"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         _require("kl.kl_coef", self.kl_coef, self.kl_coef >= 0, "at least 0")
         _require("kl.kl_target", self.kl_target, self.kl_target is None or self.kl_target > 0, "above 0, or null")
         _require("kl.kl_horizon", self.kl_horizon, self.kl_horizon >= 1, "at least 1")
@@ -126,7 +126,7 @@ class UpdateConfig:
     """How the policy learns from a rollout.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     epochs: int = 4
@@ -139,7 +139,7 @@ class UpdateConfig:
     """End an iteration after the optimizer step whose KL(old || new) exceeds this, nats per token; None: never"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         _require("update.epochs", self.epochs, self.epochs >= 1, "at least 1")
         _require("update.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
         _require("update.clip_range", self.clip_range, 0 < self.clip_range < 1, "in (0, 1)")
@@ -151,7 +151,7 @@ class ValueConfig:
     """The value model of an estimator that needs one.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     shared_trunk: bool = False
@@ -159,7 +159,7 @@ class ValueConfig:
     init_from: str | None = None
     """Model directory to initialise from; None: the reward model if the reward is a directory, else the policy"""
     lr_factor: float = 1.0
-    """Learning rate of the value model (with a shared trunk, of its head) divided by the policy's"""
+    """Ratio of the value model's learning rate (with a shared trunk, its head's) to the policy's"""
     value_coef: float = 0.1
     """Weight of the value loss"""
     value_clip_range: float = 0.2
@@ -168,7 +168,7 @@ class ValueConfig:
     """Initial iterations in which only the value model trains"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         _require("value.lr_factor", self.lr_factor, self.lr_factor > 0, "above 0")
         _require("value.value_coef", self.value_coef, self.value_coef > 0, "above 0")
         _require("value.value_clip_range", self.value_clip_range, self.value_clip_range > 0, "above 0")

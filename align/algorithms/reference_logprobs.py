@@ -50,7 +50,7 @@ def reference_table(
         ``[R, 2]`` float64 on the CPU, nats: chosen and rejected of pair r.
 
     Raises:
-        ValueError: the data module is no PreferenceData, so pairs have no fixed numbers.
+        ValueError: the data module is not a PreferenceData, so pairs have no fixed numbers.
         Preempted: the run was preempted while computing those of the validation pairs.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -157,7 +157,7 @@ class RewardStatistics:
     """
 
     def __init__(self) -> None:
-        """No rewards yet."""
+        """Start with no rewards."""
         self.count, self.mean, self.squares = 0.0, 0.0, 0.0
 
     def update(self, rewards: torch.Tensor, total: Total) -> None:
@@ -259,7 +259,7 @@ def score(rewards: torch.Tensor, finished: torch.Tensor, config: ScoringConfig) 
 
 
 def check_reward(reward: Reward, tokenizer: Any) -> None:
-    """Refuse a reward model whose ids mean other text than the policy's.
+    """Refuse a reward model whose token ids decode differently from the policy's.
 
     Raises:
         ValueError: the fingerprints of the tokenizers differ.

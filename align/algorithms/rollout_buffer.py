@@ -288,7 +288,7 @@ class RolloutLoader:
     def __init__(
         self, prompts: Iterable[PromptBatch], roll_out: RollOut, plan: BatchPlan, *, seed: Callable[[], int]
     ) -> None:
-        """Nothing rolled out yet."""
+        """Start without a rollout."""
         self.prompts, self.plan = PromptStream(prompts, ranks=plan.ranks), plan
         self._roll_out, self._seed = roll_out, seed
         self.iteration, self.position = -1, len(plan)

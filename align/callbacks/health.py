@@ -135,7 +135,7 @@ class Health(pl.Callback):
         """Start without readings.
 
         Raises:
-            ValueError: a setting is impossible; see ``Monitor``.
+            ValueError: a setting is invalid; see ``Monitor``.
         """
         self.monitor = Monitor([kind() for kind in DEFAULT_CHECKS] if checks is None else checks, quiet_steps)
         self._read_at = -1

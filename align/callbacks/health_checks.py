@@ -1,7 +1,8 @@
-"""Health checks: what in a run's logged metrics deserves a warning.
+"""Health checks: which values among a run's logged metrics deserve a warning.
 
-Each check is a frozen dataclass with its own thresholds and one pure method, ``find``, from the readings so far to a
-finding. A reading is a newly logged value with its optimizer step; thresholds count readings unless they say steps.
+Each check is a frozen dataclass with its own thresholds and one pure method, ``find``, which turns the
+readings so far into a finding. A reading is a newly logged value with its optimizer step; thresholds count readings
+unless they say steps.
 """
 
 import bisect
@@ -68,7 +69,7 @@ class HealthCheck(ABC):
 
 
 def require(check: HealthCheck, holds: bool, name: str, right: str) -> None:
-    """Refuse an impossible threshold.
+    """Reject an invalid threshold.
 
     Args:
         check: that has it.
@@ -85,10 +86,10 @@ def require(check: HealthCheck, holds: bool, name: str, right: str) -> None:
 
 @dataclass(frozen=True)
 class KLRunaway(HealthCheck):
-    """The policy is too far from its reference, or moves away from it at a growing speed.
+    """The policy is too far from its reference, or moves away from it faster and faster.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = tuple(f"{source}/kl" for source in _SAMPLED_FROM)
@@ -101,7 +102,7 @@ class KLRunaway(HealthCheck):
     """Readings over which growth is measured"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, self.budget > 0, "budget", "above 0")
         require(self, self.growth > 1, "growth", "above 1")
         require(self, self.window >= 1, "window", "at least 1")
@@ -129,7 +130,7 @@ class KLJump(HealthCheck):
     The policy starts as its reference, so that before the first reading the KL counts as 0 at step 0.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = tuple(f"{source}/kl" for source in _SAMPLED_FROM)
@@ -140,7 +141,7 @@ class KLJump(HealthCheck):
     """Smallest rise that warns, nats per response; below it sampling noise could be the reason"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, self.per_step > 0, "per_step", "above 0")
         require(self, self.least >= 0, "least", "at least 0")
 
@@ -165,7 +166,7 @@ class BlindCritic(HealthCheck):
     """The value model predicts returns worse than a constant would.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = ("rollout/explained_variance",)
@@ -174,7 +175,7 @@ class BlindCritic(HealthCheck):
     """Consecutive rollouts whose explained variance may be below 0"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, self.patience >= 1, "patience", "at least 1")
 
     def find(self, metric: str, history: History) -> Finding | None:
@@ -194,7 +195,7 @@ class EntropyCollapse(HealthCheck):
     """The policy samples nearly the same tokens every time.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = ("rollout/entropy",)
@@ -203,7 +204,7 @@ class EntropyCollapse(HealthCheck):
     """Lowest share of the first rollout's entropy, in [0, 1]"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, 0 <= self.share <= 1, "share", "in [0, 1]")
 
     def find(self, metric: str, history: History) -> Finding | None:
@@ -223,7 +224,7 @@ class EqualGroups(HealthCheck):
     """Too many groups of responses have equal rewards, which give no gradient.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = ("rollout/equal_groups",)
@@ -232,7 +233,7 @@ class EqualGroups(HealthCheck):
     """Highest share of groups whose rewards are all equal, in [0, 1]"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, 0 <= self.share <= 1, "share", "in [0, 1]")
 
     def find(self, metric: str, history: History) -> Finding | None:
@@ -252,7 +253,7 @@ class LogprobsFalling(HealthCheck):
     """Chosen and rejected responses both become unlikely: the preference loss only pushes down.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = ("train/logprob_chosen", "train/logprob_rejected")
@@ -263,12 +264,12 @@ class LogprobsFalling(HealthCheck):
     """Readings that are averaged, the first and the latest"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, self.drop > 0, "drop", "above 0")
         require(self, self.window >= 1, "window", "at least 1")
 
     def find(self, metric: str, history: History) -> Finding | None:
-        """See ``HealthCheck``; one finding for both metrics, with the chosen responses' one."""
+        """See ``HealthCheck``; one finding for both metrics, reported under that of the chosen responses."""
         chosen, rejected = self.metrics
         if metric != chosen or rejected not in history:
             return None
@@ -290,7 +291,7 @@ class LengthDrift(HealthCheck):
     """Responses become much longer or shorter than at the start.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = tuple(f"{source}/length" for source in _SAMPLED_FROM)
@@ -299,7 +300,7 @@ class LengthDrift(HealthCheck):
     """Highest ratio of the first mean length to a later one, either way"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, self.factor > 1, "factor", "above 1")
 
     def find(self, metric: str, history: History) -> Finding | None:
@@ -321,7 +322,7 @@ class EOSFalling(HealthCheck):
     """Fewer responses end with a stop token than at the start.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = tuple(f"{source}/eos_rate" for source in _SAMPLED_FROM)
@@ -330,7 +331,7 @@ class EOSFalling(HealthCheck):
     """How far the share of finished responses may fall below the first, in [0, 1]"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, 0 <= self.drop <= 1, "drop", "in [0, 1]")
 
     def find(self, metric: str, history: History) -> Finding | None:
@@ -354,7 +355,7 @@ class RewardHacking(HealthCheck):
     in both directions in about one window of 1,400.
 
     Raises:
-        ValueError: a threshold is impossible.
+        ValueError: a threshold is invalid.
     """
 
     metrics = ("rollout/gold", "policy/reward", "rollout/reward")
@@ -366,7 +367,7 @@ class RewardHacking(HealthCheck):
     """Readings that the correlations are taken over"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible thresholds."""
+        """Reject invalid thresholds."""
         require(self, 0 < self.trend < 1, "trend", "in (0, 1)")
         require(self, self.window >= 3, "window", "at least 3")
 

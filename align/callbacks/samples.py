@@ -34,7 +34,7 @@ class TextSamples(pl.Callback):
         sampling: SamplingConfig = SamplingConfig(max_new_tokens=64),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
-        """Keep the settings."""
+        """Store the settings."""
         self.prompts = list(prompts or [])
         self.chat = chat
         self.sampling = sampling

@@ -27,7 +27,7 @@ class CompareSettings:
     and at what cost.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     models: tuple[str, ...] = setting(positional=True, metavar="[NAME=]PATH[,PATH...]")
@@ -64,7 +64,7 @@ class CompareSettings:
     """Print the content of report.json on stdout"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings; those of sampling are ResponseConfig's to check."""
+        """Reject invalid settings; those of sampling are ResponseConfig's to check."""
         require_at_least(self, limit=1, frontier_n=0)
 
 

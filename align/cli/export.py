@@ -42,7 +42,7 @@ class VerifySettings:
     """Largest fall of the mean score of --judge, as a fraction; null: by precision"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings, and those that nothing would read."""
+        """Reject invalid settings, and those that nothing would read."""
         require_at_least(self, limit=1, max_new_tokens=1)
         if not self.verify:
             for name in ("prompts", "judge", "tolerance_difference", "tolerance_perplexity", "tolerance_reward"):
@@ -57,7 +57,7 @@ class ExportArguments:
     It can be quantized on the way. --verify reads the result again and fails if it differs too much from the source.
 
     Raises:
-        ValueError: a setting is impossible, or two contradict each other.
+        ValueError: a setting is invalid, or two contradict each other.
     """
 
     model: str = setting(positional=True)
@@ -98,7 +98,7 @@ class ExportArguments:
     """Print files, bytes and differences as one JSON object"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings, before a calibration file is read."""
+        """Reject invalid settings, before a calibration file is read."""
         require_at_least(self, calibration_limit=1)
         parse_size(self.max_shard_size)
         for card in self.data_cards:

@@ -27,7 +27,7 @@ class GenerateSettings:
     """Sample from a model directory, a Hugging Face directory or a Hub id, and score the samples.
 
     Raises:
-        ValueError: a setting is impossible, or two contradict each other.
+        ValueError: a setting is invalid, or two contradict each other.
     """
 
     model: str = setting(positional=True)
@@ -63,7 +63,7 @@ class GenerateSettings:
     """Print one JSON object per sample: prompt, text, tokens, finished (and reward)"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         if (self.prompt is None) == (self.prompts is None):
             raise ValueError("give one of --prompt TEXT and --prompts FILE")
         require_at_least(self, n=1, batch_size=1, limit=1, show=0)

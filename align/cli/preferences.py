@@ -33,7 +33,7 @@ class PreferencesSettings:
     Labels follow a Bradley-Terry model. With --best_of, write the best response to each prompt as SFT data instead.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     model: str = setting(positional=True)
@@ -67,7 +67,7 @@ class PreferencesSettings:
     """Print the summary (as in OUT.meta.json) as one JSON object"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         require_at_least(self, n=1 if self.best_of else 2, batch_size=1, skip=0, limit=1)
 
 

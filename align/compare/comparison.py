@@ -55,7 +55,7 @@ class Task:
     """Of each model's responses"""
 
     def __post_init__(self) -> None:
-        """Refuse an impossible comparison."""
+        """Reject an invalid comparison."""
         seeds = check_candidates(self.candidates)
         if not self.prompts:
             raise ValueError("there are no prompts to respond to")

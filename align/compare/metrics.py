@@ -92,7 +92,7 @@ class DistinctN(Metric):
     """Words of an n-gram"""
 
     def __post_init__(self) -> None:
-        """Refuse an impossible n."""
+        """Reject an invalid n."""
         if self.n < 1:
             raise ValueError(f"DistinctN.n is {self.n}: it must be at least 1")
 
@@ -142,7 +142,7 @@ class SelfBLEU(Metric):
     """Prompts that are read, the first ones: a response takes 7 ms"""
 
     def __post_init__(self) -> None:
-        """Refuse an impossible count."""
+        """Reject an invalid count."""
         if self.prompts < 1:
             raise ValueError(f"SelfBLEU.prompts is {self.prompts}: it must be at least 1")
 

@@ -30,7 +30,7 @@ class ResponseConfig:
     """Sampling of the responses.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     n: int = 4
@@ -47,7 +47,7 @@ class ResponseConfig:
     """Device of the networks, in torch's notation"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings."""
+        """Reject invalid settings."""
         for name in ("n", "max_new_tokens", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")

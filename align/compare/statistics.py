@@ -16,7 +16,7 @@ import numpy as np
 DRAWS = 4_000
 """Bootstrap draws of an interval"""
 LEAST_PROMPTS = 20
-"""With fewer prompts no difference is called shown"""
+"""With fewer prompts no difference is reported as shown"""
 _SEED = 0
 _NEWTON_STEPS = 100
 """Limit of the logistic regression"""

@@ -27,7 +27,7 @@ class BatchDataset(Protocol[Batch]):
         ...
 
     def __len__(self) -> int:
-        """R."""
+        """Number of rows, R."""
         ...
 
     def __getitem__(self, chosen: np.ndarray) -> Batch:
@@ -70,7 +70,7 @@ class RowDataset:
     """Whether batches have positions and documents, so that attention stays within a document"""
 
     def __len__(self) -> int:
-        """R."""
+        """Number of rows, R."""
         return len(self.rows)
 
     @property
@@ -188,7 +188,7 @@ class RecordDataset:
     parts = 1
 
     def __len__(self) -> int:
-        """R."""
+        """Number of rows, R."""
         return len(self.records)
 
     @cached_property

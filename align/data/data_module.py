@@ -130,7 +130,7 @@ class TokenData(pl.LightningDataModule):
             least = self._data_parallel()["num_replicas"] if split == "train" else 1
             if len(dataset) < least:
                 raise ValueError(
-                    f"{split}: the data fill {len(dataset)} row(s), but each of the ranks needs one: at least {least}"
+                    f"{split}: the data fill {len(dataset)} row(s), but each rank needs at least one, {least} in all"
                 )
             self._datasets[split] = dataset
             for line in self._summary(split):

@@ -75,7 +75,7 @@ class BatchOrder:
 class BatchLoader(Generic[Batch]):
     """Batches of one pass, always from the first: for validation and test.
 
-    It is no torch ``DataLoader``, so that Lightning does not replace its sampler.
+    It wraps a torch ``DataLoader`` without being one, so that Lightning does not replace its sampler.
     """
 
     def __init__(self, dataset: BatchDataset[Batch], order: BatchOrder, *, workers: int = 0) -> None:

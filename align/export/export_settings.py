@@ -24,7 +24,7 @@ class ExportSettings:
     """How a network is exported.
 
     Raises:
-        ValueError: a setting is impossible or conflicts with another.
+        ValueError: a setting is invalid or conflicts with another.
     """
 
     format: Format = "hf"
@@ -47,7 +47,7 @@ class ExportSettings:
     """For the card; None: what applies to any such model"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         for name, kind in (("format", Format), ("dtype", Dtype), ("quantize", Quantization)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(kind))}")

@@ -23,7 +23,7 @@ from align.model.layers import Block, attend_fast
 _GROUP = 16
 
 # Padded tokens per prefill batch: on a CPU enough for efficient products, yet within its caches; elsewhere the number
-# of kernel launches counts, whatever their size.
+# of kernel launches matters, whatever their size.
 _PREFILL_TOKENS = 512
 
 _PREFILL_TOKENS_ELSEWHERE = 16384
@@ -235,8 +235,8 @@ class StaticDecoder(PackedDecoder):
     """A ``PackedDecoder`` whose step is one CUDA graph; on other devices it runs the same operations one by one.
 
     On a GPU, a small network's step is hundreds of kernels that take less time than their launch; a graph has one
-    launch. In return every step attends to all slots, finished rows stay, and whether all are finished is checked only
-    every few steps, because the check waits for the device.
+    launch. In exchange every step attends to all slots, finished rows stay, and whether all are finished is checked
+    only every few steps, because the check waits for the device.
     """
 
     shrinks = False

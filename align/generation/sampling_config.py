@@ -8,7 +8,7 @@ class SamplingConfig:
     """How responses are sampled.
 
     Raises:
-        ValueError: a setting is impossible; the message names it, its value and the valid range.
+        ValueError: a setting is invalid; the message names it, its value and the valid range.
     """
 
     temperature: float = 1.0
@@ -25,7 +25,7 @@ class SamplingConfig:
     """Maximum response length, tokens"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         rules = {
             "temperature": (0 <= self.temperature < float("inf"), "0 or above"),
             "top_k": (self.top_k >= 0, "0 (all) or above"),

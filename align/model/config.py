@@ -12,7 +12,7 @@ class RopeScaling:
     """Llama-3 scaling of RoPE frequencies, for contexts longer than the trained one.
 
     Raises:
-        ValueError: a setting is impossible; the message names it, its value and the valid range.
+        ValueError: a setting is invalid; the message names it, its value and the valid range.
     """
 
     factor: float = 8.0
@@ -25,7 +25,7 @@ class RopeScaling:
     """Context the network was trained with, tokens"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         _require("rope_scaling.factor", self.factor, self.factor >= 1, "at least 1")
         _require("rope_scaling.low_freq_factor", self.low_freq_factor, self.low_freq_factor > 0, "above 0")
         _require(
@@ -44,7 +44,7 @@ class GPTConfig:
     Llama-style by default. docs/model.md lists the combinations that have a Hugging Face equivalent.
 
     Raises:
-        ValueError: a setting is impossible; the message names it, its value and the valid range.
+        ValueError: a setting is invalid; the message names it, its value and the valid range.
     """
 
     vocab_size: int = 4096
@@ -93,7 +93,7 @@ class GPTConfig:
     """Probability of zeroing attention weights and sub-layer outputs while training"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         for name in ("vocab_size", "layers", "heads", "width", "context"):
             _require_count(name, getattr(self, name))
         for name in ("kv_heads", "head_width", "ff_width"):
@@ -144,7 +144,7 @@ class GPTConfig:
         """Build a config from the values of ``to_dict``.
 
         Raises:
-            ValueError: a key is unknown (the message names the nearest one) or a value is impossible.
+            ValueError: a key is unknown (the message names the nearest one) or a value is invalid.
         """
         values = _known(cls, settings)
         if isinstance(scaling := values.get("rope_scaling"), Mapping):

@@ -83,7 +83,7 @@ class AdvantageEstimator(ABC):
         needs_value: train a value model and pass its values.
         min_group_size: the fewest responses to each prompt.
         default_kl_in: where the KL penalty goes unless the recipe says otherwise.
-        length_unbiased: divide the loss by the longest that the responses could be, not by their tokens.
+        length_unbiased: divide the loss by responses x max_new_tokens, not by the tokens of the responses.
     """
 
     needs_value: ClassVar[bool] = False
@@ -117,7 +117,7 @@ class GAE(AdvantageEstimator):
     needs_value = True
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         for name in ("gamma", "lam"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"estimator.{name} is {getattr(self, name)}: it must be in [0, 1]")
@@ -176,7 +176,7 @@ class GRPO(GroupEstimator):
     default_kl_in = "loss"
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         if not self.eps > 0:
             raise ValueError(f"estimator.eps is {self.eps}: it must be above 0, or equal rewards would divide by 0")
 

@@ -40,7 +40,7 @@ class AdaptiveKL:
 
         Args:
             target: KL to aim for, nats per response, > 0.
-            horizon: responses over which the coefficient may grow by a fifth, > 0.
+            horizon: responses over which the coefficient changes by at most about a fifth, > 0.
             initial: the first coefficient, > 0: multiplying never leaves 0.
 
         Raises:

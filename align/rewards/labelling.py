@@ -29,20 +29,20 @@ class LabelConfig:
     """Which responses form pairs, and how noisy the labels are.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     label_temperature: float = 0.0
     """Temperature of the Bradley-Terry coin, in units of the judge's score; 0: the higher score is always chosen"""
     pairs_per_prompt: int = 6
-    """Most pairs per prompt"""
+    """Maximum number of pairs per prompt"""
     keep_unfinished: bool = False
     """Use truncated responses too"""
     seed: int = 0
-    """Of the choice among pairs and of the coin"""
+    """Seed of the choice among pairs and of the coin"""
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings."""
+        """Reject invalid settings."""
         if not 0 <= self.label_temperature < math.inf:
             raise ValueError(f"label_temperature is {self.label_temperature}; it must be 0 (noiseless) or above")
         if self.pairs_per_prompt < 1:

@@ -52,7 +52,7 @@ class SandboxConfig:
     """Temperature of the Bradley-Terry coin that labels pairs, in units of gold reward; near 0 the higher gold wins."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible settings."""
+        """Reject invalid settings."""
         for name in ("friend_rate", "rule_rate", "title_drop_rate", "quiz_rate", "slip_rate"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a probability and must lie in [0, 1]")

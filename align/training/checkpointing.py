@@ -59,7 +59,7 @@ class Checkpoints(Checkpoint):
         mode: Whether lower (min) or higher (max) is better
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ class MemoryConfig:
     """Memory settings of a stage; docs/precision_memory.md has what each saves and costs.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     activation_checkpointing: Recompute = "none"
@@ -44,7 +44,7 @@ class MemoryConfig:
     """Allow training in bf16-true, which loses small updates"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         if self.activation_checkpointing not in ("none", "selective", "block"):
             raise ValueError(
                 f"memory.activation_checkpointing is {self.activation_checkpointing!r}: it must be none, selective or "

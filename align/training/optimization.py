@@ -19,7 +19,7 @@ class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019).
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     lr: float = 3e-4
@@ -35,7 +35,7 @@ class OptimizerConfig:
     (Dettmers et al. 2022, arXiv:2110.02861), and needs torchao"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         if not self.lr > 0:
             raise ValueError(f"optimizer.lr is {self.lr}: it must be above 0")
         if self.weight_decay < 0:
@@ -51,7 +51,7 @@ class ScheduleConfig:
     """Learning rate over optimizer steps, as a factor of the peak.
 
     Raises:
-        ValueError: a setting is impossible.
+        ValueError: a setting is invalid.
     """
 
     kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
@@ -64,7 +64,7 @@ class ScheduleConfig:
     """wsd only: share of all steps spent decaying"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         if self.warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}: it must be at least 0")
         if not 0 <= self.final_factor <= 1:

@@ -32,7 +32,7 @@ class FourBit(Precision):
         dtype: of matrix products; float32 only where there is no bfloat16.
 
     Raises:
-        ValueError: a setting is impossible, or bitsandbytes is not installed.
+        ValueError: a setting is invalid, or bitsandbytes is not installed.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class FourBit(Precision):
         mode: Literal["nf4", "nf4-dq", "fp4", "fp4-dq"] = "nf4-dq",
         dtype: Literal["bfloat16", "float32"] = "bfloat16",
     ) -> None:
-        """Keep the settings."""
+        """Store the settings."""
         if mode not in MODES:
             raise ValueError(f"mode is {mode!r}: it must be one of {', '.join(MODES)}")
         if dtype not in ("bfloat16", "float32"):

@@ -38,7 +38,7 @@ class ModelParallel(ModelParallelStrategy):
     """
 
     def __init__(self, tensor_parallel_size: int = 1, save_distributed_checkpoint: bool = True) -> None:
-        """Keep the settings."""
+        """Store the settings."""
         super().__init__("auto", tensor_parallel_size, save_distributed_checkpoint=save_distributed_checkpoint)
         self._tensor_devices = tensor_parallel_size
 

@@ -5,14 +5,15 @@
 Peers: ``trl`` TRL's trainers with gradient checkpointing off; ``trl-precomputed`` (DPO) with reference log-probs
 before training; ``align`` our stages through the Trainer with its callbacks, as `align fit` runs them: DPO precomputes,
 PPO has a value model of its own; ``align-on-the-fly`` (DPO) with the reference in every step; ``align-shared`` (PPO)
-with the value as a head on the policy's trunk, which is another algorithm and less work.
+with the value model as a head on the policy's trunk, a different algorithm that does less work.
 
-PPO left TRL after 1.12.0. That peer runs with the interpreter of an environment of its own:
+TRL 1.12.0 is the last release with PPO. That peer runs in its own environment:
 
     python -m venv PATH
     PATH/bin/pip install trl==1.12.0
 
-named by --ppo-python PATH/bin/python or the variable TRL_PPO_PYTHON. Without it PPO is measured without TRL.
+Name its interpreter with --ppo-python PATH/bin/python or the variable TRL_PPO_PYTHON. Without it PPO is measured
+without TRL.
 """
 
 import argparse
@@ -35,7 +36,7 @@ METHODS = {
 
 
 def settings(methods: list[str], lengths: list[str], args: argparse.Namespace) -> list[Setting]:
-    """What is held equal: batch (rows, pairs, prompts of an iteration), group (responses to a prompt), new tokens."""
+    """Equal for all peers: batch (rows, pairs, prompts of an iteration), group (responses to a prompt), new tokens."""
     python = {"trl": args.ppo_python} if args.ppo_python else {}
     sizes = {"ppo": {"batch": 16, "group": 1}, "grpo": {"batch": 2, "group": 8}}
     found = []
@@ -47,7 +48,7 @@ def settings(methods: list[str], lengths: list[str], args: argparse.Namespace) -
             if method == "ppo" and not python:
                 print("ppo is measured without trl: see --ppo-python", file=sys.stderr)
                 peers = peers[1:]
-            # TRL's PPO shuffles: every iteration has the same prompts. Others meet each row once after the warm-up.
+            # TRL's PPO shuffles, so every iteration has the same prompts. Others see each row once after the warm-up.
             rows = size["batch"] * (1 if method == "ppo" else steps)
             found.append(
                 {"name": f"{method} {length}", "method": method, "lengths": length, "peers": peers, "rows": rows}

@@ -38,7 +38,7 @@ def measure(setting: dict[str, Any], **variant: Any) -> Numbers:
 
     Args:
         setting: see ``bench_alignment.settings``.
-        variant: arguments of the stage, beside what the setting says.
+        variant: arguments of the stage, besides those of the setting.
     """
     rows = make_rows(setting["rows"], setting["lengths"], setting["shape"]["vocab_size"], span=setting["span"])
     clock = Clock(warmup=setting["warmup"], steps=setting["steps"])
@@ -52,7 +52,7 @@ def measure(setting: dict[str, Any], **variant: Any) -> Numbers:
 
 
 def _train(setting: dict[str, Any], stage: Stage, data: TokenData, run: Path, ticks: "_Ticks") -> None:
-    """Train as `align fit` does, but for checkpoints and the model directory at the end, which peers don't write."""
+    """Train as `align fit` does, without checkpoints and the final model directory, which peers don't write."""
     total = ticks.clock.warmup + ticks.clock.steps
     pl.seed_everything(0, verbose=False)
     trainer = pl.Trainer(
@@ -68,7 +68,7 @@ def _train(setting: dict[str, Any], stage: Stage, data: TokenData, run: Path, ti
 def _parts(
     setting: dict[str, Any], variant: dict[str, Any], folder: Path, tokenizer: Tokenizer, rows: Sequence[Row]
 ) -> tuple[Stage, TokenData]:
-    """The stage and its data: everything comes from files, as with a recipe."""
+    """The stage and its data, all read from files, as with a recipe."""
     method, network = setting["method"], GPT(GPTConfig(**setting["shape"]))
     start = _save(network, folder / "policy", tokenizer)
     shared: dict[str, Any] = {"context": network.config.context, "batch_size": setting["batch"]}
@@ -109,12 +109,12 @@ def shared_trunk() -> dict[str, Any]:
 
 
 def reward_length(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """A reward that costs nothing."""
+    """A reward that takes no time."""
     return [float(len(response) % 17) for response in responses]
 
 
 class _Warmed(TokenData):
-    """Starts in the end of a first pass over the rows, so that what follows the warm-up is one pass, each row once."""
+    """Starts near the end of a first pass over the rows, so that exactly one whole pass follows the warm-up."""
 
     warmup = 0
 
@@ -148,7 +148,7 @@ class _Ticks(pl.Callback):
         self._meter.__enter__()
 
     def on_train_start(self, *_: object) -> None:
-        """What lies before it is the reference's pass, next to which the rest is nothing."""
+        """The time before it is almost entirely the reference's pass."""
         self._meter.__exit__()
         self.before = self._meter.cpu
 
@@ -162,7 +162,7 @@ class _Ticks(pl.Callback):
 
 
 def _spelling_tokenizer(vocab: int) -> Tokenizer:
-    """A tokenizer of ours, with a token for each of the words that ``words`` writes."""
+    """An align tokenizer with a token for each word that ``words`` writes."""
     spec = train_tokenizer(["ab"], vocab_size=FIRST).spec
     added = tuple(AddedToken(number, f" {word(number)}", special=False) for number in range(FIRST, vocab))
     spec.__dict__["added"] = spec.added + added  # frozen
@@ -176,7 +176,7 @@ def _save(network: GPT | ScalarGPT, folder: Path, tokenizer: Tokenizer) -> str:
 
 
 def _asked(row: Row) -> str:
-    """What the user says: the prompt without the template's tokens."""
+    """The user's message: the prompt without the template's tokens."""
     return words(row.prompt[2:-2])
 
 

@@ -1,6 +1,6 @@
-"""What every peer of the alignment benchmark is given: the same rows of tokens, as ids and as texts; and the clock.
+"""What all peers of the alignment benchmark share: the same rows of tokens, as ids and as texts, and the clock.
 
-Nothing here needs more than the standard library: one peer lives in an environment of its own.
+It needs only the standard library, because one peer has its own environment.
 """
 
 import random
@@ -18,7 +18,7 @@ FIRST = 263
 
 
 class Row(NamedTuple):
-    """A preference pair as ids: the prompt up to the assistant's turn, and two answers up to the end of it."""
+    """A preference pair as ids: the prompt up to the assistant's turn, and two responses with their end tokens."""
 
     prompt: list[int]
     chosen: list[int]
@@ -31,9 +31,9 @@ def make_rows(count: int, lengths: str, vocab: int, *, span: tuple[int, int] = (
     Args:
         count: how many.
         lengths: fixed: every part has the mean length of ``span``; mixed: any length in it, both ends included.
-        vocab: ids there are.
+        vocab: number of ids.
         span: shortest and longest part, tokens, those of the template included.
-        seed: decides everything.
+        seed: of all random numbers.
     """
     draw = random.Random(f"{seed} {lengths}")
 
@@ -50,12 +50,12 @@ def words(ids: list[int]) -> str:
 
 
 def word(number: int) -> str:
-    """How an id is spelt."""
+    """The word for an id."""
     return f"t{number:05d}"
 
 
 class Clock:
-    """Means over the steps behind the warm-up; ``tick`` after each step."""
+    """Means over the steps after the warm-up; call ``tick`` after each step."""
 
     def __init__(self, *, warmup: int, steps: int) -> None:
         """Wait for ``warmup`` (at least 1) and then ``steps`` ticks."""
@@ -70,7 +70,7 @@ class Clock:
             self.meter.__exit__()
 
     def numbers(self, *, reference_cpu: float | None = None) -> Numbers:
-        """Seconds a step.
+        """Seconds per step.
 
         Args:
             reference_cpu: CPU seconds of computing the reference log-probs of all rows, before the first step; a

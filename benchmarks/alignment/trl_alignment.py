@@ -29,7 +29,7 @@ def measure(setting: dict[str, Any], *, precomputed: bool = False) -> Numbers:
     datasets.disable_progress_bars()
     datasets.disable_caching()
     rows = make_rows(setting["rows"], setting["lengths"], setting["shape"]["vocab_size"], span=setting["span"])
-    # The warm-up's rows are the first ones; then come all, each once.
+    # The first rows are for the warm-up; then come all rows, each once.
     rows = rows[: setting["warmup"] * setting["batch"]] + rows
     clock = Clock(warmup=setting["warmup"], steps=setting["steps"])
     make = {"sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo, "grpo": _grpo}[setting["method"]]
@@ -37,7 +37,7 @@ def measure(setting: dict[str, Any], *, precomputed: bool = False) -> Numbers:
         extra = {"precomputed": precomputed} if setting["method"] == "dpo" else {}
         trainer = make(setting, rows, _common(setting, folder), _ticks(clock), **extra)
         trainer.train()
-    # The reference's pass was over the warm-up's rows too.
+    # The reference's pass included the rows of the warm-up.
     share = setting["rows"] / len(rows)
     return clock.numbers(reference_cpu=trainer.reference_cpu * share if precomputed else None)
 
@@ -130,7 +130,7 @@ def _ppo(setting: dict[str, Any], rows: list[Row], common: dict[str, Any], ticks
         temperature=1.0,
         num_sample_generations=0,
     )
-    # It shuffles, so the prompts of an iteration are all there are.
+    # It shuffles, so every iteration uses all prompts.
     data = _dataset([{"input_ids": row.prompt} for row in rows[:batch]])
     policy, reference = _policy(setting), _policy(setting)
     reference.load_state_dict(policy.state_dict())

@@ -1,10 +1,10 @@
-"""Batched sampling with a KV cache: `align.generation.generate.generate` beside transformers' `generate`.
+"""Batched sampling with a KV cache: `align.generation.generate.generate` and transformers' `generate`.
 
     python benchmarks/generation/bench_generation.py --rounds 5
     python benchmarks/generation/bench_generation.py --stop-ids 64      # rows end at random, after 64 tokens on average
 
-Every peer samples the same ragged prompts (lengths drawn evenly, seeded) at temperature 1 from a Llama of one shape
-with random weights, prompt reading included; the better of two calls counts.
+Every peer responds to the same prompts (lengths drawn uniformly, seeded) at temperature 1 with a Llama of one shape and
+random weights, prefill included; the faster of two calls counts.
 
 Peers: align; hf-dynamic (transformers' default cache); hf-static (cache_implementation="static").
 """
@@ -100,7 +100,7 @@ if __name__ == "__main__":
     p = parser(__doc__, PEERS)
     p.add_argument("--batch", type=int, default=64, help="rows")
     p.add_argument("--new", type=int, default=96, help="new tokens per row")
-    p.add_argument("--stop-ids", type=int, default=0, help="how many ids end a row; 0: none, every row is full")
+    p.add_argument("--stop-ids", type=int, default=0, help="number of stop ids; 0: every response has full length")
     a = p.parse_args()
     name = f"batch {a.batch}, prompts 16..96, {a.new} new" + (f", {a.stop_ids} stop ids" if a.stop_ids else "")
     setting = {"name": name, "batch": a.batch, "new": a.new, "stop_ids": a.stop_ids}

@@ -1,10 +1,11 @@
-"""Optimizer steps of pretraining: the Lightning Trainer with our stage against the barest torch loop, same model.
+"""Optimizer steps of pretraining: the Lightning Trainer with align's stage, and a minimal torch loop, same model.
 
     python benchmarks/pretraining/bench_pretraining.py --rounds 3
 
 Peers: ``loop`` the least code that trains our GPT (F.cross_entropy over all logits, torch's default AdamW, clipping);
-``loop-same`` the same loop with our objective and optimizer, so that what is left is the Trainer's overhead; ``align``
-our Pretrain stage through the Trainer with its callbacks, as `align fit` runs it; ``align-compile`` with compile: true.
+``loop-same`` the same loop with our objective and optimizer, so that the difference is the Trainer's overhead;
+``align`` our Pretrain stage through the Trainer with its callbacks, as `align fit` runs it; ``align-compile`` with
+compile: true.
 """
 
 import statistics
@@ -110,7 +111,7 @@ PEERS = {
 
 if __name__ == "__main__":
     p = parser(__doc__, PEERS)
-    p.add_argument("--batch", type=int, default=8, help="rows of 256 tokens a step")
+    p.add_argument("--batch", type=int, default=8, help="rows of 256 tokens per step")
     p.add_argument("--warmup", type=int, default=3, help="steps left out")
     p.add_argument("--steps", type=int, default=12, help="steps measured")
     a = p.parse_args()

@@ -1,11 +1,11 @@
-"""Tokenizer training, encoding and packing: align beside Hugging Face tokenizers, datasets and tiktoken.
+"""Tokenizer training, encoding and packing: align, Hugging Face tokenizers, datasets and tiktoken.
 
     python benchmarks/tokenizer/bench_tokenizer.py --rounds 3 --out results.json --table results.md
 
-Each measurement runs in a child process of its own, so that peak memory and imports are one peer's. Rounds go through
-the peers forwards and backwards in turn; the figures are medians over the rounds. CPU seconds are user + system, with
-those of children; peak MB is the process's, the documents included, plus its largest child's; "others" is the share of
-the machine that other processes used meanwhile.
+Each measurement runs in its own child process, so that peak memory and imports are those of one peer. Rounds run the
+peers forwards and backwards in turn; the figures are medians over the rounds. CPU seconds are user + system, with
+those of children; peak MB is the process's, including the documents, plus its largest child's; "others" is the share of
+the machine that other processes used during the measurement.
 
 Work
   train   documents in memory -> vocabulary and merges
@@ -15,7 +15,7 @@ Work
 tiktoken cannot train: it encodes with the merges that align learned (equal to Hugging Face's; a test holds them so).
 
 Corpora: by default the standard library's sources of this Python, about 20 MB, and their first 1 MB; or --corpus FILE
-(text, documents separated by form feeds, or cut into pieces of about 10 kB at line ends).
+(text, documents separated by form feeds, or split at line ends into chunks of about 10 kB).
 """
 
 import argparse
@@ -79,7 +79,7 @@ def documents(text: str) -> Iterator[str]:
 
 
 class Meter:
-    """Wall and CPU seconds, and what others used of the machine."""
+    """Wall and CPU seconds, and the share of the machine that other processes used."""
 
     def __enter__(self) -> "Meter":
         self.start = self._now()
@@ -145,7 +145,7 @@ def train(job: dict[str, Any], docs: list[str]) -> dict[str, float]:
 
 
 def encoder(job: dict[str, Any]) -> Callable[[list[str]], list[list[int]]]:
-    """What encodes a list of documents."""
+    """A function that encodes a list of documents."""
     if job["peer"] == "hf":
         from tokenizers import Tokenizer as Peer
 
@@ -220,7 +220,7 @@ def run_child(job: dict[str, Any]) -> None:
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Measure in a child process with as many threads as the job has processes."""
+    """Measure in a child process that has as many threads as the job has processes."""
     threads = str(job["processes"])
     parallel = "true" if job["processes"] > 1 else "false"
     env = {"RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": parallel, "OMP_NUM_THREADS": "1"}
@@ -232,7 +232,7 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare(folder: Path, docs: list[str], name: str, vocabs: list[int]) -> dict[int, str]:
-    """One tokenizer.json a vocabulary, which all peers encode with; <eos> on top."""
+    """Write one tokenizer.json per vocabulary, with <eos> added, for all peers to encode with."""
     from tokenizers import Tokenizer as Peer
 
     from align.tokenizer import train_tokenizer

@@ -1,4 +1,4 @@
-"""align's side of the tokenizer yardsticks: what a user would call, and nothing else."""
+"""align's side of the tokenizer benchmark: only what a user would call."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ class Encoder:
 
 
 def bpe_train(docs: list[str], vocab: int, pattern: str, threads: int) -> Encoder:
-    """As many merges as peers make for this vocabulary; our special tokens come on top."""
+    """Learn as many merges as peers do for this vocabulary; align's special tokens are added to them."""
     size = vocab + len(own_special_tokens(0))
     return Encoder(train_tokenizer(docs, vocab_size=size, pattern=pattern, processes=threads), threads)
 
 
 def build_packed(docs: list[str], tokenizer_json: str, block: int, procs: int, out_dir: str) -> int:
-    """Ids of all documents, <eos> behind each, as one file of whole blocks; returns the number of ids written."""
+    """Write the ids of all documents, each followed by <eos>, as one file of whole blocks; returns their number."""
     tokenizer = Tokenizer.load(tokenizer_json)
     end = tokenizer.special_tokens["<eos>"]
     ids, _ = tokenizer.encode_to_array(docs, suffix=[end], processes=procs)

@@ -26,7 +26,7 @@ class Inner:
     """Of the part"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         if self.heat < 0:
             raise ValueError(f"heat is {self.heat}; it must be 0 or above")
 
@@ -57,7 +57,7 @@ class Outer:
     """A flag without a value"""
 
     def __post_init__(self) -> None:
-        """Reject impossible settings."""
+        """Reject invalid settings."""
         require_at_least(self, limit=1)
 
 
