@@ -126,12 +126,9 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
 
 def _how_to_write(path: Path, stage: Stage, pipeline: Pipeline) -> str:
     """What to run for a missing input of a stage, if another stage that has not run writes it."""
-    writers = [
-        other for other in pipeline.stages if other.writes in (path, *path.parents) and not other.writes.exists()
-    ]
-    if not writers:
+    writer = next((other for other in pipeline.stages if other.writes in (path, *path.parents)), None)
+    if writer is None or writer.writes.exists():
         return ""
-    writer = writers[0]
     return f"; run the stage {writer.name!r} first, or use --to {writer.name if writer.optional else stage.name}"
 
 
