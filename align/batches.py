@@ -3,11 +3,13 @@
 Legend: B rows (pairs, prompts) of a batch, T tokens of a row, P tokens of the longest prompt.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 
-from align.tokenizer.prompts import Prompt
+Messages = Sequence[Mapping[str, str]]
+"""Of a chat, each with ``role`` and ``content``"""
 
 
 class TokenBatch(NamedTuple):
@@ -41,7 +43,7 @@ class PairBatch(NamedTuple):
         lengths: ``[2B]`` int64, tokens of each row without padding; 0 for rows that only fill the last batch.
         prompt_lengths: ``[B]`` int64, tokens of each prompt, the same in both halves.
         numbers: ``[B]`` int64, index of the pair in its split, -1 for padding.
-        prompts: B prompts as the data has them, for rewards; an empty text for padding.
+        prompts: B prompts, texts or messages, for rewards; an empty text for padding.
     """
 
     ids: torch.Tensor
@@ -49,7 +51,7 @@ class PairBatch(NamedTuple):
     lengths: torch.Tensor
     prompt_lengths: torch.Tensor
     numbers: torch.Tensor
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[str | Messages, ...]
 
 
 class PromptBatch(NamedTuple):
@@ -59,10 +61,10 @@ class PromptBatch(NamedTuple):
         ids: ``[B, P]`` int64, rendered up to the assistant's turn, right-padded.
         lengths: ``[B]`` int64, tokens of each prompt; 0 for rows that only fill the last batch.
         numbers: ``[B]`` int64, index of the prompt in its split, -1 for padding.
-        prompts: B prompts as the data has them, for rewards; an empty text for padding.
+        prompts: B prompts, texts or messages, for rewards; an empty text for padding.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
     numbers: torch.Tensor
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[str | Messages, ...]
