@@ -3,16 +3,20 @@
 Legend: B rows (pairs, prompts) of a batch, T tokens of a row, P tokens of the longest prompt.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+
+Messages = Sequence[Mapping[str, str]]
+"""Of a chat, each with ``role`` and ``content``"""
 
 
 class TokenBatch(NamedTuple):
     """Rows of tokens and which of them count in the loss.
 
-    A row of T tokens makes T - 1 predictions: the network reads ``ids[:, :-1]`` and predicts ``ids[:, 1:]``. The shift
-    happens in the objective, nowhere else.
+    A row of T tokens makes T - 1 predictions: the stage passes ``ids[:, :-1]`` to the network, and the objective reads
+    the targets ``ids[:, 1:]`` and their mask ``mask[:, 1:]``.
 
     Attributes:
         ids: ``[B, T]`` int64, right-padded.
@@ -39,7 +43,7 @@ class PairBatch(NamedTuple):
         lengths: ``[2B]`` int64, tokens of each row without padding; 0 for rows that only fill the last batch.
         prompt_lengths: ``[B]`` int64, tokens of each prompt, the same in both halves.
         numbers: ``[B]`` int64, index of the pair in its split, -1 for padding.
-        prompts: B texts, the last message of each prompt, for reward functions; empty for padding.
+        prompts: B prompts, texts or messages, for rewards; an empty text for padding.
     """
 
     ids: torch.Tensor
@@ -47,7 +51,7 @@ class PairBatch(NamedTuple):
     lengths: torch.Tensor
     prompt_lengths: torch.Tensor
     numbers: torch.Tensor
-    prompts: tuple[str, ...]
+    prompts: tuple[str | Messages, ...]
 
 
 class PromptBatch(NamedTuple):
@@ -57,10 +61,10 @@ class PromptBatch(NamedTuple):
         ids: ``[B, P]`` int64, rendered up to the assistant's turn, right-padded.
         lengths: ``[B]`` int64, tokens of each prompt; 0 for rows that only fill the last batch.
         numbers: ``[B]`` int64, index of the prompt in its split, -1 for padding.
-        prompts: B texts, the last message of each prompt, for reward functions; empty for padding.
+        prompts: B prompts, texts or messages, for rewards; an empty text for padding.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
     numbers: torch.Tensor
-    prompts: tuple[str, ...]
+    prompts: tuple[str | Messages, ...]

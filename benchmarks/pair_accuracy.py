@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import yaml
 
-from align.algorithms.dpo import pair_logprobs
+from align.algorithms.dpo import response_logprobs
 from align.data.pair_data import PreferenceData
 from align.io.directory import load_network
 from align.rewards.functions import load_reward
@@ -108,7 +108,7 @@ def measure(run: Path) -> dict[str, np.ndarray]:
     for batch in data.pair_loader("validation"):
         lengths = batch.lengths.clamp(max=sft.config.context)
         scores = reward.score_ids(batch.ids[:, : sft.config.context], lengths)
-        base, policy = (pair_logprobs(network, batch, shared_prefix=True) for network in (sft, dpo))
+        base, policy = (response_logprobs(network, batch, shared_prefix=True) for network in (sft, dpo))
         tokens = batch.mask.sum(1)
         columns = [scores, policy - base, base, base / tokens.clamp(min=1), -tokens, tokens]
         chosen, rejected = torch.stack([column.double() for column in columns]).chunk(2, dim=1)

@@ -1,7 +1,7 @@
 """Direct preference optimization: the policy learns from preference pairs, without a reward model.
 
-To follow a pair to its loss, read ``align/batches.py: PairBatch``, ``DPO.training_step`` and ``pair_logprobs`` here,
-then ``align/objectives/preference.py``.
+To follow a pair to its loss, read ``align/batches.py: PairBatch``; ``DPO.training_step``,
+``DPO._policy_and_reference`` and ``response_logprobs`` here; then ``align/objectives/preference.py``.
 
 Legend: B pairs, T tokens of a row.
 """
@@ -149,7 +149,7 @@ class DPO(Stage):
             FloatingPointError: the loss is not finite.
             ValueError: at step 0, the reference differs from the policy.
         """
-        pairs = self._pair_logprobs("train", batch)  # 1, 2
+        pairs = self._policy_and_reference("train", batch)  # 1, 2
         losses = self._pair_losses(pairs)  # 3
         real = batch.numbers >= 0
         if self.loss.needs_reference and batch_index(self.trainer) == 0:
@@ -162,18 +162,23 @@ class DPO(Stage):
         self.refuse_nonfinite(means["loss"])
         return self.weighted(loss, count)  # 5
 
-    def _pair_logprobs(self, split: str, batch: PairBatch) -> PairLogprobs:
-        """Steps 1 and 2."""
+    def _policy_and_reference(self, split: str, batch: PairBatch) -> PairLogprobs:
+        """Steps 1 and 2: log-probs of both responses under policy and reference."""
         # The reference comes first: the policy's activations are not in memory yet, and a look-up, which waits for a
         # GPU to finish, does not wait for the policy.
         reference_chosen, reference_rejected = self._reference_logprobs(split, batch)  # 1
-        chosen, rejected = self._logprobs(self.network, batch).chunk(2)  # 2
+        chosen, rejected = self._response_logprobs(self.network, batch).chunk(2)  # 2
         chosen_tokens, rejected_tokens = batch.mask[:, 1:].sum(1).chunk(2)
         return PairLogprobs(chosen, rejected, reference_chosen, reference_rejected, chosen_tokens, rejected_tokens)
 
     def _pair_losses(self, pairs: PairLogprobs) -> PairLosses:
-        """Step 3: ``loss``, plus ``sft_coef`` times the chosen response's NLL per token (RPO, Pang et al. 2024)."""
+        """Step 3: ``loss``, plus ``sft_coef`` times the chosen response's NLL per token (RPO, Pang et al. 2024).
+
+        Raises:
+            ValueError: the loss returned tensors of the wrong shape.
+        """
         losses = self.loss(pairs)
+        losses.check(type(self.loss).__name__, pairs)
         if not self.sft_coef:
             return losses
         return losses._replace(loss=losses.loss - self.sft_coef * pairs.mean_logprobs()[0])
@@ -237,7 +242,7 @@ class DPO(Stage):
         self._log_means("test", self.test_pairs)
 
     def _add(self, split: str, batch: PairBatch, metric: "PairMeans") -> None:
-        pairs = self._pair_logprobs(split, batch)
+        pairs = self._policy_and_reference(split, batch)
         metric.update(pair_values(pairs, self._pair_losses(pairs)), batch.numbers >= 0)
 
     def _log_means(self, split: str, metric: "PairMeans") -> None:
@@ -255,22 +260,22 @@ class DPO(Stage):
         if not self.precomputed:
             assert self.reference is not None
             with torch.no_grad():
-                chosen, rejected = self._logprobs(self.reference, batch).chunk(2)
+                chosen, rejected = self._response_logprobs(self.reference, batch).chunk(2)
             return chosen, rejected
         values = self._tables[split][batch.numbers.clamp(min=0).cpu()]
         dtype = torch.promote_types(self.network.output_weight.dtype, torch.float32)
         chosen, rejected = values.to(batch.ids.device, dtype).unbind(1)
         return chosen, rejected
 
-    def _logprobs(self, network: GPT, batch: PairBatch) -> torch.Tensor:
-        return pair_logprobs(network, batch, shared_prefix=self.shared_prefix)
+    def _response_logprobs(self, network: GPT, batch: PairBatch) -> torch.Tensor:
+        return response_logprobs(network, batch, shared_prefix=self.shared_prefix)
 
     def _have_table(self, split: str) -> None:
         if self.loss.needs_reference and self.precomputed and split not in self._tables:
             self._tables[split] = reference_table(
                 self.trainer,
                 lambda: self.reference if self.reference is not None else self._make_reference(start=None),
-                self._logprobs,
+                self._response_logprobs,
                 split=split,
                 weights=self._reference_fingerprint(),
                 precision=self._reference_precision(),
@@ -332,8 +337,10 @@ class PairMeans(WideMetric):
         return dict(zip(_NAMES, (self.sums / self.pairs).float(), strict=True))
 
 
-def pair_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) -> torch.Tensor:
-    """Log-prob of each response, summed over its tokens. No other position reaches the output matrix.
+def response_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) -> torch.Tensor:
+    """Log-prob of each response under one network, summed over its tokens.
+
+    No other position reaches the output matrix.
 
     Args:
         network: policy or reference.

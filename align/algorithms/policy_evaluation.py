@@ -17,6 +17,7 @@ from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.objectives import distribution_kl
 from align.rewards.functions import load_reward
+from align.tokenizer.prompts import Prompt
 from align.training.float64 import WideMetric, wide
 from align.training.sharding import gathered
 
@@ -90,7 +91,12 @@ class PolicyEvaluation(WideMetric):
         self.add_state("hashes", [], dist_reduce_fx="cat")
 
     def update(
-        self, policy: GPT, reference: GPT | None, prompts: Sequence[Sequence[int]], texts: Sequence[str], tokenizer: Any
+        self,
+        policy: GPT,
+        reference: GPT | None,
+        prompts: Sequence[Sequence[int]],
+        contents: Sequence[Prompt],
+        tokenizer: Any,
     ) -> None:
         """Sample responses to the prompts that are new and still wanted.
 
@@ -99,7 +105,7 @@ class PolicyEvaluation(WideMetric):
             reference: to measure the KL to; None: no KL.
             prompts: B lists of ids, up to the assistant's turn; empty ones (rows that fill up a batch) and those that
                 leave no room for a response are ignored.
-            texts: B prompts as text, for the judge.
+            contents: B prompts, texts or messages, for the judge.
             tokenizer: decodes, and knows which tokens end a response.
         """
         new = self._wanted(prompts, policy.config.context)
@@ -108,7 +114,9 @@ class PolicyEvaluation(WideMetric):
         with gathered(policy) as policy, gathered(reference) as reference:
             for start in range(0, len(new), _ROWS):
                 rows = new[start : start + _ROWS]
-                self._sample(policy, reference, [prompts[row] for row in rows], [texts[row] for row in rows], tokenizer)
+                self._sample(
+                    policy, reference, [prompts[row] for row in rows], [contents[row] for row in rows], tokenizer
+                )
 
     def compute(self) -> dict[str, torch.Tensor]:
         """Values since the last reset.
@@ -148,7 +156,7 @@ class PolicyEvaluation(WideMetric):
 
     @torch.no_grad()
     def _sample(
-        self, policy: GPT, reference: GPT | None, prompts: list[Sequence[int]], texts: list[str], tokenizer: Any
+        self, policy: GPT, reference: GPT | None, prompts: list[Sequence[int]], contents: list[Prompt], tokenizer: Any
     ) -> None:
         config = self.config
         sampled = sample_responses(
@@ -171,7 +179,7 @@ class PolicyEvaluation(WideMetric):
         if self._judge is not None:
             if (network := getattr(self._judge, "network", None)) is not None:
                 network.to(policy.output_weight.device)
-            self.reward += float(sum(self._judge(texts, sampled.texts)))
+            self.reward += float(sum(self._judge(contents, sampled.texts)))
 
 
 @torch.no_grad()

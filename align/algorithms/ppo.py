@@ -1,5 +1,9 @@
 """PPO for language models as ordinary Lightning training; GRPO and RLOO are other advantage estimators of it.
 
+To follow a prompt to its loss, read ``align/data/pair_data.py: PromptData.train_dataloader``, which hands the prompts
+to ``PPO.rollout_loader`` here; ``align/algorithms/rollout_buffer.py: RolloutLoader``, which asks ``PPO.roll_out`` for a
+rollout once per iteration; then ``PPO.training_step`` and ``align/objectives/policy.py``.
+
 Legend: B responses, N tokens of the longest response, M tokens of all responses, D width.
 """
 
@@ -20,9 +24,9 @@ from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluatio
 from align.algorithms.ppo_networks import ValueHead, ValueModel, make_reference, make_value, padded, token_values
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.algorithms.rollout import (
-    Prompt,
     Responses,
     RewardStatistics,
+    RolloutPrompt,
     check_reward,
     rollout_metrics,
     sample_rollout,
@@ -76,7 +80,7 @@ class PPO(Stage):
         init_from: model directory, Hugging Face directory or Hub id that policy and reference start from; or an adapter
             directory, to continue training that adapter.
         reward: directory of a reward model or of a reward model's adapter, module:function of (prompts, responses) ->
-            scores, or sandbox.
+            scores, class path of a ``Reward`` (its settings are its init_args), or sandbox.
         estimator: advantage estimator: GAE, GRPO, DrGRPO, RLOO, or the class path of your own.
         reference: model directory to measure the KL to, instead of init_from.
         gold: a second reward that is only logged (rollout/gold), to see over-optimisation of the first.
@@ -253,7 +257,7 @@ class PPO(Stage):
         self._loader = RolloutLoader(prompts, self._next_rollout, plan, seed=lambda: self._seed)
         return self._loader
 
-    def _next_rollout(self, prompts: list[Prompt], iteration: int) -> tuple[Rollout | None, dict[str, float]]:
+    def _next_rollout(self, prompts: list[RolloutPrompt], iteration: int) -> tuple[Rollout | None, dict[str, float]]:
         """``roll_out`` in the precision of the update, since otherwise the first ratio is not 1; joined over ranks.
 
         Raises:
@@ -279,7 +283,7 @@ class PPO(Stage):
         return rollout, metrics
 
     @torch.no_grad()
-    def roll_out(self, prompts: list[Prompt], iteration: int) -> tuple[Rollout | None, dict[str, float]]:
+    def roll_out(self, prompts: list[RolloutPrompt], iteration: int) -> tuple[Rollout | None, dict[str, float]]:
         """Steps 1 to 7 of an iteration, on this rank's prompts.
 
         ``no_grad`` and not ``inference_mode``: the update differentiates expressions of what is stored here.
@@ -354,6 +358,7 @@ class PPO(Stage):
             advantages=advantages,
             returns=returns,
             scores=scores.scores,
+            kl_coef=kl_coef,
         )
         return rollout, metrics
 
@@ -435,8 +440,7 @@ class PPO(Stage):
         """
         warming_up = self._warming_up(batch.iteration)
         rows = batch.ids, batch.prompt_lengths, batch.lengths
-        mask = torch.ones_like(batch.logprobs, dtype=torch.bool)
-        tokens = mask.sum()
+        tokens = torch.tensor(batch.logprobs.numel(), device=batch.ids.device)
         loss, states = torch.zeros((), device=batch.ids.device), None
         metrics: dict[str, torch.Tensor] = {}
         # Policy loss, and the KL where it is in the loss.
@@ -445,12 +449,12 @@ class PPO(Stage):
                 states = response_states(self.network, *rows, group_size=batch.group_size)
         if not warming_up:
             assert states is not None
-            loss, metrics = self._policy_loss(batch, states, mask)
+            loss, metrics = self._policy_loss(batch, states, tokens)
         # Value loss.
         if self.value is not None and self.value_config is not None:
             values = token_values(self.value, states, *rows, batch.group_size)
             clip = self.value_config.value_clip_range
-            value_loss, clipped = ppo_value_loss(values, batch.values, batch.returns, mask, clip=clip)
+            value_loss, clipped = ppo_value_loss(values, batch.values, batch.returns, clip=clip)
             loss = loss + self.value_config.value_coef * value_loss
             metrics |= {"train/value_loss": value_loss.detach() / tokens, "train/value_clip_fraction": clipped}
         if warming_up and self.sharing.ranks > 1 and self.device_mesh is None:
@@ -469,13 +473,12 @@ class PPO(Stage):
         return self.weighted(loss, torch.full_like(tokens, longest) if self.estimator.length_unbiased else tokens)
 
     def _policy_loss(
-        self, batch: RolloutBatch, states: torch.Tensor, mask: torch.Tensor
+        self, batch: RolloutBatch, states: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The summed loss of the policy, its KL in the loss included, and what to log of it."""
-        assert self._loader is not None
-        tokens, temperature = mask.sum(), self.rollout_config.temperature
+        temperature = self.rollout_config.temperature
         logprobs = token_logprobs(states, self.network.output_weight, batch.targets, temperature=temperature)
-        policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, mask, clip=self.update_config.clip_range)
+        policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, clip=self.update_config.clip_range)
         self._check_first(batch, policy.approx_kl, policy.ratio_max)
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
         metrics = {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
@@ -483,7 +486,7 @@ class PPO(Stage):
         if self._kl_in_loss is None:
             return policy.loss, metrics
         kl = self._kl_in_loss.estimate(logprobs, batch.reference_logprobs)
-        return policy.loss + self._loader.metrics["rollout/kl_coef"] * kl.sum(), metrics
+        return policy.loss + batch.kl_coef * kl.sum(), metrics
 
     def _check_first(self, batch: RolloutBatch, approx_kl: torch.Tensor, ratio_max: torch.Tensor) -> None:
         """Before the first update of an iteration the policy must be the one that sampled: KL 0 and ratio 1.

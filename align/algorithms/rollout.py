@@ -16,22 +16,23 @@ from align.model.gpt import GPT
 from align.objectives import Total
 from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
+from align.tokenizer.prompts import Prompt
 from align.training.float64 import wide
 from align.training.sharding import gathered
 
 
-class Prompt(NamedTuple):
-    """One prompt.
+class RolloutPrompt(NamedTuple):
+    """A prompt to sample responses to.
 
     Attributes:
         ids: tokens up to the assistant's turn.
         number: index within its split.
-        text: the prompt as text, for reward functions.
+        content: text or messages, for rewards.
     """
 
     ids: list[int]
     number: int
-    text: str
+    content: Prompt
 
 
 class Responses(NamedTuple):
@@ -44,7 +45,7 @@ class Responses(NamedTuple):
         mask: ``[B, N]`` bool, True on tokens of the response, its end-of-turn token included.
         logprobs: ``[B, N]`` float32, the sampler's, 0 on padding.
         finished: ``[B]`` bool, False where a response reached the length limit.
-        prompts: B texts.
+        prompts: B prompts, texts or messages.
         texts: B texts of the responses.
     """
 
@@ -54,7 +55,7 @@ class Responses(NamedTuple):
     mask: torch.Tensor
     logprobs: torch.Tensor
     finished: torch.Tensor
-    prompts: list[str]
+    prompts: list[Prompt]
     texts: list[str]
 
     @property
@@ -79,7 +80,7 @@ class Scores(NamedTuple):
 
 def sample_rollout(
     policy: GPT,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[RolloutPrompt],
     config: RolloutConfig,
     *,
     tokenizer: Any,
@@ -123,7 +124,7 @@ def sample_rollout(
         mask=samples.mask,
         logprobs=samples.logprobs,
         finished=samples.finished,
-        prompts=[prompt.text for prompt in repeated],
+        prompts=[prompt.content for prompt in repeated],
         texts=sampled.texts,
     )
 
@@ -219,7 +220,7 @@ def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
     """The reward of each response.
 
     Args:
-        reward: a reward model reads the sampled ids, a function the texts.
+        reward: a reward model reads the sampled ids, any other the prompts and texts.
         responses: B of them.
 
     Returns:

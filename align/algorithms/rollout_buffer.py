@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from align.algorithms.rollout import Prompt
+from align.algorithms.rollout import RolloutPrompt
 from align.batches import PromptBatch
 from align.model.response_states import response_tokens
 
@@ -37,6 +37,7 @@ class Rollout(NamedTuple):
         advantages: ``[B, N]`` as the loss uses them.
         returns: ``[B, N]`` targets of the values; 0 without a value model.
         scores: ``[B]`` what is optimised apart from the KL.
+        kl_coef: weight of the KL in this iteration, the same on every rank.
     """
 
     ids: torch.Tensor
@@ -49,6 +50,7 @@ class Rollout(NamedTuple):
     advantages: torch.Tensor
     returns: torch.Tensor
     scores: torch.Tensor
+    kl_coef: float
 
 
 class RolloutBatch(NamedTuple):
@@ -64,6 +66,7 @@ class RolloutBatch(NamedTuple):
         values: ``[M]`` before the update.
         advantages: ``[M]``.
         returns: ``[M]``.
+        kl_coef: weight of the KL in this iteration.
         group_size: this many neighbouring rows share a prompt.
         iteration: of the run, from 0.
         position: index of the micro-batch within the iteration.
@@ -78,6 +81,7 @@ class RolloutBatch(NamedTuple):
     values: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
+    kl_coef: float
     group_size: int
     iteration: int
     position: int
@@ -98,8 +102,11 @@ def join_ranks(rollout: Rollout, group_size: int, over_ranks: Callable[[torch.Te
     """
     sizes = torch.tensor([rollout.ids.shape[1], rollout.mask.shape[1]], device=rollout.ids.device)
     width, longest = torch.stack(over_ranks(sizes)).amax(0).tolist()
-    joined = {}
+    joined: dict[str, Any] = {}
     for name, tensor in rollout._asdict().items():
+        if not isinstance(tensor, torch.Tensor):
+            joined[name] = tensor
+            continue
         if tensor.dim() == 2:
             tensor = F.pad(tensor, (0, (width if name == "ids" else longest) - tensor.shape[1]))
         # Not every backend gathers bool.
@@ -109,7 +116,7 @@ def join_ranks(rollout: Rollout, group_size: int, over_ranks: Callable[[torch.Te
     return Rollout(**joined)
 
 
-RollOut = Callable[[list[Prompt], int], tuple[Rollout | None, dict[str, float]]]
+RollOut = Callable[[list[RolloutPrompt], int], tuple[Rollout | None, dict[str, float]]]
 """(prompts, iteration) -> the rollout to train on, or None where the run has to end; and what to log of it"""
 
 
@@ -210,13 +217,13 @@ class PromptStream:
         self._loader, self._ranks = loader, ranks
         self._start()
 
-    def take(self, count: int) -> list[Prompt]:
+    def take(self, count: int) -> list[RolloutPrompt]:
         """The next ``count`` prompts.
 
         Raises:
             ValueError: the loader has none.
         """
-        taken: list[Prompt] = []
+        taken: list[RolloutPrompt] = []
         while len(taken) < count:
             if self._offset == len(self._batch):
                 self._next_batch()
@@ -251,7 +258,7 @@ class PromptStream:
     def _start(self) -> None:
         self._iterator: Iterator[PromptBatch] | None = None
         self._before: Any = None
-        self._batch: list[Prompt] = []
+        self._batch: list[RolloutPrompt] = []
         self._offset = 0
 
     def _next_batch(self) -> None:
@@ -265,7 +272,7 @@ class PromptStream:
             raise ValueError("there are no training prompts")
         rows = zip(batch.ids.tolist(), batch.lengths.tolist(), batch.numbers.tolist(), batch.prompts, strict=True)
         # Rows of no tokens only fill up the last batch.
-        self._batch = [Prompt(ids[:length], number, text) for ids, length, number, text in rows if length]
+        self._batch = [RolloutPrompt(ids[:length], number, content) for ids, length, number, content in rows if length]
         self._offset = 0
 
 
@@ -321,7 +328,8 @@ class RolloutLoader:
         state = {"iteration": self.iteration, "position": self.position, "metrics": self.metrics}
         state |= {"plan": self.plan.identity, "prompts": self.prompts.state_dict(), "rollout": None}
         if self.position < len(self) and self.rollout is not None:
-            state["rollout"] = {name: tensor.cpu() for name, tensor in self.rollout._asdict().items()}
+            values = self.rollout._asdict()
+            state["rollout"] = {n: v.cpu() if isinstance(v, torch.Tensor) else v for n, v in values.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -369,6 +377,7 @@ class RolloutLoader:
             prompt_lengths=tuple(prompt_lengths),
             lengths=tuple(lengths),
             targets=response_tokens(ids, prompt_lengths, lengths),
+            kl_coef=rollout.kl_coef,
             group_size=self.plan.unit,
             iteration=self.iteration,
             position=self.position - 1,

@@ -8,9 +8,10 @@ import dataclasses
 import inspect
 import itertools
 import json
+import os
 import re
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -116,6 +117,29 @@ def check_nulls(group: str, spec: Any) -> None:
             )
 
 
+def key_of(kind: type, config: Any, prefix: str = "") -> str | None:
+    """The key of the setting whose ``class_path`` is a class.
+
+    Args:
+        kind: the class.
+        config: mappings and lists of settings.
+        prefix: key of ``config``.
+
+    Returns:
+        str: the first such key; None if no setting is of this class.
+    """
+    if isinstance(config, Mapping):
+        if config.get("class_path") == f"{kind.__module__}.{kind.__qualname__}":
+            return prefix
+        items: Iterable[tuple[Any, Any]] = config.items()
+    elif isinstance(config, list):
+        items = enumerate(config)
+    else:
+        return None
+    found = (key_of(kind, value, f"{prefix}.{name}" if prefix else str(name)) for name, value in items)
+    return next((key for key in found if key is not None), None)
+
+
 def _as_yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text) if text.strip() else text
@@ -162,7 +186,10 @@ def _unknown_class(key: str, owner: str | None, reason: str) -> str | None:
     names = sorted(kind.__name__ for base in kinds for kind in _subclasses(base) if not inspect.isabstract(kind))
     if not names:
         return None
-    return f"{key}: no class {found[1]!r}{nearest(found[1], names)}; one of {', '.join(names)}, or a class path"
+    return (
+        f"{key}: no class {found[1]!r}{nearest(found[1], names)}; one of {', '.join(names)}, or "
+        f"MODULE.{found[1]} for a class of your own"
+    )
 
 
 def _subclasses(base: type) -> set[type]:
@@ -173,10 +200,11 @@ def _subclasses(base: type) -> set[type]:
 def _wrong_value(key: str, reason: str) -> str:
     """The line for a value of the wrong type, or out of its set."""
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", reason):
-        key = key.replace(".init_args", ".class_path")
+        key = f"{key.removesuffix('.init_args')}.class_path"
         return f"{key}: {reason}{nearest(found[2], _exports(found[1]))}"
     if "No module named" in reason:
         key = key.removesuffix(".init_args")
+        reason += f"; modules of your own are searched for in the directory in which align starts, {os.getcwd()}"
     if value := re.search(r"Got value: (\S+)", reason):
         reason += nearest(value[1], re.findall(r"'([\w-]+)'", reason[: value.start()]))
     return f"{key}: {reason}" if key else reason

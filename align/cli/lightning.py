@@ -33,7 +33,7 @@ from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
-from align.cli.keys import check_nulls, explain, keep_nulls
+from align.cli.keys import check_nulls, explain, keep_nulls, key_of
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
 from align.rewards.functions import search_working_directory
@@ -118,10 +118,24 @@ class AlignCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, stage and Trainer; a setting that they reject is a mistake of the recipe."""
+        # After Lightning's instantiators of stage and data, which take precedence.
+        self.parser.add_instantiator(self._instantiate_variant, object)
         try:
             super().instantiate_classes()
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(explain(str(error))) from error
+
+    def _instantiate_variant(self, kind: type, /, *args: Any, **kwargs: Any) -> Any:
+        """An instance of a class that a setting names; an error of its own names the setting.
+
+        Raises:
+            ValueError: the class rejects its settings.
+        """
+        try:
+            return kind(*args, **kwargs)
+        except ValueError as error:
+            key = key_of(kind, self.config.as_dict())
+            raise (ValueError(f"{key}: {error}") if key else error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A Trainer that logs into the run folder: metrics.csv, and TensorBoard unless the recipe names loggers."""

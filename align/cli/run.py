@@ -34,6 +34,8 @@ class RunSettings:
     """Run these stages and no others"""
     start: str | None = setting(None, flag="from", metavar="STAGE")
     """Run this stage and all after it, up to date or not"""
+    end: str | None = setting(None, flag="to", metavar="STAGE")
+    """Run all stages up to this one, and this one, unless they are up to date"""
     force: bool = False
     """Run every chosen stage, up to date or not"""
     seed: int = 0
@@ -64,7 +66,7 @@ def main(args: list[str]) -> int:
     options = parse_settings(RunSettings, "run", args)
     folder, *overlays = [_found(path) for path in (options.folder, *options.config)]
     pipeline = read_pipeline(folder, out=options.out, seed=options.seed, assignments=options.set, overlays=overlays)
-    stages = choose_stages(pipeline, only=options.only, start=options.start)
+    stages = choose_stages(pipeline, only=options.only, start=options.start, end=options.end)
     report: Callable[[Outcome], None] = _report_json if options.json else _report_text
     preemption_requested(forget=True)
     with run_lock(pipeline.run):

@@ -14,6 +14,7 @@ import torch
 from align.batches import PairBatch, PromptBatch, TokenBatch
 from align.data.corpus import Corpus
 from align.data.rows import Rows, ranges
+from align.tokenizer.prompts import Prompt
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -30,7 +31,7 @@ class BatchDataset(Protocol[Batch]):
         """Number of rows, R."""
         ...
 
-    def __getitem__(self, chosen: np.ndarray) -> Batch:
+    def __getitem__(self, indices: np.ndarray) -> Batch:
         """The batch of the rows ``[B]``; -1 is a row of padding."""
         ...
 
@@ -90,24 +91,24 @@ class RowDataset:
     def _width(self, longest: np.ndarray) -> np.ndarray:
         return np.full_like(longest, self.width) if self.fixed_width else padded_width(longest, self.width)
 
-    def __getitem__(self, chosen: np.ndarray) -> TokenBatch:
+    def __getitem__(self, indices: np.ndarray) -> TokenBatch:
         """Lay out rows.
 
         The first token of a span is no target: it would be predicted from another document or row.
 
         Args:
-            chosen: ``[B]`` indices of rows; -1 is a row of padding.
+            indices: ``[B]`` indices of rows; -1 is a row of padding.
 
         Returns:
             TokenBatch: ``[B, T]``.
         """
-        first = np.where(chosen >= 0, self.rows.offsets[chosen], 0)
-        count = np.where(chosen >= 0, self.rows.offsets[chosen + 1] - first, 0)
+        first = np.where(indices >= 0, self.rows.offsets[indices], 0)
+        count = np.where(indices >= 0, self.rows.offsets[indices + 1] - first, 0)
         spans = ranges(first, count)
         starts, lengths = self.rows.starts[spans], self.rows.lengths[spans]
         number = ranges(np.zeros_like(count), count)  # index of the span in its row
-        row = np.repeat(np.arange(len(chosen)), count)
-        filled = np.bincount(row, lengths, len(chosen)).astype(np.int64)
+        row = np.repeat(np.arange(len(indices)), count)
+        filled = np.bincount(row, lengths, len(indices)).astype(np.int64)
         width = int(self._width(filled.max()))
         # The spans of a row are adjacent, so a span begins where all earlier ones end, minus the rows before its own.
         column = np.cumsum(lengths) - lengths - (np.cumsum(filled) - filled)[row]
@@ -116,9 +117,9 @@ class RowDataset:
         target = ranges(row * width + column, lengths)
         within = ranges(np.zeros_like(lengths), lengths)
         counts = within > 0
-        if self.corpus.counted is not None:
-            counts &= self.corpus.counted[source]
-        shape = (len(chosen), width)
+        if self.corpus.target_mask is not None:
+            counts &= self.corpus.target_mask[source]
+        shape = (len(indices), width)
         ids = scatter(shape, target, self.corpus.ids[source], fill=self.pad_id)
         mask = scatter(shape, target, counts, fill=False)
         num_bytes = (self.token_bytes[ids] * mask).sum(axis=1, dtype=np.int64)
@@ -174,10 +175,10 @@ def scatter(shape: tuple[int, int], target: np.ndarray, values: np.ndarray, *, f
 
 @dataclass(frozen=True)
 class RecordDataset:
-    """Records of a corpus, each with ``parts`` documents and a text."""
+    """Records of a corpus, each with ``parts`` documents and a prompt."""
 
     corpus: Corpus
-    """The tokens and texts"""
+    """The tokens and prompts"""
     records: range
     """Indices of the records in the corpus"""
     pad_id: int
@@ -207,14 +208,14 @@ class RecordDataset:
     def _first(self) -> int:
         return self.records.start * self.parts
 
-    def _spans(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _spans(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Start in the corpus and length of each document of the records: ``[B, parts]`` int64 each."""
-        starts = self.corpus.offsets[self._first + chosen[:, None] * self.parts + np.arange(self.parts)]
-        return starts, np.where(chosen[:, None] >= 0, self.lengths[chosen], 0)
+        starts = self.corpus.offsets[self._first + indices[:, None] * self.parts + np.arange(self.parts)]
+        return starts, np.where(indices[:, None] >= 0, self.lengths[indices], 0)
 
-    def _texts(self, chosen: np.ndarray) -> tuple[str, ...]:
+    def _prompts(self, indices: np.ndarray) -> tuple[Prompt, ...]:
         first = self.records.start
-        return tuple(self.corpus.text(first + number) if number >= 0 else "" for number in chosen.tolist())
+        return tuple(self.corpus.prompt(first + index) if index >= 0 else "" for index in indices.tolist())
 
 
 class PairDataset(RecordDataset):
@@ -234,16 +235,16 @@ class PairDataset(RecordDataset):
         widths = padded_width(batch_widths(self.sort_widths, table), self.width)
         return padding_share(tokens, 2 * widths, table)
 
-    def __getitem__(self, chosen: np.ndarray) -> PairBatch:
+    def __getitem__(self, indices: np.ndarray) -> PairBatch:
         """Lay out pairs.
 
         Args:
-            chosen: ``[B]`` indices of pairs; -1 is two rows of padding.
+            indices: ``[B]`` indices of pairs; -1 is two rows of padding.
 
         Returns:
             PairBatch: ``[2B, T]``; T - 1 is a multiple of 8, or T is the longest row allowed.
         """
-        starts, lengths = self._spans(chosen)
+        starts, lengths = self._spans(indices)
         prompts = np.tile(lengths[:, 0], 2)
         responses = lengths[:, 1:].T.ravel()
         filled = prompts + responses
@@ -259,8 +260,8 @@ class PairDataset(RecordDataset):
             mask=torch.from_numpy(mask),
             lengths=torch.from_numpy(filled),
             prompt_lengths=torch.from_numpy(lengths[:, 0].copy()),
-            numbers=torch.from_numpy(chosen.astype(np.int64)),
-            prompts=self._texts(chosen),
+            numbers=torch.from_numpy(indices.astype(np.int64)),
+            prompts=self._prompts(indices),
         )
 
 
@@ -273,7 +274,7 @@ class PromptGroups:
 
     @property
     def corpus(self) -> Corpus:
-        """The tokens and texts."""
+        """The tokens and prompts."""
         return self.pairs.corpus
 
     def __len__(self) -> int:
@@ -309,16 +310,16 @@ class PromptGroups:
         numel = rows * padded_width(batch_widths(self.sort_widths, table), self.pairs.width)
         return 1 - float(tokens[table[table >= 0]].sum() / numel.sum())
 
-    def __getitem__(self, chosen: np.ndarray) -> PairBatch:
+    def __getitem__(self, indices: np.ndarray) -> PairBatch:
         """Lay out all pairs of prompts.
 
         Args:
-            chosen: indices of prompts; -1 adds nothing, or one pair of padding if there is nothing else.
+            indices: indices of prompts; -1 adds nothing, or one pair of padding if there is nothing else.
 
         Returns:
             PairBatch: all pairs of these prompts.
         """
-        prompts = chosen[chosen >= 0]
+        prompts = indices[indices >= 0]
         pairs = ranges(self.first[prompts], np.diff(self.first)[prompts])
         return self.pairs[pairs if len(pairs) else np.array([-1])]
 
@@ -336,22 +337,22 @@ class PromptDataset(RecordDataset):
         tokens = self.lengths[:, 0]
         return padding_share(tokens, batch_widths(tokens, table), table)
 
-    def __getitem__(self, chosen: np.ndarray) -> PromptBatch:
+    def __getitem__(self, indices: np.ndarray) -> PromptBatch:
         """Lay out prompts.
 
         Args:
-            chosen: ``[B]`` indices of prompts; -1 is a row of padding.
+            indices: ``[B]`` indices of prompts; -1 is a row of padding.
 
         Returns:
             PromptBatch: ``[B, P]``.
         """
-        starts, lengths = (part[:, 0] for part in self._spans(chosen))
+        starts, lengths = (part[:, 0] for part in self._spans(indices))
         width = max(1, int(lengths.max()))
-        target = ranges(np.arange(len(chosen)) * width, lengths)
-        ids = scatter((len(chosen), width), target, self.corpus.ids[ranges(starts, lengths)], fill=self.pad_id)
+        target = ranges(np.arange(len(indices)) * width, lengths)
+        ids = scatter((len(indices), width), target, self.corpus.ids[ranges(starts, lengths)], fill=self.pad_id)
         return PromptBatch(
             ids=torch.from_numpy(ids),
             lengths=torch.from_numpy(lengths.copy()),
-            numbers=torch.from_numpy(chosen.astype(np.int64)),
-            prompts=self._texts(chosen),
+            numbers=torch.from_numpy(indices.astype(np.int64)),
+            prompts=self._prompts(indices),
         )

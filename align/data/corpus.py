@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from align.io.atomic import creating_directory
+from align.tokenizer.prompts import Prompt
 
-VERSION = 1
+VERSION = 2
 """Increased whenever the same input gives other tokens, so that no old cache is read."""
 
 
@@ -36,12 +37,12 @@ class Corpus:
     """``[N]`` uint16 or uint32, token ids of all documents, concatenated"""
     offsets: np.ndarray
     """``[documents + 1]`` int64: document d is ``ids[offsets[d]:offsets[d + 1]]``"""
-    counted: np.ndarray | None
+    target_mask: np.ndarray | None
     """``[N]`` bool, True where the token is a target; None: all tokens are"""
-    text_bytes: np.ndarray | None
-    """UTF-8 of the texts of all records, concatenated; None: not stored"""
-    text_offsets: np.ndarray | None
-    """``[records + 1]`` int64: the text of record r is ``text_bytes[text_offsets[r]:text_offsets[r + 1]]``"""
+    prompt_bytes: np.ndarray | None
+    """JSON of the prompts of all records, concatenated; None: not stored"""
+    prompt_offsets: np.ndarray | None
+    """``[records + 1]`` int64: the prompt of record r is ``prompt_bytes[prompt_offsets[r]:prompt_offsets[r + 1]]``"""
     meta: Mapping[str, Any]
     """Counts and report lines from when it was written"""
 
@@ -65,18 +66,19 @@ class Corpus:
             path=path,
             ids=mapped("ids.bin", meta["dtype"], meta["tokens"]),
             offsets=mapped("offsets.bin", "int64", meta["documents"] + 1),
-            counted=mapped("counted.bin", "bool", meta["tokens"]) if meta["counted"] is not None else None,
-            text_bytes=mapped("texts.bin", "uint8", meta["text_bytes"]) if "text_bytes" in meta else None,
-            text_offsets=mapped("text_offsets.bin", "int64", meta["texts"] + 1) if "texts" in meta else None,
+            target_mask=mapped("target_mask.bin", "bool", meta["tokens"]) if meta["targets"] is not None else None,
+            prompt_bytes=mapped("prompts.bin", "uint8", meta["prompt_bytes"]) if "prompt_bytes" in meta else None,
+            prompt_offsets=mapped("prompt_offsets.bin", "int64", meta["prompts"] + 1) if "prompts" in meta else None,
             meta=meta,
         )
 
-    def text(self, record: int) -> str:
-        """The stored text of a record."""
-        assert self.text_bytes is not None
-        assert self.text_offsets is not None
-        first, last = self.text_offsets[record : record + 2]
-        return bytes(self.text_bytes[first:last]).decode()
+    def prompt(self, record: int) -> Prompt:
+        """The stored prompt of a record."""
+        assert self.prompt_bytes is not None
+        assert self.prompt_offsets is not None
+        first, last = self.prompt_offsets[record : record + 2]
+        prompt: Prompt = json.loads(bytes(self.prompt_bytes[first:last]))
+        return prompt
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path, not the tokens."""
@@ -90,20 +92,19 @@ class CorpusWriter:
     removed. After an error nothing is left.
     """
 
-    def __init__(self, path: Path, *, vocab_size: int, masked: bool, with_texts: bool = False) -> None:
+    def __init__(self, path: Path, *, vocab_size: int, masked: bool, with_prompts: bool = False) -> None:
         """Prepare to write ``path``.
 
         Args:
             path: directory of the corpus.
             vocab_size: decides between uint16 and uint32.
             masked: whether a mask of targets is written.
-            with_texts: whether a text of each record is written.
+            with_prompts: whether the prompt of each record is written.
         """
         self.path = path
         self.dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-        self.counted = 0 if masked else None
-        self.tokens = self.documents = self.texts = self.text_bytes = 0
-        self._with_texts = with_texts
+        self.tokens = self.documents = self.targets = self.prompts = self.prompt_bytes = 0
+        self._masked, self._with_prompts = masked, with_prompts
         self.meta: dict[str, Any] = {}
         """Further values for ``meta.json``"""
 
@@ -111,10 +112,10 @@ class CorpusWriter:
         """Open the files."""
         self._publishing = creating_directory(self.path)
         self._draft = self._publishing.__enter__()
-        names = ["ids", "offsets"] + (["counted"] if self.counted is not None else [])
-        names += ["texts", "text_offsets"] if self._with_texts else []
+        names = ["ids", "offsets"] + (["target_mask"] if self._masked else [])
+        names += ["prompts", "prompt_offsets"] if self._with_prompts else []
         self._files = {name: open(self._draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115
-        for name in {"offsets", "text_offsets"} & set(names):
+        for name in {"offsets", "prompt_offsets"} & set(names):
             self._files[name].write(np.zeros(1, np.int64).data)
         return self
 
@@ -122,31 +123,31 @@ class CorpusWriter:
         self,
         ids: Sequence[int] | np.ndarray,
         lengths: Sequence[int] | np.ndarray,
-        counted: np.ndarray | None = None,
+        target_mask: np.ndarray | None = None,
         *,
-        text: str | None = None,
+        prompt: Prompt | None = None,
     ) -> None:
         """Write documents.
 
         Args:
             ids: ``[n]`` integer token ids.
             lengths: ``[documents]`` tokens of each document, n in total.
-            counted: ``[n]`` bool, True on targets; required if ``masked``.
-            text: text of the record with these documents; required if ``with_texts``.
+            target_mask: ``[n]`` bool, True on targets; required if ``masked``.
+            prompt: of the record with these documents; required if ``with_prompts``.
         """
         self._files["ids"].write(np.ascontiguousarray(ids, dtype=self.dtype).data)
         self._files["offsets"].write((self.tokens + np.cumsum(lengths, dtype=np.int64)).data)
-        if self.counted is not None:
-            assert counted is not None
-            self._files["counted"].write(np.ascontiguousarray(counted, dtype=bool).data)
-            self.counted += int(counted.sum())
-        if self._with_texts:
-            assert text is not None
-            data = text.encode()
-            self._files["texts"].write(data)
-            self.text_bytes += len(data)
-            self.texts += 1
-            self._files["text_offsets"].write(np.array([self.text_bytes]).data)
+        if self._masked:
+            assert target_mask is not None
+            self._files["target_mask"].write(np.ascontiguousarray(target_mask, dtype=bool).data)
+            self.targets += int(target_mask.sum())
+        if self._with_prompts:
+            assert prompt is not None
+            data = json.dumps(prompt).encode()
+            self._files["prompts"].write(data)
+            self.prompt_bytes += len(data)
+            self.prompts += 1
+            self._files["prompt_offsets"].write(np.array([self.prompt_bytes]).data)
         self.tokens += len(ids)
         self.documents += len(lengths)
 
@@ -159,9 +160,9 @@ class CorpusWriter:
                 file.close()
             if kind is None:
                 meta = {"dtype": self.dtype, "tokens": self.tokens, "documents": self.documents}
-                meta["counted"] = self.counted
-                if self._with_texts:
-                    meta |= {"texts": self.texts, "text_bytes": self.text_bytes}
+                meta["targets"] = self.targets if self._masked else None
+                if self._with_prompts:
+                    meta |= {"prompts": self.prompts, "prompt_bytes": self.prompt_bytes}
                 (self._draft / "meta.json").write_text(json.dumps(meta | self.meta))
         except BaseException as failure:
             kind, error, trace = type(failure), failure, failure.__traceback__

@@ -43,7 +43,7 @@ class TokenData(pl.LightningDataModule):
 
     _masked: ClassVar[bool] = False
     """Whether a mask says which tokens are targets"""
-    _with_texts: ClassVar[bool] = False
+    _with_prompts: ClassVar[bool] = False
     """Whether a text of each record is stored beside its tokens"""
     _documents_per_record: ClassVar[int] = 1
     """Documents of the corpus per record"""
@@ -204,7 +204,7 @@ class TokenData(pl.LightningDataModule):
     def _write(self, path: Path, sources: Sequence[Source], split: str) -> None:
         bad = BadRecords(self.on_bad_record)
         with CorpusWriter(
-            path, vocab_size=self.tokenizer.vocab_size, masked=self._masked, with_texts=self._with_texts
+            path, vocab_size=self.tokenizer.vocab_size, masked=self._masked, with_prompts=self._with_prompts
         ) as writer:
             report = self._tokenize(sources, writer, bad, split)
             report = bad.report() + report

@@ -17,6 +17,7 @@ from align.data.readers import BadRecords, Source
 from align.data.sampler import BatchLoader
 from align.data.tokenize import EncodedPair, TruncationReport, encode_chat, encode_pair, encode_records
 from align.tokenizer import Tokenizer
+from align.tokenizer.prompts import as_prompt
 
 
 class PreferenceData(TokenData):
@@ -31,7 +32,7 @@ class PreferenceData(TokenData):
             and ``batch_size`` counts prompts
     """
 
-    _with_texts = True
+    _with_prompts = True
     _documents_per_record = 3
 
     def __init__(
@@ -84,12 +85,12 @@ class PreferenceData(TokenData):
 
             for pair, encoded in encode_records(sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode):
                 parts = [encoded.prompt, encoded.chosen, encoded.rejected]
-                if not writer.texts:
+                if not writer.prompts:
                     warning = _template_warning(pair, self.tokenizer)
-                writer.append(np.concatenate(parts), [len(part) for part in parts], text=pair.prompt[-1]["content"])
+                writer.append(np.concatenate(parts), [len(part) for part in parts], prompt=as_prompt(pair.prompt))
                 report.add(encoded.truncation)
         writer.meta["truncation"] = report.as_dict("pairs")
-        return warning + report.lines("pairs", total=writer.texts, limit=limit)
+        return warning + report.lines("pairs", total=writer.prompts, limit=limit)
 
     def _dataset(self, split: str) -> PairDataset:
         return PairDataset(self._corpus(split), self._records(split), self._pad_id(), self.context + 1)
@@ -133,7 +134,7 @@ class PromptData(TokenData):
         max_prompt_tokens: Tokens; a longer prompt is a bad record. None: the limit is the context
     """
 
-    _with_texts = True
+    _with_prompts = True
 
     def __init__(
         self,
@@ -161,6 +162,7 @@ class PromptData(TokenData):
         """Shuffled, resumable prompts; or what the stage's ``rollout_loader``, if it has one, makes of them."""
         prompts = super().train_dataloader()
         stage = getattr(self.trainer, "lightning_module", None)
+        # Lightning asks the data module for the train loader, and PPO trains on rollouts: see PPO.rollout_loader.
         wrap = getattr(stage, "rollout_loader", None)
         return prompts if wrap is None else wrap(prompts)
 
@@ -174,14 +176,14 @@ class PromptData(TokenData):
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         with tokenization_bar(sources, split) as advance:
 
-            def encode(prompt: Chat) -> tuple[str, list[int]]:
+            def encode(prompt: Chat) -> tuple[Chat, list[int]]:
                 advance(sum(len(message["content"]) for message in prompt))
                 ids = self.tokenizer.render_chat(prompt, add_generation_prompt=True).ids
                 self._refuse_long(len(ids))
-                return prompt[-1]["content"], ids
+                return prompt, ids
 
-            for text, ids in encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode):
-                writer.append(ids, [len(ids)], text=text)
+            for prompt, ids in encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode):
+                writer.append(ids, [len(ids)], prompt=as_prompt(prompt))
         return []
 
     def _refuse_long(self, tokens: int) -> None:

@@ -69,16 +69,16 @@ class RowData(TokenData):
         return {
             "documents": len(bounds) - 1,
             "tokens": int(bounds[-1] - bounds[0]),
-            "target_tokens": _counted(dataset),
+            "target_tokens": _targets_per_pass(dataset),
             "rows": len(dataset),
         }
 
 
-def _counted(dataset: RowDataset) -> int:
+def _targets_per_pass(dataset: RowDataset) -> int:
     """Number of targets in one pass."""
-    if dataset.corpus.counted is None:
+    if dataset.corpus.target_mask is None:
         return int((dataset.rows.lengths - 1).sum())
-    ends = np.cumsum(dataset.corpus.counted)
+    ends = np.cumsum(dataset.corpus.target_mask)
     first, last = dataset.rows.starts, dataset.rows.starts + dataset.rows.lengths - 1
     return int((ends[last] - ends[first]).sum())
 
@@ -123,11 +123,11 @@ class TextData(RowData):
         encode = partial(_encode_documents, self.tokenizer, self.tokenizer.opening_ids, (self._eos_id(),))
         with tokenization_bar(sources, split) as advance:
 
-            def counted(text: str) -> str:
+            def with_progress(text: str) -> str:
                 advance(len(text))
                 return text
 
-            texts = encode_records(sources, bad, format=self.format, formats=(), encode=counted)
+            texts = encode_records(sources, bad, format=self.format, formats=(), encode=with_progress)
             for ids, lengths in ordered_map(encode, chunked(texts), self.processes):
                 writer.append(ids, lengths)
         return []

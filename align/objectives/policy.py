@@ -1,8 +1,7 @@
 """PPO's losses (Schulman et al. 2017): sums over the tokens that count; the caller divides.
 
-Values where the mask is False are never read, and have no gradient.
-
-Legend: B responses, N tokens of a response.
+All tensors have one shape, such as ``[B, N]`` for B responses of up to N tokens, or ``[M]`` for all their tokens
+concatenated. Values where the mask is False are never read, and have no gradient; without a mask every token counts.
 """
 
 from typing import NamedTuple
@@ -32,7 +31,7 @@ def ppo_policy_loss(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None = None,
     *,
     clip: float = 0.2,
 ) -> PolicyLoss:
@@ -41,10 +40,10 @@ def ppo_policy_loss(
     The gradient of a token vanishes once the ratio has left the interval in the direction its advantage pushes.
 
     Args:
-        logprobs: ``[B, N]`` of the sampled tokens under the policy now, nats.
-        old_logprobs: ``[B, N]`` under the policy that sampled them.
-        advantages: ``[B, N]``.
-        mask: ``[B, N]`` bool, True = counts.
+        logprobs: of the sampled tokens under the policy now, nats.
+        old_logprobs: under the policy that sampled them.
+        advantages: of the tokens.
+        mask: bool, True = counts; None: all count.
         clip: half-width of the interval around ratio 1, in (0, 1).
 
     Returns:
@@ -57,17 +56,16 @@ def ppo_policy_loss(
         raise ValueError(f"clip is {clip}; it must lie in (0, 1)")
     _check_shapes(mask, logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages)
     # Filled before exp: padding could overflow there, and infinity times 0 is NaN in the gradient.
-    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0)
-    advantages = advantages.masked_fill(~mask, 0)
+    log_ratio, advantages = _filled(logprobs - old_logprobs, mask), _filled(advantages, mask)
     ratio = log_ratio.exp()
     plain = -ratio * advantages
     clipped = -ratio.clamp(1 - clip, 1 + clip) * advantages
-    tokens = mask.sum()
+    tokens = _count(advantages, mask)
     count = tokens.clamp(min=1)
     with torch.no_grad():
         clip_fraction = (clipped > plain).sum() / count
         approx_kl = (torch.expm1(log_ratio) - log_ratio).sum() / count
-        ratio_max = ratio.masked_fill(~mask, 0).max() if ratio.numel() else ratio.new_zeros(())
+        ratio_max = _filled(ratio, mask).max() if ratio.numel() else ratio.new_zeros(())
     return PolicyLoss(torch.maximum(plain, clipped).sum(), clip_fraction, approx_kl, ratio_max, tokens)
 
 
@@ -75,7 +73,7 @@ def ppo_value_loss(
     values: torch.Tensor,
     old_values: torch.Tensor,
     returns: torch.Tensor,
-    mask: torch.Tensor,
+    mask: torch.Tensor | None = None,
     *,
     clip: float = 0.2,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,10 +82,10 @@ def ppo_value_loss(
     A value that has moved further than ``clip`` towards its return has no gradient left.
 
     Args:
-        values: ``[B, N]`` of the value model now.
-        old_values: ``[B, N]`` when the responses were sampled.
-        returns: ``[B, N]`` what they should be.
-        mask: ``[B, N]`` bool, True = counts.
+        values: of the value model now.
+        old_values: when the responses were sampled.
+        returns: targets of the values.
+        mask: bool, True = counts; None: all count.
         clip: how far a value may move in one iteration, > 0, in units of reward.
 
     Returns:
@@ -100,14 +98,26 @@ def ppo_value_loss(
     if not clip > 0:
         raise ValueError(f"clip is {clip}; it must be above 0")
     _check_shapes(mask, values=values, old_values=old_values, returns=returns)
-    values, old_values, returns = (x.masked_fill(~mask, 0) for x in (values, old_values, returns))
+    values, old_values, returns = (_filled(x, mask) for x in (values, old_values, returns))
     plain = (values - returns).square()
     clipped = (torch.clamp(values, old_values - clip, old_values + clip) - returns).square()
-    fraction = (clipped > plain).sum() / mask.sum().clamp(min=1)
+    fraction = (clipped > plain).sum() / _count(values, mask).clamp(min=1)
     return 0.5 * torch.maximum(plain, clipped).sum(), fraction
 
 
-def _check_shapes(mask: torch.Tensor, **tensors: torch.Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.shape != mask.shape:
-            raise ValueError(f"{name} {tuple(tensor.shape)} and mask {tuple(mask.shape)} must have one shape")
+def _filled(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The values, 0 where they don't count."""
+    return values if mask is None else values.masked_fill(~mask, 0)
+
+
+def _count(values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """``[]`` int64, how many of the values count."""
+    return torch.tensor(values.numel(), device=values.device) if mask is None else mask.sum()
+
+
+def _check_shapes(mask: torch.Tensor | None, **tensors: torch.Tensor) -> None:
+    first, *others = (tensors if mask is None else {"mask": mask} | tensors).items()
+    for name, tensor in others:
+        if tensor.shape != first[1].shape:
+            shapes = f"{name} {tuple(tensor.shape)} and {first[0]} {tuple(first[1].shape)}"
+            raise ValueError(f"{shapes} must have one shape")

@@ -70,6 +70,23 @@ class PairLosses(NamedTuple):
     reward_chosen: torch.Tensor
     reward_rejected: torch.Tensor
 
+    def check(self, name: str, pairs: PairLogprobs) -> None:
+        """Refuse tensors that do not have one number per pair; the stage checks that they are finite.
+
+        Args:
+            name: of the loss.
+            pairs: what the loss was called with.
+
+        Raises:
+            ValueError: a tensor is not ``[B]``.
+        """
+        for field, tensor in self._asdict().items():
+            if tensor.shape != pairs.chosen.shape:
+                raise ValueError(
+                    f"loss {name} returned {field} {tuple(tensor.shape)}: it must be {tuple(pairs.chosen.shape)}, one "
+                    "number for each pair"
+                )
+
 
 class PreferenceLoss(ABC):
     """Base class of the losses.

@@ -39,29 +39,37 @@ class Outcome(NamedTuple):
     reason: str
 
 
-def choose_stages(pipeline: Pipeline, *, only: Sequence[str] = (), start: str | None = None) -> list[Stage]:
+def choose_stages(
+    pipeline: Pipeline, *, only: Sequence[str] = (), start: str | None = None, end: str | None = None
+) -> list[Stage]:
     """The stages to run, in order.
 
     Args:
         pipeline: all stages.
         only: names of stages, or of the ``foreach`` families they belong to; empty means all.
         start: leave out the stages before this one.
+        end: leave out the stages after this one.
 
     Returns:
-        list[Stage]: optional stages only where ``only`` or ``start`` names them.
+        list[Stage]: optional stages only where ``only``, ``start`` or ``end`` names them.
 
     Raises:
-        RecipeError: the pipeline has no stage of that name.
+        RecipeError: the pipeline has no stage of that name, or ``end`` comes before ``start``.
     """
     stages = list(pipeline.stages)
     known = list(dict.fromkeys(name for stage in stages for name in (stage.family, stage.name)))
-    for name in (*only, *([start] if start else [])):
+    for name in (*only, *filter(None, (start, end))):
         if name not in known:
             raise RecipeError(f"{pipeline.file} has no stage {name!r}{nearest(name, known)}; it has {', '.join(known)}")
+    first, last = 0, len(stages) - 1
     if start:
-        first = next(number for number, stage in enumerate(stages) if start in (stage.name, stage.family))
-        stages = stages[first:]
-    named = {*only, start}
+        first = min(index for index, stage in enumerate(stages) if start in (stage.name, stage.family))
+    if end:
+        last = max(index for index, stage in enumerate(stages) if end in (stage.name, stage.family))
+    if last < first:
+        raise RecipeError(f"{pipeline.file}: --to {end} comes before --from {start}; swap them")
+    stages = stages[first : last + 1]
+    named = {*only, start, end}
     stages = [stage for stage in stages if not stage.optional or {stage.name, stage.family} & named]
     return [stage for stage in stages if not only or {stage.name, stage.family} & {*only}]
 
@@ -82,7 +90,8 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
     begun = time.perf_counter()
     for path in stage.reads:
         if not path.exists():
-            raise RecipeError(f"stage {stage.name!r} of {pipeline.file} reads {path}, which does not exist")
+            missing = f"stage {stage.name!r} of {pipeline.file} reads {path}, which does not exist"
+            raise RecipeError(missing + _how_to_write(path, stage, pipeline))
     record = StageRecord(pipeline.run / ".stages" / f"{stage.name}.json")
     fingerprint = stage.fingerprint()
     reason = "forced" if force else record.why_stale(fingerprint, stage.writes)
@@ -113,6 +122,14 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
         return Outcome(stage, "preempted", seconds, "preempted: run the same command again to resume")
     record.finish(fingerprint, content_hash(stage.writes), seconds)
     return Outcome(stage, "done", seconds, reason)
+
+
+def _how_to_write(path: Path, stage: Stage, pipeline: Pipeline) -> str:
+    """What to run for a missing input of a stage, if another stage that has not run writes it."""
+    writer = next((other for other in pipeline.stages if other.writes in (path, *path.parents)), None)
+    if writer is None or writer.writes.exists():
+        return ""
+    return f"; run the stage {writer.name!r} first, or use --to {writer.name if writer.optional else stage.name}"
 
 
 def preemption_requested(*, forget: bool = False) -> bool:

@@ -37,7 +37,7 @@ class Stage:
     writes: Path
     """Output file or directory"""
     optional: bool = False
-    """Run only when --only or --from names it"""
+    """Run only when --only, --from or --to names it"""
     overlays: tuple[Path, ...] = ()
     """Recipes merged over ``recipe``, in order"""
 

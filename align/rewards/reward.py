@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from align.tokenizer.prompts import Prompt, as_text
+from align.tokenizer.prompts import Prompt, as_prompt, as_text
 
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(prompts, responses) -> one score per response; higher is better."""
@@ -37,7 +37,8 @@ class Reward(ABC):
         """Score each response. Deterministic, or a resumed run differs from an uninterrupted one.
 
         Args:
-            prompts: texts, or lists of messages (``align.tokenizer.prompts.as_text`` gives the text of the last one).
+            prompts: as they are in the data, a text or a list of messages; a single user message is its text.
+                ``align.tokenizer.prompts.as_text`` gives the text of the last message.
             responses: as many texts.
 
         Returns:
@@ -54,6 +55,8 @@ class Reward(ABC):
         check_counts(self.name, prompts, responses)
         if not responses:
             return []
+        # The same prompt looks the same wherever it was read.
+        prompts = [as_prompt(prompt) for prompt in prompts]
         try:
             scores = self.score(prompts, responses)
         except Exception as error:

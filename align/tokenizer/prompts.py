@@ -23,6 +23,13 @@ def as_messages(prompt: Prompt) -> Sequence[Mapping[str, str]]:
     return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
 
 
+def as_prompt(prompt: Prompt) -> Prompt:
+    """The same prompt in one form: a single user message becomes its text."""
+    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
+        return prompt[0]["content"]
+    return prompt
+
+
 def as_text(prompt: Prompt) -> str:
     """The text of a prompt, or of its last message."""
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]

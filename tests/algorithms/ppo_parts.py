@@ -1,5 +1,8 @@
 """A tiny world for PPO: 12 tokens, prompts of one or more of them, rewards that count a token."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -10,6 +13,7 @@ from align.algorithms.ppo_settings import RolloutConfig, UpdateConfig
 from align.batches import PromptBatch
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
+from align.rewards import Reward
 from align.training.optimization import OptimizerConfig
 
 VOCAB, PAD, EOS, WANTED = 12, 0, 1, 5
@@ -71,6 +75,17 @@ def share(prompts, responses):
     """Share of the wanted token in a response: the most is 1."""
     words = [response.split() for response in responses]
     return [row.count(str(WANTED)) / max(1, len(row)) for row in words]
+
+
+@dataclass(frozen=True)
+class Recorder(Reward):
+    """Keeps the prompts it scores."""
+
+    seen: ClassVar[list] = []
+
+    def score(self, prompts, responses):
+        self.seen.extend(prompts)
+        return [float(len(response)) for response in responses]
 
 
 def policy(seed=0, config=CONFIG):

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dpo_pairs import CONFIG, Log, World, fit, policy, several_pairs
+from naming import naming
 
-from align.algorithms.dpo import DPO, pair_logprobs, prompt_ids
+from align.algorithms.dpo import DPO, prompt_ids, response_logprobs
 from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.batches import PairBatch
 from align.model.gpt import GPT
@@ -65,7 +66,7 @@ def test_logprobs_are_those_of_plain_softmax(world, shared_prefix):
     network = policy()
     *_, batch = data.pair_loader("train")
     assert batch.numbers.tolist() == [10, 11, -1, -1, -1]
-    logprobs = pair_logprobs(network, batch, shared_prefix=shared_prefix)
+    logprobs = response_logprobs(network, batch, shared_prefix=shared_prefix)
     for row in range(10):
         length, prompt = int(batch.lengths[row]), int(batch.prompt_lengths[row % 5])
         expected = 0.0
@@ -87,7 +88,7 @@ def test_responses_compared_several_times_are_computed_once(monkeypatch):
     network, lines, found = policy().double(), [], []
     network.model.embed_tokens.register_forward_hook(lambda module, args, output: lines.append(args[0].shape))
     for shared_prefix in (False, True):
-        chosen, rejected = pair_logprobs(network, batch, shared_prefix=shared_prefix).chunk(2)
+        chosen, rejected = response_logprobs(network, batch, shared_prefix=shared_prefix).chunk(2)
         loss = -F.logsigmoid(chosen - rejected)[batch.lengths[:6] > 0].sum()
         found.append([chosen.detach(), *torch.autograd.grad(loss, list(network.parameters()))])
     for plain, shared in zip(*found, strict=True):
@@ -98,7 +99,7 @@ def test_responses_compared_several_times_are_computed_once(monkeypatch):
     ids, mask, lengths = (part[twice] for part in (batch.ids, batch.mask, batch.lengths))
     cut = PairBatch(ids, mask, lengths, torch.tensor([3, 2]), torch.tensor([0, 1]), ("", ""))
     cut.mask[1, 2] = cut.mask[3, 2] = True
-    plain, shared = (pair_logprobs(network, cut, shared_prefix=shared_prefix) for shared_prefix in (False, True))
+    plain, shared = (response_logprobs(network, cut, shared_prefix=shared_prefix) for shared_prefix in (False, True))
     torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-10)
     assert plain[0] != plain[1]
 
@@ -248,6 +249,20 @@ def test_sixteen_bit_products_pass_the_check_at_step_0(world):
     fit(stage, world.data(), precision="bf16-mixed", callbacks=[log])
     assert log.steps[0]["train/loss"] == pytest.approx(math.log(2), abs=0.02)
     assert {parameter.dtype for parameter in stage.network.parameters()} == {torch.float32}
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanLoss(preference.DPO):
+    """A user's mistake: the mean over the pairs."""
+
+    def __call__(self, pairs):
+        losses = super().__call__(pairs)
+        return losses._replace(loss=losses.loss.mean())
+
+
+def test_a_loss_of_the_wrong_shape_is_named(world):
+    with pytest.raises(ValueError, match=naming("MeanLoss", "loss", "()", "(4,)")):
+        fit(world.stage(loss=MeanLoss()), world.data(), max_steps=1)
 
 
 def test_every_metric_is_in_the_glossary(world):

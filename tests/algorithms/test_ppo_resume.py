@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import Logged, fit, ppo
 
 from align.algorithms.ppo_settings import KLConfig, ScoringConfig, ValueConfig
+from align.objectives import GRPO
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 ITERATIONS = 3
@@ -87,6 +88,25 @@ def test_resumed_at_an_iterations_end(tmp_path: Path, settings):
         )
         assert again.global_step == trainer.global_step
         assert_same(resumed, weights(stage), logged, whole)
+
+
+def test_a_kl_in_the_loss_keeps_its_coefficient_within_an_iteration(tmp_path: Path):
+    """The controller has moved on to the next iteration's by the time of the checkpoint."""
+
+    def stage():
+        kl = KLConfig(kl_coef=0.5, kl_target=0.5, kl_horizon=16)
+        return ppo(estimator=GRPO(), rollout={"group_size": 2}, kl=kl, optimizer=OptimizerConfig(lr=1e-2))
+
+    whole = stage()
+    fit(whole, max_epochs=1, callbacks=[saving(tmp_path)], enable_checkpointing=True)
+    assert whole._loader.rollout.kl_coef == 0.5
+    assert whole.controller.value != 0.5
+    first = min(tmp_path.glob("*.ckpt"), key=lambda path: int(path.stem.split("step=")[1]))
+    resumed = stage()
+    fit(resumed, max_epochs=1, ckpt_path=str(first))
+    assert resumed._loader.rollout.kl_coef == 0.5
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
 
 
 def test_checkpoints_hold_no_frozen_network_and_load_without_unpickling(tmp_path: Path):

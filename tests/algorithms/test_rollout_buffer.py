@@ -174,7 +174,7 @@ def test_a_joined_rollout_has_the_order_of_one_process():
         per_token = torch.where(mask, torch.tensor(rows)[:, None].float(), 0.0)
         ids = torch.tensor([[n] * (2 * n + 1) + [0] * (2 * (longest - 1 - n)) for n in rows])
         lengths = torch.tensor(rows)
-        return Rollout(ids, lengths, 2 * lengths + 1, mask, *[per_token] * 5, lengths.float())
+        return Rollout(ids, lengths, 2 * lengths + 1, mask, *[per_token] * 5, lengths.float(), kl_coef=0.5)
 
     ranks = [rollout([0, 1, 4, 5]), rollout([2, 3, 6, 7])]
     fields = iter([None, *Rollout._fields])
@@ -188,7 +188,9 @@ def test_a_joined_rollout_has_the_order_of_one_process():
         return [torch.nn.functional.pad(p, (0, width[0] - p.shape[1])) if width else p for p in parts]
 
     whole, expected = join_ranks(ranks[0], 2, over_ranks), rollout(list(range(8)))
-    for name, tensor in whole._asdict().items():
+    values = whole._asdict()
+    assert values.pop("kl_coef") == 0.5
+    for name, tensor in values.items():
         assert torch.equal(tensor, getattr(expected, name)), name
         assert tensor.dtype == getattr(expected, name).dtype
 

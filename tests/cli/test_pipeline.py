@@ -71,6 +71,8 @@ def test_only_from_and_force(folder: Path, capsys: pytest.CaptureFixture[str]):
     _run(folder, capsys)
     assert _status(folder, capsys, "--only", "more") == {"more": "up-to-date"}
     assert _status(folder, capsys, "--from", "more") == {"more": "done"}
+    assert _status(folder, capsys, "--to", "data") == {"data": "up-to-date"}
+    assert _status(folder, capsys, "--from", "data", "--to", "data") == {"data": "done"}
     assert _status(folder, capsys, "--force") == {"data": "done", "more": "done"}
 
 
@@ -81,6 +83,15 @@ def test_an_optional_stage_runs_only_when_it_is_named(folder: Path, capsys: pyte
     assert _status(folder, capsys, "--from", "data") == {"data": "done"}
     assert _status(folder, capsys, "--only", "more") == {"more": "done"}
     assert _status(folder, capsys, "--from", "more") == {"more": "done"}
+    assert _status(folder, capsys, "--to", "data") == {"data": "up-to-date"}
+    assert _status(folder, capsys, "--to", "more") == {"data": "up-to-date", "more": "up-to-date"}
+
+
+def test_to_runs_what_a_stage_needs(folder: Path, capsys: pytest.CaptureFixture[str]):
+    """From an empty folder; --only has nothing to read there."""
+    assert main(["run", str(folder), "--out", str(folder / "runs"), "--set", "size=1", "--only", "more"]) == 2
+    error_line(capsys, "more", "data/pretrain.jsonl", "stage 'data'", "--to more")
+    assert _status(folder, capsys, "--to", "more") == {"data": "done", "more": "done"}
 
 
 def test_foreach_makes_a_stage_of_each_combination(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -94,6 +105,8 @@ def test_foreach_makes_a_stage_of_each_combination(folder: Path, capsys: pytest.
     assert list(_status(file, capsys, "--only", "data", names[1])) == ["data", names[1]]
     assert list(_status(file, capsys, "--only", "more")) == names
     assert list(_status(file, capsys, "--from", "more")) == names
+    assert list(_status(file, capsys, "--to", "more")) == ["data", *names]
+    assert list(_status(file, capsys, "--to", names[1])) == ["data", *names[:2]]
 
 
 def test_a_failed_stage_stops_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -112,6 +125,8 @@ def test_a_failed_stage_stops_the_rest(folder: Path, capsys: pytest.CaptureFixtu
         (None, ["--set", "size"], ["--set size", "NAME=VALUE"]),
         (None, ["--set", "siz=1"], ["pipeline.yaml", "siz", "size"]),
         (None, ["--set", "size=1", "--only", "dta"], ["pipeline.yaml", "dta", "data"]),
+        (None, ["--set", "size=1", "--to", "dta"], ["pipeline.yaml", "dta", "data"]),
+        (None, ["--set", "size=1", "--from", "more", "--to", "data"], ["--to data", "--from more"]),
         (("reads:", "raeds:"), ["--set", "size=1"], ["pipeline.yaml", "more", "raeds", "reads"]),
         (("  more:", "  more:\n    optional: maybe"), ["--set", "size=1"], ["more", "optional", "maybe"]),
         (("  more:", "  more:\n    foreach: [1]"), ["--set", "size=1"], ["more", "foreach", "[1]"]),

@@ -48,7 +48,9 @@ def test_a_setting_that_the_new_class_has_too_is_kept(tmp_path):
     ("words", "message"),
     [
         (["--model.init_args.loss=SimP"], r"model\.init_args\.loss.*'SimP'.*'SimPO'.*CDPO"),
-        (["--model.init_args.loss=nowhere.Loss"], r"model\.init_args\.loss: .*'nowhere'"),
+        (["--model.init_args.loss=nowhere.Loss"], r"model\.init_args\.loss: .*'nowhere'.*directory"),
+        (["--model.init_args.loss=Mine"], r"model\.init_args\.loss: .*MODULE\.Mine"),
+        (["--model.init_args.loss=json.Mine"], r"model\.init_args\.loss\.class_path: .*'json'.*'Mine'"),
         (["--model.init_args.loss=json.JSONDecoder"], r"model\.init_args\.loss: .*json\.JSONDecoder.*PreferenceLoss"),
         (["--model.init_args.loss.init_args.gamma=1"], r"model\.init_args\.loss\.gamma.*beta"),
         (["--model.init_args.beta=1"], r"model\.init_args\.beta"),

@@ -48,7 +48,7 @@ def test_pairs(build):
 
 
 def test_prompts(build):
-    """As wide as the longest prompt; the text is the last message."""
+    """As wide as the longest prompt; a single user message is its text, any other chat its messages."""
     chat = [{"role": "system", "content": "b"}, {"role": "user", "content": "c"}]
     batch = in_order(build(PromptData, {"prompt": "a"}, {"prompt": chat}, context=16))
     assert batch.ids.tolist() == [
@@ -57,7 +57,7 @@ def test_prompts(build):
     ]
     assert batch.lengths.tolist() == [5, 8]
     assert batch.numbers.tolist() == [0, 1]
-    assert batch.prompts == ("a", "c")
+    assert batch.prompts == ("a", chat)
 
 
 def test_summary(build):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from naming import error_line
 
 from align.cli import main
 from align.objectives import PairLogprobs
@@ -59,4 +60,4 @@ def test_it_trains_from_the_command_line(folder, capsys):
 def test_its_own_checks_reach_the_command_line(folder, capsys):
     words = ["fit", f"--config={ROOT}/recipes/tiny/dpo.yaml", "--model.init_args.loss=my_loss.DPOPositive"]
     assert main([*words, "--model.init_args.loss.init_args.penalty=-1"]) == 2
-    assert "penalty is -1.0" in capsys.readouterr().err
+    error_line(capsys, "model.init_args.loss", "penalty", "-1.0")

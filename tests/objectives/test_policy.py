@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naming import naming
 
 from align.objectives import ppo_policy_loss, ppo_value_loss
 
@@ -142,3 +143,16 @@ def test_impossible_arguments_are_refused():
         ppo_value_loss(ones, ones, ones, ones.bool(), clip=-1)
     with pytest.raises(ValueError, match=r"advantages.*\(2, 1\).*mask.*\(2, 3\)"):
         ppo_policy_loss(ones, ones, ones[:, :1], ones.bool())
+
+
+def test_without_a_mask_every_number_counts():
+    """The tokens of all responses concatenated give the bits of a full mask over rows."""
+    generator = torch.Generator().manual_seed(3)
+    new, old, advantages, returns = torch.randn(4, 2, 3, generator=generator).unbind()
+    full = torch.ones(2, 3, dtype=torch.bool)
+    for function in (ppo_policy_loss, ppo_value_loss):
+        rows = function(new, old, advantages * returns, full)
+        flat = function(new.ravel(), old.ravel(), (advantages * returns).ravel())
+        assert all(torch.equal(one, other) for one, other in zip(rows, flat, strict=True))
+    with pytest.raises(ValueError, match=naming("old_logprobs", "(1, 3)", "(2, 3)")):
+        ppo_policy_loss(new, old[:1], advantages)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naming import naming
 
 from align.objectives import PairLogprobs, PreferenceLoss, preference
 from align.objectives.preference import CDPO, DPO, IPO, ORPO, APOZero, Hinge, LengthNormalisedDPO, RobustDPO, SimPO
@@ -276,3 +277,14 @@ def test_impossible_settings_are_refused_in_one_line(kind: type[PreferenceLoss],
 def test_dpo_equals_a_reward_models_loss():
     got = DPO(beta=0.3)(_random())
     torch.testing.assert_close(got.loss, -F.logsigmoid(got.reward_chosen - got.reward_rejected))
+
+
+@pytest.mark.parametrize("field", ["loss", "reward_chosen", "reward_rejected"])
+def test_a_loss_of_another_shape_is_refused(field: str):
+    """A mean instead of one number for each of two pairs."""
+    zero = torch.zeros(2)
+    pairs = PairLogprobs(zero, zero, zero, zero, torch.ones(2), torch.ones(2))
+    losses = DPO()(pairs)
+    losses.check("Mine", pairs)
+    with pytest.raises(ValueError, match=naming("Mine", field, "()", "(2,)")):
+        losses._replace(**{field: losses.loss.mean()}).check("Mine", pairs)
