@@ -105,10 +105,16 @@ def check_nulls(group: str, spec: Any) -> None:
         spec: its ``class_path`` and ``init_args``.
 
     Raises:
-        UsageError: a setting that is a dataclass, and not an optional one, is null.
+        UsageError: a setting that is a dataclass or a variant, and not an optional one, is null.
     """
     parameters = _parameters(_load(spec.class_path)) if "class_path" in (spec or {}) else {}
     for name, annotation in parameters.items():
+        is_variant = isinstance(annotation, type) and inspect.isabstract(annotation)
+        if is_variant and (spec.get("init_args") or {}).get(name, annotation) is None:
+            raise UsageError(
+                f"{group}.init_args.{name} is null, but it must be a class of kind {annotation.__name__}; leave it out "
+                "for the default"
+            )
         is_group = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
         if is_group and (spec.get("init_args") or {}).get(name, annotation) is None:
             raise UsageError(

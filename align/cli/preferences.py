@@ -4,11 +4,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli.device import DeviceSettings, network_device
+from align.cli.errors import UsageError
+from align.cli.model_path import model_directory
 from align.cli.prompt_file import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
@@ -85,6 +87,9 @@ def main(args: list[str]) -> int:
         int: 0.
     """
     options = parse_settings(PreferencesSettings, "preferences", args)
+    if Path(options.out).is_dir():
+        raise UsageError(f"--out {options.out} is a folder; name a file")
+    options = replace(options, model=str(model_directory(options.model)))
     device = network_device(options.device.device)
     prompts = read_prompts(options.prompts, skip=options.skip, limit=options.limit)
     origin = _origin(options, device)

@@ -46,6 +46,11 @@ class RunSettings:
     """Print one JSON object per stage on stdout (name, status done|up-to-date|failed|preempted, seconds, output), and
     everything else on stderr"""
 
+    def __post_init__(self) -> None:
+        """Reject a seed that numpy does not take."""
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"--seed is {self.seed}; it must be between 0 and {(1 << 32) - 1}")
+
 
 def main(args: list[str]) -> int:
     """Run the chosen stages of a recipe folder.

@@ -17,6 +17,10 @@ STAGE_VARIABLE = "ALIGN_STAGE"
 """Environment variable with the command line of the running stage, for the ranks that Lightning starts"""
 PREEMPTED = "preempted.json"
 """File that a preempted stage writes into its run folder"""
+USAGE_ERROR = 2
+"""Exit code of a command that rejected its settings before doing anything"""
+_OF_ONE_RUN = ("checkpoints", "tensorboard", "metrics.csv", "samples.jsonl", "tracking.json", PREEMPTED)
+_ASIDE = ".previous"
 
 Status = Literal["done", "up-to-date", "failed", "preempted"]
 Command = Callable[[list[str]], int]
@@ -71,7 +75,10 @@ def choose_stages(
     stages = stages[first : last + 1]
     named = {*only, start, end}
     stages = [stage for stage in stages if not stage.optional or {stage.name, stage.family} & named]
-    return [stage for stage in stages if not only or {stage.name, stage.family} & {*only}]
+    chosen = [stage for stage in stages if not only or {stage.name, stage.family} & {*only}]
+    if only and not chosen:
+        raise RecipeError(f"{pipeline.file}: --from {start} and --to {end} leave out all of --only {' '.join(only)}")
+    return chosen
 
 
 def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool) -> Outcome:
@@ -104,7 +111,7 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
             reason = "interrupted: resuming"
             arguments.append("--ckpt_path=last")
         else:
-            _clear(stage.folder)
+            _set_aside(stage.folder)
     print(f"== {stage.name}: {reason}", file=sys.stderr, flush=True)
     record.begin(fingerprint)
     line = [*stage.command, *arguments]
@@ -114,6 +121,12 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
     finally:
         del os.environ[STAGE_VARIABLE]
     seconds = time.perf_counter() - begun
+    if stage.is_training:
+        if code == USAGE_ERROR:
+            # Nothing was trained: a mistake in the recipe must not cost what an earlier run left.
+            _put_back(stage.folder)
+            record.restore()
+        shutil.rmtree(stage.folder / _ASIDE, ignore_errors=True)
     if code == 130:
         raise KeyboardInterrupt
     if code:
@@ -156,9 +169,22 @@ def _can_resume(folder: Path) -> bool:
     return True
 
 
-def _clear(folder: Path) -> None:
-    """Remove the files of an earlier run of another recipe, except its model, which the new one will replace."""
-    for name in ("checkpoints", "tensorboard"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("metrics.csv", "samples.jsonl", "tracking.json", PREEMPTED):
-        (folder / name).unlink(missing_ok=True)
+def _set_aside(folder: Path) -> None:
+    """Move the files of an earlier run of another recipe aside, except its model, which the new one will replace."""
+    aside = folder / _ASIDE
+    shutil.rmtree(aside, ignore_errors=True)
+    for name in _OF_ONE_RUN:
+        if (folder / name).exists():
+            aside.mkdir(exist_ok=True)
+            (folder / name).rename(aside / name)
+
+
+def _put_back(folder: Path) -> None:
+    """Undo ``_set_aside``."""
+    for name in _OF_ONE_RUN if (folder / _ASIDE).is_dir() else ():
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
+        if (folder / _ASIDE / name).exists():
+            (folder / _ASIDE / name).rename(folder / name)

@@ -27,6 +27,7 @@ class StageRecord:
                 self._state = json.loads(file.read_text())
             except ValueError:
                 self._state = {}  # truncated by a full disk: the stage counts as never run
+        self._read = self._state
 
     def why_stale(self, fingerprint: str, writes: Path) -> str | None:
         """Why the stage must run.
@@ -61,6 +62,10 @@ class StageRecord:
     def finish(self, fingerprint: str, output: str, seconds: float) -> None:
         """Record that the stage is done, with its output's hash."""
         self._write({"state": "done", "fingerprint": fingerprint, "output": output, "seconds": round(seconds, 1)})
+
+    def restore(self) -> None:
+        """Undo ``begin``: the stage never started."""
+        self._write(self._read)
 
     def _write(self, state: dict[str, Any]) -> None:
         with replacing_file(self.file) as file:

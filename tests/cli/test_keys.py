@@ -122,3 +122,8 @@ def test_null_for_a_group_of_settings_is_a_mistake():
     with pytest.raises(UsageError, match=naming("model.init_args.rollout", "null", "RolloutConfig")):
         ppo("--model.init_args.rollout", "null")
     assert ppo("--model.init_args.lora", "null").lora is None
+
+
+def test_null_for_a_variant_is_a_mistake():
+    with pytest.raises(UsageError, match=naming("model.init_args.estimator", "null", "AdvantageEstimator")):
+        ppo("--model.init_args.estimator", "null")

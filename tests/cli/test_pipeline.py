@@ -179,6 +179,42 @@ def test_an_overlay_without_use_is_a_mistake(folder: Path, capsys: pytest.Captur
     error_line(capsys, "--config", folder / overlay)
 
 
+@pytest.mark.parametrize(("text", "named"), [("a: [", "not YAML"), ("- a", "list"), ("", "NoneType")])
+def test_an_overlay_that_is_no_recipe_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str], text, named):
+    (tmp_path / "pipeline.yaml").write_text("stages: {a: {command: fit, recipe: a.yaml, writes: '${run}/a/model'}}")
+    (tmp_path / "a.yaml").write_text("")
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(text)
+    assert main(["run", str(tmp_path), "--out", str(tmp_path / "runs"), "--config", str(overlay)]) == 2
+    error_line(capsys, overlay, named)
+
+
+def test_a_rejected_recipe_costs_nothing(recipes: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Checkpoints, metrics and the record of the finished stage stay; without the overlay it is up to date again."""
+    out = tmp_path / "runs"
+    command = ["run", str(recipes), "--out", str(out), "--only", "data", "tokenizer", "pretrain", "--json"]
+    assert main(command) == 0
+    folder = out / "pretrain"
+    before = {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("trainer: {max_step: 3}")
+    assert main([*command, "--config", str(overlay)]) == 1
+    after = {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+    capsys.readouterr()
+    assert main(command) == 0
+    assert [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()] == ["up-to-date"] * 3
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [(["--seed", "-1"], ["--seed", -1]), (["--from", "more", "--only", "data"], ["--from", "more", "data"])],
+)
+def test_settings_that_leave_nothing_to_run(folder: Path, capsys: pytest.CaptureFixture[str], words, named):
+    assert main(["run", str(folder), "--out", str(folder / "runs"), "--set", "size=1", *words]) == 2
+    error_line(capsys, *named)
+
+
 def test_recipes_get_run_and_seed(tmp_path: Path):
     (tmp_path / "pipeline.yaml").write_text("stages: {a: {command: fit, recipe: a.yaml, writes: '${run}/a/model'}}")
     (tmp_path / "a.yaml").write_text("")
