@@ -5,13 +5,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import yaml
 
 import align
 from align.pipeline.recipe_error import RecipeError, nearest
 
 _PIPELINE = "pipeline.yaml"
 _CONFIG = ("--config", "-c")
+_GROUPS = ("trainer", "model", "data")
 
 
 class Recipe(NamedTuple):
@@ -108,8 +111,39 @@ def find_recipe(given: Path) -> tuple[Path, str | None]:
     return given, None
 
 
+class _Loader(yaml.SafeLoader):
+    """Rejects a mapping in which a key occurs twice, of which YAML would silently keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                problem = f"the key {key.value!r} occurs twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen |= {key.value} if isinstance(key, yaml.ScalarNode) else set()
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """The settings of a recipe, an overlay or a pipeline.yaml, as they are written.
+
+    Raises:
+        RecipeError: the file is not YAML or not a mapping, a key occurs twice, or a group of settings is null.
+    """
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{file} must be a mapping of settings, found {type(content).__name__}")
+    for group in _GROUPS:
+        if group in content and content[group] is None:
+            raise RecipeError(f"{file}: {group} is null; give it settings, or leave it out")
+    return content
+
+
 def find_configs(args: list[str]) -> tuple[list[str], list[str]]:
-    """Apply :func:`find_recipe` to every ``--config`` of a command line.
+    """Apply :func:`find_recipe` to every ``--config`` of a command line, and check the files with :func:`read_recipe`.
 
     Args:
         args: the command line after the verb.
@@ -126,6 +160,8 @@ def find_configs(args: list[str]) -> tuple[list[str], list[str]]:
             found.append(word)
             continue
         path, note = find_recipe(Path(value))
+        if path.is_file():
+            read_recipe(path)
         found.append(flag + equals + str(path))
         notes += [note] if note else []
     return found, notes

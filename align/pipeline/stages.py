@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from align.pipeline.recipe_error import RecipeError, nearest
-from align.pipeline.recipes import shipped_root
+from align.pipeline.recipes import read_recipe, shipped_root
 from align.pipeline.stage_record import content_hash
 
 _STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional", "foreach"}
@@ -105,8 +103,8 @@ def read_pipeline(
     if not file.is_file():
         found = {path.parent.name for root in (folder.parent, shipped_root()) for path in root.glob("*/pipeline.yaml")}
         raise RecipeError(f"{file} does not exist{nearest(folder.name, sorted(found))}")
-    content = _read_yaml(file)
-    if not isinstance(content, dict) or not isinstance(content.get("stages"), dict):
+    content = read_recipe(file)
+    if not isinstance(content.get("stages"), dict):
         raise RecipeError(f"{file} must be a mapping with the key 'stages', itself a mapping of stages")
     _check_keys(content, _FOLDER_KEYS, str(file))
     run = Path(out) if out else Path("runs") / folder.resolve().name
@@ -115,20 +113,12 @@ def read_pipeline(
     return Pipeline(file, run, tuple(_overlaid(file, stages, overlays)))
 
 
-def _read_yaml(file: Path) -> Any:
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-
-
 def _overlaid(file: Path, stages: Sequence[Stage], overlays: Sequence[Path]) -> Sequence[Stage]:
     """The stages, with the overlays added to those that train."""
     for overlay in overlays:
         if not overlay.is_file():
             raise RecipeError(f"--config {overlay}: no such file; `align recipes` lists the shipped overlays")
-        if not isinstance(content := _read_yaml(overlay), dict):
-            raise RecipeError(f"--config {overlay}: it must be a mapping of settings, found {type(content).__name__}")
+        read_recipe(overlay)
     if overlays and not any(stage.is_training for stage in stages):
         raise RecipeError(f"--config {overlays[0]}: {file} has no training stage to apply it to")
     return [stage.with_overlays(overlays) if stage.is_training else stage for stage in stages]

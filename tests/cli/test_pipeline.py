@@ -179,7 +179,10 @@ def test_an_overlay_without_use_is_a_mistake(folder: Path, capsys: pytest.Captur
     error_line(capsys, "--config", folder / overlay)
 
 
-@pytest.mark.parametrize(("text", "named"), [("a: [", "not YAML"), ("- a", "list"), ("", "NoneType")])
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [("a: [", "YAML"), ("- a", "list"), ("", "NoneType"), ("a: {b: 1, b: 2}", "b"), ("model: null", "model")],
+)
 def test_an_overlay_that_is_no_recipe_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str], text, named):
     (tmp_path / "pipeline.yaml").write_text("stages: {a: {command: fit, recipe: a.yaml, writes: '${run}/a/model'}}")
     (tmp_path / "a.yaml").write_text("")
