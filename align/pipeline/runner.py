@@ -106,10 +106,12 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
         unchanged = "inputs, recipe and output are unchanged"
         return Outcome(stage, "up-to-date", time.perf_counter() - begun, unchanged)
     arguments = list(stage.arguments)
+    resumed = False
     if stage.is_training:
         if record.half_done(fingerprint) and not force and _can_resume(stage.folder):
             reason = "interrupted: resuming"
             arguments.append("--ckpt_path=last")
+            resumed = True
         else:
             _set_aside(stage.folder)
     print(f"== {stage.name}: {reason}", file=sys.stderr, flush=True)
@@ -122,7 +124,7 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
         del os.environ[STAGE_VARIABLE]
     seconds = time.perf_counter() - begun
     if stage.is_training:
-        if code == USAGE_ERROR:
+        if code == USAGE_ERROR and not resumed:
             # Nothing was trained: a mistake in the recipe must not cost what an earlier run left.
             _put_back(stage.folder)
             record.restore()

@@ -5,6 +5,8 @@ import pytest
 from naming import error_line, names
 
 from align.cli import main
+from align.pipeline.runner import run_stage
+from align.pipeline.stage_record import StageRecord
 from align.pipeline.stages import read_pipeline
 
 PIPELINE = """
@@ -207,6 +209,23 @@ def test_a_rejected_recipe_costs_nothing(recipes: Path, run: Path, tmp_path: Pat
     capsys.readouterr()
     assert main(command) == 0
     assert [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()] == ["up-to-date"] * 3
+
+
+def test_a_rejected_resume_keeps_its_own_checkpoints(tmp_path: Path):
+    """Files of an older recipe, left aside by a killed run, do not take the place of those it had written since."""
+    (tmp_path / "pipeline.yaml").write_text("stages: {a: {command: fit, recipe: a.yaml, writes: '${run}/a/model'}}")
+    (tmp_path / "a.yaml").write_text("")
+    pipeline = read_pipeline(tmp_path, out=str(tmp_path / "run"), seed=0, assignments=[])
+    (stage,) = pipeline.stages
+    StageRecord(pipeline.run / ".stages/a.json").begin(stage.fingerprint())
+    for name, text in ((".previous", "older"), (".", "newer")):
+        (stage.folder / name).mkdir(parents=True, exist_ok=True)
+        (stage.folder / name / "metrics.csv").write_text(text)
+    lines = []
+    outcome = run_stage(stage, pipeline, lambda line: lines.append(line) or 2, force=False)
+    assert outcome.status == "failed"
+    assert "--ckpt_path=last" in lines[0]
+    assert (stage.folder / "metrics.csv").read_text() == "newer"
 
 
 @pytest.mark.parametrize(
