@@ -31,17 +31,18 @@ class Merger:
     """Merges words by a table of ranked pairs."""
 
     def __init__(
-        self, byte_ids: list[int], ranks: dict[Pair, int], made: list[int], tokens: Mapping[int, bytes]
+        self, byte_ids: Mapping[int, int], ranks: dict[Pair, int], made: list[int], tokens: Mapping[int, bytes]
     ) -> None:
         """Store the table.
 
         Args:
-            byte_ids: id of each of the 256 bytes.
+            byte_ids: id of each byte that has one; the others have no ids and are dropped, as `tokenizers` drops them.
             ranks: rank of each pair, from 0.
             made: id that the pair of each rank becomes.
             tokens: bytes of each id.
         """
         self.byte_ids = byte_ids
+        self._dropped = bytes(byte for byte in range(256) if byte not in byte_ids)
         self.ranks = ranks
         self.made = made
         self.tokens = tokens
@@ -49,6 +50,8 @@ class Merger:
 
     def merge(self, word: bytes) -> list[int]:
         """The ids of a word."""
+        if self._dropped:
+            word = word.translate(None, self._dropped)
         if len(word) > _WINDOW:
             return self._merge_windows(word)
         return self._merge_list(list(map(self.byte_ids.__getitem__, word)))

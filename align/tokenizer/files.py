@@ -186,9 +186,6 @@ def _parse(data: dict[str, Any], file: Path) -> dict[str, Any]:
         splits = _parse_pre_tokenizer(data.get("pre_tokenizer"))
         added_ids = {token.id for token in added}
         vocab = {_to_bytes(name, number, added_ids): number for name, number in model["vocab"].items()}
-        for byte in range(256):
-            if bytes([byte]) not in vocab:
-                raise ValueError(f"the vocabulary has no token for byte 0x{byte:02x}")
         ranks, made = _parse_merges(model["merges"], model["vocab"], vocab)
         split_words("", splits)
     except ValueError as error:

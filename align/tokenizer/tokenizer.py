@@ -54,7 +54,7 @@ class Tokenizer:
         self.dtype = np.dtype(self._typecode)
         self._name_of: dict[int, bytes] = {number: token for token, number in spec.vocab.items()} | added
         self._text_of = self._name_of | dict.fromkeys(self.special_tokens.values(), b"")
-        byte_ids = [spec.vocab[bytes([byte])] for byte in range(256)]
+        byte_ids = {byte: number for byte in range(256) if (number := spec.vocab.get(bytes([byte]))) is not None}
         self._merger = Merger(byte_ids, spec.ranks, spec.made, self._name_of)
         self._added = {t.content: t for t in spec.added}
         self._find_any = _added_pattern(spec.added)

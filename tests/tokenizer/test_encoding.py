@@ -165,7 +165,12 @@ def _mergers(draw):
         pairs.append((a, b))
     pairs = draw(st.permutations(pairs))
     made = [ids[tokens[a] + tokens[b]] for a, b in pairs]
-    return Merger(list(range(256)), {pair: rank for rank, pair in enumerate(pairs)}, made, dict(enumerate(tokens)))
+    return Merger(
+        {byte: byte for byte in range(256)},
+        {pair: rank for rank, pair in enumerate(pairs)},
+        made,
+        dict(enumerate(tokens)),
+    )
 
 
 @given(_mergers(), st.text("ab", max_size=200))
@@ -233,3 +238,10 @@ def test_a_document_opens_with_bos_unless_it_is_the_eos(tokenizer):
     same = Tokenizer(replace(tokenizer.spec, config={"bos_token": "<|eos|>", "eos_token": "<|eos|>"}))
     assert same.bos_id == same.eos_id
     assert same.opening_ids == ()
+
+
+def test_bytes_without_a_token_are_dropped_before_merging():
+    """As `tokenizers` does: a missing byte leaves no id and its neighbours merge, in long words too."""
+    merger = Merger({97: 0, 98: 1}, {(0, 1): 0}, [2], {0: b"a", 1: b"b", 2: b"ab"})
+    assert merger.merge(b"a\x04b") == [2]
+    assert merger.merge(b"a\x04b" * 100) == [2] * 100
