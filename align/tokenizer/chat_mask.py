@@ -14,7 +14,7 @@ that follow, without searching:
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 from align.tokenizer.jinja_template import ChatTemplate, Message
@@ -144,16 +144,17 @@ class Turns:
 
     def _start(self, number: int, first: _Placed) -> tuple[int, bool]:
         """Where a prompt for this message ends, and whether that is the text of the chat so far."""
-        before = str.__getitem__(self._text, slice(self._before(first), first.start))
-        header = self._template.header
-        if header and (at := before.rfind(header)) >= 0:
-            return first.start - len(before) + at + len(header), True
+        begin, header = self._before(first), self._template.header
+        # A content may begin with the end of the header, such as <think>.
+        at = self._text.rfind(header, begin, first.start + len(header)) if header else -1
+        if 0 <= at < first.start:
+            return at + len(header), True
         between, prompted = self._template.after_user
-        if between and before == between:
-            return first.start - len(between) + prompted, True
+        if between and self._slice(begin, first.start) == between:
+            return begin + prompted, True
         closing = self._closing(number) if number else ""
-        if closing and before.startswith(closing):
-            return first.start - len(before) + len(closing), True
+        if closing and self._text.startswith(closing, begin):
+            return begin + len(closing), True
         return first.start, False
 
     def _closing(self, number: int) -> str:
@@ -169,12 +170,19 @@ class Turns:
         limit = min((other.start for other in self._all if other.start >= last.end and other is not last), default=None)
         limit = len(self._text) if limit is None else limit
         ends = list(self._special.finditer(self._text, last.end, limit)) if self._special else []
-        known = [match for match in ends if match.group() in self._stops]
+        stops = self._stops | self._call_ends if self._messages[number].get("tool_calls") else self._stops
+        known = [match for match in ends if match.group() in stops]
         if not ends:
             raise ValueError(
                 f"{_name(number)}: the chat template does not end the assistant's turn with a special token"
             )
         return (known or ends)[0].end()
+
+    @cached_property
+    def _call_ends(self) -> frozenset[str]:
+        """The token that ends a turn with calls, which may be another."""
+        ends = self._special.findall(self._template.after_call) if self._special else []
+        return frozenset(ends[-1:])
 
     def _by_leaf(self, placed: Iterable[_Placed]) -> list[tuple[Leaf, list[_Placed]]]:
         groups: dict[Leaf, list[_Placed]] = {}
@@ -222,7 +230,8 @@ class Turns:
             for field, value in message.items():
                 if field != "role" and field not in _LINKS:
                     yield from self._dropped_of(number, field, value, covered)
-        if self._tools and list(_missing(-1, list(self._tools), ("tools",), covered)):
+        shown = {path[1] for number, path in covered if number < 0}
+        if self._tools and len(shown) < len(self._tools):  # of a schema templates render what they need
             yield "tools"
 
     def _dropped_of(
@@ -323,7 +332,7 @@ def _missing(
 
 
 def _are_reasoning(missing: list[_Missing]) -> bool:
-    """Whether what is missing is a content's beginning up to the tag that ends reasoning, which templates often drop."""
+    """Whether what is missing is a content's beginning up to the tag that ends reasoning, which templates may drop."""
     return all(one.start == 0 and _REASONING_END.search(one.text[: one.end]) for one in missing)
 
 

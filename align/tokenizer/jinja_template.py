@@ -20,7 +20,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from align.tokenizer.files import TokenizerSpec
-from align.tokenizer.traced import GENERATED, Traced, as_json, generated, join, pieces_of, trace
+from align.tokenizer.traced import GENERATED, Safe, Traced, as_json, generated, join, pieces_of, safe, trace
 
 Message = Mapping[str, Any]
 
@@ -123,6 +123,15 @@ class ChatTemplate:
         return str.__getitem__(whole, slice(begin, end if end >= 0 else None))
 
     @cached_property
+    def after_call(self) -> str:
+        """The template's text after a response that calls a tool and ends the chat."""
+        call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "Zk4", "arguments": {"Zk5": "Zk6"}}}
+        whole = self._try([_USER, {"role": "assistant", "tool_calls": [call]}])
+        if whole is None or (begin := str.rfind(whole, "Zk6")) < 0:
+            return ""
+        return str.__getitem__(whole, slice(begin + 3, None))
+
+    @cached_property
     def takes_parts(self) -> bool:
         """Whether the template renders content that is a list of text parts."""
         parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in _PROBE]
@@ -213,6 +222,7 @@ def _environment() -> _Environment:
     environment.globals["strftime_now"] = TODAY.strftime
     environment.filters["tojson"] = _to_json
     environment.filters["join"] = _join
+    environment.filters["safe"] = _safe
     return environment
 
 
@@ -225,6 +235,10 @@ def _to_json(
 ) -> str:
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return as_json(value, text)
+
+
+def _safe(value: Any) -> Safe:
+    return safe(str(value))
 
 
 @jinja2.pass_environment

@@ -107,7 +107,7 @@ class Traced(str):
             elif start == stop and begin <= start <= begin + piece.length and not cut:
                 cut.append(piece._replace(length=0, offset=piece.offset + start - begin))
             begin += piece.length
-        return Traced(text, tuple(cut))
+        return type(self)(text, tuple(cut))
 
     def strip(self, chars: str | None = None, /) -> str:  # noqa: D102
         return self.lstrip(chars).rstrip(chars)
@@ -173,6 +173,35 @@ class Traced(str):
             return join(own if own == char else _marked(own, char) for char, own in pairs)
         leaf = next((piece.leaf for piece in self._pieces if piece.leaf), None)
         return Traced(text, (Piece(len(text), leaf, 0, ALTERED),))
+
+
+class Safe(Traced):
+    """What Jinja's filter ``safe`` gives, markupsafe's Markup: strings that are added to it are escaped."""
+
+    __slots__ = ()
+
+    def __html__(self) -> str:
+        """Itself: it is not escaped."""
+        return self
+
+    def __add__(self, other: str) -> str:  # noqa: D105
+        return safe(join([self, _escaped(other)])) if isinstance(other, str) else NotImplemented
+
+    def __radd__(self, other: str) -> str:  # noqa: D105
+        return safe(join([_escaped(other), self])) if isinstance(other, str) else NotImplemented
+
+
+def safe(text: str) -> Safe:
+    """The string as ``Safe``."""
+    return Safe(text, pieces_of(text))
+
+
+def _escaped(text: str) -> str:
+    if hasattr(text, "__html__"):
+        return text
+    for char, entity in (("&", "&amp;"), (">", "&gt;"), ("<", "&lt;"), ("'", "&#39;"), ('"', "&#34;")):
+        text = text.replace(char, entity)
+    return text
 
 
 def _marked(own: str, char: str) -> Traced:
