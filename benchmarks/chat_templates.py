@@ -4,8 +4,8 @@
 
 For each style, 50 conversations with system prompts, several turns, tools, calls, results, reasoning, content parts and
 whitespace at the ends are rendered by align and by ``apply_chat_template``. Ids must be equal. The mask is compared
-with an independent one: a regular expression of the style finds the assistant's turns in transformers' text, and the offsets
-of `tokenizers` say which tokens touch them. Templates of trl with ``{% generation %}`` are compared with
+with an independent one: a regular expression of the style finds the assistant's turns in transformers' text, and the
+offsets of `tokenizers` say which tokens touch them. Templates of trl with ``{% generation %}`` are compared with
 ``return_assistant_tokens_mask``. A chat that align refuses and transformers renders is listed with the reason.
 
 Templates of Llama, Qwen, Gemma, Phi and DeepSeek are those that trl installs; ChatML, Mistral, Zephyr and SmolLM3 are
@@ -197,7 +197,8 @@ def styles() -> list[Style]:
 
 WORDS = (
     "the weather in Paris is mild today", "2 + 2 = 4", "Größe: naïve café", "你好，世界。",
-    "def f(x):\n    return x  # ok", "😀 fine", "one\n\ntwo", "don't", "a  b", "x", "cafe\u0301", "1234567", "It's <b>bold</b>.",
+    "def f(x):\n    return x  # ok", "😀 fine", "one\n\ntwo", "don't", "a  b", "x",
+    "cafe\u0301", "1234567", "It's <b>bold</b>.",
 )  # fmt: skip
 EDGES = ("", "", "", " ", "\n", "  ", "\n\n", "\t")
 SCHEMA = {

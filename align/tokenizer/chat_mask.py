@@ -24,7 +24,7 @@ _Path = tuple[str | int, ...]
 
 _LINKS = {"id", "type", "tool_call_id", "index"}
 """Keys that connect messages and calls and carry no text of their own"""
-_TAG = re.compile(r"</?[\w:|]+>|\[/?[A-Z_]+\]")
+_REASONING_TAG = re.compile(r"</?[\w:]*think\w*>|\[/?THINK\]")
 _REASONING_END = re.compile(r"(</[\w:]*think\w*>|\[/THINK\])\s*\Z")
 
 
@@ -219,36 +219,59 @@ class Turns:
     def _slice(self, start: int, end: int) -> str:
         return str.__getitem__(self._text, slice(start, end))
 
-    def _dropped(self) -> Iterator[str]:
+    def check_forgeries(self) -> None:
+        """Refuse a chat with the name of a special token in a form that can't be followed, such as ``tools | string``.
+
+        Raises:
+            ValueError: names the field.
+        """
+        if self._special is None:
+            return
+        fields = [(i, field, value) for i, message in enumerate(self._messages) for field, value in message.items()]
+        for number, field, value in [*fields, (-1, "tools", list(self._tools or ()))]:
+            missing = _missing(number, value, (field,), self._covered, links=True)
+            named = [one for one in missing if self._special.search(one.text)]
+            if named and (number < 0 or self._lost(number, field, named)):
+                found = self._special.search(named[0].text)
+                where = "tools" if number < 0 else f"{_name(number)}: {field}"
+                raise ValueError(
+                    f"{where} has the name of the special token {found and found.group()!r}, and the chat template "
+                    "renders it in a form that can't be followed"
+                )
+
+    @cached_property
+    def _covered(self) -> Mapping[tuple[int, _Path], list[tuple[int, int]]]:
+        """The parts of each string that are in the text."""
         covered: dict[tuple[int, _Path], list[tuple[int, int]]] = {}
         for placed in self._all:
             for leaf in placed.leaf.parts or (placed.leaf,):
                 first = 0 if placed.leaf.parts else placed.piece.offset
                 last = len(leaf.text) if placed.leaf.parts else first + placed.piece.length
                 covered.setdefault((leaf.message, leaf.path), []).append((first, last))
+        return covered
+
+    def _dropped(self) -> Iterator[str]:
         for number, message in enumerate(self._messages):
             for field, value in message.items():
                 if field != "role" and field not in _LINKS:
-                    yield from self._dropped_of(number, field, value, covered)
-        shown = {path[1] for number, path in covered if number < 0}
+                    yield from self._dropped_of(number, field, value)
+        shown = {path[1] for number, path in self._covered if number < 0}
         if self._tools and len(shown) < len(self._tools):  # of a schema templates render what they need
             yield "tools"
 
-    def _dropped_of(
-        self, number: int, field: str, value: Any, covered: Mapping[tuple[int, _Path], list[tuple[int, int]]]
-    ) -> Iterator[str]:
+    def _dropped_of(self, number: int, field: str, value: Any) -> Iterator[str]:
         role = self._messages[number]["role"]
         if isinstance(value, bool | int | float):
             yield f"{role} {field}"
             return
         written = role == "assistant" and field in ("content", "tool_calls")
-        missing = list(_missing(number, value, (field,), covered))
+        missing = list(_missing(number, value, (field,), self._covered))
         if written and field == "content":  # tags that the template writes itself: see _check_unchanged
-            missing = [one for one in missing if not _TAG.fullmatch(one.text[one.start : one.end].strip())]
+            missing = [one for one in missing if not _REASONING_TAG.fullmatch(one.text[one.start : one.end].strip())]
         if not missing:
             return
         if self._lost(number, field, missing):
-            if written or self._names_special(value):
+            if written:
                 raise ValueError(
                     f"{_name(number)}: the chat template renders its {field} in a form that can't be followed"
                 )
@@ -271,9 +294,6 @@ class Turns:
             return self._render([*self._messages[:number], changed, *self._messages[number + 1 :]]) != self._text
         except ValueError:
             return True
-
-    def _names_special(self, value: Any) -> bool:
-        return self._special is not None and any(self._special.search(text) for _, text in _strings(value, ()))
 
 
 class _Missing(NamedTuple):
@@ -306,24 +326,29 @@ def _first_renderings(placed: Iterable[_Placed]) -> Iterator[_Placed]:
         yield one
 
 
-def _strings(value: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
-    """The strings of a JSON value with their paths, keys and links excepted."""
+def _strings(value: Any, path: _Path, *, links: bool) -> Iterator[tuple[_Path, str]]:
+    """The strings of a JSON value with their paths, without keys and, unless ``links``, links."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            if key not in _LINKS or not isinstance(item, str):
-                yield from _strings(item, (*path, key))
+            if links or key not in _LINKS or not isinstance(item, str):
+                yield from _strings(item, (*path, key), links=links)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _strings(item, (*path, index))
+            yield from _strings(item, (*path, index), links=links)
 
 
 def _missing(
-    number: int, value: Any, path: _Path, covered: Mapping[tuple[int, _Path], list[tuple[int, int]]]
+    number: int,
+    value: Any,
+    path: _Path,
+    covered: Mapping[tuple[int, _Path], list[tuple[int, int]]],
+    *,
+    links: bool = False,
 ) -> Iterator[_Missing]:
     """The parts of a field's strings, not blank, that are not in the text."""
-    for place, text in _strings(value, path):
+    for place, text in _strings(value, path, links=links):
         end = 0
         for first, last in [*sorted(covered.get((number, place), [])), (len(text), len(text))]:
             if text[end:first].strip():
@@ -339,7 +364,7 @@ def _are_reasoning(missing: list[_Missing]) -> bool:
 def _replaced(value: Any, path: _Path, start: int, end: int) -> Any:
     """The value with other letters in one of its strings, tags excepted."""
     if not path:
-        kept = {i for match in _TAG.finditer(value) for i in range(*match.span())}
+        kept = {i for match in _REASONING_TAG.finditer(value) for i in range(*match.span())}
         other = {"x": "y", "X": "Y"}
         return "".join(
             other.get(char, "x") if start <= i < end and i not in kept and char.isalnum() else char

@@ -122,7 +122,7 @@ def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
             raise ValueError(f"message {i} is {_shown(message)}; it must have a role and a content")
         given = {key: value for key, value in message.items() if value is not None}
         try:
-            _check_message(given, message)
+            check_message(given)
         except ValueError as error:
             raise ValueError(f"message {i}{error}") from None
         checked.append(given)
@@ -136,17 +136,21 @@ def text_of(content: Any) -> str:
     return "\n".join(part["text"] for part in content or ())
 
 
-def _check_message(message: dict[str, Any], given: Message) -> None:
-    """Check one message; the error continues ``message 1``."""
+def check_message(message: Message) -> None:
+    """Check one message, which has no None.
+
+    Raises:
+        ValueError: it has no known role, no content or something that can't be read; the text continues ``message 1``.
+    """
     if "role" not in message:
-        raise ValueError(f" has no 'role': {_shown(dict(given))}")
+        raise ValueError(f" has no 'role': {_shown(dict(message))}")
     role, content, calls = message["role"], message.get("content"), message.get("tool_calls")
     if not isinstance(role, str):
         raise ValueError(f": role is {_shown(role)}; it must be a string")
     if role not in ROLES:
         raise ValueError(f": role {role!r} is unknown; allowed: {', '.join(ROLES)}")
     if content is None and not (role == "assistant" and calls):
-        raise ValueError(f" has no 'content': {_shown(dict(given))}")
+        raise ValueError(f" has no 'content': {_shown(dict(message))}")
     if not isinstance(content, str | None):
         _check_parts(content)
     if "tool_calls" in message:
@@ -230,6 +234,7 @@ def _render_foreign(
         template, text, messages, tools, add_generation_prompt=add_generation_prompt, special=special,
         stops=_stop_names(tokenizer),
     )  # fmt: skip
+    parts.check_forgeries()
     encoded = _Encoded(tokenizer, str(text), parts.foreign, special)  # 3
     mask = np.zeros(len(encoded.ids), dtype=bool)
     turns: list[Turn] = []

@@ -1,10 +1,12 @@
 """Prompts: a text or a chat, and the ids that a response continues."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
+from align.tokenizer.chat_template import Message, text_of
 from align.tokenizer.tokenizer import Tokenizer
 
-Prompt = str | Sequence[Mapping[str, str]]
+Prompt = str | Sequence[Message]
 """A text, or the messages of a chat"""
 
 
@@ -18,21 +20,35 @@ def answers_chats(tokenizer: Tokenizer, stage: str | None) -> bool:
     return tokenizer.spec.chat_template is not None and stage != "pretrain"
 
 
-def as_messages(prompt: Prompt) -> Sequence[Mapping[str, str]]:
-    """The prompt as messages; a text becomes a user message."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+def as_messages(prompt: Prompt, *, system: str = "") -> Sequence[Message]:
+    """The prompt as messages; a text becomes a user message.
+
+    Args:
+        prompt: a text or messages.
+        system: system message of a prompt that has none; empty: none.
+    """
+    messages: Sequence[Message] = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    return with_system(messages, system) if system else messages
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> list[dict[str, Any]]:
+    """The messages after a system message, unless they begin with one or ``system`` is None or empty."""
+    has_one = bool(messages) and messages[0]["role"] in ("system", "developer")
+    first = [{"role": "system", "content": system}] if system and not has_one else []
+    return [*first, *map(dict, messages)]
 
 
 def as_prompt(prompt: Prompt) -> Prompt:
-    """The same prompt in one form: a single user message becomes its text."""
-    if not isinstance(prompt, str) and len(prompt) == 1 and prompt[0]["role"] == "user":
-        return prompt[0]["content"]
+    """The same prompt in one form: a single user message with nothing but a text becomes that."""
+    if not isinstance(prompt, str) and len(prompt) == 1 and set(prompt[0]) == {"role", "content"}:
+        content = prompt[0]["content"]
+        return content if prompt[0]["role"] == "user" and isinstance(content, str) else prompt
     return prompt
 
 
 def as_text(prompt: Prompt) -> str:
     """The text of a prompt, or of its last message."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return prompt if isinstance(prompt, str) else text_of(prompt[-1].get("content"))
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: Prompt, *, chat: bool | None = None) -> list[int]:
