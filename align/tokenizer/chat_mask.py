@@ -93,7 +93,7 @@ class Turns:
             special: finds names of special tokens.
             stops: names of tokens that end a turn.
         """
-        self._template, self._text, self._messages, self._tools = template, text, messages, tools
+        self._template, self._text, self._messages, self._tools = template, text.plain, messages, tools
         self._special, self._stops = special, stops
         self._render = partial(template.render, tools=tools, add_generation_prompt=add_generation_prompt)
         self._all = list(_placed(text))
@@ -163,7 +163,7 @@ class Turns:
             prompt = self._template.render(self._messages[:number], tools=self._tools, add_generation_prompt=True)
         except ValueError:
             return ""
-        return str.__getitem__(prompt, slice(max((placed.end for placed in _placed(prompt)), default=0), None))
+        return prompt.plain[max((placed.end for placed in _placed(prompt)), default=0) :]
 
     def _end(self, number: int, last: _Placed) -> int:
         """After the special token that ends a turn: one that is known to, else the first one."""
@@ -217,7 +217,7 @@ class Turns:
             )
 
     def _slice(self, start: int, end: int) -> str:
-        return str.__getitem__(self._text, slice(start, end))
+        return self._text[start:end]
 
     def check_forgeries(self) -> None:
         """Refuse a chat with the name of a special token in a form that can't be followed, such as ``tools | string``.
@@ -225,38 +225,43 @@ class Turns:
         Raises:
             ValueError: names the field.
         """
-        if self._special is None:
-            return
-        fields = [(i, field, value) for i, message in enumerate(self._messages) for field, value in message.items()]
-        for number, field, value in [*fields, (-1, "tools", list(self._tools or ()))]:
-            missing = _missing(number, value, (field,), self._covered, links=True)
-            named = [one for one in missing if self._special.search(one.text)]
+        for (number, field), missing in self._missing.items():
+            named = [one for one in missing if self._special and self._special.search(one.text)]
             if named and (number < 0 or self._lost(number, field, named)):
-                found = self._special.search(named[0].text)
-                where = "tools" if number < 0 else f"{_name(number)}: {field}"
+                where = field if number < 0 else f"{_name(number)}: {field}"
                 raise ValueError(
-                    f"{where} has the name of the special token {found and found.group()!r}, and the chat template "
-                    "renders it in a form that can't be followed"
+                    f"{where} has the name of a special token, {_shown(named[0].text)}, and the chat template renders "
+                    "it in a form that can't be followed"
                 )
 
     @cached_property
-    def _covered(self) -> Mapping[tuple[int, _Path], list[tuple[int, int]]]:
-        """The parts of each string that are in the text."""
+    def _missing(self) -> "dict[tuple[int, str], list[_Missing]]":
+        """The parts of each field's strings, not blank, that are not in the text."""
         covered: dict[tuple[int, _Path], list[tuple[int, int]]] = {}
         for placed in self._all:
             for leaf in placed.leaf.parts or (placed.leaf,):
                 first = 0 if placed.leaf.parts else placed.piece.offset
                 last = len(leaf.text) if placed.leaf.parts else first + placed.piece.length
                 covered.setdefault((leaf.message, leaf.path), []).append((first, last))
-        return covered
+        fields = [(i, field, value) for i, message in enumerate(self._messages) for field, value in message.items()]
+        missing = {}
+        for number, field, value in [*fields, (-1, "tools", self._tools or ())]:
+            strings = _strings(value, (field,)) if field != "role" else ()
+            missing[number, field] = [
+                _Missing(path, text, first, last)
+                for path, text in strings
+                for first, last in _gaps(covered.get((number, path), []), len(text))
+                if text[first:last].strip()
+            ]
+        return missing
 
     def _dropped(self) -> Iterator[str]:
         for number, message in enumerate(self._messages):
             for field, value in message.items():
                 if field != "role" and field not in _LINKS:
                     yield from self._dropped_of(number, field, value)
-        shown = {path[1] for number, path in self._covered if number < 0}
-        if self._tools and len(shown) < len(self._tools):  # of a schema templates render what they need
+        shown = {leaf.path[1] for placed in self._all for leaf in (placed.leaf, *placed.leaf.parts) if leaf.message < 0}
+        if self._tools and len(shown - {"<key>"}) < len(self._tools):  # of a schema templates render what they need
             yield "tools"
 
     def _dropped_of(self, number: int, field: str, value: Any) -> Iterator[str]:
@@ -265,7 +270,7 @@ class Turns:
             yield f"{role} {field}"
             return
         written = role == "assistant" and field in ("content", "tool_calls")
-        missing = list(_missing(number, value, (field,), self._covered))
+        missing = [one for one in self._missing[number, field] if one.path[-1] not in _LINKS]
         if written and field == "content":  # tags that the template writes itself: see _check_unchanged
             missing = [one for one in missing if not _REASONING_TAG.fullmatch(one.text[one.start : one.end].strip())]
         if not missing:
@@ -326,34 +331,25 @@ def _first_renderings(placed: Iterable[_Placed]) -> Iterator[_Placed]:
         yield one
 
 
-def _strings(value: Any, path: _Path, *, links: bool) -> Iterator[tuple[_Path, str]]:
-    """The strings of a JSON value with their paths, without keys and, unless ``links``, links."""
+def _strings(value: Any, path: _Path) -> Iterator[tuple[_Path, str]]:
+    """The strings of a JSON value with their paths, without keys."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            if links or key not in _LINKS or not isinstance(item, str):
-                yield from _strings(item, (*path, key), links=links)
+            yield from _strings(item, (*path, key))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _strings(item, (*path, index), links=links)
+            yield from _strings(item, (*path, index))
 
 
-def _missing(
-    number: int,
-    value: Any,
-    path: _Path,
-    covered: Mapping[tuple[int, _Path], list[tuple[int, int]]],
-    *,
-    links: bool = False,
-) -> Iterator[_Missing]:
-    """The parts of a field's strings, not blank, that are not in the text."""
-    for place, text in _strings(value, path, links=links):
-        end = 0
-        for first, last in [*sorted(covered.get((number, place), [])), (len(text), len(text))]:
-            if text[end:first].strip():
-                yield _Missing(place, text, end, first)
-            end = max(end, last)
+def _gaps(spans: list[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
+    """What no span covers of ``size`` characters."""
+    end = 0
+    for first, last in [*sorted(spans), (size, size)]:
+        if first > end:
+            yield end, first
+        end = max(end, last)
 
 
 def _are_reasoning(missing: list[_Missing]) -> bool:

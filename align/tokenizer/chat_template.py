@@ -235,7 +235,7 @@ def _render_foreign(
         stops=_stop_names(tokenizer),
     )  # fmt: skip
     parts.check_forgeries()
-    encoded = _Encoded(tokenizer, str(text), parts.foreign, special)  # 3
+    encoded = _Encoded(tokenizer, text.plain, parts.foreign, special)  # 3
     mask = np.zeros(len(encoded.ids), dtype=bool)
     turns: list[Turn] = []
     dropped: tuple[str, ...] = ()
@@ -269,6 +269,14 @@ def _special_pattern(names: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True)))) if names else None
 
 
+@lru_cache(maxsize=16)
+def _special_ids(ids: tuple[int, ...], vocab_size: int) -> np.ndarray:
+    """``[vocab_size]`` bool, True for special tokens."""
+    special = np.zeros(vocab_size, dtype=bool)
+    special[list(ids)] = True
+    return special
+
+
 class _Encoded:
     """A rendered text as ids, and where its characters are among them.
 
@@ -299,7 +307,7 @@ class _Encoded:
         if len(own) == len(found):
             self.ids = tokenizer.encode_template(text)
             ids = np.asarray(self.ids, np.int64)
-            self._at = np.flatnonzero(np.isin(ids, np.fromiter(tokenizer.special_tokens.values(), np.int64)))
+            self._at = np.flatnonzero(_special_ids(tuple(tokenizer.special_tokens.values()), tokenizer.vocab_size)[ids])
             if ids[self._at].tolist() == names:
                 return
         self.ids, at = [], []

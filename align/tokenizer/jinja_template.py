@@ -89,60 +89,52 @@ class ChatTemplate:
     @cached_property
     def marks_generation(self) -> bool:
         """Whether ``{% generation %}`` marks what the assistant writes."""
-        rendered = self._try([_USER, _ASSISTANT])
-        return rendered is not None and any(piece.flags & GENERATED for piece in pieces_of(rendered))
+        try:
+            return any(piece.flags & GENERATED for piece in pieces_of(self.render(_PROBE)))
+        except ValueError:
+            return False
 
     @cached_property
     def header(self) -> str:
         """What ``add_generation_prompt`` adds after a user's turn; empty for templates that add nothing."""
-        opened, closed = self._try([_USER], add_generation_prompt=True), self._try([_USER])
-        if opened is None or closed is None:
-            return ""
-        return str.__getitem__(opened, slice(_common_prefix(opened, closed), None))
+        opened, closed = self._text([_USER], add_generation_prompt=True), self._text([_USER])
+        return opened[_common_prefix(opened, closed) :] if closed else ""
 
     @cached_property
     def after_user(self) -> tuple[str, int]:
         """The template's text between a user's content and a response, and how much of it a prompt ends with."""
-        opened, whole = self._try([_USER], add_generation_prompt=True), self._try([_USER, _ASSISTANT])
-        if opened is None or whole is None or not whole.startswith(opened):
-            return "", 0
-        user, response = str.find(whole, _USER["content"]), str.find(whole, _ASSISTANT["content"])
-        if user < 0 or response < len(opened):
+        opened, whole = self._text([_USER], add_generation_prompt=True), self._text(_PROBE)
+        user, response = whole.find(_USER["content"]), whole.find(_ASSISTANT["content"])
+        if user < 0 or not opened or not whole.startswith(opened) or response < len(opened):
             return "", 0
         begin = user + len(_USER["content"])
-        return str.__getitem__(whole, slice(begin, response)), len(opened) - begin
+        return whole[begin:response], len(opened) - begin
 
     @cached_property
     def after_response(self) -> str:
         """The template's text after a response, up to the next user's content."""
-        whole = self._try([_USER, _ASSISTANT, _USER]) or self._try([_USER, _ASSISTANT])
-        if whole is None or (begin := str.find(whole, _ASSISTANT["content"])) < 0:
-            return ""
-        begin += len(_ASSISTANT["content"])
-        end = str.find(whole, _USER["content"], begin)
-        return str.__getitem__(whole, slice(begin, end if end >= 0 else None))
+        whole = self._text([*_PROBE, _USER]) or self._text(_PROBE)
+        _, _, after = whole.partition(_ASSISTANT["content"])
+        return after.partition(_USER["content"])[0]
 
     @cached_property
     def after_call(self) -> str:
         """The template's text after a response that calls a tool and ends the chat."""
         call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "Zk4", "arguments": {"Zk5": "Zk6"}}}
-        whole = self._try([_USER, {"role": "assistant", "tool_calls": [call]}])
-        if whole is None or (begin := str.rfind(whole, "Zk6")) < 0:
-            return ""
-        return str.__getitem__(whole, slice(begin + 3, None))
+        return self._text([_USER, {"role": "assistant", "tool_calls": [call]}]).rpartition("Zk6")[2]
 
     @cached_property
     def takes_parts(self) -> bool:
         """Whether the template renders content that is a list of text parts."""
         parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in _PROBE]
-        rendered, expected = self._try(parts), self._try(_PROBE)
-        return rendered is not None and rendered == expected
+        return bool(rendered := self._text(parts)) and rendered == self._text(_PROBE)
 
-    def _try(self, messages: Iterable[Message], **settings: Any) -> Traced | None:
+    def _text(self, messages: Sequence[Message], **settings: Any) -> str:
+        """The text of messages; empty if the template fails."""
         try:
-            return self.render(list(messages), **settings)
+            return self.render(messages, **settings).plain
         except ValueError:
-            return None
+            return ""
 
 
 _USER = {"role": "user", "content": "Xq7"}
@@ -180,7 +172,7 @@ def _named_reasoning(message: dict[str, Any]) -> dict[str, Any]:
 
 def _common_prefix(left: str, right: str) -> int:
     size = min(len(left), len(right))
-    return next((i for i in range(size) if str.__getitem__(left, i) != str.__getitem__(right, i)), size)
+    return next((i for i in range(size) if left[i] != right[i]), size)
 
 
 class _Generation(Extension):

@@ -66,6 +66,11 @@ class Traced(str):
         made._pieces = pieces
         return made
 
+    @property
+    def plain(self) -> str:
+        """The same characters without origins."""
+        return str.__str__(self)
+
     def __str__(self) -> str:
         """Itself, so that ``str()`` in compiled templates keeps the origin."""
         return self

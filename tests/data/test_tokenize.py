@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,10 +88,23 @@ def test_what_the_run_is_told(build, with_template):
 
 
 def test_a_response_whose_prompt_ends_otherwise(build, with_template):
-    """The template puts <t> before it in a whole chat only: the chat is counted, and its tokens are shown."""
-    data = build(ChatData, {"prompt": "a", "completion": "b"}, tokenizer=with_template("<t>"), context=32)
-    _, line = data._summary("train")
+    """The template ends prompts with <t>, which it does not write in a chat; where it only writes it in a chat, the
+    model writes it."""
+    directory = with_template()
+    file = Path(directory) / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    opened = config["chat_template"].replace("{{ '<|assistant|>\n' }}", "{{ '<|assistant|>\n<t>' }}")
+    file.write_text(json.dumps(config | {"chat_template": opened}))
+    record = {"prompt": "a", "completion": "b"}
+    _, line = build(ChatData, record, tokenizer=directory, context=32)._summary("train")
     assert names(line, 1, "chats", "prompt")
+
+
+def test_text_that_the_template_writes_for_the_assistant_counts(build, with_template):
+    """<t> stands before a response in a chat and not in a prompt, so the model must write it: 5 targets."""
+    data = build(ChatData, {"prompt": "a", "completion": "b"}, tokenizer=with_template("<t>"), context=32)
+    (line,) = data._summary("train")
+    assert names(line, 5)
 
 
 def test_a_system_prompt_for_chats_that_have_none(build, tokenizer):

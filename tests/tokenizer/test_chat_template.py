@@ -201,7 +201,7 @@ def test_no_template(gpt2_directory):
         (["hello"], r"\b1\b.*'hello'.*role.*content"),
         ([{"role": "user"}], r"\b1\b.*'content'.*\{'role': 'user'\}"),
         ([CHAT[0], {"content": "a"}], r"\b2\b.*'role'"),
-        ([{"role": "user", "content": None}], r"\b1\b.*content.*None"),
+        ([{"role": "user", "content": None}], r"\b1\b.*'content'"),
         ([{"role": "user", "content": [{"type": "text"}]}], r"\b1\b.*content.*\{'type': 'text'\}"),
         ([{"role": 3, "content": "a"}], r"\b1\b.*role.*\b3\b"),
         (
