@@ -331,6 +331,8 @@ class _Encoded:
         stretch = bisect_right(self._ends, position)
         if stretch < len(self._starts) and self._starts[stretch] <= position:
             return int(self._at[stretch])
+        if stretch and self._ends[stretch - 1] == position:
+            return int(self._at[stretch - 1]) + 1
         layout = self._layout(stretch)
         return layout.first + int(np.searchsorted(layout.ends, layout.units(position), side="right"))
 
@@ -339,6 +341,8 @@ class _Encoded:
         stretch = bisect_left(self._starts, position)
         if stretch and self._ends[stretch - 1] >= position:
             return int(self._at[stretch - 1]) + 1
+        if stretch < len(self._starts) and self._starts[stretch] == position:
+            return int(self._at[stretch])
         layout = self._layout(stretch)
         begins = np.concatenate([[0], layout.ends[:-1]])[: len(layout.ends)]
         return layout.first + int(np.searchsorted(begins, layout.units(position), side="left"))
@@ -377,6 +381,8 @@ def _layout(tokenizer: "Tokenizer", ids: list[int], first: int, text: str, start
         for form in (_same, _nfc, str.lstrip):
             if form(body).encode() == spelled:
                 ends = np.cumsum(tokenizer.token_bytes[ids], dtype=np.int64)
+                # SentencePiece begins a text with a space, which decoding removes.
+                ends = np.maximum(0, ends - (ends[-1:] - len(spelled)))
                 return _Layout(first, ends, partial(_bytes_before, form, body, start))
     ends = np.array([len(tokenizer.decode(ids[:n], skip_special=False)) for n in range(1, len(ids) + 1)], np.int64)
     shift = text.find(tokenizer.decode(ids, skip_special=False))
