@@ -241,8 +241,7 @@ def _render_foreign(
     dropped: tuple[str, ...] = ()
     try:
         if template.marks_generation:
-            spans = generation_spans(text)
-            spans = [span for span in spans if all(weights[i] for i in parts.messages_in(*span) if i >= 0)]
+            spans = [span for span in generation_spans(text) if _is_trained(parts.messages_in(*span), weights)]
         else:
             turns = parts.turns()
             spans = [(turn.start, turn.end) for turn in turns if weights[turn.message]]
@@ -253,8 +252,18 @@ def _render_foreign(
         turns, spans = [], []
     for span in spans:  # 4
         mask[encoded.tokens(*span)] = True
-    unlike = sum(not turn.as_prompted or encoded.straddles(turn.start) for turn in turns)
+    begins = [(turn.start, turn.as_prompted) for turn in turns] or [(start, True) for start, _ in spans]
+    unlike = sum(not as_prompted or encoded.straddles(start) for start, as_prompted in begins)
     return RenderedChat(encoded.ids, mask.tolist(), dropped, unlike)
+
+
+def _is_trained(messages: set[int], weights: list[int]) -> bool:
+    """Whether what ``{% generation %}`` marks of these messages is trained on."""
+    given = {bool(weights[i]) for i in messages if i >= 0}
+    if len(given) > 1:
+        shown = ", ".join(str(i + 1) for i in sorted(messages) if i >= 0)
+        raise ValueError(f"messages {shown} are one generation block of the chat template; give them one weight")
+    return given != {False}
 
 
 def _stop_names(tokenizer: "Tokenizer") -> frozenset[str]:

@@ -408,6 +408,14 @@ def test_weight_0_is_not_trained_on(request, family, tmp_path, qwen_directory):
         assert rest.mask == counted
 
 
+def test_one_block_has_one_weight(qwen_directory, tmp_path):
+    template = "{% generation %}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{% endgeneration %}"
+    tokenizer = _with_template(qwen_directory, tmp_path, template)
+    assert all(tokenizer.render_chat(CHAT[:3]).mask)
+    with pytest.raises(ValueError, match=r"1, 2, 3.*weight"):
+        tokenizer.render_chat([*CHAT[:2], CHAT[2] | {"weight": 0}])
+
+
 def test_forged_turns_are_what_transformers_sanitizes(qwen_directory):
     """The rest of the chat merges as without them: as `apply_chat_template(sanitize_control_tokens=True)`."""
     tokenizer, peer = Tokenizer.load(qwen_directory), AutoTokenizer.from_pretrained(qwen_directory)
