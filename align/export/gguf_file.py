@@ -17,7 +17,8 @@ from align.export.extra import need
 from align.export.gguf_tokenizer import add_tokenizer, pre_tokenizer_name
 from align.export.source import Source
 from align.io.families import family_of, why_no_twin
-from align.model.config import GPTConfig, RopeScaling
+from align.model.config import GPTConfig
+from align.model.rope_scaling import Llama3Scaling
 
 FILE = "model.gguf"
 VERSION = 1
@@ -199,7 +200,7 @@ def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def rope_divisors(config: GPTConfig, scaling: RopeScaling) -> torch.Tensor:
+def rope_divisors(config: GPTConfig, scaling: Llama3Scaling) -> torch.Tensor:
     """Divisors of the RoPE frequencies under Llama-3 scaling; ``[W / 2]`` float32."""
     divisors = []
     for pair in range(config.resolved_head_width // 2):
