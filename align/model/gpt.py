@@ -249,8 +249,8 @@ class GPT(nn.Module):
 
         Matrices are normal with ``init_std``, the token embedding with ``embedding_std``; the two projections of a
         block into the residual stream are divided by sqrt(2 L), so that the sum of 2 L of them has the variance of
-        one (GPT-2, section 2.3). Norms start as the identity, biases at 0. A seed gives the same weights on the same kind
-        of device.
+        one (GPT-2, section 2.3). Norms start as the identity, biases at 0. A seed gives the same weights on the same
+        kind of device.
 
         Args:
             seed: of the random numbers.

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from network_options import STYLES, any_options
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -14,7 +15,6 @@ from align.generation.packed_blocks import can_pack
 from align.generation.sampling import row_uniforms, sampling_probs
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
-from network_options import STYLES, any_options
 
 PROMPTS = [[5, 1, 9], [7], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [60, 59], [1, 2, 3, 4, 5, 6]]
 STOPS = tuple(range(40, 61))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from network_options import any_options
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -12,7 +13,6 @@ from align.model.config import GPTConfig
 from align.model.gpt import GPT
 from align.model.positions import rotary_frequencies, rotary_tables, rotate, sinusoidal_embedding
 from align.model.rope_scaling import Llama3Scaling
-from network_options import any_options
 
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

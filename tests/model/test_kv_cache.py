@@ -1,9 +1,9 @@
 import pytest
 import torch
+from network_options import STYLES
 
 from align.model.config import GPTConfig
 from align.model.kv_cache import KVCache
-from network_options import STYLES
 
 
 @pytest.mark.parametrize("reference", [False, True])

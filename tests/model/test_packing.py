@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from network_options import STYLES
 
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
 from align.model.kv_cache import KVCache
 from align.model.layers import RMSNorm
 from align.model.packing import share_prefixes
-from network_options import STYLES
 
 SHAPE = {"vocab_size": 13, "layers": 2, "heads": 4, "width": 32, "ff_width": 16, "context": 12}
 
