@@ -67,7 +67,9 @@ def check_gguf(source: Source, settings: ExportSettings) -> None:
         raise ValueError(f"{source.name}: llama.cpp does not support the architecture: {reason}")
     config = source.network.config
     family = family_of(config).model_type
-    if config.rope_scaling is not None and family != "llama":
+    if family not in ("llama", "qwen2", "qwen3", "gpt2") or config.window is not None:
+        raise ValueError(f"{source.name}: is a {family} with window {config.window}, which is not written as GGUF yet")
+    if config.rope_scaling is not None and not (family == "llama" and isinstance(config.rope_scaling, Llama3Scaling)):
         raise ValueError(f"{source.name}: rope_scaling is set, which llama.cpp supports in llama but not in {family}")
     pre_tokenizer_name(source.tokenizer)
     if settings.quantize == "none":
@@ -171,7 +173,7 @@ def _tensors(source: Source) -> list[tuple[str, torch.Tensor]]:
         elif family == "llama" and ".k_proj." in name:
             tensor = interleaved(tensor, config.resolved_kv_heads)
         found.append((_named(name), tensor))
-    if config.rope_scaling is not None:
+    if isinstance(config.rope_scaling, Llama3Scaling):
         found.append(("rope_freqs.weight", rope_divisors(config, config.rope_scaling)))
     return found
 
