@@ -66,11 +66,11 @@ class CapitalWords(Constraint):
     group = "case"
     claims = frozenset({"case"})
     phrasings = (
-        "Write at least {least} words in ALL CAPITALS.",
-        "At least {least} words of your answer must be fully CAPITALIZED.",
-        "Emphasize at least {least} words by writing them in capital letters.",
+        "Write {least} or more words in ALL CAPITALS.",
+        "Your answer must contain {least} or more words that are fully CAPITALIZED.",
+        "Emphasize {least} or more words by writing them in CAPITAL letters.",
     )
-    choices = ((2,), (3,))
+    choices = ((1,), (2,))
 
     least: int
 

@@ -35,8 +35,8 @@ class Constraint(ABC):
         kind: name of the kind in records and tables.
         group: kinds of one group look at the same side of a response.
         claims: what the constraint decides about a response; two constraints are compatible if they share no claim.
-        phrasings: complete sentences that state the constraint, with a slot per setting; ``request`` has no slot.
-        choices: tuples of settings to sample from; empty where ``sample`` needs the request.
+        phrasings: complete sentences that state the constraint, with a slot per setting.
+        choices: tuples of settings to sample from; unused where ``sample`` needs the request.
     """
 
     kind: ClassVar[str]
@@ -78,14 +78,9 @@ class Constraint(ABC):
         return tuple(re.compile(_SLOT.sub(cls._slot, _escaped(phrasing))) for phrasing in cls.phrasings)
 
     @classmethod
-    def read(cls, found: re.Match[str], request: str) -> Self:
-        """The constraint that a match of one of ``patterns`` states.
-
-        Args:
-            found: the match.
-            request: the rest of the prompt, for a kind with the setting ``request``.
-        """
-        stated = found.groupdict() | {"request": request}
+    def read(cls, found: re.Match[str]) -> Self:
+        """The constraint that a match of one of ``patterns`` states."""
+        stated = found.groupdict()
         return cls(
             **{
                 field.name: _number(stated[field.name]) if field.type is int else stated[field.name]

@@ -53,26 +53,6 @@ class NumberedList(Constraint):
 
 
 @dataclass(frozen=True)
-class CommaList(Constraint):
-    """One line of exactly ``count`` items between commas."""
-
-    kind = "comma_list"
-    group = "format"
-    claims = frozenset({"shape", "sentences", "words", "commas", "case", "end"})
-    phrasings = (
-        "Give only {count} items on one line, separated by commas.",
-        "Answer with nothing but {count} items separated by commas.",
-    )
-    choices = ((3,), (4,), (5,))
-
-    count: int
-
-    def _holds(self, text: str) -> bool:
-        items = [item.strip() for item in text.rstrip(".").split(",")]
-        return "\n" not in text and len(items) == self.count and all(items)
-
-
-@dataclass(frozen=True)
 class Title(Constraint):
     """A title in double angular brackets."""
 
@@ -152,11 +132,11 @@ class Highlights(Constraint):
     group = "format"
     claims = frozenset({"marks"})
     phrasings = (
-        "Highlight at least {least} parts of your answer with asterisks, like *this*.",
-        "Put at least {least} important words in asterisks, such as *word*.",
-        "Mark at least {least} phrases in Markdown, for example *a phrase*.",
+        "Highlight {least} or more parts of your answer with asterisks, like *this*.",
+        "Put {least} or more important words in asterisks, such as *word*.",
+        "Mark {least} or more phrases in Markdown, for example *a phrase*.",
     )
-    choices = ((2,), (3,))
+    choices = ((1,), (2,))
 
     least: int
 
@@ -172,11 +152,11 @@ class Placeholders(Constraint):
     group = "format"
     claims = frozenset({"brackets"})
     phrasings = (
-        "Include at least {least} placeholders in square brackets, such as [name].",
-        "Leave at least {least} blanks to fill in, written in square brackets like [place].",
-        "Your answer must contain at least {least} different placeholders in square brackets, like [date].",
+        "Include {least} or more placeholders in square brackets, such as [name].",
+        "Leave {least} or more blanks to fill in, written in square brackets like [place].",
+        "Your answer must contain {least} or more different placeholders in square brackets, like [date].",
     )
-    choices = ((2,), (3,))
+    choices = ((1,), (2,))
 
     least: int
 

@@ -61,11 +61,11 @@ class Exclamations(Constraint):
     group = "punctuation"
     claims = frozenset({"exclamations"})
     phrasings = (
-        "Use at least {least} exclamation marks.",
+        "Use {least} or more exclamation marks.",
         "Your answer must contain {least} or more exclamation marks.",
-        "Be enthusiastic and write at least {least} exclamation marks.",
+        "Sound excited and write {least} or more exclamation marks!",
     )
-    choices = ((2,), (3,))
+    choices = ((1,), (2,))
 
     least: int
 
@@ -81,10 +81,10 @@ class Parentheses(Constraint):
     group = "punctuation"
     claims = frozenset({"parentheses"})
     phrasings = (
-        "Include at least {least} remarks in round brackets (like this).",
-        "Put at least {least} parts of your answer in parentheses.",
+        "Include {least} or more remarks in round brackets (like this).",
+        "Put {least} or more parts of your answer in parentheses (like these words).",
     )
-    choices = ((2,),)
+    choices = ((1,), (2,))
 
     least: int
 

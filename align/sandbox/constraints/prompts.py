@@ -39,17 +39,18 @@ class Verdict(NamedTuple):
 
 
 def sample_constraints(
-    rng: Random, request: Request, kinds: Sequence[type[Constraint]], *, count: int
+    rng: Random, request: Request, first: type[Constraint], kinds: Sequence[type[Constraint]], *, count: int
 ) -> tuple[Constraint, ...]:
     """Compatible constraints of different kinds.
 
     Args:
         rng: draws kinds and settings.
         request: what they are added to.
-        kinds: to choose from.
+        first: kind of the first one.
+        kinds: to choose the others from.
         count: number of constraints.
     """
-    chosen: list[type[Constraint]] = []
+    chosen = [first]
     while len(chosen) < count:
         chosen.append(pick(rng, [kind for kind in kinds if compatible([*chosen, kind])]))
     return tuple(kind.sample(rng, request) for kind in chosen)
@@ -82,7 +83,7 @@ def read_prompt(prompt: str) -> Asked:
     request = re.sub(r"\s+", " ", rest).strip()
     if not request:
         raise ValueError(f"not a prompt with constraints: no request besides them in {prompt[:120]!r}")
-    return Asked(request, tuple(kind.read(match, request) for match, kind in found))
+    return Asked(request, tuple(kind.read(match) for match, kind in found))
 
 
 def verdicts(prompt: str, response: str) -> tuple[Verdict, ...]:

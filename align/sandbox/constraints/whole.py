@@ -1,4 +1,4 @@
-"""Constraints on the response as a whole: repeating the request, two answers."""
+"""Constraints on the response as a whole: it repeats the request, it has two parts."""
 
 import re
 from dataclasses import dataclass
@@ -7,12 +7,10 @@ from typing import Self
 
 from align.sandbox.constraints.constraint import Constraint, Request
 
-SEPARATOR = "******"
-
 
 @dataclass(frozen=True)
 class RepeatRequest(Constraint):
-    """The response begins with the request, word for word, and goes beyond it."""
+    """The response begins with the request, word for word but for case and a full stop, and goes beyond it."""
 
     kind = "repeat_request"
     group = "combination"
@@ -20,8 +18,8 @@ class RepeatRequest(Constraint):
         {"start", "sentences", "shape", "words", "case", "commas", "letters", "keywords", "common_words"}
     )
     phrasings = (
-        "First repeat my request word for word without this sentence, then answer it.",
-        "Before you answer, copy my request exactly, leaving out this sentence.",
+        'First write "{request}" word for word, then answer.',
+        'Before you answer, copy this request exactly: "{request}"',
     )
 
     request: str
@@ -32,22 +30,22 @@ class RepeatRequest(Constraint):
         return cls(request.text)
 
     def _holds(self, text: str) -> bool:
-        written, wanted = (" ".join(part.lower().split()) for part in (text.lstrip('"“*'), self.request))
+        written, wanted = (" ".join(part.lower().split()) for part in (text.lstrip('"“*'), self.request.rstrip(".")))
         return written.startswith(wanted) and any(map(str.isalnum, written[len(wanted) :]))
 
 
 @dataclass(frozen=True)
 class TwoAnswers(Constraint):
-    """Two different parts, with six asterisks between them."""
+    """Two different parts, with three asterisks or more between them."""
 
     kind = "two_answers"
     group = "combination"
     claims = frozenset({"shape", "sentences", "marks", "end"})
     phrasings = (
-        "Give two different answers, separated by six asterisks: ******.",
-        "Write two versions of your answer with ****** between them.",
+        "Give two different answers, separated by three asterisks: ***.",
+        "Write two versions of your answer with *** between them.",
     )
 
     def _holds(self, text: str) -> bool:
-        parts = [part.strip() for part in re.split(r"\*{6,}", text)]
+        parts = [part.strip() for part in re.split(r"\*{3,}", text)]
         return len(parts) == 2 and all(parts) and parts[0] != parts[1]

@@ -1,5 +1,6 @@
 """Writes the prompts as JSONL files."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -63,9 +64,6 @@ def write_constraints(
 
     Returns:
         Records of each file by file name.
-
-    Raises:
-        ValueError: there are fewer different prompts than a split should have.
     """
     files: dict[str, tuple[int, Split, str, Sequence[type[Constraint]]]] = {
         "prompts_train.jsonl": (config.prompts, "train", "train", TRAINED),
@@ -93,15 +91,14 @@ def write_constraints(
 def _records(
     seed: str, topics: Split, split: str, kinds: Sequence[type[Constraint]], config: ConstraintsConfig
 ) -> Iterator[dict[str, Any]]:
-    """Different prompts without end; every kind has the same share of first constraints."""
-    known, seen, number = requests(topics), set[str](), 0
-    while True:
+    """Different prompts without end; the kinds take turns as the first constraint, so that each gets its share."""
+    known, seen = requests(topics), set[str]()
+    for number in itertools.count():
         rng = Random(f"{seed}/{number}")
         request = pick(rng, known)
         count = 1 + (rng.random() < config.two_constraints_rate)
-        constraints = sample_constraints(rng, request, kinds, count=count)
+        constraints = sample_constraints(rng, request, kinds[number % len(kinds)], kinds, count=count)
         prompt = write_prompt(rng, request, constraints)
-        number += 1
         if prompt in seen:
             continue
         seen.add(prompt)
