@@ -29,7 +29,7 @@ from align.sandbox.constraints.prompts import write_prompt
 
 SMALL = ConstraintsConfig(prompts=150, prompts_val=30, prompts_test=60, prompts_heldout_kinds=60)
 # What seed 0 and these sizes gave when this was written. Changes of the prompts change it, and must be meant.
-FINGERPRINT = "bd735f7f999f8c72a6853f5aacfdf15eb4787e2221dc95dbd3dfe233c3aef0f6"
+FINGERPRINT = "aa3bf1e8e72c90beba676e765057848d90637ab2374ce816c8c0cf9ad14a5589"
 
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "words_at_most": ({"most": 3}, ("One two three.", "don't - stop"), ("One two three four.",)),
@@ -66,7 +66,6 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lowercase": ({}, ("it rains, i stay.",), ("It rains.", "123")),
     "uppercase": ({}, ("IT RAINS!",), ("IT RAINs!", "123")),
-    "title_case": ({}, ("It Rains Today.", "Don't Stop - Ever"), ("It rains Today.", "12 34")),
     "capital_words": ({"least": 2}, ("It is VERY, VERY wet.",), ("It is VERY wet.", "I am A cat.")),
     "include": ({"word": "sea"}, ("The sea.", "SEA!"), ("The season.", "The seas.")),
     "include_both": ({"first": "sea", "second": "sun"}, ("Sun and sea.",), ("The sea.", "The sun.", "Seas and suns.")),
