@@ -171,4 +171,5 @@ def test_smollm2():
         expected = peer.encode(text, add_special_tokens=False).ids
         assert tokenizer.encode(text) == loaded.encode(text) == expected
     assert len(tokenizer.missing_bytes) == 21
+    assert tokenizer.fingerprint == loaded.fingerprint
     assert tokenizer.opening_ids == loaded.opening_ids == ()
