@@ -27,6 +27,7 @@ from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.packing import share_responses
 from align.objectives import PairLogprobs, PairLosses, PreferenceLoss, preference, sequence_logprobs, token_logprobs
+from align.training.defaults import PREFERENCES
 from align.training.float64 import WideMetric, wide
 from align.training.lightning_internals import batch_index
 from align.training.memory import MemoryConfig, without_dropout
@@ -81,6 +82,7 @@ class DPO(Stage):
     network: GPT
     reference: GPT | None
     frozen_names = ("reference",)
+    rate_rule = PREFERENCES
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class DPO(Stage):
         other_reference: bool = False,
         policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)

@@ -50,6 +50,7 @@ from align.objectives import (
 from align.rewards.functions import load_reward
 from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
+from align.training.defaults import REINFORCEMENT
 from align.training.float64 import wide
 from align.training.lightning_internals import skip_batches
 from align.training.memory import MemoryConfig, without_dropout
@@ -106,6 +107,7 @@ class PPO(Stage):
     network: GPT
     trained_names = ("network", "value")
     frozen_names = ("reference", "reward_network", "gold_network")
+    rate_rule = REINFORCEMENT
 
     def __init__(
         self,
@@ -122,7 +124,7 @@ class PPO(Stage):
         value: ValueConfig | None = None,
         policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(kind="constant"),  # noqa: B008 (frozen)
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
@@ -225,7 +227,7 @@ class PPO(Stage):
         """One optimizer with groups for policy and value."""
         optimizer = build_optimizer(self.network.parameters(), self.optimizer_config)
         if self.value_config is not None:
-            config = replace(self.optimizer_config, lr=self.optimizer_config.lr * self.value_config.lr_factor)
+            config = replace(self.optimizer_config, lr=self.optimizer_config.peak * self.value_config.lr_factor)
             for group in build_optimizer(self._value_parameters(), config).param_groups:
                 if group["params"]:
                     optimizer.add_param_group(group)

@@ -7,6 +7,7 @@ from align.algorithms.language_modeling import LanguageModelStage
 from align.algorithms.starting_points import load_start
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
+from align.training.defaults import FINE_TUNING, PRETRAINING
 from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
@@ -75,3 +76,4 @@ class Pretrain(LanguageModelStage):
             lora=lora,
             memory=memory,
         )
+        self.rate_rule = PRETRAINING if init_from is None else FINE_TUNING

@@ -30,7 +30,7 @@ class SFT(LanguageModelStage):
         self,
         init_from: str | None = None,
         *,
-        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, weight_decay=0.0),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         z_loss: float = 0.0,
         lora: LoraConfig | None = None,
