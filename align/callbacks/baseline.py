@@ -1,4 +1,4 @@
-"""What a run starts from: validation before the first step, the metrics of the first step, and what training changed."""
+"""What a run starts from: validation before training and the first step, and what training has made of it."""
 
 import math
 from typing import Any, NamedTuple
@@ -29,8 +29,8 @@ class Baseline(pl.Callback):
     """Validates before training and compares at the end, so that a run that makes the model worse shows.
 
     A new run logs ``val/*`` and ``policy/*`` at step 0, and ``train/*`` of the first step whatever
-    ``trainer.log_every_n_steps`` is. A resumed run repeats neither. At the end one line compares the first validation with
-    the last, and warns if it is worse.
+    ``trainer.log_every_n_steps`` is. A resumed run repeats neither. At the end one line compares the first validation
+    with the last, and warns if it is worse.
 
     Args:
         validate: validate before training; it costs as much as every other validation.
@@ -98,6 +98,6 @@ class Baseline(pl.Callback):
             return
         lr = float(trainer.optimizers[0].param_groups[0].get("initial_lr", math.nan))
         rank_zero_warn(
-            f"{line}: {decisive} is worse than before training; lower optimizer.lr ({lr:.3g}), train for fewer steps, or "
-            "check that the validation data is like the training data"
+            f"{line}: {decisive} is worse than before training; lower optimizer.lr ({lr:.3g}), train for fewer steps, "
+            "or check that the validation data is like the training data"
         )

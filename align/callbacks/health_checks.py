@@ -290,8 +290,8 @@ class LogprobsFalling(HealthCheck):
 class MarginRunaway(HealthCheck):
     """The preferred responses win by more than any noisy label justifies: the loss is saturated.
 
-    A margin of 10 is a predicted probability of 0.99995. Where it comes within a few steps, the learning rate is far too
-    high and the policy's text usually garbled, which this check sees without any samples.
+    A margin of 10 is a predicted probability of 0.99995. Where it comes within a few steps, the learning rate is far
+    too high and the policy's text usually garbled, which this check sees without any samples.
 
     Raises:
         ValueError: a threshold is invalid.

@@ -50,7 +50,7 @@ class ModelDirectory(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write if the monitor improved."""
         # Before training there is nothing to write: the initial network is where it was loaded from.
-        if self.which != "best" or not validating_in_fit(trainer) or begins(trainer):
+        if self.which != "best" or not validating_in_fit(trainer) or begins(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
@@ -64,6 +64,8 @@ class ModelDirectory(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final network, unless the best one was written."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if self.which == "last" or self.best is None:
             self._write(trainer, pl_module)
 

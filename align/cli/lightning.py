@@ -243,6 +243,12 @@ def main(verb: str, args: list[str]) -> int:
 def _fit(cli: "AlignCLI") -> None:
     """Train; when preempted, exit normally after the checkpoint is saved."""
     forget()
+    trainer = cli.trainer
+    if not (trainer.max_epochs and trainer.max_steps):
+        raise UsageError(
+            f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps is {trainer.max_steps}: no step "
+            "can be made; set both above 0, or the one that is not the limit to -1"
+        )
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
     except ValueError as error:

@@ -13,14 +13,14 @@ A rate is a power law in the number of parameters N (adapters excluded), times 1
 | `REINFORCEMENT` | PPO, GRPO, RLOO | 5e-6 | 135 M | 0.4 |
 
 Sources:
-- `PRETRAINING`: a fit to table 2.1 of GPT-3 (Brown et al. 2020, arXiv:2005.14165): 6e-4 at 125 M, 2e-4 at 1.3 B, 1e-4 at
-  13 B, 6e-5 at 175 B.
+- `PRETRAINING`: a fit to table 2.1 of GPT-3 (Brown et al. 2020, arXiv:2005.14165): 6e-4 at 125 M, 2e-4 at 1.3 B, 1e-4
+  at 13 B, 6e-5 at 175 B.
 - Adapters take about ten times the rate of full weights, and rates fall with the width W as W^-0.78 (Schulman et al.,
   "LoRA Without Regret", 2025, and the rule of tinker-cookbook for Llama, 5e-4 x (2000 / W)^0.781 for adapters). N grows
   about as W^2, hence the exponent 0.4. At W = 576, the width of SmolLM2-135M, that rule gives 1.3e-3.
 - Ratios between stages: Tülu 3 (Lambert et al. 2024, arXiv:2411.15124) trains 8 B at 5e-6 (SFT), 5e-7 (DPO), 3e-6
-  (reward model) and 3e-7 (PPO); TRL 1.16 defaults to 2e-5 (SFT) and 1e-6 (DPO, GRPO). SmolLM2-135M itself was fine-tuned
-  at 1e-3 in batches of 128 long rows, and then DPO at 1e-6 (alignment-handbook, recipes/smollm2).
+  (reward model) and 3e-7 (PPO); TRL 1.16 defaults to 2e-5 (SFT) and 1e-6 (DPO, GRPO). SmolLM2-135M itself was
+  fine-tuned at 1e-3 in batches of 128 long rows, and then DPO at 1e-6 (alignment-handbook, recipes/smollm2).
 - Levels: measured on SmolLM2-135M-Instruct with batches of a few rows (docs/learning_rates.md): LoRA at 1e-3 (SFT) and
   1e-4 (DPO) learn, ten times as much breaks the model.
 

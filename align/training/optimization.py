@@ -23,7 +23,7 @@ class OptimizerConfig:
     """
 
     lr: float | None = None
-    """Peak learning rate, per optimizer step; None: by stage, size of the network and adapters (docs/learning_rates.md)"""
+    """Peak learning rate, per optimizer step; None: by stage, size of the network and adapters"""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the running means of the gradient and its square"""
     eps: float = 1e-8
@@ -53,9 +53,7 @@ class OptimizerConfig:
             ValueError: it is None; a stage replaces that when it has built its network.
         """
         if self.lr is None:
-            raise ValueError(
-                "optimizer.lr is None; set it, or build the optimizer through a stage, which has a default"
-            )
+            raise ValueError("optimizer.lr is None: set it, or build the optimizer by a stage, which has a default")
         return self.lr
 
 

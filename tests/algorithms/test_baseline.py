@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_language_model import Batches, fit, make_batch, pretrain
+from test_language_model import CONFIG, Batches, fit, make_batch, pretrain
 from test_resume import Resumable
 
+from align.algorithms.pretrain import Pretrain
 from align.callbacks.baseline import Baseline, Validated
 from align.callbacks.loggers import RunLog
 
@@ -37,7 +39,7 @@ def train(run: Path, baseline: Baseline, data=DATA, **settings):
 
 
 def test_the_untrained_network_is_validated_at_step_0(tmp_path: Path):
-    """The first row of val/loss is the mean over both batches, of the same size, before any step; the last is after 4."""
+    """The first row of val/loss is the mean over both batches before any step; the last is after 4 steps."""
     untrained = pretrain()
     untrained.configure_model()
     losses = [untrained.loss(batch) for batch in DATA.val]
@@ -84,6 +86,17 @@ def test_a_resumed_run_keeps_its_baseline_and_does_not_validate_again(tmp_path: 
     assert resumed.before is not None
     for a, b in zip(got.network.parameters(), expected.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_an_unset_rate_is_chosen_and_recorded(tmp_path: Path):
+    """The law of PRETRAINING for the size of the new network; the warm-up is a tenth of 20 steps."""
+    stage = Pretrain(CONFIG, init_seed=0)
+    data = Batches([make_batch(2, 5, seed) for seed in range(20)])
+    fit(stage, data, logger=RunLog(tmp_path))
+    recorded = yaml.safe_load((tmp_path / "hparams.yaml").read_text())
+    size = stage.network.num_parameters()
+    assert recorded == {"optimizer.lr": float(f"{6e-4 * (125e6 / size) ** 0.32:.1e}"), "schedule.warmup_steps": 2}
+    assert stage.optimizer_config.lr == recorded["optimizer.lr"]
 
 
 @pytest.mark.parametrize("sign", [1, -1])
