@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from align.algorithms.memory_estimate import explain_out_of_memory, out_of_memory
+from align.algorithms.memory_report import MemoryReport
 from align.algorithms.ppo import PPO
 from align.callbacks.baseline import Baseline
 from align.callbacks.cost import Cost
@@ -173,6 +174,7 @@ class AlignCLI(LightningCLI):
                 # After ModelDirectory, because Cost adds to its manifest; before checkpoints, which keep Cost's counts.
                 callbacks.insert(number + 1, Cost())
                 break
+        callbacks.append(MemoryReport())
         if trainer.loggers and self.verb == "fit":
             callbacks += [Tracking(), LearningRateMonitor("step")]
         return trainer
