@@ -7,7 +7,8 @@ Legend: B pairs, T tokens of a row.
 """
 
 import copy
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -115,7 +116,7 @@ class DPO(Stage):
         self.init_from, self.reference_source, self._load_policy = init_from, reference, load_policy
         self.loss, self.sft_coef = loss, sft_coef
         self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix and not compile
-        self.other_reference, self.policy_evaluation_config = other_reference, policy_evaluation
+        self.other_reference = other_reference
         self.val_pairs, self.test_pairs, self.policy_evaluation = (
             PairMeans(),
             PairMeans(),
@@ -134,7 +135,7 @@ class DPO(Stage):
             self.reference = reference_view(self.network)
             return
         # A network built in Python cannot be loaded again once training has changed it.
-        if not only_cached or self.policy_evaluation_config.prompts or not has_source:
+        if not only_cached or self.policy_evaluation.wanted or not has_source:
             self.reference = self._make_reference(start=self.network)
 
     # Training.
@@ -221,8 +222,21 @@ class DPO(Stage):
         """Add a batch to the validation metrics, and sample responses to its prompts."""
         self._add("validation", batch, self.val_pairs)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if self.policy_evaluation_config.prompts and tokenizer is not None and not self.trainer.sanity_checking:
+        if self.policy_evaluation.wanted and tokenizer is not None and not self.trainer.sanity_checking:
+            if batch_idx == 0:
+                self._bound_evaluation(batch)
             self.policy_evaluation.update(self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer)
+
+    def _bound_evaluation(self, batch: PairBatch) -> None:
+        """Limit policy evaluation to a share of the training between validations, as if its batches were like this."""
+        trainer: Any = self.trainer
+        between = getattr(trainer, "val_check_batch", None) or 1
+        if trainer.check_val_every_n_epoch is not None:
+            between = min(between, trainer.num_training_batches)
+        tokens = int(batch.lengths.sum()) * self.sharing.ranks
+        prompts = int((batch.numbers >= 0).sum())
+        if math.isfinite(between) and prompts:
+            self.policy_evaluation.bound_cost(int(between * tokens), int(batch.prompt_lengths.sum()) / prompts)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*`` and ``policy/*``."""

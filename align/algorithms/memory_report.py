@@ -1,4 +1,4 @@
-"""The memory that training will take, in one line before its first step."""
+"""The memory and work that training will take, in two lines before its first step."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from align.batches import PairBatch, PromptBatch, TokenBatch
 
 
 class MemoryReport(pl.Callback):
-    """Prints the memory estimate of the first batch, and of the longest rows that the data allows.
+    """Prints the memory estimate of the first batch, and of the longest rows that the data allows; and FLOPs per token.
 
     On a CPU it is what the process holds already, the weights included, plus what a step adds.
     """
@@ -45,6 +45,9 @@ class MemoryReport(pl.Callback):
             most = estimate_memory(pl_module, rows, context)
             line += f"; rows of data.context, {context} tokens: {gigabytes(peak_bytes(most, held))}"
         rank_zero_info(line)
+        network: Any = pl_module.network
+        mean = max(1, tokens // max(1, rows))
+        rank_zero_info(f"{network.flops_per_token(mean) / 1e6:.1f} MFLOP per training token in rows of {mean} tokens")
         free = free_bytes(device)
         if free is not None and step_bytes(most) > free:
             saving = advice(pl_module, rows, longest)

@@ -427,6 +427,4 @@ class Stage(pl.LightningModule):
         if self.adapter_record is not None:
             trained = sum(parameter.numel() for parameter in self.trained())
             line += f"; frozen, except {trained:,} in adapters and heads"
-        if isinstance(network, GPT):
-            line += f", {network.flops_per_token(config.context) / 1e6:.1f} MFLOP per training token"
         rank_zero_info(line)

@@ -35,6 +35,7 @@ from align.algorithms.rollout import (
 from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, join_ranks
 from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
+from align.io.progress import Advance, progress_bar
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states, response_tokens
 from align.objectives import (
@@ -302,7 +303,12 @@ class PPO(Stage):
         """
         group_size = self.rollout_config.group_size
         # 1. Sample.
-        with self._breaking_off() as on_step:
+        with self._breaking_off() as break_off, self._sampling_bar(iteration) as advance:
+
+            def on_step() -> None:
+                break_off()
+                advance(1)
+
             responses = sample_rollout(
                 self.network,
                 prompts,
@@ -427,6 +433,11 @@ class PPO(Stage):
         """Around work that a preempted run may abandon; tensor-parallel devices must not stop on their own."""
         mesh = self.device_mesh
         return preemptible(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
+
+    def _sampling_bar(self, iteration: int) -> AbstractContextManager[Advance]:
+        """A progress bar over the tokens of the longest response; Lightning's own stands still during a rollout."""
+        show = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        return progress_bar(f"rollout {iteration}: sampling", self.rollout_config.max_new_tokens, show=show)
 
     def _total(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.reduce(tensor, "sum")

@@ -356,10 +356,21 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # Frozen networks are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.{name}").addFilter(_is_news)
+    # peft imports bitsandbytes if it is installed, which logs a kernel that it lacks on this machine.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # peft imports torchao if it is installed, which logs kernels that it lacks on this machine.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+
+_NO_NEWS = ("litlogger", "`weights_only` was not set", "Loading `train_dataloader` to estimate", "TPU available")
+"""Parts of what Lightning logs that tell a user nothing"""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(part in str(record.msg) for part in _NO_NEWS)
 
 
 class _ParseOnly(AlignCLI):
