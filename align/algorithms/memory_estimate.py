@@ -161,12 +161,18 @@ def _attention_bytes(config: GPTConfig, narrow: bool) -> int:
     keys = config.resolved_kv_heads * config.resolved_head_width
     inputs = 3 * 2 * config.width if narrow else 4 * config.width
     mixed = size * (queries * (3 if config.positions == "rope" else 2) + 2 * keys)
-    return _norm_bytes(config) + inputs + mixed + 4 * config.heads + (8 * (queries + keys) if config.qk_norm else 0)
+    return (
+        _norm_bytes(config)
+        + inputs
+        + mixed
+        + 4 * config.heads
+        + (8 * (queries + keys) if config.qk_norm != "none" else 0)
+    )
 
 
 def _feed_forward_bytes(config: GPTConfig, narrow: bool) -> int:
     """Bytes that a block's second norm and feed-forward keep per token: gate, silu(gate), up, product; or up, gelu."""
-    size, gated = 2 if narrow else 4, config.feed_forward == "swiglu"
+    size, gated = 2 if narrow else 4, config.gated
     inputs = (2 if gated else 1) * 2 * config.width if narrow else 4 * config.width
     return _norm_bytes(config) + inputs + size * config.resolved_ff_width * (4 if gated else 2)
 
@@ -180,7 +186,7 @@ def _matrix_bytes(config: GPTConfig) -> tuple[int, int]:
     """bfloat16 copies that autocast makes of a block's matrices: attention's, and the feed-forward's."""
     queries = config.heads * config.resolved_head_width
     keys = config.resolved_kv_heads * config.resolved_head_width
-    inner = config.resolved_ff_width * (3 if config.feed_forward == "swiglu" else 2)
+    inner = config.resolved_ff_width * (3 if config.gated else 2)
     return 4 * config.width * (queries + keys), 2 * config.width * inner
 
 

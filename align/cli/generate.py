@@ -51,8 +51,8 @@ class GenerateSettings:
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
     judge: str | None = None
-    """Reward that scores the samples: sandbox, module:function (prompts, responses) -> scores, the class path of a
-    Reward, or the directory of a reward model"""
+    """Reward that scores the samples: sandbox, constraints, constraints_strict, module:function (prompts, responses)
+    -> scores, the class path of a Reward, or the directory of a reward model"""
     out: str | None = None
     """JSONL file to which the samples are also written"""
     show: int = 8

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class PreferencesSettings:
     """Sample several responses to each prompt, score them with a reward, and write preference pairs.
 
-    Labels follow a Bradley-Terry model. With --best_of, write the best response to each prompt as SFT data instead.
+    Labels follow a Bradley-Terry model or are flipped at a constant rate. With --best_of, write the best
+    response to each prompt as SFT data instead.
 
     Raises:
         ValueError: a setting is invalid.
@@ -43,8 +44,8 @@ class PreferencesSettings:
     prompts: str
     """JSONL file of {'prompt': text or messages}"""
     judge: str
-    """Reward that scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a
-    Reward, or the directory of a reward model"""
+    """Reward that scores the responses: sandbox, constraints, constraints_strict, module:function (prompts, responses)
+    -> scores, the class path of a Reward, or the directory of a reward model"""
     out: str
     """JSONL file to write; OUT.meta.json beside it records where the data comes from"""
     n: int = 4

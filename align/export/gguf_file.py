@@ -17,7 +17,8 @@ from align.export.extra import need
 from align.export.gguf_tokenizer import add_tokenizer, pre_tokenizer_name
 from align.export.source import Source
 from align.io.families import family_of, why_no_twin
-from align.model.config import GPTConfig, RopeScaling
+from align.model.config import GPTConfig
+from align.model.rope_scaling import Llama3Scaling
 
 FILE = "model.gguf"
 VERSION = 1
@@ -66,7 +67,9 @@ def check_gguf(source: Source, settings: ExportSettings) -> None:
         raise ValueError(f"{source.name}: llama.cpp does not support the architecture: {reason}")
     config = source.network.config
     family = family_of(config).model_type
-    if config.rope_scaling is not None and family != "llama":
+    if family not in ("llama", "qwen2", "qwen3", "gpt2") or config.window is not None:
+        raise ValueError(f"{source.name}: is a {family} with window {config.window}, which is not written as GGUF yet")
+    if config.rope_scaling is not None and not (family == "llama" and isinstance(config.rope_scaling, Llama3Scaling)):
         raise ValueError(f"{source.name}: rope_scaling is set, which llama.cpp supports in llama but not in {family}")
     pre_tokenizer_name(source.tokenizer)
     if settings.quantize == "none":
@@ -170,7 +173,7 @@ def _tensors(source: Source) -> list[tuple[str, torch.Tensor]]:
         elif family == "llama" and ".k_proj." in name:
             tensor = interleaved(tensor, config.resolved_kv_heads)
         found.append((_named(name), tensor))
-    if config.rope_scaling is not None:
+    if isinstance(config.rope_scaling, Llama3Scaling):
         found.append(("rope_freqs.weight", rope_divisors(config, config.rope_scaling)))
     return found
 
@@ -199,7 +202,7 @@ def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
-def rope_divisors(config: GPTConfig, scaling: RopeScaling) -> torch.Tensor:
+def rope_divisors(config: GPTConfig, scaling: Llama3Scaling) -> torch.Tensor:
     """Divisors of the RoPE frequencies under Llama-3 scaling; ``[W / 2]`` float32."""
     divisors = []
     for pair in range(config.resolved_head_width // 2):

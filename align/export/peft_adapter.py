@@ -45,7 +45,7 @@ def merged(adapter: Path, base: str | None) -> tuple[GPT | ScalarGPT, Path]:
     scalar = is_scalar(read_fields(directory)) or "score.weight" in stored
     network = load_scalar(directory) if scalar else load_network(directory)
     state = network.state_dict()
-    parts_of = {tensor.name: tensor for tensor in family_of(network.config).layout(state)}
+    parts_of = {tensor.name: tensor for tensor in family_of(network.config).layout(state, network.config)}
     with torch.no_grad():
         for name, delta in _deltas(lora):
             target = f"{name}.weight"

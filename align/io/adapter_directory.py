@@ -57,7 +57,7 @@ class Base:
 
 def why_not_written(config: GPTConfig) -> str | None:
     """Why an adapter over this network can't be written in peft's format; None if it can."""
-    (first,) = family_of(config).layout(["model.layers.0.self_attn.q_proj.weight"])
+    (first,) = family_of(config).layout(["model.layers.0.self_attn.q_proj.weight"], config)
     if not first.transposed and len(first.parts) == 1:
         return None
     return f"files of {family_of(config).architecture} have queries, keys and values in one matrix, {first.name}"

@@ -89,7 +89,7 @@ def fill(
     config, family = config_from(fields), family_in(fields)
     stored = _by_canonical_name(stored_weights(directory), family)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in fresh}
-    layout = family.layout(shapes)
+    layout = family.layout(shapes, config)
     for name in ignored:
         stored.pop(name, None)
     _drop_tied_copy(stored, config, layout)
@@ -143,7 +143,7 @@ def save_network(
     # transformers before version 5 reads torch_dtype.
     _write_json(directory / "config.json", {**shape, **special, "dtype": precision, "torch_dtype": precision})
     _write_json(directory / "generation_config.json", special)
-    layout = family.layout(state)
+    layout = family.layout(state, network.config)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     sizes = {tensor.name: math.prod(_shape(tensor, shapes)) * written.itemsize for tensor in layout}
     shards = list(_shards(layout, sizes, max_shard_bytes))
@@ -217,13 +217,18 @@ def _parts(tensor: FileTensor, values: torch.Tensor) -> Iterator[tuple[str, torc
     if len(tensor.parts) == 1:
         yield tensor.parts[0], values.contiguous()
         return
-    for name, part in zip(tensor.parts, values.chunk(len(tensor.parts)), strict=True):
-        yield name, part.clone(memory_format=torch.contiguous_format)
+    grouped = values.unflatten(0, (tensor.groups, len(tensor.parts), -1))
+    for name, part in zip(tensor.parts, grouped.unbind(1), strict=True):
+        yield name, part.flatten(0, 1).clone(memory_format=torch.contiguous_format)
 
 
 def _join(tensor: FileTensor, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """One tensor of a file from ours."""
-    values = state[tensor.parts[0]] if len(tensor.parts) == 1 else torch.cat([state[name] for name in tensor.parts])
+    if len(tensor.parts) == 1:
+        values = state[tensor.parts[0]]
+    else:
+        grouped = [state[name].unflatten(0, (tensor.groups, -1)) for name in tensor.parts]
+        values = torch.stack(grouped, dim=1).flatten(0, 2)
     return values.T if tensor.transposed else values
 
 

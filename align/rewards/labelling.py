@@ -34,6 +34,8 @@ class LabelConfig:
 
     label_temperature: float = 0.0
     """Temperature of the Bradley-Terry coin, in units of the judge's score; 0: the higher score is always chosen"""
+    flip_rate: float = 0.0
+    """Probability that a noiseless label is flipped, below 0.5; other than a coin it leaves ties out"""
     pairs_per_prompt: int = 6
     """Maximum number of pairs per prompt"""
     keep_unfinished: bool = False
@@ -45,6 +47,13 @@ class LabelConfig:
         """Reject invalid settings."""
         if not 0 <= self.label_temperature < math.inf:
             raise ValueError(f"label_temperature is {self.label_temperature}; it must be 0 (noiseless) or above")
+        if not 0 <= self.flip_rate < 0.5:
+            raise ValueError(f"flip_rate is {self.flip_rate}; it must be in [0, 0.5)")
+        if self.flip_rate and self.label_temperature:
+            raise ValueError(
+                f"flip_rate is {self.flip_rate} and label_temperature {self.label_temperature}; set one of the "
+                "two kinds of noise"
+            )
         if self.pairs_per_prompt < 1:
             raise ValueError(f"pairs_per_prompt is {self.pairs_per_prompt}; it must be at least 1")
 
@@ -115,7 +124,8 @@ def label_pairs(
     1. leave out responses that are empty, truncated (unless kept) or repeat an earlier one;
     2. form all pairs of the others, without ties if labels are noiseless;
     3. shuffle, and take the first ``pairs_per_prompt``;
-    4. a coin labels each: P(first chosen) = sigmoid((s1 - s2) / temperature) (Bradley & Terry 1952).
+    4. a coin labels each: P(first chosen) = sigmoid((s1 - s2) / temperature) (Bradley & Terry 1952); or the higher
+       score is chosen, with probability ``flip_rate`` the lower one.
 
     All randomness depends on the seed and the prompt's number alone.
 
@@ -145,7 +155,7 @@ def label_pairs(
         tally.ties += sum(first.score == second.score for first, second in pairs)
         pairs = [(first, second) for first, second in pairs if first.score != second.score]
     rng.shuffle(pairs)
-    labelled = [_toss(rng, first, second, config.label_temperature) for first, second in pairs]
+    labelled = [_label(rng, first, second, config) for first, second in pairs]
     labelled = labelled[: config.pairs_per_prompt]
     for chosen, rejected in labelled:
         tied = chosen.score == rejected.score
@@ -184,12 +194,13 @@ def _usable(responses: Sequence[ScoredResponse], config: LabelConfig, tally: Tal
     ]
 
 
-def _toss(
-    rng: Random, first: ScoredResponse, second: ScoredResponse, temperature: float
+def _label(
+    rng: Random, first: ScoredResponse, second: ScoredResponse, config: LabelConfig
 ) -> tuple[ScoredResponse, ScoredResponse]:
-    gap = first.score - second.score
+    gap, temperature = first.score - second.score, config.label_temperature
     if temperature == 0:
-        return (first, second) if gap > 0 else (second, first)
+        flipped = config.flip_rate > 0 and rng.random() < config.flip_rate
+        return (first, second) if (gap > 0) != flipped else (second, first)
     return (first, second) if rng.random() < 0.5 * (1 + math.tanh(gap / temperature / 2)) else (second, first)
 
 

@@ -56,7 +56,7 @@ def test_optimizer_bytes_are_exact(bits):
     "config",
     [
         CONFIG,
-        replace(CONFIG, qk_norm=True),
+        replace(CONFIG, qk_norm="head"),
         replace(CONFIG, feed_forward="gelu", norm="layernorm", positions="learned", kv_heads=None, bias=True),
     ],
     ids=["swiglu", "qk_norm", "gelu"],

@@ -11,9 +11,9 @@ from align.export.export_settings import ExportSettings
 from align.export.gguf_file import FILE, check_gguf, write_gguf
 from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
-from align.model.config import RopeScaling
+from align.model.rope_scaling import Llama3Scaling
 
-SCALING = RopeScaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16)
+SCALING = Llama3Scaling(factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=16)
 NETWORKS = {
     "llama": {},
     "llama, grouped, untied": {"kv_heads": 2, "tied_embeddings": False, "norm_eps": 1e-3, "rope_theta": 500000.0},
@@ -21,7 +21,7 @@ NETWORKS = {
     "llama, biases": {"qkv_bias": True, "bias": True, "kv_heads": 1},
     "qwen2": {"qkv_bias": True, "kv_heads": 2},
     "qwen2, untied": {"qkv_bias": True, "tied_embeddings": False},
-    "qwen3": {"qk_norm": True, "kv_heads": 2, "head_width": 16},
+    "qwen3": {"qk_norm": "head", "kv_heads": 2, "head_width": 16},
     "gpt2": GPT2,
     "gpt2, untied": GPT2 | {"tied_embeddings": False},
 }
@@ -100,4 +100,4 @@ def test_reward_models_and_strange_networks_are_refused(make, tmp_path):
     with pytest.raises(ValueError, match=naming("norm_placement", "post")):
         written(make("post", norm_placement="post"), tmp_path / "out")
     with pytest.raises(ValueError, match=naming("rope_scaling", "llama.cpp", "llama", "qwen3")):
-        written(make("scaled", qk_norm=True, rope_scaling=SCALING), tmp_path / "out")
+        written(make("scaled", qk_norm="head", rope_scaling=SCALING), tmp_path / "out")

@@ -1,9 +1,11 @@
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from network_options import STYLES, any_options
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -43,12 +45,14 @@ SAMPLINGS = [
 ]
 
 
-@pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("stop_ids", [(), STOPS])
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(
+    ("style", "sampling", "stop_ids", "static"),
+    [("llama", *case) for case in itertools.product(SAMPLINGS, [(), STOPS], [False, True])]
+    + [(style, SAMPLINGS[0], STOPS, static) for style in STYLES for static in (False, True)],
+)
 @torch.no_grad()
-def test_a_batch_equals_each_row_by_definition(network_of, sampling, stop_ids, static):
-    network, seeds = network_of(kv_heads=2), [11, 12, 13, 14, 15]
+def test_a_batch_equals_each_row_by_definition(network_of, style, sampling, stop_ids, static):
+    network, seeds = network_of(**STYLES[style]), [11, 12, 13, 14, 15]
     samples = generate(network, PROMPTS, sampling, stop_ids=stop_ids, seeds=seeds, pad_id=33, static=static)
     assert (samples.ids.dtype, samples.logprobs.dtype) == (torch.int64, torch.float32)
     longest = 0
@@ -66,20 +70,7 @@ def test_a_batch_equals_each_row_by_definition(network_of, sampling, stop_ids, s
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    options=st.fixed_dictionaries(
-        {
-            "norm": st.sampled_from(["rmsnorm", "layernorm"]),
-            "norm_placement": st.sampled_from(["pre", "post"]),
-            "positions": st.sampled_from(["rope", "learned", "sinusoidal"]),
-            "feed_forward": st.sampled_from(["swiglu", "gelu"]),
-            "kv_heads": st.sampled_from([1, 2, 4]),
-            "head_width": st.sampled_from([None, 6]),
-            "qkv_bias": st.booleans(),
-            "bias": st.booleans(),
-            "qk_norm": st.booleans(),
-            "tied_embeddings": st.booleans(),
-        }
-    ),
+    options=any_options(),
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=40),
     data=st.data(),
 )
@@ -253,7 +244,9 @@ def test_hooks_and_the_reference_path_are_not_packed(network_of):
     assert not can_pack(network)
 
 
-@pytest.mark.parametrize("settings", [{"qk_norm": True, "kv_heads": 2}, {"norm": "layernorm", "positions": "learned"}])
+@pytest.mark.parametrize(
+    "settings", [{"qk_norm": "head", "kv_heads": 2}, {"norm": "layernorm", "positions": "learned"}]
+)
 def test_low_precision(settings, network_of):
     """Under autocast and in bfloat16: log-probs equal those of the plain forward pass to bfloat16's 3 digits."""
     network = network_of(**settings).float()
