@@ -136,6 +136,8 @@ class AlignCLI(LightningCLI):
         self.parser.add_instantiator(self._instantiate_variant, object)
         try:
             super().instantiate_classes()
+            if names := getattr(self.model, "add_tokens", ()):
+                self.datamodule.tokenizer = self.datamodule.tokenizer.with_added_tokens(names)
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(explain(str(error))) from error
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -174,11 +175,10 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, tot
     Returns:
         LambdaLR: multiplies each group's learning rate by ``config.factor(step, total_steps)``.
 
-    Raises:
-        ValueError: the warm-up is not shorter than the run.
+    A warm-up that is not shorter than the run is a warning, so that a recipe can be tried for a few steps.
     """
     if config.warmup(total_steps) and config.warmup(total_steps) >= total_steps:
-        raise ValueError(
+        rank_zero_warn(
             f"schedule.warmup_steps is {config.warmup_steps}, but the run has {total_steps} optimizer steps: the peak "
             "learning rate is never reached; set it below, or to a share such as 0.1"
         )

@@ -99,7 +99,7 @@ def test_an_unset_rate_is_an_error_outside_a_stage():
         build_optimizer([nn.Parameter(torch.ones(1, 1))], OptimizerConfig())
 
 
-def test_a_warmup_as_long_as_the_run_is_refused():
+def test_a_warmup_as_long_as_the_run_is_a_warning():
     optimizer = build_optimizer([nn.Parameter(torch.ones(1, 1))], OptimizerConfig(lr=0.1))
-    with pytest.raises(ValueError, match=r"schedule\.warmup_steps\D*5\b.*\b5\b"):
+    with pytest.warns(UserWarning, match=r"schedule\.warmup_steps\D*5\b.*\b5\b"):
         build_schedule(optimizer, ScheduleConfig(warmup_steps=5), 5)
