@@ -221,7 +221,9 @@ def _verify_logprobs(source: Source, compared: Compared, ids: list[list[int]], m
         ours, theirs = _logprobs(network, row, start), compared.export.logprobs(row, start)
         kl["kl"] += divergence(ours, theirs) / count
         if compared.rounded is not None:
-            kl["kl_rounded"] += divergence(_logprobs(cast(GPT, compared.rounded), row, start), theirs) / count
+            same = compared.rounded is network
+            expected = ours if same else _logprobs(cast(GPT, compared.rounded), row, start)
+            kl["kl_rounded"] += divergence(expected, theirs) / count
         if compared.peft is not None:
             kl["peft"] += divergence(compared.peft.logprobs(row, start), ours) / count  # 2
         agreeing += (ours.argmax(-1) == theirs.argmax(-1)).sum().item()
@@ -377,7 +379,7 @@ def check(found: Verification, allowed: Tolerance) -> None:
     if found.reward_source is not None and found.reward_export is not None:
         drop = (found.reward_source - found.reward_export) / (abs(found.reward_source) or 1.0)
     measured = {
-        "peft": (found.peft, PEFT, "export the adapter's base and merge it with peft if peft"),
+        "peft": (found.peft, PEFT, "peft computes something else from the adapter; merge it with peft, and export that"),
         "kl_rounded": (found.kl_rounded, allowed.rounded, "--tolerance_rounded"),
         "kl": (found.kl, allowed.kl, "--tolerance_kl"),
         "score_difference": (found.score_difference, allowed.score, "--tolerance_score"),
