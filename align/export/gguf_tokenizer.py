@@ -4,11 +4,11 @@ GGUF files contain no regular expressions: llama.cpp knows a fixed list of split
 another pattern can't be expressed.
 """
 
-import re
 from typing import Any, NamedTuple
 
 from align.tokenizer import Tokenizer
 from align.tokenizer.files import bytes_to_chars
+from align.tokenizer.plain_template import plain_template
 from align.tokenizer.splitting import PATTERNS, split_words
 
 _LLAMA3 = (
@@ -22,7 +22,6 @@ _QWEN2 = (
 # Our gpt4 pattern is Llama-3's with possessive quantifiers, which match the same in less time.
 PRE_TOKENIZERS = {PATTERNS["gpt2"]: "gpt-2", PATTERNS["gpt4"]: "llama-bpe", _LLAMA3: "llama-bpe", _QWEN2: "qwen2"}
 """Split patterns and their names in llama.cpp"""
-_TRAINING_TAGS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 
 
@@ -124,5 +123,4 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_add_bos_token(bool(tokenizer.opening_ids))
     writer.add_add_eos_token(False)
     if tokenizer.spec.chat_template is not None:
-        # Not every reader's Jinja supports the tags that mark trained tokens.
-        writer.add_chat_template(_TRAINING_TAGS.sub("", tokenizer.spec.chat_template))
+        writer.add_chat_template(plain_template(tokenizer.spec.chat_template))

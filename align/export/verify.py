@@ -149,8 +149,9 @@ def verify(
         source: what was exported.
         compared: the export, and what else the source is compared with.
         prompts: to respond to; a reward model scores them, including a response as the last message.
-        max_new_tokens: maximum response length, tokens.
-        judge: gives responses a reward; None: compare texts only.
+        max_new_tokens: maximum length of the responses that the judge compares, tokens; log-probabilities are compared
+            over ``MEASURED`` tokens of each response at most.
+        judge: gives responses a reward; None: compare a few short responses only.
 
     Raises:
         ValueError: no prompt leaves room for a response, the export's tokenizer gives other ids, or it responds with
@@ -166,9 +167,9 @@ def verify(
     _check_tokens(source, compared.export, prompts)  # 1
     if isinstance(source.network, ScalarGPT):
         return _verify_scores(source.network, compared, ids)
-    limit = min(max_new_tokens, most - max(len(row) for row in ids))
-    found = _verify_logprobs(source, compared, ids, limit)
-    return replace(found, **_verify_texts(source, compared.export, prompts, ids, max_new_tokens=limit, judge=judge))
+    room = min(max_new_tokens, most - max(len(row) for row in ids))
+    found = _verify_logprobs(source, compared, ids, min(room, MEASURED))
+    return replace(found, **_verify_texts(source, compared.export, prompts, ids, max_new_tokens=room, judge=judge))
 
 
 def longest(ids: Sequence[Sequence[int]], max_new_tokens: int, context: int) -> int:
@@ -247,8 +248,10 @@ def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
     return (p.double().exp() * (p.double() - q.double())).sum().item()
 
 
+MEASURED = 32
+"""Tokens of each sampled response whose log-probabilities are compared"""
 _UNJUDGED = 2
-"""Prompts that are responded to greedily where no judge compares the responses"""
+"""Prompts that are responded to greedily, with as many tokens, where no judge compares the responses"""
 
 
 def _verify_texts(
@@ -262,7 +265,7 @@ def _verify_texts(
 ) -> dict[str, Any]:
     """Compare greedy responses."""
     if judge is None:
-        ids = ids[:_UNJUDGED]
+        ids, max_new_tokens = ids[:_UNJUDGED], min(max_new_tokens, MEASURED)
     ours = responses(cast(GPT, source.network), source.tokenizer, ids, max_new_tokens, temperature=0.0)  # 4
     theirs = reading.respond(ids, max_new_tokens)
     for prompt, response, text, other in zip(ids, ours.ids, ours.texts, theirs, strict=True):

@@ -39,8 +39,8 @@ class Check:
 
     prompts: Sequence[Prompt]
     """To respond to (for a reward model: to score)"""
-    max_new_tokens: int = 64
-    """Maximum response length, tokens"""
+    max_new_tokens: int = 128
+    """Maximum length of the responses that the judge compares, tokens"""
     judge: Judge | None = None
     """Gives responses a reward"""
     tolerance: Tolerance = field(default_factory=Tolerance)
