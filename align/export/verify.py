@@ -353,23 +353,53 @@ class Tolerance:
     """Drop of the judge's mean reward, relative to the source's"""
 
 
-TOLERANCES = {
-    "float32": Tolerance(1, 1, 1, 1, 1),
+_LOSSES = {
+    "float32": Tolerance(kl=1e-5, score=1e-3, perplexity=0.001, reward=0.01),
+    "float16": Tolerance(kl=1e-4, score=0.1, perplexity=0.005, reward=0.02),
+    "bfloat16": Tolerance(kl=2e-3, score=0.5, perplexity=0.01, reward=0.02),
+    "int8": Tolerance(kl=0.03, score=0.5, perplexity=0.03, reward=0.02),
+    "q8_0": Tolerance(kl=0.03, perplexity=0.03, reward=0.02),
+    "q5_1": Tolerance(kl=0.15, perplexity=0.1, reward=0.05),
+    "q5_0": Tolerance(kl=0.15, perplexity=0.1, reward=0.05),
+    "q4_1": Tolerance(kl=0.5, perplexity=0.3, reward=0.1),
+    "q4_0": Tolerance(kl=0.5, perplexity=0.3, reward=0.1),
+    "gptq": Tolerance(kl=0.5, perplexity=0.3, reward=0.1),
+    "awq": Tolerance(kl=0.5, perplexity=0.3, reward=0.1),
 }
+"""What an export may lose, by the precision of its matrices: docs/export.md has the measurements"""
+
+_ROUNDED = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3}
+"""Largest ``kl_rounded`` in llama.cpp, which rounds activations to 16 bits beside such weights; a float32 GPT-2 differs
+because its GELU is a table of float16 values"""
+
+_ROUNDED_QUANTIZED = 5e-3
+"""Where llama.cpp rounds activations to 8 bits"""
+
+_ROUNDED_HF = 1e-5
+"""In transformers, which computes in float32"""
+
+SCORE = 1e-3
+"""Largest ``score_difference_rounded``"""
+
+PEFT = 1e-4
+"""Largest difference of an adapter's source from peft: of KL (nats), or of a score"""
 
 
-def precision(settings: ExportSettings, dtype: str) -> str:
-    """The row of ``TOLERANCES`` for an export.
+def tolerance(settings: ExportSettings, dtype: str) -> Tolerance:
+    """What an export may differ by.
 
     Args:
         settings: of the export.
         dtype: what ``auto`` stands for, such as ``float32``.
     """
-    if settings.quantize != "none":
-        # The weights that are not quantized may be coarser than int8.
-        return settings.quantize
-    found = dtype if settings.dtype == "auto" else settings.dtype
-    return found if found in TOLERANCES else "float32"
+    # The weights that are not quantized may be coarser than int8.
+    name = settings.quantize
+    if name == "none":
+        name = dtype if settings.dtype == "auto" else settings.dtype
+    losses = _LOSSES.get(name, _LOSSES["float32"])
+    if settings.format == "hf":
+        return replace(losses, rounded=_ROUNDED_HF)
+    return replace(losses, rounded=_ROUNDED.get(name, _ROUNDED_QUANTIZED))
 
 
 def check(found: Verification, allowed: Tolerance) -> None:
@@ -382,17 +412,18 @@ def check(found: Verification, allowed: Tolerance) -> None:
     if found.reward_source is not None and found.reward_export is not None:
         drop = (found.reward_source - found.reward_export) / (abs(found.reward_source) or 1.0)
     measured = {
-        "peft": (found.peft, PEFT, "peft computes something else from the adapter; merge it with peft, and export that"),
-        "kl_rounded": (found.kl_rounded, allowed.rounded, "--tolerance_rounded"),
-        "kl": (found.kl, allowed.kl, "--tolerance_kl"),
-        "score_difference": (found.score_difference, allowed.score, "--tolerance_score"),
-        "perplexity_change": (found.perplexity_change, allowed.perplexity, "--tolerance_perplexity"),
-        "drop of the reward": (drop, allowed.reward, "--tolerance_reward"),
+        "peft": (found.peft, PEFT, "peft computes something else from this adapter; merge it with peft"),
+        "kl_rounded": (found.kl_rounded, allowed.rounded, "--tolerance_rounded sets another"),
+        "score_difference_rounded": (found.score_difference_rounded, SCORE, "a tensor is wrong"),
+        "kl": (found.kl, allowed.kl, "--tolerance_kl sets another"),
+        "score_difference": (found.score_difference, allowed.score, "--tolerance_score sets another"),
+        "perplexity_change": (found.perplexity_change, allowed.perplexity, "--tolerance_perplexity sets another"),
+        "drop of the reward": (drop, allowed.reward, "--tolerance_reward sets another"),
     }
-    for name, (value, limit, setting) in measured.items():
+    for name, (value, limit, advice) in measured.items():
         # NaN must not pass.
         if value is not None and limit is not None and not value <= limit:
             raise ValueError(
                 f"verify: {name} is {value:.4g}, above the tolerance {limit:g} ({found.read_by}, {found.prompts} "
-                f"prompts): nothing was written; {setting} sets another"
+                f"prompts): nothing was written; {advice}"
             )

@@ -98,4 +98,4 @@ def output_matrix(file: Path) -> torch.Tensor:
     gguf = need("gguf", "--verify of format gguf")
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     found = tensors.get("output.weight", tensors["token_embd.weight"])
-    return torch.from_numpy(gguf.quants.dequantize(found.data, found.tensor_type)).float()
+    return torch.tensor(gguf.quants.dequantize(found.data, found.tensor_type)).float()

@@ -16,7 +16,6 @@ from align.export.rounding import rounded
 from align.export.safetensors_dir import check_hf, check_range, write_hf, written_dtype
 from align.export.source import Source
 from align.export.verify import (
-    TOLERANCES,
     Compared,
     Judge,
     Reading,
@@ -24,8 +23,8 @@ from align.export.verify import (
     Verification,
     check,
     longest,
-    precision,
     prompt_ids,
+    tolerance,
     verify,
 )
 from align.io.atomic import replacing_directory
@@ -44,7 +43,7 @@ class Check:
     judge: Judge | None = None
     """Gives responses a reward"""
     tolerance: Tolerance = field(default_factory=Tolerance)
-    """Overrides ``TOLERANCES``, field by field"""
+    """Overrides ``verify.tolerance``, field by field"""
 
 
 def export(
@@ -88,8 +87,8 @@ def export(
         found = None
         if checked is not None:
             found = _verified(source, fresh, settings, checked)  # 3
-            name = precision(settings, str(dtype).removeprefix("torch."))
-            check(found, _overridden(TOLERANCES[name], checked.tolerance))
+            allowed = tolerance(settings, str(dtype).removeprefix("torch."))
+            check(found, _overridden(allowed, checked.tolerance))
         report = {**settings.summary(), "files": files, "verification": found.to_dict() if found else None}
         _finish(source, fresh, settings, stages, report=report, found=found, data_cards=data_cards)  # 4
     return report
