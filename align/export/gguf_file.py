@@ -6,6 +6,7 @@ Legend: D width, H heads, W head width.
 import errno
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
             raise
         # numpy reports only how many elements it could not write, without an error code.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / FILE)) from error
+
+
+def rounded_by_gguf(source: Source, settings: ExportSettings) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor by its name in the network, float32, as llama.cpp reads it from the file."""
+    gguf = need("gguf", "--format gguf")
+    kind = _type_name(source, settings)
+    for name, tensor in source.network.state_dict().items():
+        code = getattr(gguf.GGMLQuantizationType, _tensor_type(_named(name), tensor, kind))
+        stored = gguf.quants.quantize(np.ascontiguousarray(tensor.float().numpy()), code)
+        yield name, torch.from_numpy(gguf.quants.dequantize(stored, code)).float()
 
 
 def _type_name(source: Source, settings: ExportSettings) -> str:
