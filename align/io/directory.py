@@ -130,27 +130,67 @@ def save_network(
         FileExistsError: the directory has weights already.
         OSError: the disk is full.
     """
+    state: Mapping[str, torch.Tensor] = MergedState(network) if has_lora(network) else network.state_dict()
+    save_state(
+        state,
+        directory,
+        config=network.config,
+        shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        dtype=dtype or state["model.embed_tokens.weight"].dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def save_state(
+    state: Mapping[str, torch.Tensor],
+    directory: str | Path,
+    *,
+    config: GPTConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    bos_id: int | None,
+    eos_ids: Sequence[int],
+    pad_id: int | None,
+    dtype: torch.dtype,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """``save_network`` from the network's tensors, which may be computed when they are read.
+
+    Args:
+        state: tensors by name; each is read once.
+        directory: as in ``save_network``.
+        config: of the network.
+        shapes: of the tensors, by name.
+        bos_id: as in ``save_network``.
+        eos_ids: as in ``save_network``.
+        pad_id: as in ``save_network``.
+        dtype: of the written weights.
+        max_shard_bytes: as in ``save_network``.
+
+    Raises:
+        FileExistsError: the directory has weights already.
+        OSError: the disk is full.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if old := sorted(directory.glob("model*.safetensors*")):
         raise FileExistsError(f"{old[0]} exists; write into the directory that replacing_directory yields")
-    family = family_of(network.config)
-    state: Mapping[str, torch.Tensor] = MergedState(network) if has_lora(network) else network.state_dict()
-    written = dtype or state["model.embed_tokens.weight"].dtype
+    family = family_of(config)
     special = {"bos_token_id": bos_id, "eos_token_id": _one_or_list(eos_ids), "pad_token_id": pad_id}
-    shape = _shape_fields(network.config, family, scalar="score.weight" in state)
-    precision = str(written).removeprefix("torch.")
+    shape = _shape_fields(config, family, scalar="score.weight" in shapes)
+    precision = str(dtype).removeprefix("torch.")
     # transformers before version 5 reads torch_dtype.
     _write_json(directory / "config.json", {**shape, **special, "dtype": precision, "torch_dtype": precision})
     _write_json(directory / "generation_config.json", special)
-    layout = family.layout(state, network.config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    sizes = {tensor.name: math.prod(_shape(tensor, shapes)) * written.itemsize for tensor in layout}
+    layout = family.layout(shapes, config)
+    sizes = {tensor.name: math.prod(_shape(tensor, shapes)) * dtype.itemsize for tensor in layout}
     shards = list(_shards(layout, sizes, max_shard_bytes))
     file_of: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_tensors(directory / file, {tensor.name: _join(tensor, state).to(written) for tensor in shard})
+        write_tensors(directory / file, {tensor.name: _join(tensor, state).to(dtype) for tensor in shard})
         file_of |= {tensor.name: file for tensor in shard}
     if len(shards) > 1:
         total = {"total_size": sum(sizes.values())}
