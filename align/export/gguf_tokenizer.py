@@ -8,7 +8,7 @@ import re
 from typing import Any, NamedTuple
 
 from align.tokenizer import Tokenizer
-from align.tokenizer.files import bytes_to_chars
+from align.tokenizer.byte_level import bytes_to_chars
 from align.tokenizer.splitting import PATTERNS, split_words
 
 _LLAMA3 = (

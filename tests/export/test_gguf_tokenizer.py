@@ -13,7 +13,7 @@ from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
 from align.model.config import GPTConfig
 from align.tokenizer import Tokenizer, train_tokenizer
-from align.tokenizer.files import AddedToken
+from align.tokenizer.spec import AddedToken
 from align.tokenizer.splitting import Split
 
 AWKWARD = [
