@@ -4,16 +4,17 @@ from typing import Any
 
 from align.io.gguf.metadata import Metadata
 from align.tokenizer import Tokenizer
-from align.tokenizer.files import PLAIN_CONFIG, AddedToken, TokenizerSpec, chars_to_bytes
-from align.tokenizer.splitting import PATTERNS, Split
-
-_QWEN2 = PATTERNS["gpt4"].replace("{1,3}", "")
+from align.tokenizer.byte_level import ByteLevelSpec, chars_to_bytes
+from align.tokenizer.files import PLAIN_CONFIG
+from align.tokenizer.public_patterns import DIGIT, GPT2, LLAMA3, QWEN2
+from align.tokenizer.spec import AddedToken
+from align.tokenizer.splitting import Split
 
 _SPLITS = {
-    "gpt-2": (Split(PATTERNS["gpt2"]),),
-    "smollm": (Split(r"\p{N}"), Split(PATTERNS["gpt2"])),
-    "llama-bpe": (Split(PATTERNS["gpt4"]),),
-    "qwen2": (Split(_QWEN2),),
+    "gpt-2": (Split(GPT2),),
+    "smollm": (Split(DIGIT), Split(GPT2)),
+    "llama-bpe": (Split(LLAMA3),),
+    "qwen2": (Split(QWEN2),),
 }
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5
@@ -52,7 +53,7 @@ def tokenizer_of(metadata: Metadata) -> Tokenizer:
             config[role] = tokens[number]
     config["add_bos_token"] = bool(values.get("tokenizer.ggml.add_bos_token", False))
     return Tokenizer(
-        TokenizerSpec(
+        ByteLevelSpec(
             vocab=vocab,
             ranks={(names[a], names[b]): rank for rank, (a, b) in enumerate(pairs)},
             made=[names[a + b] for a, b in pairs],
