@@ -22,7 +22,7 @@ def model_directory(source: str | Path) -> Path:
         FileNotFoundError: there is no model; the message names the files looked for, and a model nearby.
     """
     from align.io.atomic import recover
-    from align.io.gguf.conversion import gguf_in
+    from align.io.gguf.container import gguf_in
     from align.io.location import locate
 
     path = Path(source).expanduser()

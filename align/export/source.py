@@ -9,7 +9,7 @@ import torch
 from align.export.peft_adapter import merged
 from align.export.run_checkpoints import CHECKPOINTS, best_of, read_checkpoint
 from align.io.directory import is_scalar, load_network, load_scalar
-from align.io.gguf.conversion import gguf_in
+from align.io.gguf.container import gguf_in
 from align.io.lightning_checkpoint import is_checkpoint
 from align.io.location import locate, read_fields
 from align.io.manifest import ADAPTER_CONFIG as ADAPTER

@@ -7,7 +7,8 @@ from pathlib import Path
 from align.io.atomic import recover
 from align.io.families import config_from
 from align.io.families.family import ConfigJson
-from align.io.gguf.conversion import converted, gguf_in
+from align.io.gguf.container import gguf_in
+from align.io.gguf.conversion import converted
 from align.model.config import GPTConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")

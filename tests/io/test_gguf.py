@@ -1,26 +1,8 @@
 """GGUF files as models: written by our export or by the gguf package, read through ``locate``."""
 
-import json
-import sys
-from pathlib import Path
-
-import gguf
-import numpy as np
 import pytest
-import torch
-import transformers
-from naming import naming
 
-from align.io.directory import load_network
-from align.io.gguf import conversion
-from align.io.gguf.conversion import gguf_in
-from align.io.gguf.reading import open_gguf
-from align.io.location import locate, read_config
-from align.io.manifest import read_manifest
-from align.model.config import GPTConfig
-from align.model.gpt import GPT
-from align.model.rope_scaling import Llama3Scaling
-from align.tokenizer import Tokenizer, train_tokenizer
+from align.tokenizer import train_tokenizer
 
 TEXTS = ["The quick brown fox jumps over 13 lazy dogs; it's asleep.\n", "Größe, café 人工智能 😀 x\u00a0y\n"]
 

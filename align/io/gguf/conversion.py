@@ -21,16 +21,6 @@ def cache_directory() -> Path:
     return Path(root).expanduser() / "models"
 
 
-def gguf_in(path: Path) -> Path | None:
-    """The GGUF file that a path names: itself, or the only one of a directory without config.json; else None."""
-    if path.is_file():
-        return path if path.suffix == ".gguf" else None
-    if not path.is_dir() or (path / "config.json").is_file():
-        return None
-    files = sorted(path.glob("*.gguf"))
-    return files[0] if len(files) == 1 else None
-
-
 def converted(file: Path) -> Path:
     """The model directory of a GGUF file, which is written unless the cache has it.
 
@@ -65,14 +55,14 @@ def _content(path: str, size: int, modified: int) -> str:
 
 def _convert(path: Path, directory: Path, digest: str) -> None:
     """Write the model directory of a file."""
-    from align.io.directory import save_state
     from align.io.gguf.reading import open_gguf
-    from align.io.gguf.tokenizer import tokenizer_of
     from align.io.manifest import write_manifest
+    from align.io.state_files import save_state
+    from align.tokenizer import Tokenizer
 
     start = time.monotonic()
     opened = open_gguf(path)
-    tokenizer = tokenizer_of(opened.metadata)
+    tokenizer = Tokenizer.load(path)
     values = opened.metadata.values
     source = {
         "file": str(path),

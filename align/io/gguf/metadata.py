@@ -26,9 +26,10 @@ class Metadata:
         self.path = path
         self.values = values
         self.embedding = embedding
-        self.architecture = values.get("general.architecture")
-        if not isinstance(self.architecture, str):
+        architecture = values.get("general.architecture")
+        if not isinstance(architecture, str):
             raise ValueError(f"{path}: general.architecture is missing")
+        self.architecture = architecture
 
     def get(self, key: str, default: Any = _UNSET) -> Any:
         """The value of ``ARCHITECTURE.key``; a list of equal values, one for each block, is one value.

@@ -1,6 +1,5 @@
 """Read a GGUF file: its metadata, and its tensors one at a time, dequantized."""
 
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from align.io.gguf.architectures import GgufTensor, architecture_in
+from align.io.gguf.container import open_container
 from align.io.gguf.metadata import Metadata
 from align.io.gguf.rope import ROPE_DIVISORS
 from align.model.config import GPTConfig
@@ -84,17 +84,7 @@ def open_gguf(path: Path) -> GgufFile:
         ValueError: the file is damaged, its architecture is not supported, or a tensor is missing, unexpected, of the
             wrong shape or of an unknown type; the line names the file and what.
     """
-    gguf = _library(path)
-    try:
-        reader = gguf.GGUFReader(path)
-        values = {name: _plain(field.contents()) for name, field in reader.fields.items()}
-        stored = {tensor.name: tensor for tensor in reader.tensors}
-    except (ValueError, IndexError, OverflowError, KeyError, UnicodeDecodeError, MemoryError) as error:
-        raise ValueError(f"{path}: not a GGUF file, or a truncated one: {error}") from None
-    if values.get("split.count", 1) > 1:
-        raise ValueError(
-            f"{path}: split.count is {values['split.count']}; join its parts with llama-gguf-split --merge"
-        )
+    values, stored = open_container(path)
     embedding = stored.get("token_embd.weight")
     metadata = Metadata(path, values, embedding=() if embedding is None else _shape(embedding))
     architecture = architecture_in(metadata)
@@ -110,16 +100,6 @@ def open_gguf(path: Path) -> GgufFile:
     layout = [tensor for tensor in architecture.layout(shapes, config) if tensor.name in stored or not _copy(tensor)]
     _check(path, stored, layout, shapes)
     return GgufFile(metadata, config, shapes, DequantizedState(stored, layout, shapes), _dtype(stored, layout))
-
-
-def _library(path: Path) -> Any:
-    try:
-        import gguf
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f'{path}: GGUF files need gguf, which is not installed: pip install "lightning-align[export]"'
-        ) from None
-    return gguf
 
 
 def _check(
@@ -192,15 +172,3 @@ def _readable(tensor: Any) -> bool:
     except NotImplementedError:
         return False
     return True
-
-
-def _plain(value: Any) -> Any:
-    """A metadata value as Python's own type; float32 as the shortest decimal that rounds to it."""
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and math.isfinite(value):
-        import numpy as np
-
-        single = np.float32(value)
-        return float(str(single)) if float(single) == value else value
-    return value
