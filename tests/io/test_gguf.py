@@ -184,7 +184,8 @@ def small(tmp_path, tokenizer):
 
 def test_a_file_is_converted_once(small, cache, monkeypatch):
     directory = locate(small)
-    assert directory.is_relative_to(cache) and directory.name == "model"
+    assert directory.is_relative_to(cache)
+    assert directory.name == "model"
     monkeypatch.setattr(conversion, "_convert", None)
     assert locate(small) == directory
     (small.parent / "alone").mkdir()
