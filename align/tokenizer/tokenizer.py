@@ -77,7 +77,7 @@ class Tokenizer:
         """Load a tokenizer.
 
         Args:
-            source: model directory, tokenizer.json, or Hub id (``owner/name``).
+            source: model directory, tokenizer.json, GGUF file, or Hub id (``owner/name``).
 
         Raises:
             FileNotFoundError: it does not exist.

@@ -83,9 +83,9 @@ def test_a_worse_judge_fails(make, tmp_path):
 
 def test_weights_that_are_not_the_source_s_are_found(make, tmp_path, monkeypatch):
     """Verification finds a matrix under the wrong name."""
-    from align.export import gguf_file
+    from align.io.gguf.architectures import Llama
 
-    monkeypatch.setattr(gguf_file, "interleaved", lambda tensor, heads: tensor)
+    monkeypatch.setattr(Llama, "alternates", False)
     with pytest.raises(ValueError, match=naming("kl_rounded")):
         export(open_source(str(make())), tmp_path / "out", ExportSettings(format="gguf"), checked=check())
     assert not (tmp_path / "out").exists()
