@@ -34,7 +34,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>"
-    "{% generation %}{{ message['content'] }}<|end|>{% endgeneration %}"
+    "{{ message['content'] }}<|end|>"
     "{% elif message['role'] in ['system', 'user'] %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% else %}{{ raise_exception('role ' + message['role'] + ' is unknown') }}{% endif %}{% endfor %}"

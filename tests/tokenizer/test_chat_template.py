@@ -51,16 +51,22 @@ def test_our_format_by_hand(tokenizer):
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(chat=_chats, prompt=st.booleans())
 def test_our_format_in_transformers(tokenizer, tmp_path_factory, chat, prompt):
-    """Ids, and the mask that transformers reads from the {% generation %} marks of the template."""
+    """Ids, and the mask that transformers gives with {% generation %} around what the assistant writes."""
     peer = _saved_peer(tokenizer, tmp_path_factory)
     rendered = tokenizer.render_chat(chat, add_generation_prompt=prompt)
     assert _peer_ids(peer, chat, prompt) == rendered.ids
     out = peer.apply_chat_template(
-        chat, tokenize=True, add_generation_prompt=prompt, return_dict=True, return_assistant_tokens_mask=True
+        chat,
+        chat_template=peer.chat_template.replace(WRITTEN, "{% generation %}" + WRITTEN + "{% endgeneration %}"),
+        tokenize=True,
+        add_generation_prompt=prompt,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
     )
     assert list(map(bool, out["assistant_masks"])) == rendered.mask
 
 
+WRITTEN = "{{ message['content'] }}<|end|>"
 _cache: dict = {}
 
 
