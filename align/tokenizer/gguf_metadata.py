@@ -1,8 +1,8 @@
 """Tokenizers in GGUF files: the names of their pre-tokenizers, and reading one from a file's metadata.
 
 GGUF files contain no regular expressions: llama.cpp knows pre-tokenizers by name. The table here serves reading and
-writing. Where llama.cpp departs from the tokenizer that a model was trained with (it never normalizes), a file is read as
-that tokenizer.
+writing. Where llama.cpp departs from the tokenizer that a model was trained with (it never normalizes), a file is read
+as that tokenizer.
 """
 
 from collections.abc import Mapping, Sequence
