@@ -13,10 +13,12 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 
-from align.generation.packed_blocks import Attend, PackedBlock, normalise, pack
-from align.model.gpt import GPT
+from align.generation.packed_blocks import Attend, PackedBlock, normalise, pack, rotations_of
+from align.model.attention import attend_fast, narrow
+from align.model.config import GPTConfig
+from align.model.gpt import GPT, soft_capped
 from align.model.kv_cache import KVCache
-from align.model.layers import Block, attend_fast
+from align.model.layers import Block
 
 # Rows that attend together, over the slots of the longest: larger groups read more unused slots, smaller ones need more
 # calls. 16 was the fastest of 4..64 on a CPU with prompts of 16..96 tokens.
@@ -102,8 +104,7 @@ class PackedDecoder(Decoder):
             PackedBlock(layer, network.config, self.dtype) for layer in cast(Sequence[Block], network.model.layers)
         ]
         self.output = pack([network.output_weight], self.dtype)
-        tables = network.model.rotary(torch.arange(slots, device=self.positions.device))
-        self.rotations = None if tables is None else torch.complex(*tables)[:, None]
+        self.rotations = rotations_of(network.model, slots, self.positions.device)
         self.lengths = [len(prompt) for prompt in prompts]
         self._view()
 
@@ -116,9 +117,11 @@ class PackedDecoder(Decoder):
         config = self.network.config
         kv_heads, head_width = config.resolved_kv_heads, config.resolved_head_width
         live = self._live_slots()
-        hidden_slots = torch.arange(max(live), device=ids.device) > self.positions[:, None]
-        mask = torch.zeros_like(hidden_slots, dtype=self.dtype).masked_fill(hidden_slots, -torch.inf)[:, None, None]
-        masks = [rows[..., :slots] for rows, slots in zip(mask.split(self.group), live, strict=True)]
+        full, windowed = self._masks(torch.arange(max(live), device=ids.device))
+        masks, window_masks = (
+            [rows[..., :slots] for rows, slots in zip(mask.split(self.group), live, strict=True)]
+            for mask in (full, windowed)
+        )
         # Where the new vectors go in the cache, seen as one list of vectors.
         heads = torch.arange(len(ids) * kv_heads, device=ids.device)
         flat_slots = heads * self.cache.length + self.positions.repeat_interleave(kv_heads)
@@ -128,12 +131,11 @@ class PackedDecoder(Decoder):
                 kept[layer].view(-1, head_width).index_copy_(0, flat_slots, new.reshape(-1, head_width).to(self.dtype))
             # The H / K query heads of a key head see the same slots, so the kernel treats them as queries of one head.
             grouped = queries.view(len(ids), kv_heads, -1, head_width).split(self.group)
+            visible = masks if config.window_of(layer) is None else window_masks
             mixed = [
-                F.scaled_dot_product_attention(
-                    rows, kept_keys[:, :, :slots], kept_values[:, :, :slots], attn_mask=visible
-                )
-                for rows, (kept_keys, kept_values), slots, visible in zip(
-                    grouped, self.views[layer], live, masks, strict=True
+                _attend_slots(rows, kept_keys[:, :, :slots], kept_values[:, :, :slots], mask, config)
+                for rows, (kept_keys, kept_values), slots, mask in zip(
+                    grouped, self.views[layer], live, visible, strict=True
                 )
             ]
             return torch.cat(mixed).view(len(ids), 1, -1)
@@ -141,13 +143,26 @@ class PackedDecoder(Decoder):
         hidden = self._run(ids[:, None], self.positions[:, None], attend)
         self._advance()
         self.lengths = [min(length + 1, self.cache.length - 1) for length in self.lengths]
-        return F.linear(hidden[:, 0], self.output)
+        return self._to_logits(hidden[:, 0])
 
     def keep(self, rows: torch.Tensor) -> None:
         """See ``Decoder.keep``."""
         super().keep(rows)
         self.lengths = [self.lengths[row] for row in rows.tolist()]
         self._view()
+
+    def _to_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return soft_capped(F.linear(hidden, self.output), self.network.config.logit_softcap)
+
+    def _masks(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Additive masks ``[R, 1, 1, S]`` of ``slots`` ``[S]``, without a window and with it."""
+        window, positions = self.network.config.window, self.positions[:, None]
+        hidden = slots > positions
+        full = self._additive(hidden)
+        return full, full if window is None else self._additive(hidden | (slots <= positions - window))
+
+    def _additive(self, hidden: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(hidden, dtype=self.dtype).masked_fill(hidden, -torch.inf)[:, None, None]
 
     def _live_slots(self) -> list[int]:
         """Slots that the longest (first) row of each group sees, including its new token."""
@@ -166,7 +181,7 @@ class PackedDecoder(Decoder):
         max_tokens = _PREFILL_TOKENS if self.positions.device.type == "cpu" else _PREFILL_TOKENS_ELSEWHERE
         chunks = _prefill_chunks([len(prompt) for prompt in prompts], max_tokens)
         last = [self._read(prompts[start:stop], first + start) for start, stop in chunks]
-        return F.linear(torch.cat(last), self.output)
+        return self._to_logits(torch.cat(last))
 
     def _read(self, prompts: Sequence[Sequence[int]], start: int) -> torch.Tensor:
         """Prefill prompts into the rows from ``start`` on; returns ``[prompts, D]`` after the last token of each.
@@ -175,19 +190,29 @@ class PackedDecoder(Decoder):
             prompts: longest first.
             start: row of the first.
         """
-        ids = self._padded(prompts)
+        config, ids = self.network.config, self._padded(prompts)
         width, stop = ids.shape[1], start + len(prompts)
+        positions = torch.arange(width, device=ids.device)
+        window_mask = None if config.window is None else narrow(None, config.window, positions, width)
 
         def attend(layer: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
             queries, keys, values = (heads.transpose(1, 2) for heads in (queries, keys, values))
             self.cache.keys[layer, start:stop, :, :width] = keys
             self.cache.values[layer, start:stop, :, :width] = values
-            return attend_fast(queries, keys, values, mask=None, dropout=0.0).transpose(1, 2).flatten(-2)
+            mixed = attend_fast(
+                queries,
+                keys,
+                values,
+                mask=None if config.window_of(layer) is None else window_mask,
+                dropout=0.0,
+                scale=config.attention_scale,
+                softcap=config.attention_softcap,
+            )
+            return mixed.transpose(1, 2).flatten(-2)
 
         def only_last(x: torch.Tensor) -> torch.Tensor:
             return _last(x, self.positions[start:stop])[:, None]
 
-        positions = torch.arange(width, device=ids.device)
         return self._run(ids, positions, attend, only_last)[:, 0]
 
     def _run(
@@ -209,13 +234,26 @@ class PackedDecoder(Decoder):
             ``[R, T', D]``.
         """
         trunk = self.network.model
-        rotations = None if self.rotations is None else self.rotations[positions]
+        rotations = None if self.rotations is None else self.rotations.at(positions)
         x = trunk.embed(ids, positions)
         *others, last = self.layers
         for layer in others:
             x = layer(x, rotations=rotations, attend=attend)
         x = last(x, rotations=rotations, attend=attend, only=only)
         return x if trunk.norm is None else normalise(trunk.norm, x)
+
+
+def _attend_slots(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, config: GPTConfig
+) -> torch.Tensor:
+    """Attention ``[R, K, G, E]`` of G queries per key head over slots; ``mask`` ``[R, 1, 1, S]`` is additive."""
+    scale, softcap = config.attention_scale, config.attention_softcap
+    if softcap is None:
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    scores = queries @ keys.transpose(-2, -1) * (queries.shape[-1] ** -0.5 if scale is None else scale)
+    scores = softcap * torch.tanh(scores / softcap) + mask
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return weights.to(values.dtype) @ values
 
 
 def _prefill_chunks(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:
@@ -271,10 +309,9 @@ class StaticDecoder(PackedDecoder):
 
     def _step(self) -> torch.Tensor:
         """Process ``_ids`` at ``positions`` and advance these, in place; returns the logits ``[R, V]``."""
-        rows, kv_heads = len(self._ids), self.network.config.resolved_kv_heads
-        head_width = self.network.config.resolved_head_width
-        hidden_slots = self._slots > self.positions[:, None]
-        mask = torch.zeros_like(hidden_slots, dtype=self.dtype).masked_fill(hidden_slots, -torch.inf)[:, None, None]
+        config, rows = self.network.config, len(self._ids)
+        kv_heads, head_width = config.resolved_kv_heads, config.resolved_head_width
+        mask, window_mask = self._masks(self._slots)
         heads = torch.arange(rows * kv_heads, device=self._ids.device)
         flat_slots = heads * self.cache.length + self.positions[:, None].expand(-1, kv_heads).flatten()
 
@@ -283,14 +320,13 @@ class StaticDecoder(PackedDecoder):
                 kept[layer].view(-1, head_width).index_copy_(0, flat_slots, new.reshape(-1, head_width).to(self.dtype))
             # The H / K query heads of a key head see the same slots, so the kernel treats them as queries of one head.
             grouped = queries.view(rows, kv_heads, -1, head_width)
-            mixed = F.scaled_dot_product_attention(
-                grouped, self.cache.keys[layer], self.cache.values[layer], attn_mask=mask
-            )
+            visible = mask if config.window_of(layer) is None else window_mask
+            mixed = _attend_slots(grouped, self.cache.keys[layer], self.cache.values[layer], visible, config)
             return mixed.view(rows, 1, -1)
 
         hidden = self._run(self._ids[:, None], self.positions[:, None], attend)
         self.positions.add_(1).clamp_(max=self.cache.length - 1)
-        return F.linear(hidden[:, 0], self.output)
+        return self._to_logits(hidden[:, 0])
 
     def _capture(self) -> None:
         """Capture a step. Libraries need warm-up runs before; the first replay overwrites what those write."""

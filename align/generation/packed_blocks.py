@@ -4,7 +4,7 @@ Legend: R rows, T tokens, H query heads, K key/value heads, E width of one head,
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,8 @@ from torch import nn
 from align.adapters.merging import is_lora, merged_weight
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, Trunk
-from align.model.layers import Attention, Block, FeedForward, RMSNorm
+from align.model.layers import Attention, Block, FeedForward, RMSNorm, activation
+from align.model.positions import Tables
 
 # Floats of padding between rows of a packed matrix: rows a power of two apart collide in the cache.
 _STRIDE_PADDING = 16
@@ -66,14 +67,47 @@ def normalise(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Apply ``norm`` to ``x`` ``[..., D]``; an RMSNorm in fewer passes than its CPU kernel."""
     if not isinstance(norm, RMSNorm) or not (x.dtype == torch.float32 or (x.dtype == torch.float64 and norm.exact)):
         return norm(x)
-    return (x * x.square().mean(-1, keepdim=True).add_(norm.eps).rsqrt_()).mul_(norm.weight)
+    return (x * x.square().mean(-1, keepdim=True).add_(norm.eps).rsqrt_()).mul_(norm.factor)
+
+
+class Rotations(NamedTuple):
+    """RoPE rotations as complex numbers, of some positions.
+
+    Attributes:
+        full: ``[T, 1, E / 2]`` or ``[R, T, 1, E / 2]`` complex, for blocks without a window.
+        windowed: the same for blocks with one.
+    """
+
+    full: torch.Tensor
+    windowed: torch.Tensor
+
+    def at(self, positions: torch.Tensor) -> "Rotations":
+        """Those of ``positions``, int64 indices along the first axis."""
+        full = self.full[positions]
+        return Rotations(full, full if self.windowed is self.full else self.windowed[positions])
+
+
+def rotations_of(trunk: Trunk, slots: int, device: torch.device) -> Rotations | None:
+    """The rotations of positions 0 to ``slots`` - 1; None without rope."""
+    config, positions = trunk.config, torch.arange(slots, device=device)
+    if (tables := trunk.rotary(positions)) is None:
+        return None
+    resting = (config.resolved_head_width - config.rotated_width) // 2
+    full = _as_complex(tables, resting)
+    local = trunk.rotary(positions, windowed=True) if config.window_rope_theta is not None else None
+    return Rotations(full, full if local is None else _as_complex(local, resting))
+
+
+def _as_complex(tables: Tables, resting: int) -> torch.Tensor:
+    """Tables ``[T, N / 2]`` as ``[T, 1, E / 2]``, with ``resting`` pairs that are not rotated."""
+    return F.pad(torch.complex(*tables), (0, resting), value=1.0)[:, None]
 
 
 class PackedBlock:
     """A block with fused query, key and value matrices, and fused gate and up matrices.
 
     With rope, components of queries and keys are reordered so that rotated pairs are adjacent: one complex product
-    rotates them, and dot products don't depend on the order.
+    rotates them, and dot products don't depend on the order. Pairs that are not rotated are multiplied by 1.
     """
 
     def __init__(self, block: Block, config: GPTConfig, dtype: torch.dtype) -> None:
@@ -81,7 +115,8 @@ class PackedBlock:
         attention, mlp = block.self_attn, block.mlp
         self.block, self.eps = block, config.norm_eps
         self.heads, self.kv_heads, self.head_width = config.heads, config.resolved_kv_heads, config.resolved_head_width
-        self.rotated = config.positions == "rope"
+        self.rotated = config.rotated_width if config.positions == "rope" else 0
+        self.qk_norm, self.act = config.qk_norm, activation(config)
         projections = [attention.q_proj, attention.k_proj, attention.v_proj]
         self.qkv = pack(
             [*(self._paired(merged_weight(layer)) for layer in projections[:2]), merged_weight(projections[2])], dtype
@@ -90,10 +125,11 @@ class PackedBlock:
         if config.qkv_bias:
             biases = [*(self._paired(layer.bias) for layer in projections[:2]), projections[2].bias]
             self.qkv_bias = torch.cat(biases).to(dtype)
-        self.scales = None
+        self.scales: list[torch.Tensor] = []
         if attention.q_norm is not None and attention.k_norm is not None:
-            q_scale, k_scale = self._paired(attention.q_norm.weight), self._paired(attention.k_norm.weight)
-            self.scales = torch.cat((q_scale.expand(self.heads, -1), k_scale.expand(self.kv_heads, -1))).to(dtype)
+            norms = ((attention.q_norm, self.heads), (attention.k_norm, self.kv_heads))
+            factors = [(self._paired(norm.factor).unflatten(0, (-1, self.head_width)), heads) for norm, heads in norms]
+            self.scales = [factor.expand(heads, -1).to(dtype) for factor, heads in factors]
         self.out = pack([merged_weight(attention.o_proj)], dtype)
         ups = [mlp.up_proj] if mlp.gate_proj is None else [mlp.gate_proj, mlp.up_proj]
         self.gated = mlp.gate_proj is not None
@@ -105,7 +141,7 @@ class PackedBlock:
         self,
         x: torch.Tensor,
         *,
-        rotations: torch.Tensor | None,
+        rotations: Rotations | None,
         attend: Attend,
         only: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> torch.Tensor:
@@ -113,7 +149,7 @@ class PackedBlock:
 
         Args:
             x: ``[R, T, D]``.
-            rotations: ``[T, 1, E / 2]`` or ``[R, T, 1, E / 2]`` complex, the rotations; None without rope.
+            rotations: of the positions; None without rope.
             attend: attention over the cache.
             only: selects the tokens ``[R, T', ...]`` of ``[R, T, ...]`` whose output is needed; None means all. The
                 others only provide keys and values.
@@ -121,40 +157,60 @@ class PackedBlock:
         Returns:
             ``[R, T', D]``.
         """
-        block, pre_norm = self.block, self.block.pre_norm
-        mixed = self._attention(normalise(block.input_layernorm, x) if pre_norm else x, rotations, attend)
+        block = self.block
+        inward = block.input_layernorm, block.post_attention_layernorm
+        outward = block.attention_output_layernorm, block.mlp_output_layernorm
+        mixed = self._attention(self._before(inward[0], x), rotations, attend)
         if only is not None:
             x, mixed = only(x), only(mixed)
-        x = x + F.linear(mixed, self.out, block.self_attn.o_proj.bias)
-        if pre_norm:
-            return x + self._feed_forward(normalise(block.post_attention_layernorm, x))
-        x = normalise(block.input_layernorm, x)
-        return normalise(block.post_attention_layernorm, x + self._feed_forward(x))
+        mixed = F.linear(mixed, self.out, block.self_attn.o_proj.bias)
+        attended = self._add(x, mixed, outward[0], inward[0])
+        fed = self._feed_forward(self._before(inward[1], x if block.parallel else attended))
+        return self._add(attended, fed, outward[1], inward[1])
 
-    def _attention(self, x: torch.Tensor, rotations: torch.Tensor | None, attend: Attend) -> torch.Tensor:
+    def _before(self, norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
+        return x if norm is None or self.block.post_norm else normalise(norm, x)
+
+    def _add(
+        self, x: torch.Tensor, output: torch.Tensor, output_norm: nn.Module | None, norm: nn.Module | None
+    ) -> torch.Tensor:
+        total = x + (output if output_norm is None else normalise(output_norm, output))
+        return normalise(norm, total) if self.block.post_norm and norm is not None else total
+
+    def _attention(self, x: torch.Tensor, rotations: Rotations | None, attend: Attend) -> torch.Tensor:
         mixed = F.linear(x, self.qkv, self.qkv_bias).unflatten(-1, (-1, self.head_width))
         rotated, values = mixed.split((self.heads + self.kv_heads, self.kv_heads), dim=-2)
-        if self.scales is not None:
-            rotated = F.rms_norm(rotated, (self.head_width,), eps=self.eps) * self.scales
-        if rotations is not None:
+        if self.scales:
+            rotated = self._normalised(rotated)
+        attention = self.block.self_attn
+        if rotations is not None and attention.rotated:
+            turns = rotations.windowed if attention.windowed else rotations.full
             # There are no complex numbers below float32.
             pairs = rotated.to(torch.promote_types(rotated.dtype, torch.float32)).unflatten(-1, (-1, 2))
-            rotated = torch.view_as_real(torch.view_as_complex(pairs) * rotations).flatten(-2).to(rotated.dtype)
+            rotated = torch.view_as_real(torch.view_as_complex(pairs) * turns).flatten(-2).to(rotated.dtype)
         queries, keys = rotated.split((self.heads, self.kv_heads), dim=-2)
-        return attend(self.block.self_attn.layer, queries, keys, values)
+        return attend(attention.layer, queries, keys, values)
+
+    def _normalised(self, rotated: torch.Tensor) -> torch.Tensor:
+        """Normalize queries and keys ``[R, T, H + K, E]``, by head or over all heads of either."""
+        if self.qk_norm == "head":
+            return F.rms_norm(rotated, (self.head_width,), eps=self.eps) * torch.cat(self.scales)
+        sides = zip(rotated.split((self.heads, self.kv_heads), dim=-2), self.scales, strict=True)
+        return torch.cat([F.rms_norm(side, side.shape[-2:], scale, self.eps) for side, scale in sides], dim=-2)
 
     def _feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         inner = F.linear(x, self.up, self.up_bias)
         if self.gated:
             gate, up = inner.chunk(2, dim=-1)
-            inner = F.silu(gate).mul_(up)
+            inner = self.act(gate).mul_(up)
         else:
-            inner = F.gelu(inner, approximate="tanh")
+            inner = self.act(inner)
         return F.linear(inner, self.down, self.block.mlp.down_proj.bias)
 
     def _paired(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Make components i and i + E / 2 of each head adjacent, along the first axis; no change without rope."""
+        """Make components i and i + N / 2 of the N rotated ones of each head adjacent, along the first axis."""
         if not self.rotated:
             return parameter
-        halves = parameter.unflatten(0, (-1, 2, self.head_width // 2))
-        return halves.transpose(1, 2).flatten(0, 2)
+        heads = parameter.unflatten(0, (-1, self.head_width))
+        pairs = heads[:, : self.rotated].unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        return torch.cat((pairs, heads[:, self.rotated :]), dim=1).flatten(0, 1)

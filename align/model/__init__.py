@@ -10,16 +10,29 @@ _HOMES = {
     "GPT": "gpt",
     "GPTConfig": "config",
     "KVCache": "kv_cache",
-    "RopeScaling": "config",
+    "LinearScaling": "rope_scaling",
+    "Llama3Scaling": "rope_scaling",
+    "RopeScaling": "rope_scaling",
     "ScalarGPT": "gpt",
+    "YarnScaling": "rope_scaling",
 }
 
-__all__ = ["GPT", "GPTConfig", "KVCache", "RopeScaling", "ScalarGPT"]
+__all__ = [
+    "GPT",
+    "GPTConfig",
+    "KVCache",
+    "LinearScaling",
+    "Llama3Scaling",
+    "RopeScaling",
+    "ScalarGPT",
+    "YarnScaling",
+]
 
 if TYPE_CHECKING:
-    from align.model.config import GPTConfig, RopeScaling
+    from align.model.config import GPTConfig
     from align.model.gpt import GPT, ScalarGPT
     from align.model.kv_cache import KVCache
+    from align.model.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 else:
 
     def __getattr__(name: str) -> Any:

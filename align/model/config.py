@@ -1,40 +1,12 @@
 """The configuration of a GPT: one frozen dataclass, checked at construction."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from difflib import get_close_matches
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Literal, get_args, get_type_hints
 
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama-3 scaling of RoPE frequencies, for contexts longer than the trained one.
-
-    Raises:
-        ValueError: a setting is invalid; the message names it, its value and the valid range.
-    """
-
-    factor: float = 8.0
-    """Divisor of low frequencies"""
-    low_freq_factor: float = 1.0
-    """Frequencies of wavelengths above original_context / this are divided by factor"""
-    high_freq_factor: float = 4.0
-    """Frequencies of wavelengths below original_context / this are unchanged"""
-    original_context: int = 8192
-    """Context the network was trained with, tokens"""
-
-    def __post_init__(self) -> None:
-        """Reject invalid settings."""
-        _require("rope_scaling.factor", self.factor, self.factor >= 1, "at least 1")
-        _require("rope_scaling.low_freq_factor", self.low_freq_factor, self.low_freq_factor > 0, "above 0")
-        _require(
-            "rope_scaling.high_freq_factor",
-            self.high_freq_factor,
-            self.high_freq_factor > self.low_freq_factor,
-            f"above rope_scaling.low_freq_factor ({self.low_freq_factor})",
-        )
-        _require_count("rope_scaling.original_context", self.original_context)
+from align.model.rope_scaling import RopeScaling, scaling_from_dict
+from align.model.settings import known, require, require_count
 
 
 @dataclass(frozen=True)
@@ -60,13 +32,16 @@ class GPTConfig:
     head_width: int | None = None
     """Width of one head; None: width / heads"""
     ff_width: int | None = None
-    """Feed-forward hidden width; None: 8/3 width for swiglu (rounded up to a multiple of 32), 4 width for gelu"""
+    """Feed-forward hidden width; None: 8/3 width where it is gated (rounded up to a multiple of 32), else 4 width"""
     context: int = 256
     """Maximum sequence length, tokens"""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Kind of normalization"""
-    norm_placement: Literal["pre", "post"] = "pre"
-    """Normalize before each sub-layer (pre) or after its residual sum (post)"""
+    norm_placement: Literal["pre", "post", "output", "both"] = "pre"
+    """What is normalized: a sub-layer's input (pre), the residual sum after it (post), its output (output: OLMo-2), or
+    its input and output (both: Gemma 2 and 3)"""
+    norm_offset: bool = False
+    """RMSNorm multiplies by 1 + weight instead of weight (Gemma)"""
     norm_eps: float = 1e-5
     """Added to the variance"""
     positions: Literal["rope", "learned", "sinusoidal"] = "rope"
@@ -74,15 +49,36 @@ class GPTConfig:
     rope_theta: float = 10000.0
     """RoPE base"""
     rope_scaling: RopeScaling | None = None
-    """Llama-3 RoPE scaling; None: none"""
-    feed_forward: Literal["swiglu", "gelu"] = "swiglu"
-    """Kind of feed-forward layer"""
+    """RoPE for contexts longer than the trained one: LinearScaling, Llama3Scaling or YarnScaling; None: unscaled"""
+    rope_fraction: float = 1.0
+    """Share of each head's components that RoPE rotates, from the first on (GPT-NeoX: 0.25)"""
+    no_rope_layers: tuple[int, ...] = ()
+    """Blocks, from 0, without position encoding (SmolLM3); only with rope"""
+    window: int | None = None
+    """Sliding-window attention: a token sees itself and the window - 1 tokens before it; None: everything before it"""
+    window_layers: tuple[int, ...] | None = None
+    """Blocks, from 0, that ``window`` applies to (Gemma alternates); None: all"""
+    window_rope_theta: float | None = None
+    """RoPE base of the blocks with a window, whose frequencies are not scaled (Gemma 3); None: as in other blocks"""
+    attention_scale: float | None = None
+    """Factor of query-key products; None: 1 / sqrt(head width)"""
+    attention_softcap: float | None = None
+    """Softcap c of attention scores s: c tanh(s / c) (Gemma 2); None: none"""
+    logit_softcap: float | None = None
+    """Softcap of the output logits, as ``attention_softcap``"""
+    parallel_residual: bool = False
+    """Attention and feed-forward layer read the same residual stream (GPT-NeoX); only with norm_placement pre"""
+    scale_embeddings: bool = False
+    """Multiply token embeddings by sqrt(width), rounded to their dtype (Gemma)"""
+    feed_forward: Literal["swiglu", "geglu", "gelu", "gelu_exact"] = "swiglu"
+    """Kind of feed-forward layer: gated by silu or by tanh GELU, or plain with tanh or exact GELU"""
     qkv_bias: bool = False
     """Biases on the query, key and value projections"""
     bias: bool = False
     """Biases on all other linear layers, and on layernorm"""
-    qk_norm: bool = False
-    """RMSNorm on each head's queries and keys (Qwen3)"""
+    qk_norm: Literal["none", "head", "all"] = "none"
+    """RMSNorm on queries and keys: on each head's (head: Qwen3, Gemma 3), or on those of all heads together (all:
+    OLMo-2)"""
     tied_embeddings: bool = True
     """Use the token embedding as the output matrix"""
     init_std: float = 0.02
@@ -95,28 +91,51 @@ class GPTConfig:
     def __post_init__(self) -> None:
         """Reject invalid settings."""
         for name in ("vocab_size", "layers", "heads", "width", "context"):
-            _require_count(name, getattr(self, name))
+            require_count(name, getattr(self, name))
         for name in ("kv_heads", "head_width", "ff_width"):
             if getattr(self, name) is not None:
-                _require_count(name, getattr(self, name))
+                require_count(name, getattr(self, name))
         for name, kind in get_type_hints(GPTConfig).items():
             if name in _CHOICES:
-                _require(name, getattr(self, name), getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
+                require(name, getattr(self, name), getattr(self, name) in get_args(kind), f"one of {get_args(kind)}")
         kv_heads, heads = self.resolved_kv_heads, self.heads
-        _require("kv_heads", kv_heads, heads % kv_heads == 0, f"a divisor of heads ({heads})")
+        require("kv_heads", kv_heads, heads % kv_heads == 0, f"a divisor of heads ({heads})")
         if self.head_width is None:
-            _require("heads", heads, self.width % heads == 0, f"a divisor of width ({self.width}), or set head_width")
+            require("heads", heads, self.width % heads == 0, f"a divisor of width ({self.width}), or set head_width")
+        for name in ("no_rope_layers", "window_layers"):
+            if (blocks := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(blocks))  # JSON and YAML have lists
+                right = sorted({block for block in blocks if 0 <= block < self.layers})
+                require(name, blocks, list(blocks) == right, f"ascending indices of blocks, 0 to {self.layers - 1}")
         if self.positions == "rope":
-            head_width = self.resolved_head_width
-            _require("head_width", head_width, head_width % 2 == 0, "even, because rope rotates pairs")
-        else:
-            _require("rope_scaling", self.rope_scaling, self.rope_scaling is None, "None unless positions is rope")
+            rotated = self.rotated_width
+            name = "head_width" if self.rope_fraction == 1 else "rope_fraction"
+            require(
+                name, getattr(self, name) or rotated, rotated > 0 and rotated % 2 == 0, "such that rope rotates pairs"
+            )
+        for name, default in _ROPE_ONLY.items():
+            value = getattr(self, name)
+            require(name, value, self.positions == "rope" or value == default, f"{default} unless positions is rope")
+        require("rope_fraction", self.rope_fraction, 0 < self.rope_fraction <= 1, "in (0, 1]")
+        scaling = self.rope_scaling
+        require("rope_scaling", scaling, scaling is None or isinstance(scaling, RopeScaling), "a RopeScaling or None")
+        if self.window is not None:
+            require_count("window", self.window)
+        for name in ("window_layers", "window_rope_theta"):
+            value = getattr(self, name)
+            require(name, value, self.window is not None or value is None, "None unless window is set")
+        for name in ("window_rope_theta", "attention_scale", "attention_softcap", "logit_softcap"):
+            value = getattr(self, name)
+            require(name, value, value is None or (isfinite(value) and value > 0), "above 0, or None")
+        parallel, placement = self.parallel_residual, self.norm_placement
+        require("parallel_residual", parallel, not parallel or placement == "pre", "false unless norm_placement is pre")
+        require("norm_offset", self.norm_offset, not self.norm_offset or self.norm == "rmsnorm", "false with layernorm")
         if self.positions == "sinusoidal":
-            _require("width", self.width, self.width % 2 == 0, "even: sinusoidal positions are sine-cosine pairs")
+            require("width", self.width, self.width % 2 == 0, "even: sinusoidal positions are sine-cosine pairs")
         for name in ("norm_eps", "rope_theta", "init_std", "embedding_std"):
             value = getattr(self, name)
-            _require(name, value, isfinite(value) and value > 0, "above 0")
-        _require("dropout", self.dropout, 0 <= self.dropout < 1, "in [0, 1)")
+            require(name, value, isfinite(value) and value > 0, "above 0")
+        require("dropout", self.dropout, 0 <= self.dropout < 1, "in [0, 1)")
 
     @property
     def resolved_kv_heads(self) -> int:
@@ -133,11 +152,26 @@ class GPTConfig:
         """Hidden width of the feed-forward layer."""
         if self.ff_width is not None:
             return self.ff_width
-        return 4 * self.width if self.feed_forward == "gelu" else -(-8 * self.width // (3 * 32)) * 32
+        return -(-8 * self.width // (3 * 32)) * 32 if self.gated else 4 * self.width
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layer has a gate."""
+        return self.feed_forward in ("swiglu", "geglu")
+
+    @property
+    def rotated_width(self) -> int:
+        """Components of each head that RoPE rotates."""
+        return int(self.resolved_head_width * self.rope_fraction)
+
+    def window_of(self, layer: int) -> int | None:
+        """The window of block ``layer``, tokens; None if it attends to everything before."""
+        return self.window if self.window_layers is None or layer in self.window_layers else None
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as JSON values; the inverse of ``from_dict``."""
-        return asdict(self)
+        scaling = self.rope_scaling
+        return asdict(self) | {"rope_scaling": None if scaling is None else scaling.to_dict()}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "GPTConfig":
@@ -146,32 +180,17 @@ class GPTConfig:
         Raises:
             ValueError: a key is unknown (the message names the nearest one) or a value is invalid.
         """
-        values = _known(cls, settings)
+        values = known(cls, settings)
         if isinstance(scaling := values.get("rope_scaling"), Mapping):
-            values["rope_scaling"] = RopeScaling(**_known(RopeScaling, scaling))
+            values["rope_scaling"] = scaling_from_dict(scaling)
         return cls(**values)
 
 
-_CHOICES = ("norm", "norm_placement", "positions", "feed_forward")
+_CHOICES = ("norm", "norm_placement", "positions", "feed_forward", "qk_norm")
 
-
-def _require(name: str, value: object, holds: bool, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value!r}; it must be {expected}")
-
-
-def _require_count(name: str, value: object) -> None:
-    _require(
-        name, value, isinstance(value, int) and not isinstance(value, bool) and value >= 1, "an integer, at least 1"
-    )
-
-
-def _known(kind: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    names = [field.name for field in fields(kind)]
-    for key in settings:
-        if key not in names:
-            near = get_close_matches(key, names, n=1)
-            raise ValueError(
-                f"unknown setting {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {names}")
-            )
-    return dict(settings)
+_ROPE_ONLY = {
+    "rope_scaling": None,
+    "rope_fraction": 1.0,
+    "no_rope_layers": (),
+    "window_rope_theta": None,
+}

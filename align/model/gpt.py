@@ -10,23 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from align.model.attention import Attend, attend_fast, attend_reference, cache_mask, document_mask, narrow
 from align.model.config import GPTConfig
 from align.model.four_bit import numel
 from align.model.kv_cache import KVCache
-from align.model.layers import (
-    Block,
-    Context,
-    attend_fast,
-    attend_reference,
-    cache_mask,
-    document_mask,
-    make_norm,
-    rotary_frequencies,
-    rotary_tables,
-    select_tokens,
-    sinusoidal_embedding,
-)
+from align.model.layers import Block, Context, make_norm, select_tokens
 from align.model.packing import SharedRows
+from align.model.positions import Tables, rotary_frequencies, rotary_tables, sinusoidal_embedding
 
 
 class Trunk(nn.Module):
@@ -49,12 +39,13 @@ class Trunk(nn.Module):
         if config.positions == "learned":
             self.embed_positions = nn.Embedding(config.context, config.width)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = make_norm(config) if config.norm_placement == "pre" else None
+        self.norm = None if config.norm_placement == "post" else make_norm(config)
 
     def embed(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Token embeddings plus absolute positions, if the network has any.
 
-        With sinusoidal positions, whose amplitude is 1, embeddings are multiplied by sqrt(D), as in their paper.
+        With sinusoidal positions, whose amplitude is 1, embeddings are multiplied by sqrt(D), as in their paper, and
+        with ``scale_embeddings`` too.
 
         Args:
             ids: ``[..., T]`` int64.
@@ -64,21 +55,31 @@ class Trunk(nn.Module):
             ``[..., T, D]``.
         """
         x = self.embed_tokens(ids)
+        if self.config.scale_embeddings:
+            x = x * torch.tensor(self.config.width**0.5, dtype=x.dtype, device=x.device)
         if self.config.positions == "learned":
             return x + self.embed_positions(positions)
         if self.config.positions == "sinusoidal":
             return x * self.config.width**0.5 + sinusoidal_embedding(positions, self.config.width).to(x.dtype)
         return x
 
-    def rotary(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """RoPE tables ``[..., T, E / 2]`` of ``positions`` ``[..., T]``, or None without rope."""
+    def rotary(self, positions: torch.Tensor, *, windowed: bool = False) -> Tables | None:
+        """RoPE tables ``[..., T, N / 2]`` of ``positions`` ``[..., T]``, or None without rope.
+
+        Args:
+            positions: int64.
+            windowed: of the blocks with a window, which may have a base of their own.
+        """
         config = self.config
         if config.positions != "rope":
             return None
-        frequencies = rotary_frequencies(
-            config.resolved_head_width, theta=config.rope_theta, scaling=config.rope_scaling, device=positions.device
-        )
-        return rotary_tables(positions, frequencies)
+        local = config.window_rope_theta if windowed else None
+        scaling = config.rope_scaling if local is None else None
+        theta = config.rope_theta if local is None else local
+        frequencies = rotary_frequencies(config.rotated_width, theta=theta, scaling=scaling, device=positions.device)
+        cos, sin = rotary_tables(positions, frequencies)
+        amplitude = 1.0 if scaling is None else scaling.amplitude
+        return (cos, sin) if amplitude == 1.0 else (cos * amplitude, sin * amplitude)
 
     def forward(
         self,
@@ -143,17 +144,24 @@ class Trunk(nn.Module):
         fixed_shapes: bool = False,
     ) -> torch.Tensor:
         """Run embeddings, blocks and final norm."""
-        mask = None
+        config = self.config
+        mask, slots, index = None, ids.shape[1], torch.arange(ids.shape[1], device=ids.device)
         if documents is not None:
             mask = document_mask(documents)
         elif cache is not None:
-            mask = cache_mask(positions, cache.length)
+            mask, slots, index = cache_mask(positions, cache.length), cache.length, positions
+        elif rows is not None:
+            slots, index = rows.width, torch.arange(rows.width, device=ids.device)
         # Positions per row need an axis for the heads.
-        rotary = self.rotary(positions if positions.dim() == 1 else positions[:, None])
-        attend = attend_reference if self.reference_attention else attend_fast
+        spread = positions if positions.dim() == 1 else positions[:, None]
+        rotary = window_rotary = self.rotary(spread)
+        if config.window_rope_theta is not None:
+            window_rotary = self.rotary(spread, windowed=True)
+        window_mask = mask if config.window is None else narrow(mask, config.window, index, slots)
+        attend: Attend = attend_reference if self.reference_attention else attend_fast
         if rows is not None:
             attend = rows.attending(attend)
-        context = Context(attend, mask, rotary, positions, cache, fixed_shapes)
+        context = Context(attend, mask, window_mask, rotary, window_rotary, positions, cache, fixed_shapes)
         x = self.embed(ids, positions)
         *others, final = self.layers
         for layer in others:
@@ -219,7 +227,8 @@ class GPT(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the next token: ``hidden`` ``[..., D]`` to ``[..., V]``."""
-        return F.linear(hidden, self.output_weight) if self.lm_head is None else self.lm_head(hidden)
+        logits = F.linear(hidden, self.output_weight) if self.lm_head is None else self.lm_head(hidden)
+        return soft_capped(logits, self.config.logit_softcap)
 
     def forward(
         self,
@@ -239,8 +248,8 @@ class GPT(nn.Module):
 
         Matrices are normal with ``init_std``, the token embedding with ``embedding_std``; the two projections of a
         block into the residual stream are divided by sqrt(2 L), so that the sum of 2 L of them has the variance of
-        one (GPT-2, section 2.3). Norms start at 1, biases at 0. A seed gives the same weights on the same kind of
-        device.
+        one (GPT-2, section 2.3). Norms start as the identity, biases at 0. A seed gives the same weights on the same
+        kind of device.
 
         Args:
             seed: of the random numbers.
@@ -249,7 +258,7 @@ class GPT(nn.Module):
         generator = torch.Generator(device=self.output_weight.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                parameter.fill_(0.0 if name.endswith("bias") or config.norm_offset else 1.0)
                 continue
             std = config.init_std
             if name == "model.embed_tokens.weight":
@@ -286,8 +295,18 @@ class GPT(nn.Module):
         """
         matrices = [p for p in self.model.layers.parameters() if p.dim() == 2]
         inner = self.config.heads * self.config.resolved_head_width
-        attention = 12 * self.config.layers * inner * context
+        attention = 12 * inner * _attended(self.config, context)
         return matrix_flops([*matrices, self.output_weight], forward_only) + attention // (3 if forward_only else 1)
+
+
+def soft_capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """``cap tanh(logits / cap)`` (Gemma 2, arXiv:2408.00118, section 2), or the logits if there is no cap."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _attended(config: GPTConfig, context: int) -> int:
+    """Tokens that a token may attend to, summed over blocks."""
+    return sum(min(context, config.window_of(layer) or context) for layer in range(config.layers))
 
 
 def matrix_flops(matrices: Sequence[torch.Tensor], forward_only: bool) -> int:
@@ -401,5 +420,5 @@ class ScalarGPT(nn.Module):
         config = self.config
         once = tuple(f"{config.layers - 1}.{part}" for part in ("self_attn.o_proj", "mlp"))
         matrices = [p for name, p in self.model.layers.named_parameters() if p.dim() == 2 and not name.startswith(once)]
-        attention = 12 * config.layers * config.heads * config.resolved_head_width * context
+        attention = 12 * config.heads * config.resolved_head_width * _attended(config, context)
         return matrix_flops(matrices, forward_only) + attention // (3 if forward_only else 1)

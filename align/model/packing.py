@@ -45,12 +45,12 @@ class SharedRows:
         return self.token_at[row * self.width + column]
 
     def attending(self, attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """``attend`` over rows, for queries, keys and values ``[1, H, N, E]`` of a packed sequence."""
+        """``attend`` over rows, for queries, keys and values ``[1, H, N, E]`` of a packed sequence, masks of rows."""
 
         def attend_rows(
-            queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, *, mask: None, dropout: float
+            queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, **settings: Any
         ) -> torch.Tensor:
-            mixed = attend(*(self._unpack(heads) for heads in (queries, keys, values)), mask=mask, dropout=dropout)
+            mixed = attend(*(self._unpack(heads) for heads in (queries, keys, values)), **settings)
             line = _Pack.apply(mixed.transpose(1, 2).flatten(0, 1), self.position_of)
             return line[None].transpose(1, 2)
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from align.io.gguf.container import gguf_in, open_container
 from align.tokenizer.byte_level import OtherKindError, parse_byte_level
+from align.tokenizer.gguf_metadata import spec_from_gguf
 from align.tokenizer.library import parse_library
 from align.tokenizer.spec import TokenizerSpec, begins_with, token_text
 
@@ -30,6 +32,8 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     path = Path(source)
     if not path.exists():
         path = _from_hub(str(source))
+    if (container := gguf_in(path)) is not None:
+        return _of_gguf(container)
     directory = path if path.is_dir() else path.parent
     file = directory / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -48,6 +52,15 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     if (directory / "chat_template.jinja").is_file():
         template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
     return replace(spec, config=config, chat_template=template)
+
+
+def _of_gguf(file: Path) -> TokenizerSpec:
+    """The tokenizer in the metadata of a GGUF file."""
+    values = open_container(file).values
+    try:
+        return spec_from_gguf(values)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
 
 
 def write_spec(spec: TokenizerSpec, directory: Path) -> None:

@@ -84,7 +84,7 @@ def stored(tmp_path):
         ({"tied_embeddings": False, "kv_heads": 2}, {"rslora": True, "targets": ("q_proj", "down_proj")}),
         ({}, {"dora": True}),
         ({"qkv_bias": True}, {"dora": True, "rslora": True, "alpha": 2.5}),
-        ({"qk_norm": True}, {"dropout": 0.5}),
+        ({"qk_norm": "head"}, {"dropout": 0.5}),
     ],
     ids=["llama", "rank-stabilised, some targets", "dora", "qwen2 with both", "qwen3 with dropout"],
 )

@@ -25,7 +25,7 @@ def logits(directory, **options):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, GPT2, {"qk_norm": True}], ids=["llama", "gpt2", "qwen3"])
+@pytest.mark.parametrize("options", [{}, GPT2, {"qk_norm": "head"}], ids=["llama", "gpt2", "qwen3"])
 def test_transformers_reads_what_was_written(make, tmp_path, options):
     model, out = make(**options), tmp_path / "out"
     report = export(open_source(str(model)), out, ExportSettings(max_shard_bytes=20_000))

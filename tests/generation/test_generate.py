@@ -1,9 +1,11 @@
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from network_options import STYLES, any_options
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -43,12 +45,14 @@ SAMPLINGS = [
 ]
 
 
-@pytest.mark.parametrize("static", [False, True])
-@pytest.mark.parametrize("stop_ids", [(), STOPS])
-@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize(
+    ("style", "sampling", "stop_ids", "static"),
+    [("llama", *case) for case in itertools.product(SAMPLINGS, [(), STOPS], [False, True])]
+    + [(style, SAMPLINGS[0], STOPS, static) for style in STYLES for static in (False, True)],
+)
 @torch.no_grad()
-def test_a_batch_equals_each_row_by_definition(network_of, sampling, stop_ids, static):
-    network, seeds = network_of(kv_heads=2), [11, 12, 13, 14, 15]
+def test_a_batch_equals_each_row_by_definition(network_of, style, sampling, stop_ids, static):
+    network, seeds = network_of(**STYLES[style]), [11, 12, 13, 14, 15]
     samples = generate(network, PROMPTS, sampling, stop_ids=stop_ids, seeds=seeds, pad_id=33, static=static)
     assert (samples.ids.dtype, samples.logprobs.dtype) == (torch.int64, torch.float32)
     longest = 0
@@ -66,20 +70,7 @@ def test_a_batch_equals_each_row_by_definition(network_of, sampling, stop_ids, s
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    options=st.fixed_dictionaries(
-        {
-            "norm": st.sampled_from(["rmsnorm", "layernorm"]),
-            "norm_placement": st.sampled_from(["pre", "post"]),
-            "positions": st.sampled_from(["rope", "learned", "sinusoidal"]),
-            "feed_forward": st.sampled_from(["swiglu", "gelu"]),
-            "kv_heads": st.sampled_from([1, 2, 4]),
-            "head_width": st.sampled_from([None, 6]),
-            "qkv_bias": st.booleans(),
-            "bias": st.booleans(),
-            "qk_norm": st.booleans(),
-            "tied_embeddings": st.booleans(),
-        }
-    ),
+    options=any_options(),
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=40),
     data=st.data(),
 )
@@ -253,7 +244,9 @@ def test_hooks_and_the_reference_path_are_not_packed(network_of):
     assert not can_pack(network)
 
 
-@pytest.mark.parametrize("settings", [{"qk_norm": True, "kv_heads": 2}, {"norm": "layernorm", "positions": "learned"}])
+@pytest.mark.parametrize(
+    "settings", [{"qk_norm": "head", "kv_heads": 2}, {"norm": "layernorm", "positions": "learned"}]
+)
 def test_low_precision(settings, network_of):
     """Under autocast and in bfloat16: log-probs equal those of the plain forward pass to bfloat16's 3 digits."""
     network = network_of(**settings).float()
@@ -310,3 +303,34 @@ def test_greedy_equals_transformers_generate(network_of):
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
     expected = twin.generate(input_ids=ids, attention_mask=mask, max_new_tokens=15, do_sample=False)[:, width:]
     assert torch.equal(generate(network, PROMPTS, SamplingConfig(temperature=0, max_new_tokens=15)).ids, expected)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=["greedy", "filtered"])
+@pytest.mark.parametrize("kind", ["plain", "packed", "static"])
+@torch.no_grad()
+def test_padding_rows_are_never_sampled(network_of, kind, sampling):
+    """61 rows of which 20 are ids: as if the other 41 did not exist, though they are the likeliest."""
+    network, prompts, seeds = network_of(tied_embeddings=False), [[5, 1, 9], [7], [2, 3, 4]], [1, 2, 3]
+    network.lm_head.weight[20:] *= 3
+    if kind == "plain":
+        network.model.layers[0].register_forward_hook(lambda *_: None)
+    assert can_pack(network) == (kind != "plain")
+    samples = generate(network, prompts, sampling, stop_ids=(19,), seeds=seeds, static=kind == "static", vocab_limit=20)
+    assert int(samples.ids.max()) < 20
+
+    def cropped(ids):
+        return network(ids)[..., :20]
+
+    cropped.config = network.config
+    for row, prompt in enumerate(prompts):
+        ids, logprobs, finished = one_by_one(cropped, prompt, sampling, seeds[row], (19,))
+        assert samples.ids[row, : len(ids)].tolist() == ids
+        torch.testing.assert_close(samples.logprobs[row, : len(ids)], torch.tensor(logprobs), rtol=1e-4, atol=1e-5)
+        assert samples.finished[row] == finished
+    free = generate(network, prompts, sampling, seeds=seeds, static=kind == "static")
+    assert int(free.ids.max()) >= 20
+
+
+def test_a_prompt_beyond_the_ids_is_refused(network_of):
+    with pytest.raises(ValueError, match="prompt 0 .* 20"):
+        generate(network_of(), [[20]], SamplingConfig(), vocab_limit=20)

@@ -20,8 +20,9 @@ from align.io.atomic import replacing_directory
 from align.io.directory import load_network, save_network
 from align.io.location import locate, read_config
 from align.io.manifest import weights_fingerprint
-from align.model.config import GPTConfig, RopeScaling
+from align.model.config import GPTConfig
 from align.model.gpt import GPT
+from align.model.rope_scaling import Llama3Scaling
 
 SMALL = GPTConfig(vocab_size=11, layers=2, heads=2, kv_heads=1, width=8, ff_width=12, context=16)
 GPT2 = GPTConfig(
@@ -70,7 +71,7 @@ def configs(draw):
     kv_heads, groups = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 2]))
     positions = draw(st.sampled_from(["rope", "learned", "sinusoidal"]))
     head_width = draw(st.sampled_from([None, 2, 4]))
-    scaling = st.none() | st.builds(RopeScaling, factor=st.floats(1, 64), original_context=st.integers(1, 64))
+    scaling = st.none() | st.builds(Llama3Scaling, factor=st.floats(1, 64), original_context=st.integers(1, 64))
     width = kv_heads * groups * draw(st.sampled_from([2, 4])) if head_width is None else draw(st.sampled_from([4, 6]))
     return GPTConfig(
         vocab_size=draw(st.integers(1, 20)),
@@ -90,7 +91,7 @@ def configs(draw):
         feed_forward=draw(st.sampled_from(["swiglu", "gelu"])),
         qkv_bias=draw(st.booleans()),
         bias=draw(st.booleans()),
-        qk_norm=draw(st.booleans()),
+        qk_norm=draw(st.sampled_from(["none", "head"])),
         tied_embeddings=draw(st.booleans()),
         init_std=draw(st.floats(0.001, 0.1)),
         embedding_std=draw(st.floats(0.001, 1.0)),

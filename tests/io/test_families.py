@@ -7,7 +7,8 @@ import pytest
 
 from align.io.families import family_of, why_no_twin
 from align.io.location import read_config
-from align.model.config import GPTConfig, RopeScaling
+from align.model.config import GPTConfig
+from align.model.rope_scaling import Llama3Scaling
 
 GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qkv_bias": True, "bias": True}
 LLAMA_FILE = {
@@ -33,9 +34,9 @@ def config_file(directory, **fields):
     [
         ({}, "LlamaForCausalLM"),
         ({"qkv_bias": True, "bias": True}, "LlamaForCausalLM"),
-        ({"rope_scaling": RopeScaling()}, "LlamaForCausalLM"),
+        ({"rope_scaling": Llama3Scaling()}, "LlamaForCausalLM"),
         ({"qkv_bias": True}, "Qwen2ForCausalLM"),
-        ({"qk_norm": True, "head_width": 48}, "Qwen3ForCausalLM"),
+        ({"qk_norm": "head", "head_width": 48}, "Qwen3ForCausalLM"),
         (GPT2, "GPT2LMHeadModel"),
         (GPT2 | {"tied_embeddings": False}, "GPT2LMHeadModel"),
     ],
@@ -52,12 +53,14 @@ def test_twin(settings, architecture):
         ({"norm_placement": "post"}, ("LlamaForCausalLM", "norm_placement", "'post'", "'pre'")),
         ({"positions": "sinusoidal"}, ("LlamaForCausalLM", "positions", "'sinusoidal'", "'rope'")),
         ({"bias": True}, ("LlamaForCausalLM", "qkv_bias", "False", " bias", "True")),
-        ({"qk_norm": True, "qkv_bias": True}, ("qk_norm", "True", "False")),
-        (GPT2 | {"qk_norm": True}, ("GPT2LMHeadModel", "qk_norm", "True", "False")),
+        ({"qk_norm": "head", "qkv_bias": True}, ("qk_norm", "'head'", "'none'")),
+        (GPT2 | {"qk_norm": "head"}, ("GPT2LMHeadModel", "qk_norm", "'head'", "'none'")),
         (GPT2 | {"kv_heads": 2}, ("GPT2LMHeadModel", "kv_heads", "2", " heads", "6")),
         (GPT2 | {"head_width": 8}, ("GPT2LMHeadModel", "head_width", "8", "384", "6")),
         (GPT2 | {"bias": False}, ("GPT2LMHeadModel", " bias", "False", "True")),
-        ({"width": 100, "head_width": 16}, ("LlamaForCausalLM", " width", "100", " heads", "6")),
+        ({"norm_offset": True}, ("LlamaForCausalLM", "norm_offset", "True", "False")),
+        ({"norm_placement": "output"}, ("norm_placement", "'output'", "'pre'")),
+        ({"rope_fraction": 0.5}, ("LlamaForCausalLM", "rope_fraction", "0.5", "1.0")),
     ],
 )
 def test_no_twin(settings, parts):
@@ -77,7 +80,7 @@ def test_older_spelling_of_rope(tmp_path):
     }
     config = read_config(config_file(tmp_path, **LLAMA_FILE, rope_theta=500.0, rope_scaling=scaling))
     assert config.rope_theta == 500.0
-    assert config.rope_scaling == RopeScaling(factor=8.0, original_context=16)
+    assert config.rope_scaling == Llama3Scaling(factor=8.0, original_context=16)
 
 
 def test_defaults_of_files_that_are_silent(tmp_path):
@@ -92,15 +95,16 @@ def test_defaults_of_files_that_are_silent(tmp_path):
     assert config.resolved_ff_width == 128
 
 
+WINDOWS = {"use_sliding_window": True, "sliding_window": 8}
 QWEN2_FILE = LLAMA_FILE | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 QWEN3_FILE = LLAMA_FILE | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
-YARN = {"rope_type": "yarn", "factor": 4.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
 
 
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        (LLAMA_FILE, {"model_type": "mistral"}, "model_type.*'mistral'.*llama.*qwen2.*qwen3.*gpt2"),
+        (LLAMA_FILE, {"model_type": "phi3"}, "model_type.*'phi3'.*llama.*qwen2.*qwen3.*gpt2"),
         (LLAMA_FILE, {"model_type": "gemma"}, "model_type.*'gemma'"),
         (LLAMA_FILE, {"model_type": "qwen3_moe"}, "model_type.*'qwen3_moe'"),
         (LLAMA_FILE, {"model_type": None}, "model_type"),
@@ -117,18 +121,19 @@ YARN = {"rope_type": "yarn", "factor": 4.0}
         (LLAMA_FILE, {"rms_norm_eps": "small"}, ""),
         (LLAMA_FILE, {"attention_bias": True}, "attention_bias.*True.*mlp_bias.*False"),
         (LLAMA_FILE, {"mlp_bias": True}, "attention_bias.*False.*mlp_bias.*True"),
-        (LLAMA_FILE, {"rope_scaling": YARN}, r"rope_scaling\.rope_type.*'yarn'.*'default'.*'llama3'"),
-        (LLAMA_FILE, {"rope_parameters": {"rope_type": "linear"}}, r"rope_parameters\.rope_type.*'linear'"),
+        (LLAMA_FILE, {"rope_scaling": DYNAMIC}, r"rope_scaling\.rope_type.*'dynamic'.*'default'.*'llama3'"),
+        (LLAMA_FILE, {"rope_parameters": {"rope_type": "linear"}}, r"rope_parameters\.factor"),
+        (LLAMA_FILE, {"rope_parameters": {"rope_type": "yarn", "beta": 1}}, r"rope_parameters\.beta"),
         (LLAMA_FILE, {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, r"rope_scaling\.high_freq_factor"),
         (LLAMA_FILE, {"rope_parameters": {"full_attention": {}}}, r"rope_parameters\.full_attention.*\{\}"),
         (LLAMA_FILE, {"rope_parameters": "llama3"}, "rope_parameters.*'llama3'"),
         (LLAMA_FILE, {"partial_rotary_factor": 0.5}, r"partial_rotary_factor.*0\.5.*1\.0"),
-        (QWEN2_FILE, {"use_sliding_window": True}, "use_sliding_window.*True.*False"),
         (
             QWEN2_FILE,
-            {"layer_types": ["full_attention", "sliding_attention"]},
-            "layer_types.*'sliding_attention'.*'full",
+            WINDOWS | {"layer_types": ["full_attention", "chunked_attention"]},
+            "layer_types.*'chunked_attention'",
         ),
+        (QWEN2_FILE, WINDOWS | {"layer_types": ["full_attention"]}, "layer_types.*2 layers"),
         (QWEN3_FILE, {"attention_bias": True}, "attention_bias.*True.*False"),
         (GPT2_FILE, {"activation_function": "gelu"}, "activation_function.*'gelu'.*'gelu_new'"),
         (GPT2_FILE, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx.*True"),
@@ -148,6 +153,6 @@ def test_unsupported_config(tmp_path, file, change, message):
 def test_no_settings_are_lost_on_the_way(tmp_path):
     """Settings without a Hugging Face name (embedding_std) are kept; derived widths stay derived."""
     config = GPTConfig(embedding_std=1.0, init_std=0.01, dropout=0.25, rope_theta=5.0)
-    for shape in (config, replace(config, qkv_bias=True), replace(config, qk_norm=True)):
+    for shape in (config, replace(config, qkv_bias=True), replace(config, qk_norm="head")):
         file = {"model_type": family_of(shape).model_type} | family_of(shape).write(shape)
         assert read_config(config_file(tmp_path, **file)) == shape

@@ -17,7 +17,7 @@ GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qk
 OURS = {
     "LlamaForSequenceClassification": {"kv_heads": 2},
     "Qwen2ForSequenceClassification": {"qkv_bias": True, "tied_embeddings": False},
-    "Qwen3ForSequenceClassification": {"qk_norm": True, "head_width": 16},
+    "Qwen3ForSequenceClassification": {"qk_norm": "head", "head_width": 16},
     "GPT2ForSequenceClassification": GPT2,
 }
 THEIR_SHAPE = {

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from align.model.config import GPTConfig, RopeScaling
+from align.model.config import GPTConfig
+from align.model.rope_scaling import Llama3Scaling
 
 IMPOSSIBLE = [
     ({"layers": 0}, r"layers\D*0\b"),
@@ -20,7 +21,7 @@ IMPOSSIBLE = [
     ({"norm_placement": "sandwich"}, "norm_placement.*'sandwich'.*'pre'.*'post'"),
     ({"positions": "alibi"}, "positions.*'alibi'.*'rope'.*'learned'.*'sinusoidal'"),
     ({"feed_forward": "relu"}, "feed_forward.*'relu'.*'swiglu'.*'gelu'"),
-    ({"positions": "learned", "rope_scaling": RopeScaling()}, "rope_scaling.*positions.*rope"),
+    ({"positions": "learned", "rope_scaling": Llama3Scaling()}, "rope_scaling.*positions.*rope"),
     ({"dropout": 1.0}, r"dropout.*1\.0.*\[0, 1\)"),
     ({"norm_eps": 0.0}, r"norm_eps.*0\.0"),
     ({"init_std": float("nan")}, "init_std.*nan"),
@@ -45,7 +46,7 @@ def test_an_impossible_setting_is_named_with_its_value_and_the_cure(settings, me
 )
 def test_an_impossible_rope_scaling_is_named(settings, name):
     with pytest.raises(ValueError, match=name):
-        RopeScaling(**settings)
+        Llama3Scaling(**settings)
 
 
 def test_widths_that_are_left_open():
@@ -60,7 +61,7 @@ def test_widths_that_are_left_open():
 
 
 def test_to_dict_and_back_through_json():
-    config = GPTConfig(kv_heads=2, rope_scaling=RopeScaling(factor=4.0), norm="layernorm")
+    config = GPTConfig(kv_heads=2, rope_scaling=Llama3Scaling(factor=4.0), norm="layernorm")
     assert GPTConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -68,7 +69,9 @@ def test_an_unknown_key_names_its_nearest():
     with pytest.raises(ValueError, match="'layer'.*'layers'"):
         GPTConfig.from_dict({"layer": 2})
     with pytest.raises(ValueError, match="'faktor'.*'factor'"):
-        GPTConfig.from_dict({"rope_scaling": {"faktor": 2}})
+        GPTConfig.from_dict({"rope_scaling": {"kind": "LinearScaling", "faktor": 2}})
+    with pytest.raises(ValueError, match="rope_scaling.kind.*None.*LinearScaling"):
+        GPTConfig.from_dict({"rope_scaling": {"factor": 2}})
 
 
 def test_the_shape_can_be_read_without_torch():

@@ -4,35 +4,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from network_options import any_options
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from align.model.config import GPTConfig, RopeScaling
+from align.model.attention import attend_fast, attend_reference, document_mask
+from align.model.config import GPTConfig
 from align.model.gpt import GPT
-from align.model.layers import (
-    attend_fast,
-    attend_reference,
-    document_mask,
-    rotary_frequencies,
-    rotary_tables,
-    rotate,
-    sinusoidal_embedding,
-)
+from align.model.positions import rotary_frequencies, rotary_tables, rotate, sinusoidal_embedding
+from align.model.rope_scaling import Llama3Scaling
 
-OPTIONS = st.fixed_dictionaries(
-    {
-        "norm": st.sampled_from(["rmsnorm", "layernorm"]),
-        "norm_placement": st.sampled_from(["pre", "post"]),
-        "positions": st.sampled_from(["rope", "learned", "sinusoidal"]),
-        "feed_forward": st.sampled_from(["swiglu", "gelu"]),
-        "kv_heads": st.sampled_from([1, 2, 4]),
-        "head_width": st.sampled_from([None, 6]),
-        "qkv_bias": st.booleans(),
-        "bias": st.booleans(),
-        "qk_norm": st.booleans(),
-        "tied_embeddings": st.booleans(),
-    }
-)
 many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -41,7 +22,7 @@ def close(first, second):
 
 
 @many
-@given(options=OPTIONS, packed=st.booleans())
+@given(options=any_options(), packed=st.booleans())
 def test_fast_attention_equals_the_readable_path(network_of, tokens, options, packed):
     network, ids = network_of(**options), tokens(2, 12)
     documents = torch.tensor([[0] * 5 + [1] * 7, [0] * 9 + [-1] * 3]) if packed else None
@@ -51,7 +32,7 @@ def test_fast_attention_equals_the_readable_path(network_of, tokens, options, pa
 
 
 @many
-@given(options=OPTIONS, lengths=st.lists(st.integers(1, 9), min_size=2, max_size=4), padding=st.integers(0, 5))
+@given(options=any_options(), lengths=st.lists(st.integers(1, 9), min_size=2, max_size=4), padding=st.integers(0, 5))
 def test_packed_rows_equal_documents_alone(network_of, tokens, options, lengths, padding):
     network = network_of(**options)
     parts = [tokens(length, seed=number) for number, length in enumerate(lengths)]
@@ -119,7 +100,7 @@ def test_sinusoids_by_hand():
     torch.testing.assert_close(found, torch.tensor(expected))
 
 
-@pytest.mark.parametrize("scaling", [RopeScaling(), RopeScaling(factor=32.0, original_context=64)])
+@pytest.mark.parametrize("scaling", [Llama3Scaling(), Llama3Scaling(factor=32.0, original_context=64)])
 def test_llama3_scaling_equals_transformers(scaling):
     parameters = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": scaling.factor,
                   "low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor,
@@ -200,7 +181,7 @@ def test_a_network_on_the_meta_device_takes_weights_without_a_copy(network_of, t
 
 @pytest.mark.parametrize("positions", ["rope", "learned", "sinusoidal"])
 def test_compiles_without_graph_breaks_and_runs_under_autocast(network_of, tokens, positions):
-    network = network_of(positions=positions, qk_norm=True, kv_heads=2).float()
+    network = network_of(positions=positions, qk_norm="head", kv_heads=2).float()
     ids, documents = tokens(2, 8), torch.tensor([[0] * 4 + [1] * 4] * 2)
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(ids, documents=documents), network(ids, documents=documents))

@@ -1,21 +1,16 @@
 import pytest
 import torch
+from network_options import STYLES
 
 from align.model.config import GPTConfig
 from align.model.kv_cache import KVCache
 
-STYLES = [
-    {"positions": "rope", "kv_heads": 2},
-    {"positions": "learned", "norm": "layernorm", "bias": True, "feed_forward": "gelu"},
-    {"positions": "sinusoidal", "norm_placement": "post"},
-]
-
 
 @pytest.mark.parametrize("reference", [False, True])
-@pytest.mark.parametrize("settings", STYLES, ids=lambda settings: settings["positions"])
-def test_cached_logits_equal_uncached_for_ragged_prompts(network_of, tokens, settings, reference):
+@pytest.mark.parametrize("style", STYLES)
+def test_cached_logits_equal_uncached_for_ragged_prompts(network_of, tokens, style, reference):
     """Three right-padded prompts, then four tokens each one by one, against full forward passes."""
-    network, ids = network_of(**settings), tokens(3, 14)
+    network, ids = network_of(**STYLES[style]), tokens(3, 14)
     network.model.reference_attention = reference
     lengths = torch.tensor([10, 1, 6])
     prompts = torch.where(torch.arange(10) < lengths[:, None], ids[:, :10], 0)

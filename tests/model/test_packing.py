@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from network_options import STYLES
 
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
@@ -13,7 +14,7 @@ from align.model.kv_cache import KVCache
 from align.model.layers import RMSNorm
 from align.model.packing import share_prefixes
 
-SHAPE = {"vocab_size": 13, "layers": 2, "heads": 4, "width": 16, "ff_width": 16, "context": 12}
+SHAPE = {"vocab_size": 13, "layers": 2, "heads": 4, "width": 32, "ff_width": 16, "context": 12}
 
 
 @pytest.fixture(autouse=True)
@@ -64,21 +65,10 @@ def both_ways(net, ids, lengths, prefixes, owners):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("positions", ["rope", "learned", "sinusoidal"])
-@pytest.mark.parametrize(
-    "style",
-    [
-        {},
-        {"kv_heads": 2},
-        {"kv_heads": 1, "qk_norm": True, "qkv_bias": True},
-        {"norm_placement": "post"},
-        {"norm": "layernorm", "feed_forward": "gelu", "bias": True, "qkv_bias": True, "tied_embeddings": False},
-    ],
-    ids=["llama", "grouped", "qwen", "post", "gpt2"],
-)
+@pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("reference", [False, True], ids=["fast", "reference"])
-def test_same_numbers_and_gradients(dtype, tolerance, positions, style, reference):
-    net = network(dtype, positions=positions, **style)
+def test_same_numbers_and_gradients(dtype, tolerance, style, reference):
+    net = network(dtype, **STYLES[style])
     net.model.reference_attention = reference
     padded, line = both_ways(net, *make_rows([3, 5, 1], [[4, 2], [1, 6], [7, 7]]))
     assert len(padded) == len(line) > 5
@@ -112,10 +102,10 @@ def test_any_number_of_answers(case, seed):
 
 
 @pytest.mark.parametrize("reference", [False, True], ids=["fast", "reference"])
-@pytest.mark.parametrize("style", [{}, {"kv_heads": 1, "norm_placement": "post", "positions": "learned"}], ids=str)
+@pytest.mark.parametrize("style", STYLES)
 def test_selected_states_are_those_of_all(style, reference):
     """For rows, packed sequences and with a cache: values and gradients, also for a token selected twice."""
-    net = network(torch.float64, **style)
+    net = network(torch.float64, **STYLES[style])
     net.model.reference_attention = reference
     ids, *layout = make_rows([3, 5, 1], [[4, 2], [1, 6], [7, 7]])
     shared = share_prefixes(*layout)
@@ -155,7 +145,7 @@ def test_padding_is_not_computed_and_changes_nothing():
     padded = share_prefixes(torch.cat([lengths, none]), torch.cat([prefixes, none]), torch.cat([owners, none + 2]))
     assert padded.line(torch.cat([ids, ids[:1]])).tolist() == some.line(ids).tolist()
     empty = share_prefixes(none, none, none)
-    assert network(torch.float32).hidden(empty.line(ids[:1]), rows=empty).shape == (1, 1, 16)
+    assert network(torch.float32).hidden(empty.line(ids[:1]), rows=empty).shape == (1, 1, 32)
 
 
 def test_the_context_holds_for_rows_not_for_the_line():
@@ -163,7 +153,7 @@ def test_the_context_holds_for_rows_not_for_the_line():
     net, alone = network(torch.float32), torch.arange(3)
     ids = torch.zeros(3, 13, dtype=torch.int64)
     rows = share_prefixes(torch.full((3,), 12), torch.zeros(3), alone)
-    assert net.hidden(rows.line(ids), rows=rows).shape == (1, 36, 16)
+    assert net.hidden(rows.line(ids), rows=rows).shape == (1, 36, 32)
     rows = share_prefixes(torch.full((3,), 13), torch.zeros(3), alone)
     with pytest.raises(ValueError, match=r"\b13\b.*\b12\b"):
         net.hidden(rows.line(ids), rows=rows)

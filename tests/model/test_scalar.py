@@ -15,7 +15,7 @@ from align.model.gpt import GPT, ScalarGPT
 
 SMALL = GPTConfig(vocab_size=61, layers=2, heads=4, kv_heads=2, width=32, ff_width=24, context=48)
 GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qkv_bias": True, "bias": True}
-STYLES = [{}, GPT2, {"norm_placement": "post"}, {"qk_norm": True, "qkv_bias": False}, {"positions": "sinusoidal"}]
+STYLES = [{}, GPT2, {"norm_placement": "post"}, {"qk_norm": "head", "qkv_bias": False}, {"positions": "sinusoidal"}]
 
 
 def save(network, directory, **options):

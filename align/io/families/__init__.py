@@ -3,14 +3,30 @@
 from dataclasses import replace
 
 from align.io.families.family import ConfigJson, Family, FileTensor
+from align.io.families.gemma import Gemma2, Gemma3
 from align.io.families.gpt2 import GPT2
+from align.io.families.gpt_neox import GPTNeoX
 from align.io.families.llama import Llama
+from align.io.families.mistral import Mistral
+from align.io.families.olmo2 import Olmo2
 from align.io.families.own import Own
 from align.io.families.qwen2 import Qwen2
 from align.io.families.qwen3 import Qwen3
+from align.io.families.smollm3 import SmolLM3
 from align.model.config import GPTConfig
 
-TWINS: tuple[Family, ...] = (Llama(), Qwen2(), Qwen3(), GPT2())
+TWINS: tuple[Family, ...] = (
+    Llama(),
+    Mistral(),
+    Qwen2(),
+    Qwen3(),
+    SmolLM3(),
+    Olmo2(),
+    Gemma2(),
+    Gemma3(),
+    GPT2(),
+    GPTNeoX(),
+)
 """The Hugging Face architectures, in order of preference"""
 
 OWN = Own()
@@ -91,6 +107,12 @@ def _shortened(config: GPTConfig) -> GPTConfig:
         config = replace(config, kv_heads=None)
     if config.resolved_head_width * config.heads == config.width:
         config = replace(config, head_width=None)
+    if config.attention_scale == config.resolved_head_width**-0.5:
+        config = replace(config, attention_scale=None)
+    if config.window_layers == tuple(range(config.layers)):
+        config = replace(config, window_layers=None)
+    if config.window_rope_theta == config.rope_theta and config.rope_scaling is None:
+        config = replace(config, window_rope_theta=None)
     derived = replace(config, ff_width=None)
     return derived if derived.resolved_ff_width == config.resolved_ff_width else config
 

@@ -1,11 +1,13 @@
 """A family of Hugging Face checkpoints: how its config.json and its tensor names map to ours."""
 
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from align.model.config import GPTConfig
+from align.model.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
 
 _UNSET: Any = object()
 
@@ -16,6 +18,22 @@ _LLAMA3 = {
     "original_max_position_embeddings": "original_context",
 }
 
+_YARN = {
+    "factor": "factor",
+    "original_max_position_embeddings": "original_context",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "attention_factor": "attention_factor",
+    "truncate": "truncate",
+}
+
+_SCALINGS: dict[str, tuple[type[RopeScaling], Mapping[str, str]]] = {
+    "linear": (LinearScaling, {"factor": "factor"}),
+    "llama3": (Llama3Scaling, _LLAMA3),
+    "yarn": (YarnScaling, _YARN),
+}
+"""By transformers' rope_type: our class, and their fields -> its settings"""
+
 
 class FileTensor(NamedTuple):
     """A tensor of a weight file, made of one or more of ours.
@@ -24,11 +42,13 @@ class FileTensor(NamedTuple):
         name: its name in the file.
         parts: names of our tensors, concatenated along their first axis.
         transposed: the file has ``[in, out]`` where we have ``[out, in]``.
+        groups: how many equal groups of rows each part is split into before, so that group i of every part is adjacent.
     """
 
     name: str
     parts: tuple[str, ...]
     transposed: bool = False
+    groups: int = 1
 
 
 class ConfigJson:
@@ -79,11 +99,35 @@ class ConfigJson:
         return ValueError(f"{self.path}: {name} is {value!r}; supported: {supported}")
 
 
+STRUCTURE = (
+    "norm",
+    "norm_placement",
+    "norm_offset",
+    "positions",
+    "rope_scaling",
+    "rope_fraction",
+    "no_rope_layers",
+    "window",
+    "window_layers",
+    "window_rope_theta",
+    "attention_scale",
+    "attention_softcap",
+    "logit_softcap",
+    "parallel_residual",
+    "scale_embeddings",
+    "feed_forward",
+    "qkv_bias",
+    "bias",
+    "qk_norm",
+)
+"""Settings of GPTConfig that change what the network computes, rather than its size"""
+
+
 class Family:
     """A Hugging Face architecture that is equivalent to some of our configurations.
 
-    Subclasses say which (``needs``, ``misfits``) and translate the configuration. Tensor names default to ours, which
-    are Llama's.
+    Subclasses say which (``needs``, ``free``, ``misfits``) and translate the configuration. Tensor names default to
+    ours, which are Llama's.
     """
 
     model_type: ClassVar[str]
@@ -91,13 +135,16 @@ class Family:
     classifier: ClassVar[str]
     """The same network with a scalar head"""
     needs: ClassVar[Mapping[str, Any]]
-    """Settings of GPTConfig that the architecture fixes"""
+    """Settings of STRUCTURE that the architecture fixes, where they are not GPTConfig's defaults"""
+    free: ClassVar[frozenset[str]] = frozenset()
+    """Settings of STRUCTURE that its files state"""
 
     def misfits(self, config: GPTConfig) -> list[str]:
         """Why the architecture can't express ``config``: one phrase per setting; empty if it can."""
+        fixed = {name: getattr(GPTConfig, name) for name in STRUCTURE if name not in self.free} | dict(self.needs)
         return [
             f"{name} is {value!r} (needs {needed!r})"
-            for name, needed in self.needs.items()
+            for name, needed in fixed.items()
             if (value := getattr(config, name)) != needed
         ]
 
@@ -113,7 +160,7 @@ class Family:
         """
         raise NotImplementedError
 
-    def layout(self, names: Iterable[str]) -> list[FileTensor]:
+    def layout(self, names: Iterable[str], config: GPTConfig) -> list[FileTensor]:
         """The tensors of a file for our tensors ``names``."""
         return [FileTensor(name, (name,)) for name in names]
 
@@ -123,12 +170,21 @@ class Family:
 
 
 class RotaryFamily(Family):
-    """What Llama, Qwen2 and Qwen3 share: pre-norm RMSNorm, rotary positions, SwiGLU."""
+    """What most families share: RMSNorm, rotary positions, a gated feed-forward layer."""
 
-    needs = {"norm": "rmsnorm", "norm_placement": "pre", "positions": "rope", "feed_forward": "swiglu"}
+    free = frozenset({"rope_scaling"})
+    act: ClassVar[tuple[str, str]] = ("hidden_act", "silu")
+    """Field and value of the activation function"""
+    head_width: ClassVar[int | None] = None
+    """What a file that has no head_dim means; None: hidden_size / num_attention_heads"""
+    tied: ClassVar[bool] = False
+    """What a file that has no tie_word_embeddings means"""
+    theta: ClassVar[float] = 10_000.0
+    """RoPE base of a file that has none"""
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
-        """The fields that all three share."""
+        """The fields that all of them share."""
+        field, act = self.act
         return {
             "vocab_size": config.vocab_size,
             "hidden_size": config.width,
@@ -137,7 +193,7 @@ class RotaryFamily(Family):
             "num_attention_heads": config.heads,
             "num_key_value_heads": config.resolved_kv_heads,
             "head_dim": config.resolved_head_width,
-            "hidden_act": "silu",
+            field: act,
             "max_position_embeddings": config.context,
             "rms_norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tied_embeddings,
@@ -148,9 +204,12 @@ class RotaryFamily(Family):
         }
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
-        """The settings that all three share."""
-        fields.only("hidden_act", "silu", default="silu")
-        theta, scaling = read_rope(fields)
+        """The settings that all of them share."""
+        field, act = self.act
+        fields.only(field, act, default=act)
+        rope = self.read_rope(fields)
+        if rope["rope_fraction"] != 1.0:
+            raise fields.unsupported("partial_rotary_factor", rope["rope_fraction"], "1.0")
         return {
             **self.needs,
             "vocab_size": fields.get("vocab_size"),
@@ -159,61 +218,136 @@ class RotaryFamily(Family):
             "layers": fields.get("num_hidden_layers"),
             "heads": fields.get("num_attention_heads"),
             "kv_heads": fields.get("num_key_value_heads", fields.get("num_attention_heads")),
-            "head_width": fields.get("head_dim", None),
+            "head_width": fields.get("head_dim", self.head_width),
             "context": fields.get("max_position_embeddings"),
             "norm_eps": fields.get("rms_norm_eps", 1e-6),
-            "tied_embeddings": fields.get("tie_word_embeddings", False),
+            "tied_embeddings": fields.get("tie_word_embeddings", self.tied),
             "dropout": fields.get("attention_dropout", 0.0),
             "init_std": fields.get("initializer_range", 0.02),
             "embedding_std": fields.get("embedding_std", 0.02),
-            "rope_theta": theta,
-            "rope_scaling": scaling,
+            **rope,
         }
+
+    def read_rope(self, fields: ConfigJson) -> dict[str, Any]:
+        """RoPE settings."""
+        return read_rope(fields, default_theta=self.theta)
 
 
 def write_rope(config: GPTConfig) -> dict[str, Any]:
     """RoPE settings for transformers 5 (rope_parameters) and for older readers (the other two)."""
-    scaling = config.rope_scaling
-    if scaling is None:
-        rope: dict[str, Any] = {"rope_type": "default"}
-    else:
-        rope = {"rope_type": "llama3"} | {theirs: getattr(scaling, ours) for theirs, ours in _LLAMA3.items()}
+    rope = rope_fields(config.rope_scaling)
     return {
         "rope_theta": config.rope_theta,
-        "rope_scaling": rope if scaling else None,
+        "rope_scaling": rope if config.rope_scaling else None,
         "rope_parameters": {"rope_theta": config.rope_theta, **rope},
     }
 
 
-def read_rope(fields: ConfigJson) -> tuple[float, dict[str, Any] | None]:
-    """RoPE base and scaling, from transformers 5's fields or the older ones."""
+def rope_fields(scaling: RopeScaling | None) -> dict[str, Any]:
+    """RoPE scaling as transformers' fields."""
+    for kind, (ours, names) in _SCALINGS.items():
+        if type(scaling) is ours:
+            values = {theirs: getattr(scaling, name) for theirs, name in names.items()}
+            return {"rope_type": kind} | {name: value for name, value in values.items() if value is not None}
+    return {"rope_type": "default"}
+
+
+def read_rope(fields: ConfigJson, *, default_theta: float = 10000.0, default_fraction: float = 1.0) -> dict[str, Any]:
+    """RoPE settings, from transformers 5's fields or the older ones."""
     name = "rope_parameters" if fields.mapping("rope_parameters") else "rope_scaling"
-    rope = fields.mapping(name)
-    theta = rope.pop("rope_theta", fields.get("rope_theta", 10000.0))
-    kind = rope.pop("rope_type", rope.pop("type", "default"))
-    rope.pop("type", None)
-    partial = rope.pop("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0))
-    if partial != 1.0:
-        raise fields.unsupported("partial_rotary_factor", partial, "1.0")
-    if kind not in ("default", "llama3"):
-        raise fields.unsupported(f"{name}.rope_type", kind, "'default' or 'llama3'")
-    known = set(_LLAMA3) if kind == "llama3" else set()
-    if unknown := sorted(rope.keys() - known):
+    theta, fraction = fields.get("rope_theta", default_theta), fields.get("partial_rotary_factor", default_fraction)
+    return rope_settings(fields, name, fields.mapping(name), theta=theta, fraction=fraction)
+
+
+def rope_settings(
+    fields: ConfigJson, name: str, rope: dict[str, Any], *, theta: float, fraction: float = 1.0
+) -> dict[str, Any]:
+    """Our RoPE settings from an object of config.json.
+
+    Args:
+        fields: config.json.
+        name: path of ``rope`` in it.
+        rope: the object.
+        theta: base, where it has none.
+        fraction: share of rotated components, where it has none.
+
+    Raises:
+        ValueError: a field is missing or not supported.
+    """
+    rope = {key: value for key, value in rope.items() if value is not None}
+    theta, fraction = rope.pop("rope_theta", theta), rope.pop("partial_rotary_factor", fraction)
+    old_kind = rope.pop("type", "default")
+    kind = rope.pop("rope_type", old_kind)
+    found: dict[str, Any] = {"rope_theta": float(theta), "rope_fraction": float(fraction), "rope_scaling": None}
+    if kind != "default" and kind not in _SCALINGS:
+        raise fields.unsupported(
+            f"{name}.rope_type", kind, " or ".join(repr(known) for known in ("default", *_SCALINGS))
+        )
+    scaling, names = _SCALINGS.get(kind, (None, {}))
+    if kind == "yarn":
+        _read_yarn(fields, rope)
+    elif kind != "llama3":
+        rope.pop("original_max_position_embeddings", None)  # without effect
+    if unknown := sorted(rope.keys() - names):
         raise fields.unsupported(f"{name}.{unknown[0]}", rope[unknown[0]], f"rope_type {kind!r} without it")
-    if missing := sorted(known - rope.keys()):
+    needed = names if kind == "llama3" else names.keys() & {"factor"}
+    if missing := sorted(needed - rope.keys()):
         raise ValueError(f"{fields.path}: {name}.{missing[0]} is missing")
-    if kind == "default":
-        return float(theta), None
-    return float(theta), {_LLAMA3[name]: value for name, value in rope.items()}
+    if scaling is not None:
+        found["rope_scaling"] = {"kind": scaling.__name__} | {names[key]: value for key, value in rope.items()}
+    return found
 
 
-def refuse_sliding_window(fields: ConfigJson) -> None:
-    """Refuse sliding-window attention."""
-    if fields.get("use_sliding_window", False):
-        raise fields.unsupported("use_sliding_window", True, "False (full attention)")
-    for kind in fields.get("layer_types", []):
-        if kind != "full_attention":
-            raise fields.unsupported("layer_types", kind, "'full_attention' in every layer")
+def _read_yarn(fields: ConfigJson, rope: dict[str, Any]) -> None:
+    """Complete the fields of YaRN, as transformers does."""
+    rope.setdefault("original_max_position_embeddings", fields.get("max_position_embeddings", None))
+    mscale, all_dim = rope.pop("mscale", None), rope.pop("mscale_all_dim", None)
+    if mscale and all_dim and "factor" in rope:
+        above, below = (0.1 * scale * math.log(rope["factor"]) + 1.0 for scale in (mscale, all_dim))
+        rope.setdefault("attention_factor", above / below)
+
+
+def read_windows(fields: ConfigJson, sliding: Sequence[bool]) -> dict[str, Any]:
+    """Sliding-window settings.
+
+    Args:
+        fields: config.json.
+        sliding: for each block, whether it has a window in a file that has no ``layer_types``.
+
+    Raises:
+        ValueError: ``layer_types`` has another kind of layer, or not one for each block.
+    """
+    kinds = fields.get("layer_types", None)
+    window = fields.get("sliding_window", None)
+    if kinds is not None:
+        if len(kinds) != len(sliding):
+            raise fields.unsupported("layer_types", kinds, f"one kind for each of {len(sliding)} layers")
+        for kind in kinds:
+            if kind not in _LAYER_KINDS:
+                raise fields.unsupported("layer_types", kind, " or ".join(map(repr, _LAYER_KINDS)))
+        sliding = [kind == "sliding_attention" for kind in kinds]
+    blocks = [number for number, has_window in enumerate(sliding) if has_window]
+    if window is None or not blocks:
+        return {}
+    return {"window": window, "window_layers": None if all(sliding) else blocks}
+
+
+def write_windows(config: GPTConfig) -> dict[str, Any]:
+    """Sliding-window settings as transformers' fields."""
+    kinds = [_LAYER_KINDS[config.window_of(layer) is not None] for layer in range(config.layers)]
+    return {"sliding_window": config.window, "layer_types": kinds}
+
+
+_LAYER_KINDS = ("full_attention", "sliding_attention")
+
+
+def renamed(names: Iterable[str], parts: Mapping[str, str]) -> list[FileTensor]:
+    """A layout in which the first of ``parts`` that a name contains is replaced."""
+    tensors = []
+    for name in names:
+        ours = next((part for part in parts if part in name), None)
+        tensors.append(FileTensor(name if ours is None else name.replace(ours, parts[ours]), (name,)))
+    return tensors
 
 
 def rename(name: str, table: Mapping[str, str]) -> str:

@@ -38,12 +38,10 @@ class GPT2(Family):
     classifier = "GPT2ForSequenceClassification"
     needs = {
         "norm": "layernorm",
-        "norm_placement": "pre",
         "positions": "learned",
         "feed_forward": "gelu",
         "qkv_bias": True,
         "bias": True,
-        "qk_norm": False,
     }
 
     def misfits(self, config: GPTConfig) -> list[str]:
@@ -96,7 +94,7 @@ class GPT2(Family):
             "tied_embeddings": fields.get("tie_word_embeddings", True),
         }
 
-    def layout(self, names: Iterable[str]) -> list[FileTensor]:
+    def layout(self, names: Iterable[str], config: GPTConfig) -> list[FileTensor]:
         """Our tensors under GPT-2's names; the query, key and value matrices of a layer are one tensor."""
         tensors = []
         for name in names:

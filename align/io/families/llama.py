@@ -12,7 +12,8 @@ class Llama(RotaryFamily):
     model_type = "llama"
     architecture = "LlamaForCausalLM"
     classifier = "LlamaForSequenceClassification"
-    needs = RotaryFamily.needs | {"qk_norm": False}
+    needs = {}
+    free = RotaryFamily.free | {"qkv_bias", "bias"}
 
     def misfits(self, config: GPTConfig) -> list[str]:
         """Also requires equal bias settings, and a width that transformers accepts."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from align.io.families.family import ConfigJson, Family
+from align.io.families.family import STRUCTURE, ConfigJson, Family
 from align.model.config import GPTConfig
 
 
@@ -13,6 +13,7 @@ class Own(Family):
     architecture = "AlignGPT"
     classifier = "AlignGPTForSequenceClassification"
     needs = {}
+    free = frozenset(STRUCTURE)
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
         """The configuration, under ``gpt``."""

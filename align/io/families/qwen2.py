@@ -1,24 +1,39 @@
-"""Qwen2ForCausalLM: Llama with biases on queries, keys and values only."""
+"""Qwen2ForCausalLM (Qwen2, Qwen2.5): Llama with biases on queries, keys and values, and optional windows."""
 
 from typing import Any
 
-from align.io.families.family import ConfigJson, RotaryFamily, refuse_sliding_window
+from align.io.families.family import ConfigJson, RotaryFamily, read_windows, write_windows
 from align.model.config import GPTConfig
 
 
 class Qwen2(RotaryFamily):
-    """Its biases are fixed, not a setting."""
+    """Windows apply to the last blocks, if ``use_sliding_window`` is set."""
 
     model_type = "qwen2"
     architecture = "Qwen2ForCausalLM"
     classifier = "Qwen2ForSequenceClassification"
-    needs = RotaryFamily.needs | {"qk_norm": False, "qkv_bias": True, "bias": False}
+    needs = {"qkv_bias": True}
+    free = RotaryFamily.free | {"window", "window_layers"}
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
-        """Adds full attention."""
-        return super().write(config) | {"use_sliding_window": False}
+        """Adds windows."""
+        return super().write(config) | write_optional_windows(config)
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
-        """Refuses sliding windows."""
-        refuse_sliding_window(fields)
-        return super().read(fields)
+        """Adds windows."""
+        return super().read(fields) | read_optional_windows(fields)
+
+
+def write_optional_windows(config: GPTConfig) -> dict[str, Any]:
+    """Windows as the fields of Qwen2 and Qwen3."""
+    first = min(config.window_layers or (0,)) if config.window else config.layers
+    return write_windows(config) | {"use_sliding_window": config.window is not None, "max_window_layers": first}
+
+
+def read_optional_windows(fields: ConfigJson) -> dict[str, Any]:
+    """Windows of Qwen2 and Qwen3, which have an effect only where ``use_sliding_window`` is set."""
+    layers = fields.get("num_hidden_layers")
+    if not fields.get("use_sliding_window", False):
+        return {}
+    first = fields.get("max_window_layers", 28)
+    return read_windows(fields, [layer >= first for layer in range(layers)])

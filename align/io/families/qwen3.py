@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from align.io.families.family import ConfigJson, RotaryFamily, refuse_sliding_window
+from align.io.families.family import ConfigJson, RotaryFamily
+from align.io.families.qwen2 import read_optional_windows, write_optional_windows
 from align.model.config import GPTConfig
 
 
@@ -12,14 +13,15 @@ class Qwen3(RotaryFamily):
     model_type = "qwen3"
     architecture = "Qwen3ForCausalLM"
     classifier = "Qwen3ForSequenceClassification"
-    needs = RotaryFamily.needs | {"qk_norm": True, "qkv_bias": False, "bias": False}
+    needs = {"qk_norm": "head"}
+    free = RotaryFamily.free | {"window", "window_layers"}
+    head_width = 128
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
-        """Adds full attention without biases."""
-        return super().write(config) | {"attention_bias": False, "use_sliding_window": False}
+        """Adds windows, and attention without biases."""
+        return super().write(config) | {"attention_bias": False} | write_optional_windows(config)
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
-        """Refuses sliding windows and biases; the head width defaults to 128."""
-        refuse_sliding_window(fields)
+        """Refuses biases."""
         fields.only("attention_bias", False, default=False)
-        return super().read(fields) | {"head_width": fields.get("head_dim", 128)}
+        return super().read(fields) | read_optional_windows(fields)
