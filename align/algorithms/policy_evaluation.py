@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from align.generation.generate import sampled_rows
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
@@ -24,6 +25,12 @@ from align.training.sharding import gathered
 _ROWS = 64
 """Prompts per batch of samples"""
 
+_MOST, _LEAST = 64, 8
+"""Prompts that are responded to at most, and at least, where the recipe sets no number"""
+
+_SHARE = 0.1
+"""What policy evaluation may then cost, as a share of the training between two validations"""
+
 _CHUNK = 256
 """Positions whose logits, of both networks, exist at the same time"""
 
@@ -36,8 +43,9 @@ class PolicyEvaluationConfig:
         ValueError: a setting is invalid.
     """
 
-    prompts: int = 64
-    """Validation prompts to respond to, over all ranks; 0: none"""
+    prompts: int | None = None
+    """Validation prompts to respond to, over all ranks; 0: none; None: 64, in DPO fewer (at least 8) where training
+    between two validations is short, so that policy evaluation costs about a tenth of it"""
     temperature: float = 1.0
     """Divides the logits when sampling, and those of both networks in the KL"""
     max_new_tokens: int = 128
@@ -49,8 +57,8 @@ class PolicyEvaluationConfig:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        if self.prompts < 0:
-            raise ValueError(f"policy_evaluation.prompts is {self.prompts}: it must be at least 0")
+        if self.prompts is not None and self.prompts < 0:
+            raise ValueError(f"policy_evaluation.prompts is {self.prompts}: it must be at least 0, or null")
         if not self.temperature > 0:
             raise ValueError(f"policy_evaluation.temperature is {self.temperature}: it must be above 0")
         if self.max_new_tokens < 1:
@@ -62,7 +70,7 @@ class PolicyEvaluationConfig:
 class PolicyEvaluation(WideMetric):
     """Sums over sampled responses since the last reset, added over ranks.
 
-    Update it with every validation batch: it samples responses to the first ``config.prompts`` distinct prompts.
+    Update it with every validation batch: it samples responses to the first ``wanted`` distinct prompts.
     """
 
     full_state_update = False
@@ -82,6 +90,7 @@ class PolicyEvaluation(WideMetric):
         """
         super().__init__()
         self.config = config
+        self.wanted = _MOST if config.prompts is None else config.prompts
         self._judge: Callable[..., Sequence[float]] | None = load_reward(config.judge) if config.judge else None
         self._seen: set[tuple[int, ...]] = set()
         for name in ("kl", "reward"):
@@ -118,6 +127,20 @@ class PolicyEvaluation(WideMetric):
                     policy, reference, [prompts[row] for row in rows], [contents[row] for row in rows], tokenizer
                 )
 
+    def bound_cost(self, trained_tokens: int, prompt_tokens: float) -> None:
+        """Lower the number of prompts where the recipe sets none.
+
+        A token of training costs three forward passes; so does one here, which is sampled and then read by the policy
+        and its reference.
+
+        Args:
+            trained_tokens: between two validations, over all ranks.
+            prompt_tokens: mean length of a prompt.
+        """
+        if self.config.prompts is None:
+            response = prompt_tokens + self.config.max_new_tokens
+            self.wanted = min(_MOST, max(_LEAST, int(_SHARE * trained_tokens / response)))
+
     def compute(self) -> dict[str, torch.Tensor]:
         """Values since the last reset.
 
@@ -144,7 +167,7 @@ class PolicyEvaluation(WideMetric):
         """Rows to respond to on this rank."""
         alone = not (dist.is_available() and dist.is_initialized())
         ranks = 1 if alone else dist.get_world_size(self.process_group)
-        share = -(-self.config.prompts // ranks)
+        share = -(-self.wanted // ranks)
         rows = []
         for row, prompt in enumerate(prompts):
             if len(self._seen) == share:
@@ -174,7 +197,15 @@ class PolicyEvaluation(WideMetric):
         self.hashes.append(torch.tensor([_hash(response) for response in responses], device=self.responses.device))
         if reference is not None:
             rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-            self.kl += wide(sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum())
+            kl = sampled_kl(
+                policy,
+                reference,
+                rows,
+                lengths,
+                temperature=config.temperature,
+                vocab_limit=tokenizer.vocab_size,
+            )
+            self.kl += wide(kl.sum())
             self.compared += len(rows)
         if self._judge is not None:
             if (network := getattr(self._judge, "network", None)) is not None:
@@ -190,6 +221,7 @@ def sampled_kl(
     response_lengths: Sequence[int],
     *,
     temperature: float = 1.0,
+    vocab_limit: int | None = None,
 ) -> torch.Tensor:
     """KL(policy || reference) of responses that the policy sampled, nats each.
 
@@ -201,11 +233,12 @@ def sampled_kl(
         rows: B lists of ids, prompt and response.
         response_lengths: B, tokens of each response, at the end of its row.
         temperature: divides the logits of both.
+        vocab_limit: ids that can be sampled; rows of the output matrices beyond them are padding. None: all.
 
     Returns:
         ``[B]`` float32, never negative beyond rounding.
     """
-    device = policy.output_weight.device
+    device, limit = policy.output_weight.device, sampled_rows(policy, vocab_limit)
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     ends = torch.tensor([len(row) for row in rows], device=device)[:, None]
@@ -215,7 +248,7 @@ def sampled_kl(
     read = (positions >= begins - 1) & (positions < ends - 1)
     ours, theirs = (network.hidden(ids[:, :-1])[read].split(_CHUNK) for network in (policy, reference))
     kl = [
-        distribution_kl(policy.logits(mine), reference.logits(other), temperature=temperature)
+        distribution_kl(policy.logits(mine)[:, :limit], reference.logits(other)[:, :limit], temperature=temperature)
         for mine, other in zip(ours, theirs, strict=True)
     ]
     return torch.zeros(len(rows), device=device).index_add(0, read.nonzero()[:, 0], torch.cat(kl))

@@ -35,6 +35,8 @@ from align.algorithms.rollout import (
 from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, join_ranks
 from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
+from align.generation.generate import sampled_rows
+from align.io.progress import Advance, progress_bar
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states, response_tokens
 from align.objectives import (
@@ -50,6 +52,7 @@ from align.objectives import (
 from align.rewards.functions import load_reward
 from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
+from align.training.defaults import REINFORCEMENT
 from align.training.float64 import wide
 from align.training.lightning_internals import skip_batches
 from align.training.memory import MemoryConfig, without_dropout
@@ -106,6 +109,7 @@ class PPO(Stage):
     network: GPT
     trained_names = ("network", "value")
     frozen_names = ("reference", "reward_network", "gold_network")
+    rate_rule = REINFORCEMENT
 
     def __init__(
         self,
@@ -122,7 +126,7 @@ class PPO(Stage):
         value: ValueConfig | None = None,
         policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(kind="constant"),  # noqa: B008 (frozen)
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
@@ -225,7 +229,7 @@ class PPO(Stage):
         """One optimizer with groups for policy and value."""
         optimizer = build_optimizer(self.network.parameters(), self.optimizer_config)
         if self.value_config is not None:
-            config = replace(self.optimizer_config, lr=self.optimizer_config.lr * self.value_config.lr_factor)
+            config = replace(self.optimizer_config, lr=self.optimizer_config.peak * self.value_config.lr_factor)
             for group in build_optimizer(self._value_parameters(), config).param_groups:
                 if group["params"]:
                     optimizer.add_param_group(group)
@@ -300,7 +304,12 @@ class PPO(Stage):
         """
         group_size = self.rollout_config.group_size
         # 1. Sample.
-        with self._breaking_off() as on_step:
+        with self._breaking_off() as break_off, self._sampling_bar(iteration) as advance:
+
+            def on_step() -> None:
+                break_off()
+                advance(1)
+
             responses = sample_rollout(
                 self.network,
                 prompts,
@@ -367,8 +376,13 @@ class PPO(Stage):
         targets = response_tokens(*responses.rows)
         with gathered(network) as whole:
             states = response_states(whole, *responses.rows, group_size=self.rollout_config.group_size)
-            flat = token_logprobs(states, whole.output_weight, targets, temperature=self.rollout_config.temperature)
+            weight = self._sampled_weight(whole)
+            flat = token_logprobs(states, weight, targets, temperature=self.rollout_config.temperature)
         return padded(flat, responses.mask), states
+
+    def _sampled_weight(self, network: GPT) -> torch.Tensor:
+        """Rows ``[V, D]`` of an output matrix that can be sampled: log-probs leave padding out, as the sampler does."""
+        return network.output_weight[: sampled_rows(network, self._tokenizer.vocab_size)]
 
     def _old_logprobs(self, responses: Responses) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
         """Log-probs ``[B, N]`` under the policy that sampled; its hidden states and the sampler's gap if computed."""
@@ -426,6 +440,11 @@ class PPO(Stage):
         mesh = self.device_mesh
         return preemptible(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
 
+    def _sampling_bar(self, iteration: int) -> AbstractContextManager[Advance]:
+        """A progress bar over the tokens of the longest response; Lightning's own stands still during a rollout."""
+        show = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        return progress_bar(f"rollout {iteration}: sampling", self.rollout_config.max_new_tokens, show=show)
+
     def _total(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.reduce(tensor, "sum")
 
@@ -477,7 +496,8 @@ class PPO(Stage):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The summed loss of the policy, its KL in the loss included, and what to log of it."""
         temperature = self.rollout_config.temperature
-        logprobs = token_logprobs(states, self.network.output_weight, batch.targets, temperature=temperature)
+        weight = self._sampled_weight(self.network)
+        logprobs = token_logprobs(states, weight, batch.targets, temperature=temperature)
         policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, clip=self.update_config.clip_range)
         self._check_first(batch, policy.approx_kl, policy.ratio_max)
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))

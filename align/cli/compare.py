@@ -36,16 +36,20 @@ class CompareSettings:
     out: str
     """Folder of the report"""
     prompts: str | None = None
-    """JSONL file of {'prompt': text or messages}; null: data/prompts_test.jsonl beside the baseline's run"""
+    """JSONL file of {'prompt': text or messages}, or a file or Hub data set in another prompt format; null:
+    data/prompts_test.jsonl beside the baseline's run"""
+    prompt_format: str | None = None
+    """Format of --prompts, such as TLDR (docs/data.md); null: detected"""
     limit: int = 200
     """Largest number of prompts to read"""
     judge: tuple[str, ...] = setting((), metavar="[NAME=]JUDGE")
-    """What scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a Reward,
-    the directory of a reward model, or http://HOST/v1#MODEL, an OpenAI-compatible endpoint that compares pairs; several
-    sources separated by commas are one per seed; the first judge decides the headline; by default sandbox where
-    data/sandbox.json exists beside the baseline's run, and reward/model where that exists"""
+    """What scores the responses: sandbox, constraints, constraints_strict, module:function (prompts, responses) ->
+    scores, the class path of a Reward, the directory of a reward model, or http://HOST/v1#MODEL, an
+    OpenAI-compatible endpoint that compares pairs; several sources separated by commas are one per seed; the first
+    judge decides the headline; by default sandbox where data/sandbox.json exists beside the baseline's run, and
+    reward/model where that exists"""
     metric: tuple[str, ...] = setting((), metavar="CLASS")
-    """Class paths of further comparison metrics"""
+    """Class paths of further comparison metrics, or of tuples of them"""
     n: int = 4
     """Responses per prompt"""
     seed: int = 0
@@ -102,7 +106,7 @@ def _task(options: CompareSettings) -> "Task":
     """The comparison that the command line describes."""
     from align.compare.candidates import Candidate, Run
     from align.compare.comparison import Task
-    from align.compare.metrics import DEFAULT_METRICS, load_metric
+    from align.compare.metrics import DEFAULT_METRICS, load_metrics
     from align.compare.respond import ResponseConfig
 
     models = named_models(options.models, several=True)
@@ -114,21 +118,21 @@ def _task(options: CompareSettings) -> "Task":
     try:
         return Task(
             candidates=candidates,
-            prompts=read_prompts(file, limit=options.limit),
+            prompts=read_prompts(file, limit=options.limit, format=options.prompt_format),
             judges=_judges(options.judge, beside),
             config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
-            metrics=[*DEFAULT_METRICS, *map(load_metric, options.metric)],
+            metrics=[*DEFAULT_METRICS, *(metric for path in options.metric for metric in load_metrics(path))],
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _prompts_file(given: str | None, beside: Path) -> Path:
-    file = Path(given) if given else beside / "data" / "prompts_test.jsonl"
-    if given is None and not file.is_file():
-        raise UsageError(f"--prompts is missing, and its default {file} does not exist")
-    return file
+def _prompts_file(given: str | None, beside: Path) -> str:
+    default = beside / "data" / "prompts_test.jsonl"
+    if given is None and not default.is_file():
+        raise UsageError(f"--prompts is missing, and its default {default} does not exist")
+    return given or str(default)
 
 
 def _judges(given: tuple[str, ...], beside: Path) -> list["Judge"]:

@@ -35,9 +35,14 @@ class GenerateSettings:
     prompt: str | None = None
     """What a chat model responds to, or what another model continues"""
     prompts: str | None = None
-    """JSONL file of {'prompt': text or messages}, instead of --prompt"""
+    """JSONL file of {'prompt': text or messages}, or a file or Hub data set in another prompt format, instead of
+    --prompt"""
+    prompt_format: str | None = None
+    """Format of --prompts, such as TLDR (docs/data.md); null: detected"""
     limit: int | None = None
     """Number of prompts to read from --prompts; null: all"""
+    system: str | None = None
+    """System message of prompts that have none, for a chat model"""
     raw: bool = False
     """Continue the text as it is, without the chat template"""
     n: int = 1
@@ -51,8 +56,8 @@ class GenerateSettings:
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
     judge: str | None = None
-    """Reward that scores the samples: sandbox, module:function (prompts, responses) -> scores, the class path of a
-    Reward, or the directory of a reward model"""
+    """Reward that scores the samples: sandbox, constraints, constraints_strict, module:function (prompts, responses)
+    -> scores, the class path of a Reward, or the directory of a reward model"""
     out: str | None = None
     """JSONL file to which the samples are also written"""
     show: int = 8
@@ -114,13 +119,13 @@ def _sample(options: GenerateSettings, directory: Path, device: "torch.device") 
     if options.prompt is not None:
         prompts: list[Prompt] = [options.prompt]
     else:
-        prompts = read_prompts(str(options.prompts), limit=options.limit)
+        prompts = read_prompts(str(options.prompts), limit=options.limit, format=options.prompt_format)
     network, tokenizer, chat = _load(directory, device, raw=options.raw)
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.n)]
     for start in range(0, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
         asked = [prompts[number] for number, _ in batch]
-        ids = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in asked]
+        ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in asked]
         seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
         sampled = sample_responses(network, tokenizer, ids, options.sampling, seeds=seeds)
         rewards = [{"reward": reward} for reward in judge(asked, sampled.texts)] if judge else [{}] * len(batch)
@@ -148,7 +153,7 @@ def _stream(options: GenerateSettings, directory: Path, device: "torch.device") 
 
     assert options.prompt is not None
     network, tokenizer, chat = _load(directory, device, raw=options.raw)
-    ids = encode_prompt(tokenizer, options.prompt, chat=chat)
+    ids = encode_prompt(tokenizer, options.prompt, chat=chat, system=options.system)
     decoder = tokenizer.stream_decoder()
 
     def show(row: int, token: int) -> None:

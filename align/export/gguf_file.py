@@ -100,6 +100,18 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / FILE)) from error
 
 
+def rounded_by_gguf(source: Source, settings: ExportSettings) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor by its name in the network, float32, as llama.cpp reads it from the file."""
+    gguf = need("gguf", "--format gguf")
+    kind, config, state = _type_name(source, settings), source.network.config, source.network.state_dict()
+    for tensor in architecture_of(config).layout(state, config):
+        values = tensor.join(state)
+        code = getattr(gguf.GGMLQuantizationType, _tensor_type(tensor.name, values, kind))
+        stored = gguf.quants.quantize(np.ascontiguousarray(values.float().numpy()), code)
+        rounded = torch.from_numpy(gguf.quants.dequantize(stored, code)).float()
+        yield from tensor.split(rounded, [len(state[part]) for part in tensor.parts]).items()
+
+
 def _type_name(source: Source, settings: ExportSettings) -> str:
     if settings.quantize != "none":
         return settings.quantize.upper()

@@ -8,9 +8,9 @@ from align.tokenizer import Tokenizer
 from align.tokenizer.byte_level import ByteLevelSpec, bytes_to_chars
 from align.tokenizer.gguf_metadata import PRE_TOKENIZERS, TokenType, find_pre_tokenizer, scored_merges
 from align.tokenizer.library import LibrarySpec
+from align.tokenizer.plain_template import plain_template
 from align.tokenizer.splitting import split_words
 
-_TRAINING_TAGS = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -246,5 +246,4 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_add_bos_token(bool(tokenizer.opening_ids))
     writer.add_add_eos_token(False)
     if tokenizer.spec.chat_template is not None:
-        # Not every reader's Jinja supports the tags that mark trained tokens.
-        writer.add_chat_template(_TRAINING_TAGS.sub("", tokenizer.spec.chat_template))
+        writer.add_chat_template(plain_template(tokenizer.spec.chat_template))

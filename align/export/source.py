@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,6 +19,18 @@ from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Adapter(NamedTuple):
+    """An adapter that a source was merged from.
+
+    Attributes:
+        directory: of the adapter.
+        base: directory of the base it was merged into.
+    """
+
+    directory: Path
+    base: Path
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,8 @@ class Source:
     """As in align.json; a default where there is none"""
     dtype: torch.dtype
     """Of the weights on disk"""
+    adapter: Adapter | None = None
+    """What it was merged from"""
 
     @property
     def scalar(self) -> bool:
@@ -139,6 +153,7 @@ def _of_adapter(name: str, path: Path, base: str | None) -> Source:
         Tokenizer.load(ours),
         manifest,
         _stored_dtype(base_directory),
+        Adapter(path, base_directory),
     )
 
 

@@ -1,7 +1,8 @@
 """Tokenizers in GGUF files: the names of their pre-tokenizers, and reading one from a file's metadata.
 
 GGUF files contain no regular expressions: llama.cpp knows pre-tokenizers by name. The table here serves reading and
-writing. Normalization is not in the files either: llama.cpp applies none, the models' own tokenizers do, and so do we.
+writing. Where llama.cpp departs from the tokenizer that a model was trained with (it never normalizes), a file is read
+as that tokenizer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ PRE_TOKENIZERS = (
     PreTokenizer(("smollm", "starcoder", "refact"), (DIGIT, GPT2)),
     PreTokenizer(("command-r",), (DIGIT, GPT2), nfc=True),
     PreTokenizer(("llama-bpe", "llama3", "llama-v3"), (LLAMA3,), ignore_merges=True, adds_bos=True),
-    PreTokenizer(("dbrx", "smaug-bpe"), (LLAMA3,)),  # OLMo-2 is written as dbrx, SmolLM3 as smaug-bpe
+    PreTokenizer(("smaug-bpe",), (LLAMA3,), ignore_merges=True),  # SmolLM3, whose merges only llama.cpp does not ignore
+    PreTokenizer(("dbrx",), (LLAMA3,)),  # OLMo-2
     PreTokenizer(("qwen2", "deepseek-r1-qwen", "megrez"), (QWEN2,), nfc=True),
     PreTokenizer(("stablelm2",), (QWEN2,)),
     PreTokenizer(("tekken",), (TEKKEN,), ignore_merges=True, adds_bos=True),

@@ -63,7 +63,7 @@ def _metadata(file) -> dict:
     return {name: field.contents() for name, field in gguf.GGUFReader(file).fields.items()}
 
 
-KINDS = {row.names[0]: row for row in PRE_TOKENIZERS}
+KINDS = {row.names[0]: row for row in PRE_TOKENIZERS if row.names[0] != "smaug-bpe"}  # which is written as llama-bpe
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama", "gemma"])

@@ -85,7 +85,7 @@ def test_every_name_splits_and_is_found_again(row):
         spec = spec_from_gguf(byte_level(pre=name))
         assert tuple(split.pattern for split in spec.splits) == row.patterns
         assert (spec.nfc, spec.ignore_merges) == (row.nfc, row.ignore_merges)
-        assert find_pre_tokenizer(spec) is row
+        assert find_pre_tokenizer(spec)[1:4] == row[1:4]
 
 
 def test_patterns_that_match_the_same_share_a_name():
@@ -171,4 +171,5 @@ def test_smollm2():
         expected = peer.encode(text, add_special_tokens=False).ids
         assert tokenizer.encode(text) == loaded.encode(text) == expected
     assert len(tokenizer.missing_bytes) == 21
+    assert tokenizer.fingerprint == loaded.fingerprint
     assert tokenizer.opening_ids == loaded.opening_ids == ()
