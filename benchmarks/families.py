@@ -82,16 +82,7 @@ TEXTS = [
     "    def area(self, width=12, height=345):\n        return width * height  # 4140\n",
     "Größe, naïve café, Привет, мир! 人工智能正在改变世界。\n",
 ]
-PROMPTS = [
-    "The quick brown",
-    "return width *",
-    "Größe, naïve",
-    "12 and 345",
-    "dog",
-    "the lazy dog doesn't mind",
-    " ",
-    "é",
-]
+PROMPTS = ["The quick brown", "return width *", "Größe", "12 and 345", "dog", "the lazy dog doesn't mind", " ", "é"]
 NEW_TOKENS = 24
 
 
