@@ -207,10 +207,8 @@ def gguf_out(checkpoint: Checkpoint) -> str:
         theirs = reading.logprobs(ids.tolist(), 1)
         difference = (ours(ids[None])[0, :-1].log_softmax(-1) - theirs).nan_to_num(0)
         texts = [checkpoint.tokenizer.decode(text) for text in _greedy(checkpoint)]
-        same = sum(
-            reading.respond(prompt, NEW_TOKENS) == text
-            for prompt, text in zip(checkpoint.prompts(), texts, strict=True)
-        )
+        theirs_texts = reading.respond(checkpoint.prompts(), NEW_TOKENS)
+        same = sum(text == other for text, other in zip(texts, theirs_texts, strict=True))
         reading.close()
     return f"{_number(difference)}; {same} of {len(PROMPTS)}"
 
