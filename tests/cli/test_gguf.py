@@ -40,9 +40,8 @@ def test_exports_and_preferences_read_it(file: Path, run: Path, tmp_path: Path) 
     assert again.config == source.config
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in source.state_dict().items())
     assert read_manifest(tmp_path / "again")["gguf"]["file"] == str(file)
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "Tell me about Mia the fox."}\n')
-    command = ["preferences", str(file), "--prompts", str(prompts), "--judge", "sandbox", "--n", "2"]
+    prompts = run / "data/prompts_val.jsonl"
+    command = ["preferences", str(file), "--prompts", str(prompts), "--judge", "sandbox", "--n", "4"]
     command += ["--out", str(tmp_path / "pairs.jsonl"), "--max_new_tokens", "8", "--keep_unfinished"]
     assert main(command) == 0
 

@@ -59,11 +59,12 @@ def _convert(path: Path, directory: Path, digest: str) -> None:
     from align.io.manifest import write_manifest
     from align.io.state_files import save_state
     from align.tokenizer import Tokenizer
+    from align.tokenizer.files import gguf_spec
 
     start = time.monotonic()
     opened = open_gguf(path)
-    tokenizer = Tokenizer.load(path)
     values = opened.metadata.values
+    tokenizer = Tokenizer(gguf_spec(path, values))
     source = {
         "file": str(path),
         "sha256": digest,
