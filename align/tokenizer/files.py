@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     path = Path(source)
     if not path.exists():
         path = _from_hub(str(source))
-    if (container := gguf_in(path)) is not None:
-        return _of_gguf(container)
+    if (file := gguf_in(path)) is not None:
+        return gguf_spec(file, open_container(file).values)
     directory = path if path.is_dir() else path.parent
     file = directory / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -54,9 +55,12 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     return replace(spec, config=config, chat_template=template)
 
 
-def _of_gguf(file: Path) -> TokenizerSpec:
-    """The tokenizer in the metadata of a GGUF file."""
-    values = open_container(file).values
+def gguf_spec(file: Path, values: Mapping[str, Any]) -> TokenizerSpec:
+    """The tokenizer of a GGUF file with this metadata.
+
+    Raises:
+        ValueError: it is none that align can read; the message names the file.
+    """
     try:
         return spec_from_gguf(values)
     except ValueError as error:
