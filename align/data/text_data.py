@@ -94,6 +94,8 @@ class TextData(RowData):
         processes: Processes that tokenize
     """
 
+    _renders_chats = False
+
     def __init__(
         self,
         tokenizer: str,

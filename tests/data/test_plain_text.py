@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from align.data.formats import chats, pairs
 from align.data.formats import prompt_records as prompts
 from align.data.pair_data import PreferenceData, PromptData
-from align.data.text_data import ChatData
+from align.data.text_data import ChatData, TextData
 from align.tokenizer import Tokenizer
 from align.tokenizer.plain_template import PLAIN, with_chat_template
 
@@ -78,14 +78,14 @@ def test_the_name_of_a_prompt_format():
 
 @pytest.fixture
 def bare_dir(tokenizer_dir, tmp_path):
-    """As GPT-NeoX's: no template, eos is bos too, and no pad token but a special ``<|padding|>`` that nothing names."""
+    """No template, eos is bos too, and no pad token: its special token has no well-known name."""
     path = tmp_path / "bare"
     tokenizer = Tokenizer.load(tokenizer_dir)
     tokenizer.save(path)
     config = json.loads((path / "tokenizer_config.json").read_text())
     del config["chat_template"], config["pad_token"]
     file = path / "tokenizer.json"
-    file.write_text(file.read_text().replace("<|pad|>", "<|padding|>"))
+    file.write_text(file.read_text().replace("<|pad|>", "<|unused|>"))
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<|eos|>"}))
     return str(path)
 
@@ -112,6 +112,14 @@ def test_a_template_of_ones_own(bare_dir):
     assert with_chat_template(tokenizer, PLAIN + "\n").spec.chat_template == PLAIN + "\n"
     with pytest.raises(ValueError, match=naming("chat_template", "chatml", "plain")):
         with_chat_template(tokenizer, "chatml")
+
+
+@pytest.mark.parametrize("kind", [ChatData, PreferenceData, PromptData])
+def test_a_tokenizer_without_a_template(bare_dir, kind):
+    """The tokenizer is to blame, not a record; text needs no template."""
+    with pytest.raises(ValueError, match=naming(bare_dir, "chat_template", "plain")):
+        kind(bare_dir, "records.jsonl")
+    assert TextData(bare_dir, "records.jsonl").tokenizer.spec.chat_template is None
 
 
 def test_the_data_modules_take_it(bare_dir, build):

@@ -97,6 +97,7 @@ def test_pythia(pythia: Path):
     tokenizer = Tokenizer.load(pythia / "ppo/model")
     assert tokenizer.spec.chat_template == PLAIN
     assert tokenizer.stop_ids == (tokenizer.eos_id,)
+    assert tokenizer.pad_id == tokenizer.special_tokens["<|padding|>"]
 
 
 def test_pythia_on_dialogues(tmp_path: Path):
