@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Baseline": "align.callbacks",
     "ChatData": "align.data",
     "Checkpoints": "align.training",
     "Cost": "align.callbacks",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from align.algorithms.pretrain import Pretrain as Pretrain
     from align.algorithms.reward_modeling import Reward as Reward
     from align.algorithms.sft import SFT as SFT
+    from align.callbacks.baseline import Baseline as Baseline
     from align.callbacks.cost import Cost as Cost
     from align.callbacks.health import Health as Health
     from align.callbacks.health_checks import HealthCheck as HealthCheck

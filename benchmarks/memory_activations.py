@@ -57,7 +57,7 @@ def measure(
     config = GPTConfig(**setting["shape"])
     network = GPT(config)
     recompute_activations(network, recompute)
-    optimizer = build_optimizer(network.parameters(), OptimizerConfig())
+    optimizer = build_optimizer(network.parameters(), OptimizerConfig(lr=3e-4))
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(config.vocab_size, (setting["rows"], config.context + 1), generator=generator)
     for parameter in network.parameters():

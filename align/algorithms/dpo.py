@@ -7,7 +7,8 @@ Legend: B pairs, T tokens of a row.
 """
 
 import copy
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -27,6 +28,7 @@ from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.packing import share_responses
 from align.objectives import PairLogprobs, PairLosses, PreferenceLoss, preference, sequence_logprobs, token_logprobs
+from align.training.defaults import PREFERENCES
 from align.training.float64 import WideMetric, wide
 from align.training.lightning_internals import batch_index
 from align.training.memory import MemoryConfig, without_dropout
@@ -81,6 +83,7 @@ class DPO(Stage):
     network: GPT
     reference: GPT | None
     frozen_names = ("reference",)
+    rate_rule = PREFERENCES
 
     def __init__(
         self,
@@ -94,7 +97,7 @@ class DPO(Stage):
         other_reference: bool = False,
         policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
@@ -113,7 +116,7 @@ class DPO(Stage):
         self.init_from, self.reference_source, self._load_policy = init_from, reference, load_policy
         self.loss, self.sft_coef = loss, sft_coef
         self.precomputed, self.shared_prefix = reference_logprobs == "precomputed", shared_prefix and not compile
-        self.other_reference, self.policy_evaluation_config = other_reference, policy_evaluation
+        self.other_reference = other_reference
         self.val_pairs, self.test_pairs, self.policy_evaluation = (
             PairMeans(),
             PairMeans(),
@@ -132,7 +135,7 @@ class DPO(Stage):
             self.reference = reference_view(self.network)
             return
         # A network built in Python cannot be loaded again once training has changed it.
-        if not only_cached or self.policy_evaluation_config.prompts or not has_source:
+        if not only_cached or self.policy_evaluation.wanted or not has_source:
             self.reference = self._make_reference(start=self.network)
 
     # Training.
@@ -219,8 +222,21 @@ class DPO(Stage):
         """Add a batch to the validation metrics, and sample responses to its prompts."""
         self._add("validation", batch, self.val_pairs)
         tokenizer = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if self.policy_evaluation_config.prompts and tokenizer is not None and not self.trainer.sanity_checking:
+        if self.policy_evaluation.wanted and tokenizer is not None and not self.trainer.sanity_checking:
+            if batch_idx == 0:
+                self._bound_evaluation(batch)
             self.policy_evaluation.update(self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer)
+
+    def _bound_evaluation(self, batch: PairBatch) -> None:
+        """Limit policy evaluation to a share of the training between validations, as if its batches were like this."""
+        trainer: Any = self.trainer
+        between = getattr(trainer, "val_check_batch", None) or 1
+        if trainer.check_val_every_n_epoch is not None:
+            between = min(between, trainer.num_training_batches)
+        tokens = int(batch.lengths.sum()) * self.sharing.ranks
+        prompts = int((batch.numbers >= 0).sum())
+        if math.isfinite(between) and prompts:
+            self.policy_evaluation.bound_cost(int(between * tokens), int(batch.prompt_lengths.sum()) / prompts)
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/*`` and ``policy/*``."""

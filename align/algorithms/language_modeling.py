@@ -7,16 +7,21 @@ Legend: B rows, T tokens, D width.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from align.adapters.lora import LoraConfig
+from align.adapters.token_rows import train_rows
 from align.algorithms.module import Stage
 from align.batches import TokenBatch
+from align.io.location import locate
+from align.io.manifest import is_adapter
 from align.model.gpt import GPT
+from align.model.vocabulary import extend_vocabulary
 from align.objectives import NextTokenLoss, next_token_loss, row_nll
+from align.tokenizer import Tokenizer
 from align.training.float64 import WideMetric, wide
 from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig
@@ -46,18 +51,68 @@ class LanguageModelStage(Stage):
         parent: str | None,
         memory: MemoryConfig,
         lora: LoraConfig | None = None,
+        add_tokens: Sequence[str] = (),
     ) -> None:
-        """Store the settings; ``make`` returns the network, and is called under the Trainer's strategy."""
+        """Store the settings; ``make`` returns the network, and is called under the Trainer's strategy.
+
+        Raises:
+            ValueError: ``add_tokens`` is set, but ``parent`` has no vocabulary to add to, or is an adapter.
+        """
         super().__init__(
             optimizer=optimizer, schedule=schedule, parent=parent, lora=lora, memory=memory, compile=compile
         )
-        self._make = make
+        if add_tokens and (parent is None or is_adapter(parent)):
+            raise ValueError(
+                f"add_tokens is {list(add_tokens)}, which needs init_from with a whole model and its tokenizer; it is "
+                f"{parent}"
+            )
+        self._make, self.add_tokens, self._new_ids = make, tuple(add_tokens), list[int]()
         self.z_loss = z_loss
         self.val_metric, self.test_metric = TokenLoss(), TokenLoss()
 
     def build(self) -> None:
-        """Set the network."""
+        """Set the network, with rows for ``add_tokens``."""
         self.network = self._make()
+        if self.add_tokens:
+            before = Tokenizer.load(locate(str(self.parent)))
+            after = before.with_added_tokens(self.add_tokens)
+            known, every = (tokenizer.real_ids.nonzero()[0].tolist() for tokenizer in (before, after))
+            self._new_ids = sorted(set(every) - set(known))
+            extend_vocabulary(self.network, known=known, added=self._new_ids)
+
+    def add_adapters(self) -> None:
+        """Adapters, beside which the rows of new tokens are trained too; see ``Stage.add_adapters``.
+
+        Raises:
+            ValueError: the other rows would not stay as they are.
+        """
+        super().add_adapters()
+        if self.adapter_record is None or not self._new_ids:
+            return
+        if self.optimizer_config.weight_decay:
+            raise ValueError(
+                f"optimizer.weight_decay is {self.optimizer_config.weight_decay}, which would decay the rows of all "
+                "tokens; set it to 0, as add_tokens is set with lora"
+            )
+        if self.device_mesh is not None:
+            raise ValueError("add_tokens is set with lora, which can't be sharded: use ddp, or train all weights")
+        train_rows(self.network, self._new_ids)
+
+    def setup(self, stage: str) -> None:
+        """Check that the data is tokenized with ``add_tokens``; see ``Stage.setup``.
+
+        Raises:
+            ValueError: it is not.
+        """
+        super().setup(stage)
+        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        if self.add_tokens and tokenizer is not None:
+            have = {token.content for token in tokenizer.spec.added}
+            if missing := [name for name in self.add_tokens if name not in have]:
+                raise ValueError(
+                    f"add_tokens has {missing[0]!r}, which the data's tokenizer lacks: set the data module's tokenizer "
+                    "to tokenizer.with_added_tokens(add_tokens) before the Trainer starts"
+                )
 
     def hidden(self, batch: TokenBatch) -> torch.Tensor:
         """Step 2: hidden states ``[B, T-1, D]`` of ``ids[:, :-1]``."""

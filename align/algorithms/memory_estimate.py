@@ -1,7 +1,7 @@
 """Estimated memory of a training step, and the settings that reduce it.
 
 Weights, gradients and optimizer state are exact. Activations are those that the graph keeps on a CPU, without dropout
-masks, kernels' workspaces and fragmentation.
+masks, kernels' workspaces and fragmentation: glibc's allocator can add as much again as the activations are.
 
 Legend: B rows, T tokens, L layers, H query heads, K key/value heads, E width of one head, D width, F width inside the
 feed-forward, V vocabulary.
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from align.adapters.lora import LAYERS, LoraConfig, adapters
 from align.algorithms.module import Stage
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
@@ -26,6 +27,10 @@ _BLOCK_8BIT, _LEAST_8BIT = 256, 4096
 
 _CODE_TABLE = 4 * 256
 """Bytes of the lookup table of a running mean's 8-bit codes."""
+
+
+_IN_ATTENTION = 4
+"""How many of ``LAYERS`` are in attention; the others are in the feed-forward layer"""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,10 @@ def estimate_memory(stage: Stage, rows: int, tokens: int) -> MemoryEstimate:
         # A reference may share the base weights of the policy's adapters.
         frozen=_bytes({p for module in frozen for p in module.parameters()} - weights),
         activations=sum(
-            activation_bytes(network.config, rows, tokens, recompute=recompute, narrow=narrow) for network in networks
+            activation_bytes(
+                network.config, rows, tokens, recompute=recompute, narrow=narrow, adapter=_adapter(network)
+            )
+            for network in networks
         ),
         logits=logits_bytes(stage.network, rows * tokens, _device(stage)) if isinstance(stage.network, GPT) else 0,
     )
@@ -104,7 +112,15 @@ def optimizer_bytes(parameters: list[nn.Parameter], state_bits: int) -> int:
     return total
 
 
-def activation_bytes(config: GPTConfig, rows: int, tokens: int, *, recompute: Recompute, narrow: bool) -> int:
+def activation_bytes(
+    config: GPTConfig,
+    rows: int,
+    tokens: int,
+    *,
+    recompute: Recompute,
+    narrow: bool,
+    adapter: LoraConfig | None = None,
+) -> int:
     """Activations that a trunk keeps for ``rows * tokens`` positions, plus those recomputed at a time.
 
     Args:
@@ -113,8 +129,15 @@ def activation_bytes(config: GPTConfig, rows: int, tokens: int, *, recompute: Re
         tokens: T.
         recompute: see ``Block.recompute``.
         narrow: matrix products are in bfloat16.
+        adapter: that trains instead of the weights, if any. With fewer targets than all, somewhat less is kept.
     """
     attention, feed = _attention_bytes(config, narrow), _feed_forward_bytes(config, narrow)
+    if adapter is not None:
+        # Frozen norms keep no normalised input. An adapted matrix also keeps A x.
+        saved = 4 * config.width * (config.norm == "rmsnorm")
+        adapted = [name in (adapter.targets or LAYERS) for name in LAYERS]
+        attention += (2 if narrow else 4) * adapter.rank * sum(adapted[:_IN_ATTENTION]) - saved
+        feed += (2 if narrow else 4) * adapter.rank * sum(adapted[_IN_ATTENTION:]) - saved
     a_matrices, f_matrices = _matrix_bytes(config) if narrow else (0, 0)
     residual = 4 * config.width
     kept, again, matrices = {
@@ -194,7 +217,7 @@ def advice(stage: Stage, rows: int, tokens: int, *, batch_size: int | None = Non
     if memory.activation_checkpointing != "block":
         narrow = "bf16" in _precision(stage)
         then = sum(
-            activation_bytes(network.config, rows, tokens, recompute="block", narrow=narrow)
+            activation_bytes(network.config, rows, tokens, recompute="block", narrow=narrow, adapter=_adapter(network))
             for network in _trained_networks(stage)
         )
         saved = now.activations - then
@@ -231,12 +254,16 @@ def explain_out_of_memory(stage: Stage, *, batch_size: int | None) -> str:
     rows, tokens = stage.batch_shape or (0, 0)
     estimate = estimate_memory(stage, rows, tokens)
     where = f"in a batch of {rows} rows x {tokens} tokens" if rows else "before the first batch"
-    parts = ", ".join(f"{name} {_gigabytes(size)}" for name, size in vars(estimate).items())
-    lines = [f"out of memory on {_device(stage)}, {where}; estimated {_gigabytes(estimate.total)}: {parts}."]
+    parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in vars(estimate).items())
+    lines = [f"out of memory on {_device(stage)}, {where}; estimated {gigabytes(estimate.total)}: {parts}."]
     if best := advice(stage, rows, tokens, batch_size=batch_size)[:3]:
         lines.append("To save memory, set:")
-        lines += [f"  {one.setting}: about {_gigabytes(one.saved)} less; cost: {one.cost}" for one in best]
+        lines += [f"  {one.setting}: about {gigabytes(one.saved)} less; cost: {one.cost}" for one in best]
     return "\n".join(lines)
+
+
+def _adapter(network: GPT | ScalarGPT) -> LoraConfig | None:
+    return next(iter(adapters(network).values()), None)
 
 
 def _trained_modules(stage: Stage) -> list[nn.Module]:
@@ -263,5 +290,6 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
     return sum(local(parameter).nbytes for parameter in parameters)
 
 
-def _gigabytes(size: int) -> str:
+def gigabytes(size: int) -> str:
+    """A size in GB, or in MB below 10 MB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.2f} MB"

@@ -1,6 +1,7 @@
 """The base class of the stages: building networks, gradients that do not depend on micro-batches or ranks, resuming."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -17,6 +18,7 @@ from align.algorithms.starting_points import adapt, adapter_record, base_source,
 from align.model.config import GPTConfig
 from align.model.four_bit import replace_matrices
 from align.model.gpt import GPT, ScalarGPT
+from align.training.defaults import FINE_TUNING, RateRule
 from align.training.lightning_internals import attached_trainer, batch_index, stored_data_position
 from align.training.memory import (
     MemoryConfig,
@@ -64,6 +66,8 @@ class Stage(pl.LightningModule):
     """Submodules that are neither trained nor saved."""
     adapter_record: dict[str, Any] | None = None
     """Record of the base of the adapters; None if there are none."""
+    rate_rule: RateRule = FINE_TUNING
+    """The learning rate where the recipe sets none."""
 
     def __init__(
         self,
@@ -119,6 +123,7 @@ class Stage(pl.LightningModule):
                 self._freeze(frozen)
         self._quantize_base()
         self.add_adapters()
+        self._choose_rate()
         self._save_memory()
         self._shard()
 
@@ -167,6 +172,14 @@ class Stage(pl.LightningModule):
         self.adapter_record = adapter_record(self.network, base_source(self.parent), self._four_bit)
         if self.adapter_record is not None:
             self.strict_loading = False
+
+    def _choose_rate(self) -> None:
+        """Replace a learning rate of None by the stage's default."""
+        if self.optimizer_config.lr is None:
+            lr = self.rate_rule.lr(self.network.num_parameters(), adapters=self.adapter_record is not None)
+            self.optimizer_config = replace(self.optimizer_config, lr=lr)
+            trained = "adapters" if self.adapter_record is not None else "all weights"
+            rank_zero_info(f"optimizer.lr is {lr:g}, the default of {type(self).__name__} for {trained} at this size")
 
     def run_seed(self) -> int:
         """The run's seed (``seed_everything``); rank 0's if ranks differ."""
@@ -273,11 +286,21 @@ class Stage(pl.LightningModule):
             checkpoint["optimizer_states"] = [index_optimizer_state(state, optimizer, names) for state in states]
 
     def on_train_start(self) -> None:
-        """Resume the data from the checkpoint's position."""
+        """Resume the data from the checkpoint's position, and log the settings whose values the run determined."""
         position, self._data_position = self._data_position, None
         loader: Any = self.trainer.train_dataloader
         if position is not None and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(position)
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(self.resolved_settings())
+
+    def resolved_settings(self) -> dict[str, float]:
+        """Settings that follow from the network and the length of the run, by their keys; once training has begun."""
+        group = self.trainer.optimizers[0].param_groups[0]
+        return {
+            "optimizer.lr": group.get("initial_lr", group["lr"]),
+            "schedule.warmup_steps": self.schedule_config.warmup(int(self.trainer.estimated_stepping_batches)),
+        }
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed with the batch number: a resumed run draws the same random numbers without saved generator states."""
@@ -404,6 +427,4 @@ class Stage(pl.LightningModule):
         if self.adapter_record is not None:
             trained = sum(parameter.numel() for parameter in self.trained())
             line += f"; frozen, except {trained:,} in adapters and heads"
-        if isinstance(network, GPT):
-            line += f", {network.flops_per_token(config.context) / 1e6:.1f} MFLOP per training token"
         rank_zero_info(line)

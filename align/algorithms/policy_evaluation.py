@@ -25,6 +25,12 @@ from align.training.sharding import gathered
 _ROWS = 64
 """Prompts per batch of samples"""
 
+_MOST, _LEAST = 64, 8
+"""Prompts that are responded to at most, and at least, where the recipe sets no number"""
+
+_SHARE = 0.1
+"""What policy evaluation may then cost, as a share of the training between two validations"""
+
 _CHUNK = 256
 """Positions whose logits, of both networks, exist at the same time"""
 
@@ -37,8 +43,9 @@ class PolicyEvaluationConfig:
         ValueError: a setting is invalid.
     """
 
-    prompts: int = 64
-    """Validation prompts to respond to, over all ranks; 0: none"""
+    prompts: int | None = None
+    """Validation prompts to respond to, over all ranks; 0: none; None: 64, in DPO fewer (at least 8) where training
+    between two validations is short, so that policy evaluation costs about a tenth of it"""
     temperature: float = 1.0
     """Divides the logits when sampling, and those of both networks in the KL"""
     max_new_tokens: int = 128
@@ -50,8 +57,8 @@ class PolicyEvaluationConfig:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        if self.prompts < 0:
-            raise ValueError(f"policy_evaluation.prompts is {self.prompts}: it must be at least 0")
+        if self.prompts is not None and self.prompts < 0:
+            raise ValueError(f"policy_evaluation.prompts is {self.prompts}: it must be at least 0, or null")
         if not self.temperature > 0:
             raise ValueError(f"policy_evaluation.temperature is {self.temperature}: it must be above 0")
         if self.max_new_tokens < 1:
@@ -63,7 +70,7 @@ class PolicyEvaluationConfig:
 class PolicyEvaluation(WideMetric):
     """Sums over sampled responses since the last reset, added over ranks.
 
-    Update it with every validation batch: it samples responses to the first ``config.prompts`` distinct prompts.
+    Update it with every validation batch: it samples responses to the first ``wanted`` distinct prompts.
     """
 
     full_state_update = False
@@ -83,6 +90,7 @@ class PolicyEvaluation(WideMetric):
         """
         super().__init__()
         self.config = config
+        self.wanted = _MOST if config.prompts is None else config.prompts
         self._judge: Callable[..., Sequence[float]] | None = load_reward(config.judge) if config.judge else None
         self._seen: set[tuple[int, ...]] = set()
         for name in ("kl", "reward"):
@@ -119,6 +127,20 @@ class PolicyEvaluation(WideMetric):
                     policy, reference, [prompts[row] for row in rows], [contents[row] for row in rows], tokenizer
                 )
 
+    def bound_cost(self, trained_tokens: int, prompt_tokens: float) -> None:
+        """Lower the number of prompts where the recipe sets none.
+
+        A token of training costs three forward passes; so does one here, which is sampled and then read by the policy
+        and its reference.
+
+        Args:
+            trained_tokens: between two validations, over all ranks.
+            prompt_tokens: mean length of a prompt.
+        """
+        if self.config.prompts is None:
+            response = prompt_tokens + self.config.max_new_tokens
+            self.wanted = min(_MOST, max(_LEAST, int(_SHARE * trained_tokens / response)))
+
     def compute(self) -> dict[str, torch.Tensor]:
         """Values since the last reset.
 
@@ -145,7 +167,7 @@ class PolicyEvaluation(WideMetric):
         """Rows to respond to on this rank."""
         alone = not (dist.is_available() and dist.is_initialized())
         ranks = 1 if alone else dist.get_world_size(self.process_group)
-        share = -(-self.config.prompts // ranks)
+        share = -(-self.wanted // ranks)
         rows = []
         for row, prompt in enumerate(prompts):
             if len(self._seen) == share:

@@ -36,6 +36,7 @@ from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, Ro
 from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
 from align.generation.generate import sampled_rows
+from align.io.progress import Advance, progress_bar
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states, response_tokens
 from align.objectives import (
@@ -51,6 +52,7 @@ from align.objectives import (
 from align.rewards.functions import load_reward
 from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
+from align.training.defaults import REINFORCEMENT
 from align.training.float64 import wide
 from align.training.lightning_internals import skip_batches
 from align.training.memory import MemoryConfig, without_dropout
@@ -107,6 +109,7 @@ class PPO(Stage):
     network: GPT
     trained_names = ("network", "value")
     frozen_names = ("reference", "reward_network", "gold_network")
+    rate_rule = REINFORCEMENT
 
     def __init__(
         self,
@@ -123,7 +126,7 @@ class PPO(Stage):
         value: ValueConfig | None = None,
         policy_evaluation: PolicyEvaluationConfig = PolicyEvaluationConfig(),  # noqa: B008 (frozen)
         lora: LoraConfig | None = None,
-        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(kind="constant"),  # noqa: B008 (frozen)
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
@@ -226,7 +229,7 @@ class PPO(Stage):
         """One optimizer with groups for policy and value."""
         optimizer = build_optimizer(self.network.parameters(), self.optimizer_config)
         if self.value_config is not None:
-            config = replace(self.optimizer_config, lr=self.optimizer_config.lr * self.value_config.lr_factor)
+            config = replace(self.optimizer_config, lr=self.optimizer_config.peak * self.value_config.lr_factor)
             for group in build_optimizer(self._value_parameters(), config).param_groups:
                 if group["params"]:
                     optimizer.add_param_group(group)
@@ -301,7 +304,12 @@ class PPO(Stage):
         """
         group_size = self.rollout_config.group_size
         # 1. Sample.
-        with self._breaking_off() as on_step:
+        with self._breaking_off() as break_off, self._sampling_bar(iteration) as advance:
+
+            def on_step() -> None:
+                break_off()
+                advance(1)
+
             responses = sample_rollout(
                 self.network,
                 prompts,
@@ -431,6 +439,11 @@ class PPO(Stage):
         """Around work that a preempted run may abandon; tensor-parallel devices must not stop on their own."""
         mesh = self.device_mesh
         return preemptible(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
+
+    def _sampling_bar(self, iteration: int) -> AbstractContextManager[Advance]:
+        """A progress bar over the tokens of the longest response; Lightning's own stands still during a rollout."""
+        show = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        return progress_bar(f"rollout {iteration}: sampling", self.rollout_config.max_new_tokens, show=show)
 
     def _total(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.reduce(tensor, "sum")

@@ -129,7 +129,7 @@ class UpdateConfig:
         ValueError: a setting is invalid.
     """
 
-    epochs: int = 4
+    epochs: int = 2
     """Passes over the rollout"""
     minibatches: int = 4
     """Optimizer steps per pass; trainer.accumulate_grad_batches splits each into micro-batches"""

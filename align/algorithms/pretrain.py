@@ -1,5 +1,7 @@
 """Pretraining: a new or an existing GPT learns the next tokens of raw text."""
 
+from collections.abc import Sequence
+
 import torch
 
 from align.adapters.lora import LoraConfig
@@ -7,6 +9,7 @@ from align.algorithms.language_modeling import LanguageModelStage
 from align.algorithms.starting_points import load_start
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
+from align.training.defaults import FINE_TUNING, PRETRAINING
 from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
@@ -22,6 +25,8 @@ class Pretrain(LanguageModelStage):
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
         z_loss: coefficient of the squared log-partition, which is added to the loss; usually 0 or 1e-4.
+        add_tokens: names of special tokens to add to the tokenizer and the network, such as those of a chat template.
+            Their rows start as the mean of all others and are trained, with lora too.
         lora: train adapters with these settings on init_from and freeze its weights; None: train the weights.
         compile: torch.compile the network; the first step then takes about a minute.
         memory: settings that save memory.
@@ -40,6 +45,7 @@ class Pretrain(LanguageModelStage):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         z_loss: float = 0.0,
+        add_tokens: Sequence[str] = (),
         lora: LoraConfig | None = None,
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
@@ -74,4 +80,6 @@ class Pretrain(LanguageModelStage):
             parent=init_from,
             lora=lora,
             memory=memory,
+            add_tokens=add_tokens,
         )
+        self.rate_rule = PRETRAINING if init_from is None else FINE_TUNING

@@ -19,6 +19,7 @@ from align.model.packing import share_responses
 from align.objectives import bradley_terry_loss
 from align.rewards.functions import load_reward
 from align.rewards.reward import Reward as Judge
+from align.training.defaults import REWARD_MODELING
 from align.training.float64 import WideMetric, wide
 from align.training.memory import MemoryConfig
 from align.training.optimization import OptimizerConfig, ScheduleConfig
@@ -78,12 +79,13 @@ class Reward(Stage):
     """
 
     network: ScalarGPT
+    rate_rule = REWARD_MODELING
 
     def __init__(
         self,
         init_from: str | None = None,
         *,
-        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-5, weight_decay=0.0),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         margin: float = 0.0,
         label_smoothing: float = 0.0,

@@ -1,5 +1,7 @@
 """Supervised fine-tuning: a pretrained GPT learns to respond, from the tokens of the assistant's turns only."""
 
+from collections.abc import Sequence
+
 from align.adapters.lora import LoraConfig
 from align.algorithms.language_modeling import LanguageModelStage
 from align.algorithms.starting_points import initial_network
@@ -17,6 +19,8 @@ class SFT(LanguageModelStage):
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.
         z_loss: coefficient of the squared log-partition, which is added to the loss; 0: none.
+        add_tokens: names of special tokens to add to the tokenizer and the network, such as those of a chat template.
+            Their rows start as the mean of all others and are trained, with lora too.
         lora: train adapters with these settings and freeze the weights; None: train the weights.
         compile: torch.compile the network; the first step then takes about a minute.
         memory: settings that save memory.
@@ -30,9 +34,10 @@ class SFT(LanguageModelStage):
         self,
         init_from: str | None = None,
         *,
-        optimizer: OptimizerConfig = OptimizerConfig(lr=1e-4, weight_decay=0.0),  # noqa: B008 (frozen)
+        optimizer: OptimizerConfig = OptimizerConfig(weight_decay=0.0),  # noqa: B008 (frozen)
         schedule: ScheduleConfig = ScheduleConfig(),  # noqa: B008 (frozen)
         z_loss: float = 0.0,
+        add_tokens: Sequence[str] = (),
         lora: LoraConfig | None = None,
         compile: bool = False,
         memory: MemoryConfig = MemoryConfig(),  # noqa: B008 (frozen)
@@ -48,4 +53,5 @@ class SFT(LanguageModelStage):
             parent=init_from,
             lora=lora,
             memory=memory,
+            add_tokens=add_tokens,
         )

@@ -1,5 +1,6 @@
 """Callbacks that every run has: health, samples, throughput, cost, the model directory, metrics.csv."""
 
+from align.callbacks.baseline import Baseline
 from align.callbacks.cost import Cost
 from align.callbacks.health import Health
 from align.callbacks.health_checks import Finding, HealthCheck, Reading
@@ -9,6 +10,7 @@ from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 
 __all__ = [
+    "Baseline",
     "Cost",
     "Finding",
     "Health",

@@ -287,6 +287,38 @@ class LogprobsFalling(HealthCheck):
 
 
 @dataclass(frozen=True)
+class MarginRunaway(HealthCheck):
+    """The preferred responses win by more than any noisy label justifies: the loss is saturated.
+
+    A margin of 10 is a predicted probability of 0.99995. Where it comes within a few steps, the learning rate is far
+    too high and the policy's text usually garbled, which this check sees without any samples.
+
+    Raises:
+        ValueError: a threshold is invalid.
+    """
+
+    metrics = ("train/margin", "val/margin")
+
+    budget: float = 10.0
+    """Highest mean margin: log-odds, which are beta times the log-ratios in DPO, and scores of a reward model"""
+
+    def __post_init__(self) -> None:
+        """Reject invalid thresholds."""
+        require(self, self.budget > 0, "budget", "above 0")
+
+    def find(self, metric: str, history: History) -> Finding | None:
+        """See ``HealthCheck``."""
+        value = history[metric][-1].value
+        if value <= self.budget:
+            return None
+        message = (
+            f"margin runaway: {metric} is {value:.3g}, above {self.budget:g}, so that the loss is saturated: lower "
+            "optimizer.lr (by 3 to 10 times), train for fewer steps, or add label_smoothing"
+        )
+        return Finding(value, self.budget, message)
+
+
+@dataclass(frozen=True)
 class LengthDrift(HealthCheck):
     """Responses become much longer or shorter than at the start.
 
@@ -403,6 +435,7 @@ DEFAULT_CHECKS: tuple[type[HealthCheck], ...] = (
     EntropyCollapse,
     EqualGroups,
     LogprobsFalling,
+    MarginRunaway,
     LengthDrift,
     EOSFalling,
     RewardHacking,

@@ -158,4 +158,4 @@ class EventLog(TensorBoardLogger):
 
     def __init__(self, run: str | Path, purge_step: int | None = None) -> None:
         """Open nothing yet."""
-        super().__init__(str(run), name="tensorboard", version="", purge_step=purge_step)
+        super().__init__(str(run), name="tensorboard", version="", purge_step=purge_step, default_hp_metric=False)

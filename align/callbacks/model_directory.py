@@ -14,9 +14,10 @@ from align.callbacks.model_card import model_card
 from align.io.adapter_directory import save_adapter, why_not_written
 from align.io.atomic import replacing_directory
 from align.io.directory import save_network
+from align.io.location import as_directory
 from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
 from align.training.sharding import gathered, is_sharded, whole_copy
-from align.training.trainer_state import validating_in_fit
+from align.training.trainer_state import begins, validating_in_fit
 from align.training.weight_average import WeightAverage
 
 
@@ -49,7 +50,8 @@ class ModelDirectory(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write if the monitor improved."""
-        if self.which != "best" or not validating_in_fit(trainer):
+        # Before training there is nothing to write: the initial network is where it was loaded from.
+        if self.which != "best" or not validating_in_fit(trainer) or begins(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(
@@ -63,6 +65,8 @@ class ModelDirectory(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the final network, unless the best one was written."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         if self.which == "last" or self.best is None:
             self._write(trainer, pl_module)
 
@@ -101,7 +105,10 @@ class ModelDirectory(pl.Callback):
 
     def _write_adapter(self, model: Path, pl_module: Any, network: Any) -> None:
         """The adapter by itself, after ``model/``: a kill between the two leaves an adapter of an earlier step."""
-        if reason := why_not_written(network.config):
+        reason = why_not_written(network.config)
+        if getattr(pl_module, "add_tokens", ()):
+            reason = "tokens were added, whose rows the base lacks"
+        if reason:
             rank_zero_info(
                 f"no adapter/: {reason}, which an adapter cannot represent; {model} holds the merged weights"
             )
@@ -122,13 +129,23 @@ class ModelDirectory(pl.Callback):
         return {
             "stage": type(pl_module).__name__.lower(),
             "step": trainer.global_step,
-            "recipe": self.recipe,
+            "recipe": _with_resolved(self.recipe, pl_module),
             "parent": _parent(getattr(pl_module, "parent", None)),
             "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
             "data": dict(getattr(data, "fingerprints", {})),
             "metrics": {name: _json_number(float(value)) for name, value in trainer.callback_metrics.items()},
             **{key: value for average in _averages(trainer) for key, value in average.manifest().items()},
         }
+
+
+def _with_resolved(recipe: dict[str, Any] | None, pl_module: Any) -> dict[str, Any] | None:
+    """The recipe with the values that the run determined for settings of None."""
+    settings = (recipe or {}).get("model", {}).get("init_args", {})
+    optimizer = getattr(pl_module, "optimizer_config", None)
+    if recipe is None or optimizer is None or "optimizer" not in settings:
+        return recipe
+    settings = settings | {"optimizer": settings["optimizer"] | {"lr": optimizer.lr}}
+    return recipe | {"model": recipe["model"] | {"init_args": settings}}
 
 
 def _averages(trainer: pl.Trainer) -> list[WeightAverage]:
@@ -145,6 +162,7 @@ def _parent(source: str | None) -> dict[str, Any] | None:
     """The network's source, with the hash of its weights if it is a local directory."""
     if source is None:
         return None
+    source = as_directory(source)
     directory = Path(source)
     if not directory.is_dir():
         return {"directory": source, "weights": None, "stage": None}

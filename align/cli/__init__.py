@@ -39,7 +39,7 @@ VERBS = {
     "compare": Verb("align.cli.compare:main", "compare models on the same prompts: win rates, KL, frontier, report"),
     "export": Verb("align.cli.export:main", "write a model for transformers, vLLM or llama.cpp, and verify it"),
     "tokenizer": Verb("align.cli.tokenizer:main", "train a byte-level BPE; encode and decode with it"),
-    "sandbox": Verb("align.cli.sandbox:main", "write the synthetic world's data"),
+    "sandbox": Verb("align.cli.sandbox:main", "write a task with a known reward: the synthetic world, or constraints"),
 }
 
 _EPILOG = """

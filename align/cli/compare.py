@@ -43,12 +43,13 @@ class CompareSettings:
     limit: int = 200
     """Largest number of prompts to read"""
     judge: tuple[str, ...] = setting((), metavar="[NAME=]JUDGE")
-    """What scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a Reward,
-    the directory of a reward model, or http://HOST/v1#MODEL, an OpenAI-compatible endpoint that compares pairs; several
-    sources separated by commas are one per seed; the first judge decides the headline; by default sandbox where
-    data/sandbox.json exists beside the baseline's run, and reward/model where that exists"""
+    """What scores the responses: sandbox, constraints, constraints_strict, module:function (prompts, responses) ->
+    scores, the class path of a Reward, the directory of a reward model, or http://HOST/v1#MODEL, an
+    OpenAI-compatible endpoint that compares pairs; several sources separated by commas are one per seed; the first
+    judge decides the headline; by default sandbox where data/sandbox.json exists beside the baseline's run, and
+    reward/model where that exists"""
     metric: tuple[str, ...] = setting((), metavar="CLASS")
-    """Class paths of further comparison metrics"""
+    """Class paths of further comparison metrics, or of tuples of them"""
     n: int = 4
     """Responses per prompt"""
     seed: int = 0
@@ -105,7 +106,7 @@ def _task(options: CompareSettings) -> "Task":
     """The comparison that the command line describes."""
     from align.compare.candidates import Candidate, Run
     from align.compare.comparison import Task
-    from align.compare.metrics import DEFAULT_METRICS, load_metric
+    from align.compare.metrics import DEFAULT_METRICS, load_metrics
     from align.compare.respond import ResponseConfig
 
     models = named_models(options.models, several=True)
@@ -121,7 +122,7 @@ def _task(options: CompareSettings) -> "Task":
             judges=_judges(options.judge, beside),
             config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
-            metrics=[*DEFAULT_METRICS, *map(load_metric, options.metric)],
+            metrics=[*DEFAULT_METRICS, *(metric for path in options.metric for metric in load_metrics(path))],
         )
     except ValueError as error:
         raise UsageError(str(error)) from error

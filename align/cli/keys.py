@@ -32,6 +32,7 @@ _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", 
     "model_directory",
     "samples",
     "throughput",
+    "baseline",
     "average",
 )
 

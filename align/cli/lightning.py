@@ -24,7 +24,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
 
 from align.algorithms.memory_estimate import explain_out_of_memory, out_of_memory
+from align.algorithms.memory_report import MemoryReport
 from align.algorithms.ppo import PPO
+from align.callbacks.baseline import Baseline
 from align.callbacks.cost import Cost
 from align.callbacks.health import Health
 from align.callbacks.health_checks import DEFAULT_CHECKS
@@ -61,7 +63,18 @@ _TOO_FEW_BATCHES = re.compile(r"`val_check_interval` \((\d+)\) must be .* number
 
 
 class AlignCLI(LightningCLI):
-    """LightningCLI plus ``--run``, ``--ckpt_path`` and the callbacks of every run."""
+    """LightningCLI plus ``--run``, ``--ckpt_path`` and the callbacks of every run.
+
+    Args:
+        *args: of LightningCLI.
+        verb: fit, validate, test or predict; only fit writes into the run folder itself.
+        **kwargs: of LightningCLI.
+    """
+
+    def __init__(self, *args: Any, verb: str = "fit", **kwargs: Any) -> None:
+        """Parse and build."""
+        self.verb = verb
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add our arguments."""
@@ -84,6 +97,7 @@ class AlignCLI(LightningCLI):
         parser.add_lightning_class_args(ModelDirectory, "model_directory")
         parser.add_lightning_class_args(TextSamples, "samples")
         parser.add_lightning_class_args(Throughput, "throughput")
+        parser.add_lightning_class_args(Baseline, "baseline")
         # Last, so that the others write the average before the trained weights are restored.
         parser.add_lightning_class_args(WeightAverage, "average")
 
@@ -122,6 +136,8 @@ class AlignCLI(LightningCLI):
         self.parser.add_instantiator(self._instantiate_variant, object)
         try:
             super().instantiate_classes()
+            if names := getattr(self.model, "add_tokens", ()):
+                self.datamodule.tokenizer = self.datamodule.tokenizer.with_added_tokens(names)
         except (ValueError, MisconfigurationException) as error:
             raise UsageError(explain(str(error))) from error
 
@@ -138,9 +154,14 @@ class AlignCLI(LightningCLI):
             raise (ValueError(f"{key}: {error}") if key else error) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A Trainer that logs into the run folder: metrics.csv, and TensorBoard unless the recipe names loggers."""
-        run, given = self.config.trainer.default_root_dir, self.config_init.trainer.logger
-        if given in (None, True):
+        """A Trainer that logs into the run folder: metrics.csv, and TensorBoard unless the recipe names loggers.
+
+        Other verbs than fit log into a folder of their own below it: metrics.csv and config.yaml of the training stay.
+        """
+        run, given = Path(self.config.trainer.default_root_dir), self.config_init.trainer.logger
+        if self.verb != "fit":
+            kwargs["logger"] = RunLog(run / self.verb)
+        elif given in (None, True):
             begun = None if self.ckpt_path is None else global_step(self.ckpt_path)
             kwargs["logger"] = [RunLog(run), EventLog(run, purge_step=begun)]
         elif given is not False:
@@ -155,7 +176,8 @@ class AlignCLI(LightningCLI):
                 # After ModelDirectory, because Cost adds to its manifest; before checkpoints, which keep Cost's counts.
                 callbacks.insert(number + 1, Cost())
                 break
-        if trainer.loggers:
+        callbacks.append(MemoryReport())
+        if trainer.loggers and self.verb == "fit":
             callbacks += [Tracking(), LearningRateMonitor("step")]
         return trainer
 
@@ -209,7 +231,7 @@ def main(verb: str, args: list[str]) -> int:
     args, notes = find_configs(args)
     for note in notes if _rank() == 0 else []:
         print(note, file=sys.stderr, flush=True)
-    cli = make_cli(args)
+    cli = make_cli(args, verb=verb)
     run = Path(cli.config.trainer.default_root_dir)
     if verb == "fit":
         # The first rank starts the others, so its lock covers them.
@@ -225,6 +247,12 @@ def main(verb: str, args: list[str]) -> int:
 def _fit(cli: "AlignCLI") -> None:
     """Train; when preempted, exit normally after the checkpoint is saved."""
     forget()
+    trainer = cli.trainer
+    if not (trainer.max_epochs and trainer.max_steps):
+        raise UsageError(
+            f"trainer.max_epochs is {trainer.max_epochs} and trainer.max_steps is {trainer.max_steps}: no step "
+            "can be made; set both above 0, or the one that is not the limit to -1"
+        )
     try:
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
     except ValueError as error:
@@ -286,13 +314,14 @@ def _write_predictions(file: Path, batches: list[list[dict[str, float]]]) -> Non
     print(f"wrote {file} ({len(rows)} rows)")
 
 
-def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
+def make_cli(args: list[str], *, verb: str = "fit", parse_only: bool = False) -> AlignCLI:
     """The Lightning CLI with our defaults; the caller runs its Trainer.
 
     The verb is not one of LightningCLI's subcommands, because below a subcommand ``${run}`` would need its name.
 
     Args:
         args: the command line after the verb.
+        verb: fit, validate, test or predict.
         parse_only: read the recipe without building anything.
 
     Returns:
@@ -317,6 +346,7 @@ def make_cli(args: list[str], *, parse_only: bool = False) -> AlignCLI:
             parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
             args=args,
             run=False,
+            verb=verb,
         )
 
 
@@ -328,10 +358,21 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # Frozen networks are in eval mode on purpose.
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.msg)
+    for name in ("pytorch.utilities.rank_zero", "pytorch.trainer.connectors.checkpoint_connector"):
+        logging.getLogger(f"lightning.{name}").addFilter(_is_news)
+    # peft imports bitsandbytes if it is installed, which logs a kernel that it lacks on this machine.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # peft imports torchao if it is installed, which logs kernels that it lacks on this machine.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+
+_NO_NEWS = ("litlogger", "`weights_only` was not set", "Loading `train_dataloader` to estimate", "TPU available")
+"""Parts of what Lightning logs that tell a user nothing"""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not any(part in str(record.msg) for part in _NO_NEWS)
 
 
 class _ParseOnly(AlignCLI):

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 class PreferencesSettings:
     """Sample several responses to each prompt, score them with a reward, and write preference pairs.
 
-    Labels follow a Bradley-Terry model. With --best_of, write the best response to each prompt as SFT data instead.
+    Labels follow a Bradley-Terry model or are flipped at a constant rate. With --best_of, write the best
+    response to each prompt as SFT data instead.
 
     Raises:
         ValueError: a setting is invalid.
@@ -43,8 +44,8 @@ class PreferencesSettings:
     prompts: str
     """JSONL file of {'prompt': text or messages}"""
     judge: str
-    """Reward that scores the responses: sandbox, module:function (prompts, responses) -> scores, the class path of a
-    Reward, or the directory of a reward model"""
+    """Reward that scores the responses: sandbox, constraints, constraints_strict, module:function (prompts, responses)
+    -> scores, the class path of a Reward, or the directory of a reward model"""
     out: str
     """JSONL file to write; OUT.meta.json beside it records where the data comes from"""
     n: int = 4
@@ -205,7 +206,8 @@ def _write(
             what = "a usable response" if options.best_of else "two responses that differ"
             counts = ", ".join(f"{name} {count}" for name, count in vars(tally).items() if count and "sum" not in name)
             raise ValueError(f"nothing to write: no prompt got {what} ({counts}); {log.file} keeps the responses")
-        labels = {"keep_unfinished": config.keep_unfinished} if options.best_of else asdict(config)
+        used = {"keep_unfinished", "least_score"} if options.best_of else asdict(config).keys() - {"least_score"}
+        labels = {name: value for name, value in asdict(config).items() if name in used}
         summary = {
             "what": "best of n" if options.best_of else "preference pairs",
             **origin,

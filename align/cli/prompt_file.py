@@ -2,8 +2,12 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from align.tokenizer.prompts import Prompt, as_prompt
+
+if TYPE_CHECKING:
+    from align.data.formats.fields import ChatRecord
 
 
 def read_prompts(
@@ -32,8 +36,14 @@ def read_prompts(
 
     chosen = None if format is None else prompt_format(format)
     sources, bad = find_sources(str(file)), BadRecords("stop", hint="")
-    records = encode_records(sources, bad, format=chosen, formats=PROMPT_FORMATS, encode=as_prompt)
+    records = encode_records(sources, bad, format=chosen, formats=PROMPT_FORMATS, encode=_prompt_of)
     prompts = list(islice(records, skip, None if limit is None else skip + limit))
     if not prompts:
         raise ValueError(f"{file} holds no prompts" + (f" after the first {skip}" if skip else ""))
     return prompts
+
+
+def _prompt_of(chat: "ChatRecord") -> Prompt:
+    if chat.tools:
+        raise ValueError("the record offers tools, which are not passed on to sampling; remove them")
+    return as_prompt(chat.messages)

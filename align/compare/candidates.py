@@ -131,9 +131,13 @@ def settings_diff(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     """The settings in which the recipes of the candidates' first runs differ.
 
     Returns:
-        list: ``{"setting": dotted name, "values": {NAME: value}}``; a model without the setting has no value.
+        list: ``{"setting": dotted name, "values": {NAME: value}}``; a model without the setting has no value. Models
+        without a recipe, such as a pretrained one, are left out.
     """
-    flat = {candidate.name: _flatten(candidate.runs[0].manifest.get("recipe") or {}) for candidate in candidates}
+    recipes = {candidate.name: candidate.runs[0].manifest.get("recipe") for candidate in candidates}
+    flat = {name: _flatten(recipe) for name, recipe in recipes.items() if recipe}
+    if len(flat) < 2:
+        return []
     names = sorted({name for values in flat.values() for name in values})
     found = []
     for name in names:

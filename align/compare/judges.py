@@ -14,7 +14,7 @@ import torch
 from align.compare.respond import Response
 from align.io.log import Log, key_of
 from align.io.manifest import weights_fingerprint
-from align.rewards.functions import SandboxGold, load_reward
+from align.rewards.functions import SHORT_NAMES, load_reward
 from align.rewards.reward import FunctionReward, Reward
 from align.rewards.reward_model import RewardModel
 from align.tokenizer.prompts import Prompt
@@ -82,7 +82,7 @@ def score(
 
 def _identity(reward: Reward, source: str, device: str) -> str | None:
     """What a judge's scores depend on; None if they are not logged."""
-    if isinstance(reward, SandboxGold):
+    if reward in SHORT_NAMES.values():
         return None  # scoring again is quicker than reading a log
     if isinstance(reward, RewardModel):
         return f"{weights_fingerprint(source)} {torch.device(device).type}"

@@ -27,11 +27,14 @@ class Metric(ABC):
         label: heading of its column, with the unit.
         meaning: one sentence for the report's glossary.
         is_share: it is in [0, 1], and reports write it in percent.
+        is_column: it is a column of the table of models; otherwise a row of "Further metrics", for metrics that come in
+            dozens.
     """
 
     label: ClassVar[str]
     meaning: ClassVar[str]
     is_share: ClassVar[bool] = False
+    is_column: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -47,7 +50,7 @@ class Metric(ABC):
             responses: ``P`` rows of ``N``.
 
         Returns:
-            Values that numpy reads: ``[P, N]`` one per response, or ``[P]`` one per prompt (fewer than ``P`` if later
+            Values that numpy reads: ``[P, N]`` one per response, or ``[P]`` one per prompt (fewer than ``P`` if some
             prompts are left out), whose mean gets an interval over prompts and seeds; or a single number without an
             interval; None where there is nothing to measure.
         """
@@ -170,11 +173,12 @@ DEFAULT_METRICS: tuple[Metric, ...] = (
 """Every comparison has these"""
 
 
-def load_metric(path: str) -> Metric:
-    """A metric by class path.
+def load_metrics(path: str) -> tuple[Metric, ...]:
+    """Metrics by class path.
 
     Args:
-        path: ``module.Class`` or ``module:Class`` of a ``Metric`` whose fields all have defaults, or of an instance.
+        path: ``module.Class`` or ``module:Class`` of a ``Metric`` whose fields all have defaults, of an instance, or of
+            a tuple of instances.
 
     Raises:
         ValueError: there is no such module or class, or it is not a metric.
@@ -186,9 +190,11 @@ def load_metric(path: str) -> Metric:
         metric = found() if isinstance(found, type) else found
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"no metric {path!r}: {error}; give module.Class") from error
-    if not isinstance(metric, Metric):
-        raise ValueError(f"no metric {path!r}: a {type(metric).__name__} is not an align.compare.Metric")
-    return metric
+    metrics = metric if isinstance(metric, tuple) else (metric,)
+    for each in metrics:
+        if not isinstance(each, Metric):
+            raise ValueError(f"no metric {path!r}: a {type(each).__name__} is not an align.compare.Metric")
+    return metrics
 
 
 def measured(metric: Metric, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> np.ndarray | None:

@@ -14,7 +14,7 @@ from align.data.readers import BadRecords, OnBadRecord, Source, find_sources
 from align.data.sampler import BatchLoader, BatchOrder, ResumableLoader
 from align.io.progress import Advance, progress_bar
 from align.tokenizer import Tokenizer
-from align.tokenizer.plain_template import with_chat_template
+from align.tokenizer.given_template import with_chat_template
 
 _SPLITS = {
     "fit": ("train", "validation"),

@@ -56,8 +56,7 @@ class Trunk(nn.Module):
         """
         x = self.embed_tokens(ids)
         if self.config.scale_embeddings:
-            # Rounded to float32 in a float64 network too, as transformers' buffer is.
-            x = x * torch.tensor(self.config.width**0.5, device=x.device).to(x.dtype)
+            x = x * torch.tensor(self.config.width**0.5, dtype=x.dtype, device=x.device)
         if self.config.positions == "learned":
             return x + self.embed_positions(positions)
         if self.config.positions == "sinusoidal":

@@ -29,8 +29,8 @@ def rotary_frequencies(
         ``[N / 2]`` float32, radians per token.
     """
     pairs = torch.arange(0, width, 2, dtype=torch.int64, device=device).float() / width
-    frequencies = 1.0 / theta**pairs
-    return frequencies if scaling is None else scaling.scale(frequencies, theta)
+    powers = theta**pairs
+    return 1.0 / powers if scaling is None else scaling.frequencies(powers, theta)
 
 
 def rotary_tables(positions: torch.Tensor, frequencies: torch.Tensor) -> Tables:

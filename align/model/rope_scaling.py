@@ -25,15 +25,15 @@ class RopeScaling(ABC):
     amplitude: float = 1.0
 
     @abstractmethod
-    def scale(self, frequencies: "torch.Tensor", theta: float) -> "torch.Tensor":
+    def frequencies(self, powers: "torch.Tensor", theta: float) -> "torch.Tensor":
         """The frequencies for the longer context.
 
         Args:
-            frequencies: ``[E / 2]`` float32, radians per token, ``theta ** (-2 i / E)``.
+            powers: ``[E / 2]`` float32, ``theta ** (2 i / E)``: the reciprocals of the unscaled frequencies.
             theta: RoPE base.
 
         Returns:
-            ``[E / 2]`` float32.
+            ``[E / 2]`` float32, radians per token.
         """
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,9 +56,9 @@ class LinearScaling(RopeScaling):
         """Reject invalid settings."""
         _require_factor(self.factor)
 
-    def scale(self, frequencies: "torch.Tensor", theta: float) -> "torch.Tensor":
+    def frequencies(self, powers: "torch.Tensor", theta: float) -> "torch.Tensor":
         """See the base class."""
-        return frequencies / self.factor
+        return 1.0 / powers / self.factor
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class Llama3Scaling(RopeScaling):
         )
         require_count("rope_scaling.original_context", self.original_context)
 
-    def scale(self, frequencies: "torch.Tensor", theta: float) -> "torch.Tensor":
+    def frequencies(self, powers: "torch.Tensor", theta: float) -> "torch.Tensor":
         """See the base class."""
+        frequencies = 1.0 / powers
         wavelengths = 2 * math.pi / frequencies
         low, high = self.low_freq_factor, self.high_freq_factor
         keep = ((self.original_context / wavelengths - low) / (high - low)).clamp(0, 1)
@@ -138,16 +139,16 @@ class YarnScaling(RopeScaling):
         """See the base class."""
         return 0.1 * math.log(self.factor) + 1.0 if self.attention_factor is None else self.attention_factor
 
-    def scale(self, frequencies: "torch.Tensor", theta: float) -> "torch.Tensor":
+    def frequencies(self, powers: "torch.Tensor", theta: float) -> "torch.Tensor":
         """See the base class."""
-        pairs = len(frequencies)
+        pairs = len(powers)
         low, high = (self._index_of(turns, pairs, theta) for turns in (self.beta_fast, self.beta_slow))
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, 2 * pairs - 1)
-        index = frequencies.new_tensor(range(pairs))
+        index = powers.new_tensor(range(pairs))
         divided = ((index - low) / max(high - low, 1e-3)).clamp(0, 1)
-        return frequencies / self.factor * divided + frequencies * (1 - divided)
+        return 1.0 / (self.factor * powers) * divided + 1.0 / powers * (1 - divided)
 
     def _index_of(self, turns: float, pairs: int, theta: float) -> float:
         """The index of the frequency that turns this often within the trained context (section 3.2)."""

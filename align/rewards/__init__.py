@@ -1,7 +1,8 @@
-"""Rewards: Python functions, the sandbox's gold reward, reward models."""
+"""Rewards: Python functions, gold rewards, reward models."""
 
 from typing import TYPE_CHECKING, Any
 
+from align.rewards.constraints import ConstraintReward
 from align.rewards.functions import SandboxGold, load_reward
 from align.rewards.reward import FunctionReward, Reward, RewardFunction
 from align.tokenizer.prompts import Prompt
@@ -9,7 +10,16 @@ from align.tokenizer.prompts import Prompt
 if TYPE_CHECKING:
     from align.rewards.reward_model import RewardModel
 
-__all__ = ["FunctionReward", "Prompt", "Reward", "RewardFunction", "RewardModel", "SandboxGold", "load_reward"]
+__all__ = [
+    "ConstraintReward",
+    "FunctionReward",
+    "Prompt",
+    "Reward",
+    "RewardFunction",
+    "RewardModel",
+    "SandboxGold",
+    "load_reward",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Rewards by name: the sandbox's gold reward, classes, Python functions, reward-model directories."""
+"""Rewards by name: gold rewards, classes, Python functions, reward-model directories."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.rewards.constraints import ConstraintReward
 from align.rewards.reward import FunctionReward, Reward
 from align.tokenizer.prompts import Prompt, as_text
 
@@ -35,7 +36,11 @@ class SandboxGold(Reward):
         ]
 
 
-SHORT_NAMES: dict[str, type[Reward]] = {"sandbox": SandboxGold}
+SHORT_NAMES: dict[str, Reward] = {
+    "sandbox": SandboxGold(),
+    "constraints": ConstraintReward(),
+    "constraints_strict": ConstraintReward(strict=True),
+}
 """Rewards that need no class path"""
 
 
@@ -51,10 +56,10 @@ def load_reward(
     """A reward by name.
 
     Args:
-        reward: ``sandbox``; ``module:function`` of a function (prompts, responses) -> scores; the class path of a
-            ``Reward`` whose fields all have defaults; a directory that the reward stage or transformers wrote (a
-            sequence classifier with one label), its Hub id, or the directory of a reward model's adapter; or a
-            ``Reward``, which is returned as it is.
+        reward: a short name, ``sandbox``, ``constraints`` or ``constraints_strict``; ``module:function`` of a
+            function (prompts, responses) -> scores; the class path of a ``Reward`` whose fields all have defaults; a
+            directory that the reward stage or transformers wrote (a sequence classifier with one label), its Hub id,
+            or the directory of a reward model's adapter; or a ``Reward``, which is returned as it is.
         onto: weights in memory to which an adapter is applied if they are its base.
         device: where a reward model's network is moved; None leaves it where it was read.
 
@@ -68,7 +73,7 @@ def load_reward(
         return reward
     name = str(reward)
     if name in SHORT_NAMES:
-        return SHORT_NAMES[name]()
+        return SHORT_NAMES[name]
     if (found := _IMPORTABLE.fullmatch(name)) and not Path(name).exists():
         search_working_directory()
         return _imported(name, found["module"], found["name"] or found["kind"])

@@ -34,10 +34,14 @@ class LabelConfig:
 
     label_temperature: float = 0.0
     """Temperature of the Bradley-Terry coin, in units of the judge's score; 0: the higher score is always chosen"""
+    flip_rate: float = 0.0
+    """Probability that a noiseless label is flipped, below 0.5; other than a coin it leaves ties out"""
     pairs_per_prompt: int = 6
     """Maximum number of pairs per prompt"""
     keep_unfinished: bool = False
     """Use truncated responses too"""
+    least_score: float | None = None
+    """Smallest score of a best response, in the judge's unit; prompts without one are skipped; null: no limit"""
     seed: int = 0
     """Seed of the choice among pairs and of the coin"""
 
@@ -45,6 +49,13 @@ class LabelConfig:
         """Reject invalid settings."""
         if not 0 <= self.label_temperature < math.inf:
             raise ValueError(f"label_temperature is {self.label_temperature}; it must be 0 (noiseless) or above")
+        if not 0 <= self.flip_rate < 0.5:
+            raise ValueError(f"flip_rate is {self.flip_rate}; it must be in [0, 0.5)")
+        if self.flip_rate and self.label_temperature:
+            raise ValueError(
+                f"flip_rate is {self.flip_rate} and label_temperature {self.label_temperature}; set one of the "
+                "two kinds of noise"
+            )
         if self.pairs_per_prompt < 1:
             raise ValueError(f"pairs_per_prompt is {self.pairs_per_prompt}; it must be at least 1")
 
@@ -61,6 +72,8 @@ class Tally:
     """Prompts whose usable responses are all the same; skipped for pairs"""
     prompts_too_few: int = 0
     """Prompts with fewer usable responses than needed, two for pairs and one for the best; skipped"""
+    prompts_too_low: int = 0
+    """Prompts whose best response scores below ``least_score``; skipped"""
     responses: int = 0
     """Responses sampled"""
     responses_unfinished: int = 0
@@ -91,8 +104,12 @@ class Tally:
     def summary(self, *, best_of: bool) -> dict[str, Any]:
         """Counts, shares and means, ready for JSON."""
         sums = {"score_sum", "kept_score_sum", "rejected_score_sum", "kept_tokens", "rejected_tokens"}
-        pairs_only = {"ties", "untied", "agreeing", "prompts_all_equal", "responses_identical"} if best_of else set()
-        counts = {name: value for name, value in asdict(self).items() if name not in sums | pairs_only}
+        pairs_only, best_only = (
+            {"ties", "untied", "agreeing", "prompts_all_equal", "responses_identical"},
+            {"prompts_too_low"},
+        )
+        left_out = sums | (pairs_only if best_of else best_only)
+        counts = {name: value for name, value in asdict(self).items() if name not in left_out}
         kept = "best" if best_of else "chosen"
         means = {
             "responses": _mean(self.score_sum, self.responses),
@@ -115,7 +132,8 @@ def label_pairs(
     1. leave out responses that are empty, truncated (unless kept) or repeat an earlier one;
     2. form all pairs of the others, without ties if labels are noiseless;
     3. shuffle, and take the first ``pairs_per_prompt``;
-    4. a coin labels each: P(first chosen) = sigmoid((s1 - s2) / temperature) (Bradley & Terry 1952).
+    4. a coin labels each: P(first chosen) = sigmoid((s1 - s2) / temperature) (Bradley & Terry 1952); or the higher
+       score is chosen, with probability ``flip_rate`` the lower one.
 
     All randomness depends on the seed and the prompt's number alone.
 
@@ -145,7 +163,7 @@ def label_pairs(
         tally.ties += sum(first.score == second.score for first, second in pairs)
         pairs = [(first, second) for first, second in pairs if first.score != second.score]
     rng.shuffle(pairs)
-    labelled = [_toss(rng, first, second, config.label_temperature) for first, second in pairs]
+    labelled = [_label(rng, first, second, config) for first, second in pairs]
     labelled = labelled[: config.pairs_per_prompt]
     for chosen, rejected in labelled:
         tied = chosen.score == rejected.score
@@ -159,7 +177,7 @@ def label_pairs(
 
 
 def best_response(responses: Sequence[ScoredResponse], config: LabelConfig, tally: Tally) -> ScoredResponse | None:
-    """The response with the highest score, the first one on a tie; None if none is usable."""
+    """The response with the highest score, the first one on a tie; None if none is usable and scores enough."""
     tally.prompts += 1
     if not responses:
         tally.prompts_too_long += 1
@@ -169,6 +187,9 @@ def best_response(responses: Sequence[ScoredResponse], config: LabelConfig, tall
         tally.prompts_too_few += 1
         return None
     best = max(usable, key=lambda response: response.score)
+    if config.least_score is not None and best.score < config.least_score:
+        tally.prompts_too_low += 1
+        return None
     _count_kept(best, tally)
     return best
 
@@ -184,12 +205,13 @@ def _usable(responses: Sequence[ScoredResponse], config: LabelConfig, tally: Tal
     ]
 
 
-def _toss(
-    rng: Random, first: ScoredResponse, second: ScoredResponse, temperature: float
+def _label(
+    rng: Random, first: ScoredResponse, second: ScoredResponse, config: LabelConfig
 ) -> tuple[ScoredResponse, ScoredResponse]:
-    gap = first.score - second.score
+    gap, temperature = first.score - second.score, config.label_temperature
     if temperature == 0:
-        return (first, second) if gap > 0 else (second, first)
+        flipped = config.flip_rate > 0 and rng.random() < config.flip_rate
+        return (first, second) if (gap > 0) != flipped else (second, first)
     return (first, second) if rng.random() < 0.5 * (1 + math.tanh(gap / temperature / 2)) else (second, first)
 
 

@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from align.tokenizer.files import BYTE_ORDER
+from align.tokenizer.byte_level import BYTE_ORDER
 from align.tokenizer.process_pool import chunked, ordered_map
 from align.tokenizer.splitting import Split, resolve_pattern, split_words
 from align.tokenizer.tokenizer import Tokenizer, own_special_tokens

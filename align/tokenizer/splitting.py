@@ -10,7 +10,9 @@ as fast as the ``regex`` package, so each expression is rewritten with explicit 
    is first replaced by a character of the basic plane with the same category. The boundaries apply to the original.
 4. Text that no alternative matches is a word too ("Isolated" in tokenizer files), so nothing is lost.
 
-Expressions with more than this (``\w``, ``\b``, scripts, set operations) are left to the ``regex`` package.
+Only syntax that ``re`` and Oniguruma, the engine of Hugging Face's ``tokenizers``, read the same way is accepted; all
+else raises `UnsupportedPatternError`: ``\w``, ``\b``, scripts, set operations, inline flags, anchors, possessive or
+lazy counts (``{1,3}+``), and expressions that can match nothing.
 """
 
 import re
@@ -32,9 +34,15 @@ PATTERNS = {
 
 _ASCII, _BASIC = 0x7F, 0xFFFF
 _BEYOND_BASIC = re.compile("[\U00010000-\U0010ffff]")
-_NAMED_CHAR = re.compile(r"\\[xuU]")
-_PLAIN_ESCAPES = frozenset("nrtfvax") | frozenset("uU0")
-_GROUPS = ("(?:", "(?=", "(?!", "(?<=", "(?<!", "(?>", "(?i:")
+_NAMED_CHAR = re.compile(r"\\[xu]")
+_PLAIN_ESCAPE = re.compile(r"\\(?:[nrtfva]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[^0-9A-Za-z_])", re.DOTALL)
+_QUANTIFIER = re.compile(r"\{(?:[0-9]+(?:,[0-9]*)?|,[0-9]+)\}")
+_PROPERTY = re.compile(r"\\[pP]\{(\^?)([A-Z][a-z]?)\}")
+_GROUPS = ("(?:", "(?>", "(?=", "(?!", "(?<=", "(?<!")
+_ASSERTIONS = frozenset(_GROUPS[2:])
+# Engines differ on letters whose folded form is longer (ss and \xdf) or depends on the language (i).
+_FOLDED_GROUP = re.compile(r"\(\?i:((?:'|\||[a-hj-zA-HJ-Z]|\[[a-hj-zA-HJ-Z]+\])*)\)")
+_LONG_FOLDS = re.compile("ff|fi|fl|ss|st", re.IGNORECASE)
 
 
 class Split(NamedTuple):
@@ -49,19 +57,29 @@ class Split(NamedTuple):
     keep_gaps: bool = True
 
 
-class _TooRichError(Exception):
-    """The expression uses something that `_translate` does not rewrite."""
+class UnsupportedPatternError(ValueError):
+    """The expression uses syntax that engines read differently, or that `re` does not have."""
+
+    def __init__(self, pattern: str, reason: str) -> None:
+        """Name the expression and what is wrong with it."""
+        super().__init__(f"split pattern {pattern!r} {reason}")
 
 
 def resolve_pattern(pattern: str) -> str:
     """The regular expression of a name in `PATTERNS`, or the expression itself.
 
     Raises:
-        ValueError: it does not compile.
+        UnsupportedPatternError: it does not compile, or engines read it differently.
     """
     expression = PATTERNS.get(pattern, pattern)
-    _findall(Split(expression), _ASCII)
+    check_splits((Split(expression),))
     return expression
+
+
+def check_splits(splits: tuple[Split, ...]) -> None:
+    """Raise UnsupportedPatternError unless every expression can be rewritten."""
+    for split in splits:
+        _findall(split, _ASCII)
 
 
 def split_words(text: str, splits: tuple[Split, ...]) -> list[str]:
@@ -100,88 +118,142 @@ def _stand_in_of(char: str) -> str:
 @lru_cache(maxsize=64)
 def _findall(split: Split, last: int) -> Callable[[str], list[str]]:
     """``findall`` of the compiled expression, for texts with code points up to ``last``."""
+    expression, skeleton = _translate(split.pattern, last)
     try:
-        expression = _translate(split.pattern, last)
+        if re.fullmatch(skeleton, "") is not None:
+            raise UnsupportedPatternError(split.pattern, "can match nothing, which engines treat differently")
         if split.keep_gaps and split.pattern not in PATTERNS.values():
             expression += rf"|(?:(?!{expression})[\s\S])+"
         return re.compile(expression).findall
-    except _TooRichError:
-        return _rich_findall(split)
     except re.error as error:
-        raise ValueError(f"split pattern {split.pattern!r} does not compile: {error}") from None
+        raise UnsupportedPatternError(split.pattern, f"does not compile: {error}") from None
 
 
-def _rich_findall(split: Split) -> Callable[[str], list[str]]:
-    """Like `_findall`, with the `regex` package."""
-    import regex
+def _translate(pattern: str, last: int) -> tuple[str, str]:
+    """Rewrite an expression for ``re``, with ranges clipped to code points up to ``last`` and no capturing groups.
 
-    try:
-        gaps = rf"|(?:(?!{split.pattern})[\s\S])+" if split.keep_gaps else ""
-        find = regex.compile(split.pattern + gaps).finditer
-    except regex.error as error:
-        raise ValueError(f"split pattern {split.pattern!r} does not compile: {error}") from None
-    return lambda text: [match.group() for match in find(text)]
+    Returns:
+        tuple[str, str]: the expression, and the same without lookaround assertions: if that matches the empty text, the
+        expression may match nothing.
 
-
-def _translate(pattern: str, last: int) -> str:
-    """Rewrite an expression for ``re``, with ranges clipped to code points up to ``last`` and no capturing groups."""
+    Raises:
+        UnsupportedPatternError: it uses anything that ``re`` and Oniguruma read differently.
+    """
     out: list[str] = []
-    position, inside = 0, False
+    skeleton: list[str] = []
+    opened: list[bool] = []  # groups around this position: whether each is an assertion
+    position = 0
+
+    def add(text: str) -> None:
+        out.append(text)
+        if True not in opened:
+            skeleton.append(text)
+
+    def unsupported(construct: str) -> UnsupportedPatternError:
+        return UnsupportedPatternError(pattern, f"uses {construct!r}, which engines read differently")
+
     while position < len(pattern):
         char = pattern[position]
         if char == "\\":
-            step, ranges = _escape(pattern, position)
-            if ranges is None:
-                out.append(pattern[position : position + step])
-            else:
-                out.append(_members(ranges, last) if inside else f"[{_members(ranges, last)}]")
-            position += step
-            continue
-        if inside:
-            if char == "[" or pattern.startswith("&&", position):
-                raise _TooRichError
-            inside = char != "]"
+            found, ranges = _escape(pattern, position)
+            add(found if ranges is None else f"[{_members(ranges, last)}]")
+            position += len(found)
         elif char == "[":
-            inside = True
-            head = re.compile(r"\[\^?\]?").match(pattern, position)
-            assert head is not None
-            out.append(head.group())
-            position = head.end()
-            continue
+            members, position = _class(pattern, position, last)
+            add(members)
         elif char == "(":
+            if folded := _FOLDED_GROUP.match(pattern, position):
+                if _LONG_FOLDS.search(folded[1]):
+                    raise unsupported(folded[0])
+                add(folded[0])
+                position = folded.end()
+                continue
             group = next((g for g in _GROUPS if pattern.startswith(g, position)), None)
             if group is None and pattern.startswith("(?", position):
-                raise _TooRichError
-            out.append(group or "(?:")
-            position += len(group or "(")
-            continue
+                raise unsupported(pattern[position : position + 4])
+            group = group or "("
+            position += len(group)
+            opening = "(?:" if group == "(" else group
+            if group in _ASSERTIONS:
+                opened.append(True)
+                out.append(opening)
+            else:
+                add(opening)
+                opened.append(False)
+        elif char == ")":
+            if not opened:
+                raise UnsupportedPatternError(pattern, "does not compile: unbalanced parenthesis")
+            assertion = opened.pop()
+            position += 1
+            if assertion:
+                out.append(")")
+                if pattern[position : position + 1] in ("*", "+", "?", "{"):
+                    raise unsupported("a repeated assertion")
+            else:
+                add(")")
+        elif char == "{":
+            count = _QUANTIFIER.match(pattern, position)
+            if count is None or pattern[count.end() : count.end() + 1] in ("+", "?", "*", "{"):
+                raise unsupported(pattern[position : count.end() + 1 if count else position + 1])
+            add(count[0])
+            position = count.end()
         elif char in "^$":
-            # Engines disagree on whether these match at lines or at the ends of the text.
-            raise ValueError(f"split pattern {pattern!r} uses {char!r}, which is not supported")
-        out.append(char)
-        position += 1
-    return "".join(out)
+            raise unsupported(char)
+        else:
+            add(char)
+            position += 1
+    if opened:
+        raise UnsupportedPatternError(pattern, "does not compile: missing )")
+    return "".join(out), "".join(skeleton)
 
 
-def _escape(pattern: str, position: int) -> tuple[int, Ranges | None]:
-    """Length of the escape at ``position``, and its code points; None if ``re`` reads it the same way."""
+def _class(pattern: str, start: int, last: int) -> tuple[str, int]:
+    """A character class that begins at ``start``, rewritten, and the position after it."""
+    out = [head := "[^" if pattern.startswith("[^", start) else "["]
+    position = start + len(head)
+    while (char := pattern[position : position + 1]) != "]" or len(out) == 1:
+        if char in ("", "[", "]") or pattern[position : position + 2] in ("&&", "--", "||", "~~"):
+            raise UnsupportedPatternError(
+                pattern, f"uses {pattern[start : position + 2]!r}, which engines read differently"
+            )
+        if char == "\\":
+            found, ranges = _escape(pattern, position)
+            position += len(found)
+            ends_range = out[-1] == "-" and len(out) > 2
+            starts_range = pattern.startswith("-", position) and not pattern.startswith("-]", position)
+            if ranges is not None and (ends_range or starts_range):
+                raise UnsupportedPatternError(
+                    pattern, f"uses {found!r} beside '-' in a class, which engines read differently"
+                )
+            out.append(found if ranges is None else _members(ranges, last))
+        else:
+            out.append(char)
+            position += 1
+    return "".join(out) + "]", position + 1
+
+
+def _escape(pattern: str, position: int) -> tuple[str, Ranges | None]:
+    """The escape at ``position``, and its code points; None if ``re`` reads it the same way."""
     letter = pattern[position + 1 : position + 2]
-    if letter in ("s", "S"):
-        return 2, WHITE_SPACE if letter == "s" else complement(WHITE_SPACE)
-    if letter in ("d", "D"):
-        return 2, category_ranges("Nd") if letter == "d" else complement(category_ranges("Nd"))
-    if letter in ("p", "P"):
-        found = re.compile(r"\\[pP](?:\{(\^?)([^{}]+)\}|([A-Z]))").match(pattern, position)
-        if not found:
-            raise re.error("\\p is not followed by a name in braces")
+    if letter in _CLASSES:
+        return pattern[position : position + 2], _CLASSES[letter]()
+    if found := _PROPERTY.match(pattern, position):
         try:
-            ranges = category_ranges(found[2] or found[3])
+            ranges = category_ranges(found[2])
         except KeyError:
-            raise _TooRichError from None
-        return len(found[0]), complement(ranges) if (letter == "P") != bool(found[1]) else ranges
-    if letter.isalnum() and letter not in _PLAIN_ESCAPES:
-        raise _TooRichError
-    return 2, None
+            raise UnsupportedPatternError(pattern, f"uses the unknown category {found[0]!r}") from None
+        return found[0], complement(ranges) if (letter == "P") != bool(found[1]) else ranges
+    if plain := _PLAIN_ESCAPE.match(pattern, position):
+        return plain[0], None
+    raise UnsupportedPatternError(pattern, f"uses {pattern[position : position + 2]!r}, which engines read differently")
+
+
+_CLASSES: dict[str, Callable[[], Ranges]] = {
+    "s": lambda: WHITE_SPACE,
+    "S": lambda: complement(WHITE_SPACE),
+    "d": lambda: category_ranges("Nd"),
+    "D": lambda: complement(category_ranges("Nd")),
+}
 
 
 def _members(ranges: Ranges, last: int) -> str:

@@ -2,25 +2,22 @@
 
 import codecs
 import re
-import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 
 from align.tokenizer import chat_template as chat
-from align.tokenizer.bpe import Merger, WordCache
-from align.tokenizer.files import PLAIN_CONFIG, AddedToken, TokenizerSpec, read_spec, write_spec
+from align.tokenizer.byte_level import ByteLevelSpec
+from align.tokenizer.files import PLAIN_CONFIG, read_spec, write_spec
 from align.tokenizer.process_pool import chunked, ordered_map
-from align.tokenizer.splitting import Split, split_words
+from align.tokenizer.spec import AddedToken, TokenizerSpec, begins_with
+from align.tokenizer.splitting import Split
 
-_CACHED_WORDS = 1 << 18
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SPACE = re.compile(r"\s+")
 _PARALLEL_FROM = 1 << 20  # characters; for less text, starting processes takes longer than they save
 
 _EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
@@ -35,61 +32,41 @@ def own_special_tokens(first_id: int) -> tuple[AddedToken, ...]:
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer.
+    """A tokenizer: byte-level BPE, or any that the ``tokenizers`` library applies.
 
     Attributes:
         spec: everything that decides ids.
         vocab_size: largest id + 1, special tokens included.
-        special_tokens: name -> id of the tokens that ordinary text can't produce.
+        special_tokens: name -> id of the tokens that ordinary text can't produce, but for one that stands for unknown
+            characters.
         dtype: uint16 if every id fits, else uint32.
     """
 
     def __init__(self, spec: TokenizerSpec) -> None:
         """Create a tokenizer from its data; `load` and `train_tokenizer` are the usual ways."""
         self.spec = spec
+        self._coder = spec.coder()
         self.special_tokens: dict[str, int] = {t.content: t.id for t in spec.added if t.special}
-        added = {t.id: t.content.encode() for t in spec.added}
-        self.vocab_size: int = max(max(spec.vocab.values()), max(added, default=0)) + 1
-        self._typecode: Literal["H", "I"] = "H" if self.vocab_size <= 1 << 16 else "I"
-        self.dtype = np.dtype(self._typecode)
-        self._name_of: dict[int, bytes] = {number: token for token, number in spec.vocab.items()} | added
-        self._text_of = self._name_of | dict.fromkeys(self.special_tokens.values(), b"")
-        byte_ids = {byte: number for byte in range(256) if (number := spec.vocab.get(bytes([byte]))) is not None}
-        self._merger = Merger(byte_ids, spec.ranks, spec.made, self._name_of)
-        self._added = {t.content: t for t in spec.added}
-        self._find_any = _added_pattern(spec.added)
-        self._find_plain = _added_pattern([t for t in spec.added if not t.special])
-        self._start_caches()
-
-    def _start_caches(self) -> None:
-        self._ids_cache: WordCache[str, tuple[int, ...]] = WordCache(
-            lambda word: tuple(self._encode_word(word.encode())), _CACHED_WORDS
-        )
-        self._packed_cache: WordCache[str, bytes] = WordCache(
-            lambda word: self._pack(self._encode_word(word.encode())), _CACHED_WORDS
-        )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle everything but the caches."""
-        return {key: value for key, value in self.__dict__.items() if not key.endswith("_cache")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore the tokenizer with empty caches."""
-        self.__dict__.update(state)
-        self._start_caches()
+        self.vocab_size: int = max(self._coder.pieces) + 1
+        self.dtype = np.dtype(self._coder.typecode)
+        self._name_of = self._coder.pieces
+        self._text_of = {**self._name_of, **dict.fromkeys(self.special_tokens.values(), b"")}
 
     @classmethod
     def from_merges(
         cls, tokens: list[bytes], merges: Mapping[tuple[int, int], int], *, splits: tuple[Split, ...]
     ) -> "Tokenizer":
         """A tokenizer with our chat template, from tokens by id and merges in order; our special tokens follow."""
+        added = own_special_tokens(len(tokens))
+        bos = next(token for token in added if token.content == chat.BOS)
         return cls(
-            TokenizerSpec(
+            ByteLevelSpec(
                 vocab={token: i for i, token in enumerate(tokens)},
                 ranks={pair: rank for rank, pair in enumerate(merges)},
                 made=list(merges.values()),
                 splits=splits,
-                added=own_special_tokens(len(tokens)),
+                added=added,
+                post_processor=begins_with(bos.content, bos.id),
                 config=PLAIN_CONFIG | {"bos_token": chat.BOS, "eos_token": chat.EOS, "pad_token": chat.PAD},
                 chat_template=chat.TEMPLATE,
             )
@@ -100,16 +77,21 @@ class Tokenizer:
         """Load a tokenizer.
 
         Args:
-            source: model directory, tokenizer.json, or Hub id (``owner/name``).
+            source: model directory, tokenizer.json, GGUF file, or Hub id (``owner/name``).
 
         Raises:
             FileNotFoundError: it does not exist.
-            ValueError: its files are damaged, or it is not byte-level BPE.
+            ValueError: its files are damaged, or it is of a kind that is not supported, or needs the package
+                ``tokenizers``, which is not installed.
         """
-        return cls(read_spec(source))
+        spec = read_spec(source)
+        try:
+            return cls(spec)
+        except ValueError as error:
+            raise ValueError(f"{source}: not a tokenizer that align can read: {error}") from None
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers can read."""
+        """Write tokenizer.json and tokenizer_config.json, which transformers 4 and 5 can read."""
         write_spec(self.spec, Path(directory))
 
     # -- text to ids ---------------------------------------------------------------------------------------------------
@@ -125,10 +107,13 @@ class Tokenizer:
         """
         if isinstance(text, bytes):
             try:
-                return self._encode(text.decode(), self._find_plain)
+                return self._coder.encode(text.decode())
             except UnicodeDecodeError:
-                return self._encode_invalid(text)
-        return self._encode(text, self._find_plain)
+                return self._coder.encode_invalid(text)
+        try:
+            return self._coder.encode(text)
+        except UnicodeEncodeError:
+            raise _surrogate_error(text) from None
 
     def encode_batch(self, texts: Sequence[str], *, processes: int = 1) -> list[list[int]]:
         """Encode many texts, on several processes if they are long enough for that to pay off."""
@@ -136,7 +121,7 @@ class Tokenizer:
             return [self.encode(text) for text in texts]
         packed = ordered_map(partial(_pack_texts, self), chunked(texts), processes)
         shared = list(range(self.vocab_size)).__getitem__  # one object per id, not per token
-        return [list(map(shared, memoryview(data).cast(self._typecode))) for chunk in packed for data in chunk]
+        return [list(map(shared, memoryview(data).cast(self._coder.typecode))) for chunk in packed for data in chunk]
 
     def encode_to_array(
         self, texts: Iterable[str], *, prefix: Sequence[int] = (), suffix: Sequence[int] = (), processes: int = 1
@@ -163,60 +148,70 @@ class Tokenizer:
 
     def encode_template(self, text: str) -> list[int]:
         """The ids of a chat template's text, in which the names of all added tokens stand for them."""
-        return self._encode(text, self._find_any)
-
-    def _encode(self, text: str, find: re.Pattern[str] | None) -> list[int]:
-        ids: list[int] = []
         try:
-            for part, added in self._segments(text, find):
-                ids += chain.from_iterable(map(self._ids_cache.__getitem__, self._split(part)))
-                if added is not None:
-                    ids.append(added)
+            return self._coder.encode_template(text)
         except UnicodeEncodeError:
             raise _surrogate_error(text) from None
-        return ids
 
-    def _encode_packed(self, text: str) -> bytes:
+    def _pack_text(self, text: str) -> bytes:
         """The ids of ordinary text, as the bytes of an array of `dtype`."""
-        packed: list[bytes] = []
         try:
-            for part, added in self._segments(text, self._find_plain):
-                packed.append(b"".join(map(self._packed_cache.__getitem__, self._split(part))))
-                if added is not None:
-                    packed.append(self._pack((added,)))
+            return self._coder.pack(text)
         except UnicodeEncodeError:
             raise _surrogate_error(text) from None
-        return b"".join(packed)
-
-    def _encode_invalid(self, data: bytes) -> list[int]:
-        """The ids of bytes that are not UTF-8; an invalid byte is split like a symbol and kept."""
-        words = self._split(data.decode(errors="surrogateescape"))
-        return [i for word in words for i in self._encode_word(word.encode(errors="surrogateescape"))]
-
-    def _segments(self, text: str, find: re.Pattern[str] | None) -> Iterator[tuple[str, int | None]]:
-        """Split a text at its added tokens: ordinary text, each with the id of the added token after it."""
-        start = 0
-        for match in find.finditer(text) if find else ():
-            token = self._added[match.group()]
-            part, start = text[start : match.start()], match.end()
-            if token.rstrip and (space := _SPACE.match(text, start)):
-                start = space.end()
-            yield part.rstrip() if token.lstrip else part, token.id
-        if start < len(text):
-            yield text[start:], None
-
-    def _split(self, text: str) -> list[str]:
-        if self.spec.nfc and not text.isascii():
-            text = unicodedata.normalize("NFC", text)
-        return split_words(text, self.spec.splits)
-
-    def _encode_word(self, word: bytes) -> list[int]:
-        if self.spec.ignore_merges and (number := self.spec.vocab.get(word)) is not None:
-            return [number]
-        return self._merger.merge(word)
 
     def _pack(self, ids: Sequence[int]) -> bytes:
-        return array(self._typecode, ids).tobytes()
+        return array(self._coder.typecode, ids).tobytes()
+
+    # -- which ids there are -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def real_ids(self) -> np.ndarray:
+        """``[vocab_size]`` bool: whether each id is a token; the others are gaps, which no text produces."""
+        real = np.zeros(self.vocab_size, dtype=bool)
+        real[list(self._name_of)] = True
+        return real
+
+    def is_token(self, number: int) -> bool:
+        """Whether an id is one of this tokenizer's; rows of an embedding beyond `vocab_size` are not."""
+        return number in self._name_of
+
+    @property
+    def missing_bytes(self) -> bytes:
+        """The bytes that no token can express, in order; encoding drops them. Empty for most tokenizers."""
+        return self._coder.missing_bytes
+
+    def dropped_bytes(self, text: str | bytes) -> int:
+        """How many bytes of a text `encode` drops because no token can express them."""
+        if not self.missing_bytes:
+            return 0
+        data = text.encode() if isinstance(text, str) else text
+        return len(data) - len(data.translate(None, self.missing_bytes))
+
+    def with_added_tokens(self, names: Sequence[str], *, special: bool = True) -> "Tokenizer":
+        """This tokenizer with further tokens, whose ids follow the largest; those that it has keep theirs.
+
+        Args:
+            names: texts of the tokens, in order of their ids.
+            special: True: only chat templates produce them; False: ordinary text with a name does too.
+
+        Raises:
+            ValueError: a name is empty or an ordinary token, or is an added token whose ``special`` differs.
+        """
+        have = {token.content: token for token in self.spec.added}
+        added = list(self.spec.added)
+        for name in dict.fromkeys(names):
+            if name in have:
+                if have[name].special != special:
+                    raise ValueError(f"token {name!r}: special is {have[name].special} already, not {special}")
+            elif not name or self.spec.id_of(name) is not None:
+                raise ValueError(
+                    f"token {name!r} is {'an ordinary token already' if name else 'empty'}; use another name"
+                )
+            else:
+                number = self.vocab_size + len(added) - len(self.spec.added)
+                added.append(AddedToken(number, name, special=special))
+        return Tokenizer(replace(self.spec, added=tuple(added)))
 
     # -- ids to text ---------------------------------------------------------------------------------------------------
 
@@ -236,11 +231,12 @@ class Tokenizer:
         """The exact bytes of ids, which may be invalid UTF-8; otherwise like `decode`."""
         table = self._text_of if skip_special else self._name_of
         try:
-            return b"".join(map(table.__getitem__, map(int, ids)))
+            pieces = map(table.__getitem__, map(int, ids))
+            if self._coder.strips_start and (start := next(filter(None, pieces), None)) is not None:
+                return self._coder.first(start) + b"".join(pieces)
+            return b"".join(pieces)
         except KeyError as error:
-            raise ValueError(
-                f"id {error.args[0]} is not in the tokenizer, whose ids are 0 to {self.vocab_size - 1}"
-            ) from None
+            raise _unknown_id(error.args[0], self.vocab_size) from None
 
     def stream_decoder(self, *, skip_special: bool = True) -> "StreamDecoder":
         """A decoder for ids that arrive one by one."""
@@ -248,7 +244,14 @@ class Tokenizer:
 
     def token_text(self, number: int) -> str:
         """A token for display: special tokens by name, incomplete characters as U+FFFD."""
-        return self.decode((number,), skip_special=False)
+        return self._piece(number, skip_special=False).decode(errors="replace")
+
+    def _piece(self, number: int, *, skip_special: bool) -> bytes:
+        """The bytes of one id inside a text."""
+        try:
+            return (self._text_of if skip_special else self._name_of)[int(number)]
+        except KeyError:
+            raise _unknown_id(number, self.vocab_size) from None
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
@@ -258,39 +261,35 @@ class Tokenizer:
     # -- chats ---------------------------------------------------------------------------------------------------------
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
+        self,
+        messages: Sequence[chat.Message],
+        *,
+        tools: Sequence[chat.Tool] | None = None,
+        add_generation_prompt: bool = False,
     ) -> chat.RenderedChat:
         """The ids of a chat and the mask of the assistant's tokens.
 
         Args:
-            messages: each with ``role`` (system, user or assistant) and ``content``.
+            messages: each with ``role`` (system, developer, user, assistant or tool) and ``content``.
+            tools: JSON schemas of the functions that the assistant may call.
             add_generation_prompt: end with the beginning of the assistant's turn.
 
         Raises:
-            ValueError: a message has another form, or the tokenizer has no chat template.
+            ValueError: a message has another form, the tokenizer has no chat template, or the template fails or makes
+                the mask impossible.
         """
-        return chat.render_chat(self, messages, add_generation_prompt=add_generation_prompt)
+        return chat.render_chat(self, messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def _named(self, role: str) -> int | None:
-        """The id of a token that tokenizer_config.json names, as a string or as an object with its content."""
-        name = self.spec.config.get(role)
-        name = name.get("content") if isinstance(name, dict) else name
-        return self._id_of(name) if isinstance(name, str) else None
-
-    def _id_of(self, name: str) -> int | None:
-        return self._added[name].id if name in self._added else self.spec.vocab.get(name.encode())
+        """The id of a token that tokenizer_config.json names."""
+        name = self.spec.named(role)
+        return None if name is None else self.spec.id_of(name)
 
     @cached_property
     def bos_id(self) -> int | None:
-        """The token that begins a text: from tokenizer_config.json, else from the post-processor."""
-        if (named := self._named("bos_token")) is not None:
-            return named
-        # Llama-3 defines it only here.
-        for step in _post_processor_steps(self.spec.post_processor):
-            first = (step.get("single") or [{}])[0].get("SpecialToken")
-            if first:
-                return self._id_of(first["id"])
-        return None
+        """The token that begins a text: from tokenizer_config.json, else from the post-processor (Llama-3)."""
+        named = self._named("bos_token")
+        return named if named is not None else next(iter(self.opening_ids), None)
 
     @cached_property
     def eos_id(self) -> int | None:
@@ -304,7 +303,7 @@ class Tokenizer:
         named = self._named("pad_token")
         if named is not None and named not in self.stop_ids:
             return named
-        return self._first_special(name for name in _PAD_NAMES if self._id_of(name) not in self.stop_ids)
+        return self._first_special(name for name in _PAD_NAMES if self.spec.id_of(name) not in self.stop_ids)
 
     @cached_property
     def end_of_turn_id(self) -> int | None:
@@ -315,8 +314,12 @@ class Tokenizer:
 
     @cached_property
     def opening_ids(self) -> tuple[int, ...]:
-        """What begins a document, in training and in sampling: bos, unless bos and eos are the same."""
-        return () if self.bos_id is None or self.bos_id == self.eos_id else (self.bos_id,)
+        """What begins a document, in training and in sampling: the tokens that the tokenizer itself puts there.
+
+        Its post-processor (or ``add_bos_token``) decides, not its ``bos_token``: SmolLM2 names one that it never adds.
+        """
+        ids = [self.spec.id_of(name) for name in self.spec.opening]
+        return tuple(number for number in ids if number is not None)
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -348,10 +351,14 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begun = not tokenizer._coder.strips_start
 
     def push(self, token: int) -> str:
         """The text that this id completes; empty if it ends inside a character."""
-        return self._decoder.decode(self._tokenizer.decode_bytes((token,), skip_special=self._skip_special))
+        piece = self._tokenizer._piece(token, skip_special=self._skip_special)
+        if piece and not self._begun:
+            self._begun, piece = True, self._tokenizer._coder.first(piece)
+        return self._decoder.decode(piece)
 
     def flush(self) -> str:
         """The rest, after the last id: U+FFFD if a character is incomplete."""
@@ -362,19 +369,11 @@ class StreamDecoder:
 
 def _pack_texts(tokenizer: Tokenizer, texts: list[str]) -> list[bytes]:
     """The work of one process in `Tokenizer.encode_to_array`."""
-    return [tokenizer._encode_packed(text) for text in texts]
+    return [tokenizer._pack_text(text) for text in texts]
 
 
-def _added_pattern(added: Sequence[AddedToken]) -> re.Pattern[str] | None:
-    """A pattern that finds added tokens in a text, the longest first; None if there are none."""
-    contents = sorted((token.content for token in added), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, contents))) if contents else None
-
-
-def _post_processor_steps(post_processor: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if post_processor is None:
-        return []
-    return post_processor.get("processors", [post_processor])
+def _unknown_id(number: int, vocab_size: int) -> ValueError:
+    return ValueError(f"id {number} is not in the tokenizer, whose ids are 0 to {vocab_size - 1}")
 
 
 def _surrogate_error(text: str) -> ValueError:

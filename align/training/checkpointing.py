@@ -26,7 +26,7 @@ from align.training.lightning_internals import (
 )
 from align.training.numerics import changes, numerics
 from align.training.preemption import Preempted
-from align.training.trainer_state import validating_in_fit
+from align.training.trainer_state import begins, validating_in_fit
 
 FOLDER = "checkpoints"
 
@@ -208,7 +208,7 @@ class Checkpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save if due before the validation, if preempted during it, or if this checkpoint is among the best."""
-        if not validating_in_fit(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not validating_in_fit(trainer) or begins(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         # A collective: every rank calls it, whatever else is due.
         asked = self._asked(trainer)

@@ -21,6 +21,26 @@ def batch_index(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop.total_batch_idx
 
 
+def batches_begun(trainer: pl.Trainer) -> int:
+    """Number of training batches that have begun, over all epochs; an interrupted optimizer step counts too."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+
+def validate_now(trainer: pl.Trainer) -> None:
+    """Validate before the first training batch, as Lightning does after a batch; logged at step 0.
+
+    Lightning can only check a few batches then, without logging them.
+    """
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    first = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    try:
+        loop.run()
+    finally:
+        trainer.training = True
+        trainer._logger_connector._first_loop_iter = first
+
+
 def is_last_batch(trainer: pl.Trainer) -> bool:
     """Whether the current training batch is the epoch's last: callbacks see an epoch's end only after validation."""
     return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)

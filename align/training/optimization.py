@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -22,8 +23,8 @@ class OptimizerConfig:
         ValueError: a setting is invalid.
     """
 
-    lr: float = 3e-4
-    """Peak learning rate, per optimizer step"""
+    lr: float | None = None
+    """Peak learning rate, per optimizer step; None: by stage, size of the network and adapters"""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the running means of the gradient and its square"""
     eps: float = 1e-8
@@ -36,14 +37,25 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        if not self.lr > 0:
-            raise ValueError(f"optimizer.lr is {self.lr}: it must be above 0")
+        if self.lr is not None and not self.lr > 0:
+            raise ValueError(f"optimizer.lr is {self.lr}: it must be above 0, or null for the default of the stage")
         if self.weight_decay < 0:
             raise ValueError(f"optimizer.weight_decay is {self.weight_decay}: it must be at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas are {self.betas}: each must be at least 0 and below 1")
         if self.state_bits not in (8, 32):
             raise ValueError(f"optimizer.state_bits is {self.state_bits}: it must be 8 or 32")
+
+    @property
+    def peak(self) -> float:
+        """The learning rate, once it is known.
+
+        Raises:
+            ValueError: it is None; a stage replaces that when it has built its network.
+        """
+        if self.lr is None:
+            raise ValueError("optimizer.lr is None: set it, or build the optimizer by a stage, which has a default")
+        return self.lr
 
 
 @dataclass(frozen=True)
@@ -56,8 +68,8 @@ class ScheduleConfig:
 
     kind: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
     """After the warm-up; wsd (warm-up-stable-decay): constant, then linear decay over the last decay_share"""
-    warmup_steps: int = 0
-    """Optimizer steps of linear warm-up from 0 to the peak"""
+    warmup_steps: int | float = 0.1
+    """Linear warm-up from 0 to the peak: optimizer steps, or a share of the run if below 1"""
     final_factor: float = 0.1
     """Factor of the peak at the last step (unused by constant)"""
     decay_share: float = 0.2
@@ -67,10 +79,18 @@ class ScheduleConfig:
         """Reject invalid settings."""
         if self.warmup_steps < 0:
             raise ValueError(f"schedule.warmup_steps is {self.warmup_steps}: it must be at least 0")
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                f"schedule.warmup_steps is {self.warmup_steps}: it must be a whole number of steps, or a share below 1"
+            )
         if not 0 <= self.final_factor <= 1:
             raise ValueError(f"schedule.final_factor is {self.final_factor}: it must lie in [0, 1]")
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"schedule.decay_share is {self.decay_share}: it must lie in (0, 1]")
+
+    def warmup(self, total: int) -> int:
+        """Optimizer steps of warm-up in a run of ``total``; a share is rounded down, so it is always shorter."""
+        return int(self.warmup_steps * total) if self.warmup_steps < 1 else int(self.warmup_steps)
 
     def factor(self, step: int, total: int) -> float:
         """Factor of the peak learning rate at an optimizer step.
@@ -82,11 +102,11 @@ class ScheduleConfig:
         Returns:
             float: in (0, 1] during warm-up, so that the first step already learns; in [final_factor, 1] afterwards.
         """
-        if step < self.warmup_steps:
-            return (step + 1) / (self.warmup_steps + 1)
+        start = self.warmup(total)
+        if step < start:
+            return (step + 1) / (start + 1)
         if self.kind == "constant":
             return 1.0
-        start = self.warmup_steps
         if self.kind == "wsd":
             start = max(start, round(total * (1 - self.decay_share)))
         progress = min(1.0, max(0, step - start) / max(1, total - 1 - start))
@@ -138,7 +158,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     if config.state_bits == 8:
         return eight_bit_adamw(groups, config)
     fused = all(p.device.type in {"cpu", "cuda"} for p in trained)
-    optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer = AdamW(groups, lr=config.peak, betas=config.betas, eps=config.eps, fused=fused)
     # A fused step can unscale fp16 gradients itself, so Lightning refuses to clip before it, even in bf16.
     optimizer._step_supports_amp_scaling = False
     return optimizer
@@ -155,13 +175,12 @@ def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, tot
     Returns:
         LambdaLR: multiplies each group's learning rate by ``config.factor(step, total_steps)``.
 
-    Raises:
-        ValueError: the warm-up is not shorter than the run.
+    A warm-up that is not shorter than the run is a warning, so that a recipe can be tried for a few steps.
     """
-    if config.warmup_steps and config.warmup_steps >= total_steps:
-        raise ValueError(
-            f"schedule.warmup_steps is {config.warmup_steps} but the run has {total_steps} optimizer steps: "
-            "the peak learning rate is never reached; set it below"
+    if config.warmup(total_steps) and config.warmup(total_steps) >= total_steps:
+        rank_zero_warn(
+            f"schedule.warmup_steps is {config.warmup_steps}, but the run has {total_steps} optimizer steps: the peak "
+            "learning rate is never reached; set it below, or to a share such as 0.1"
         )
     return LambdaLR(optimizer, lambda step: config.factor(step, total_steps))
 
@@ -212,7 +231,7 @@ def eight_bit_adamw(groups: list[dict[str, Any]], config: "OptimizerConfig") -> 
         like = quantized.zeros(value["codes"].shape, value["signed"])
         return quantized(value["codes"], value["scale"], like.qmap, value["signed"])
 
-    optimizer: torch.optim.Optimizer = AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    optimizer: torch.optim.Optimizer = AdamW(groups, lr=config.peak, betas=config.betas, eps=config.eps)
     return optimizer
 
 

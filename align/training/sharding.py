@@ -80,8 +80,13 @@ def check_split(config: GPTConfig, devices: int) -> None:
         devices: size of a tensor-parallel group.
 
     Raises:
-        ValueError: heads, kv_heads or ff_width is not a multiple of ``devices``.
+        ValueError: heads, kv_heads or ff_width is not a multiple of ``devices``, or a norm needs all heads.
     """
+    if config.qk_norm == "all":
+        raise ValueError(
+            f"qk_norm is 'all', which normalizes over all heads, and {devices} tensor-parallel devices split them: use "
+            "data_parallel_size alone"
+        )
     parts = {"heads": config.heads, "kv_heads": config.resolved_kv_heads, "ff_width": config.resolved_ff_width}
     for name, value in parts.items():
         if value % devices:

@@ -27,7 +27,7 @@ from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.objectives import GRPO
 from align.tokenizer import Tokenizer, train_tokenizer
-from align.tokenizer.files import AddedToken
+from align.tokenizer.spec import AddedToken
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 _LEARNING = {"optimizer": OptimizerConfig(lr=1e-6, weight_decay=0.0), "schedule": ScheduleConfig(kind="constant")}

@@ -47,7 +47,7 @@ def _loop(setting: Setting, same: bool) -> Numbers:
 
     network = GPT(GPTConfig(**SHAPE))
     if same:
-        optimizer = build_optimizer(network.parameters(), OptimizerConfig())
+        optimizer = build_optimizer(network.parameters(), OptimizerConfig(lr=3e-4))
     else:
         optimizer = torch.optim.AdamW(network.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
     batches, seconds = _batches(setting), []

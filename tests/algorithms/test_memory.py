@@ -227,7 +227,7 @@ def test_eight_bit_state_resumes_to_the_bit(tmp_path):
 def test_eight_bits_without_torchao(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.optim", None)
     with pytest.raises(ModuleNotFoundError, match=r"optimizer\.state_bits\D*8\b.*torchao"):
-        build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], OptimizerConfig(state_bits=8))
+        build_optimizer([torch.nn.Parameter(torch.ones(2, 2))], OptimizerConfig(lr=0.1, state_bits=8))
 
 
 # Compiled widths.

@@ -10,6 +10,7 @@ from ppo_parts import ppo
 from test_language_model import Batches, fit, make_batch
 from test_memory import bytes_kept
 
+from align.adapters.lora import LoraConfig, add_adapter
 from align.algorithms import memory_estimate
 from align.algorithms.memory_estimate import (
     activation_bytes,
@@ -41,7 +42,7 @@ def bytes_of(value) -> int:
 @pytest.mark.parametrize("bits", [32, 8])
 def test_optimizer_bytes_are_exact(bits):
     parameters = list(GPT(CONFIG).parameters())
-    optimizer = build_optimizer(parameters, OptimizerConfig(state_bits=bits))
+    optimizer = build_optimizer(parameters, OptimizerConfig(lr=0.1, state_bits=bits))
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -74,6 +75,22 @@ def test_activations_of_a_block_are_counted(config, what, narrow):
     for rows in (4, 8):
         found = kept(4, rows) - kept(2, rows)
         assert counted(4, rows) - counted(2, rows) == pytest.approx(found, rel=0.02)
+
+
+@pytest.mark.parametrize("what", ["none", "block"])
+def test_activations_under_an_adapter_are_counted(what):
+    """Frozen norms keep less, and an adapted matrix its product with A: two more blocks, to 2%."""
+    lora = LoraConfig(rank=8, alpha=8)
+
+    def kept(layers):
+        network, ids = GPT(replace(CONFIG, layers=layers)), torch.randint(50, (4, 32))
+        add_adapter(network, lora)
+        return bytes_kept(network, ids, what)
+
+    def counted(layers):
+        return activation_bytes(replace(CONFIG, layers=layers), 4, 32, recompute=what, narrow=False, adapter=lora)
+
+    assert counted(4) - counted(2) == pytest.approx(kept(4) - kept(2), rel=0.02)
 
 
 def test_each_network_is_in_its_place(tmp_path):

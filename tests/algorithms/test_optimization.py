@@ -24,7 +24,7 @@ def test_linear_by_hand():
 
 def test_wsd_is_constant_then_falls_over_the_last_share():
     """Ten steps, share 0.3: the fall starts at step 7 and reaches 0 at step 9."""
-    schedule = ScheduleConfig(kind="wsd", final_factor=0.0, decay_share=0.3)
+    schedule = ScheduleConfig(kind="wsd", warmup_steps=0, final_factor=0.0, decay_share=0.3)
     assert [schedule.factor(step, 10) for step in range(10)] == pytest.approx([1] * 8 + [0.5, 0])
 
 
@@ -56,6 +56,7 @@ def test_factor_rises_then_never_rises_again(kind: str, warmup: int, total: int,
         (lambda: OptimizerConfig(weight_decay=-1), r"optimizer\.weight_decay.*-1"),
         (lambda: OptimizerConfig(betas=(0.9, 1.0)), r"optimizer\.betas.*\(0\.9, 1\.0\)"),
         (lambda: ScheduleConfig(warmup_steps=-1), r"schedule\.warmup_steps.*-1"),
+        (lambda: ScheduleConfig(warmup_steps=1.5), r"schedule\.warmup_steps.*1\.5"),
         (lambda: ScheduleConfig(final_factor=2), r"schedule\.final_factor\D*2\b"),
         (lambda: ScheduleConfig(decay_share=0), r"schedule\.decay_share\D*0\b"),
     ],
@@ -69,7 +70,7 @@ def test_only_matrices_decay_and_frozen_parameters_are_left_out():
     layer, norm, frozen = nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(3, 3)
     frozen.requires_grad_(False)
     parameters = [*layer.parameters(), *norm.parameters(), *frozen.parameters()]
-    decayed, plain = build_optimizer(parameters, OptimizerConfig(weight_decay=0.3)).param_groups
+    decayed, plain = build_optimizer(parameters, OptimizerConfig(lr=0.1, weight_decay=0.3)).param_groups
     assert decayed["weight_decay"] == 0.3
     assert [p is layer.weight for p in decayed["params"]] == [True]
     assert plain["weight_decay"] == 0
@@ -85,7 +86,20 @@ def test_one_adamw_step_by_hand():
     assert weight.item() == pytest.approx(0.85)
 
 
-def test_a_warmup_as_long_as_the_run_is_refused():
-    optimizer = build_optimizer([nn.Parameter(torch.ones(1, 1))], OptimizerConfig())
-    with pytest.raises(ValueError, match=r"schedule\.warmup_steps\D*5\b.*\b5\b"):
+@pytest.mark.parametrize(("total", "steps"), [(5, 0), (9, 0), (10, 1), (25, 2), (200, 20)])
+def test_a_share_of_warmup_is_always_shorter_than_the_run(total: int, steps: int):
+    """A tenth of the run, rounded down, so that the default refuses no run."""
+    assert ScheduleConfig().warmup(total) == steps
+    optimizer = build_optimizer([nn.Parameter(torch.ones(1, 1))], OptimizerConfig(lr=0.1))
+    build_schedule(optimizer, ScheduleConfig(), total)
+
+
+def test_an_unset_rate_is_an_error_outside_a_stage():
+    with pytest.raises(ValueError, match=r"optimizer\.lr"):
+        build_optimizer([nn.Parameter(torch.ones(1, 1))], OptimizerConfig())
+
+
+def test_a_warmup_as_long_as_the_run_is_a_warning():
+    optimizer = build_optimizer([nn.Parameter(torch.ones(1, 1))], OptimizerConfig(lr=0.1))
+    with pytest.warns(UserWarning, match=r"schedule\.warmup_steps\D*5\b.*\b5\b"):
         build_schedule(optimizer, ScheduleConfig(warmup_steps=5), 5)

@@ -170,3 +170,14 @@ def test_impossible_settings_are_named(settings: dict, message: str):
 def test_an_unknown_judge_is_refused_before_training():
     with pytest.raises(ValueError, match="'nobody'"):
         PolicyEvaluation(PolicyEvaluationConfig(judge="nobody"))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "trained", "wanted"),
+    [(None, 80_000, 47), (None, 1_000, 8), (None, 10**6, 64), (0, 80_000, 0), (100, 80_000, 100)],
+)
+def test_policy_evaluation_costs_a_tenth_of_the_training(prompts: int | None, trained: int, wanted: int):
+    """80,000 tokens between validations, and 40 + 128 for each response: 8,000 / 168 = 47."""
+    evaluation = PolicyEvaluation(PolicyEvaluationConfig(prompts=prompts, max_new_tokens=128))
+    evaluation.bound_cost(trained, 40.0)
+    assert evaluation.wanted == wanted

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from naming import error_line
 
 from align.cli import main
 from align.generation import responses
@@ -50,7 +51,7 @@ def test_every_logged_metric_stands_in_the_glossary(run: Path, stage: str, some:
 
 def test_samples_at_each_validation(run: Path):
     lines = [json.loads(line) for line in (run / "sft/samples.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [3, 6]
+    assert [line["step"] for line in lines] == [0, 3, 6]
     assert {"prompt", "text", "tokens", "finished", "sampling"} <= set(lines[0])
 
 
@@ -81,7 +82,8 @@ def test_transformers_gives_our_logits_and_our_ids(run: Path, dtype: torch.dtype
     )
     ids = tokenizer.render_chat(CHAT, add_generation_prompt=True).ids
     assert their_tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"] == ids
-    assert their_tokenizer(CHAT[1]["content"])["input_ids"] == tokenizer.encode(CHAT[1]["content"])
+    text = CHAT[1]["content"]
+    assert their_tokenizer(text)["input_ids"] == [*tokenizer.opening_ids, *tokenizer.encode(text)]
     with torch.no_grad():
         difference = (ours(torch.tensor([ids])) - theirs(torch.tensor([ids])).logits).abs().max().item()
     assert difference <= tolerance
@@ -165,10 +167,35 @@ def test_tokenizer_encode_prints_one_json_list(run: Path, capsys: pytest.Capture
     assert ids == Tokenizer.load(run / "tokenizer").encode("Dora the goat\n")
 
 
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_other_verbs_leave_the_files_of_the_training_alone(run: Path, verb: str):
+    """With a run's own config, as a user repeats it; what they log has a folder of its own."""
+    files = {name: (run / "pretrain" / name).read_bytes() for name in ("config.yaml", "metrics.csv")}
+    extra = ["--data.init_args.test", str(run / "data/pretrain_val.jsonl")]
+    assert main([verb, "--config", str(run / "pretrain/config.yaml"), "--ckpt_path", "last", *extra]) == 0
+    assert {name: (run / "pretrain" / name).read_bytes() for name in files} == files
+    assert (run / "pretrain" / verb / "config.yaml").is_file()
+    assert (run / "pretrain" / verb / "metrics.csv").is_file() == (verb != "predict")
+
+
 def test_validate_reads_the_checkpoint(run: Path, recipes: Path, capsys: pytest.CaptureFixture[str]):
     command = ["validate", "--config", str(recipes / "pretrain.yaml"), "--run", str(run), "--ckpt_path", "last"]
     assert main([*command, "--trainer.default_root_dir", str(run / "pretrain")]) == 0
     assert "val/loss" in capsys.readouterr().out
+
+
+def test_a_trial_step_leaves_the_model_alone(run: Path, recipes: Path):
+    weights = (run / "pretrain/model/model.safetensors").read_bytes()
+    command = ["fit", "--config", str(recipes / "pretrain.yaml"), "--run", str(run)]
+    assert main([*command, "--trainer.fast_dev_run", "true"]) == 0
+    assert (run / "pretrain/model/model.safetensors").read_bytes() == weights
+
+
+def test_a_run_without_steps_is_a_mistake(run: Path, recipes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    command = ["fit", "--config", str(recipes / "sft.yaml"), "--run", str(run)]
+    command += ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_steps=-1", "--trainer.max_epochs", "0"]
+    assert main(command) == 2
+    error_line(capsys, "align fit", "trainer.max_epochs", 0)
 
 
 def test_predictions_add_up_to_the_validation_loss(run: Path, recipes: Path, tmp_path: Path):
@@ -180,7 +207,7 @@ def test_predictions_add_up_to_the_validation_loss(run: Path, recipes: Path, tmp
     rows = [json.loads(line) for line in (root / "predictions.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rows] == list(range(len(rows)))
     assert main(["validate", *common]) == 0
-    with (root / "metrics.csv").open(newline="") as file:
+    with (root / "validate/metrics.csv").open(newline="") as file:
         logged = float(list(csv.DictReader(file))[-1]["val/loss"])
     mean = sum(row["nll"] for row in rows) / sum(row["tokens"] for row in rows)
     assert mean == pytest.approx(logged, rel=1e-5)

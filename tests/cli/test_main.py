@@ -50,3 +50,13 @@ def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str], tmp_path)
 def test_both_spellings_of_a_setting(capsys: pytest.CaptureFixture[str]):
     assert main(["sandbox", "--slp-rate", "1"]) == 2
     error_line(capsys, "--slp_rate", "slip_rate")
+
+
+def test_a_task_of_the_sandbox_by_its_word(capsys: pytest.CaptureFixture[str], tmp_path):
+    words = ["--out", str(tmp_path), "--prompts", "3", "--prompts_val", "2", "--prompts_test", "1"]
+    assert main(["sandbox", "constraints", *words]) == 0
+    assert "prompts_heldout_kinds.jsonl: 300 records" in capsys.readouterr().out
+    assert len((tmp_path / "prompts_train.jsonl").read_text().splitlines()) == 3
+    assert main(["sandbox", "constraints", *words, "--two-constraints-rate", "2"]) == 2
+    error_line(capsys, "two_constraints_rate", "2.0")
+    assert main(["sandbox", "stories", *words]) == 2

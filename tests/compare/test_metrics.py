@@ -15,7 +15,7 @@ from align.compare.metrics import (
     Length,
     Metric,
     SelfBLEU,
-    load_metric,
+    load_metrics,
     measured,
 )
 from align.compare.respond import Response
@@ -96,10 +96,11 @@ def test_what_is_no_measurement_names_the_metric(values: object) -> None:
 
 def test_a_metric_by_class_path(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_metrics")
-    module.Given, module.half, module.number = Given, Given(0.5), 3  # type: ignore[attr-defined]
+    module.Given, module.half, module.both, module.number = Given, Given(0.5), (Given(), Given(0.5)), 3  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "my_metrics", module)
-    assert load_metric("my_metrics.Given") == load_metric("my_metrics:Given") == Given()
-    assert load_metric("my_metrics.half") == Given(0.5)
+    assert load_metrics("my_metrics.Given") == load_metrics("my_metrics:Given") == (Given(),)
+    assert load_metrics("my_metrics.half") == (Given(0.5),)
+    assert load_metrics("my_metrics.both") == (Given(), Given(0.5))
     for path in ("my_metrics.Nothing", "nowhere.Given", "Given", "my_metrics.number"):
         with pytest.raises(ValueError, match=f"no metric {path!r}"):
-            load_metric(path)
+            load_metrics(path)

@@ -11,7 +11,7 @@ from align.data.formats import prompt_records as prompts
 from align.data.pair_data import PreferenceData, PromptData
 from align.data.text_data import ChatData, TextData
 from align.tokenizer import Tokenizer
-from align.tokenizer.plain_template import PLAIN, with_chat_template
+from align.tokenizer.given_template import PLAIN, with_chat_template
 
 POST = "SUBREDDIT: r/cats\n\nTITLE: A cat\n\nPOST: one two\n\nthree four\n\nTL;DR:"
 DIALOGUE = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
@@ -24,11 +24,11 @@ def user(text):
 def test_tldr():
     """trl-lib/tldr writes a space before the summary; trl-lib/tldr-preference has it in the data."""
     whole = [*user(POST), {"role": "assistant", "content": " A cat."}]
-    assert chats.TLDR().read({"prompt": POST, "completion": " A cat."}) == whole
-    assert chats.TLDR().read({"prompt": POST + " ", "completion": "A cat.\n"}) == whole
+    assert chats.TLDR().read({"prompt": POST, "completion": " A cat."}).messages == whole
+    assert chats.TLDR().read({"prompt": POST + " ", "completion": "A cat.\n"}).messages == whole
     pair = pairs.TLDR().read({"prompt": POST, "chosen": " A cat.", "rejected": "A dog."})
     assert pair == pairs.Pair(user(POST), " A cat.", " A dog.")
-    assert prompts.TLDR().read({"prompt": POST, "completion": " A cat."}) == user(POST)
+    assert prompts.TLDR().read({"prompt": POST, "completion": " A cat."}).messages == user(POST)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_tldr():
     [(19, "one two\n\nthree four"), (18, "one two"), (7, "one two"), (6, "one"), (3, "one"), (2, "on")],
 )
 def test_a_long_post_loses_its_last_lines_then_words(limit, post):
-    prompt = prompts.TLDR(limit).read({"prompt": POST})
+    prompt = prompts.TLDR(limit).read({"prompt": POST}).messages
     assert prompt == user(f"SUBREDDIT: r/cats\n\nTITLE: A cat\n\nPOST: {post}\n\nTL;DR:")
 
 
@@ -64,10 +64,10 @@ def test_hh_as_text():
     """The whole dialogue is the prompt's text; a format of chats takes it apart instead."""
     record = {"chosen": DIALOGUE + " d", "rejected": DIALOGUE + "  e\n"}
     assert pairs.HHText().read(record) == pairs.Pair(user(DIALOGUE), " d", " e")
-    assert chats.HHText().read(record) == [*user(DIALOGUE), {"role": "assistant", "content": " d"}]
-    assert prompts.HHText().read(record) == user(DIALOGUE)
-    assert [turn["content"] for turn in chats.HH().read(record)] == ["a", "b", "c", "d"]
-    assert prompts.Question().read({"question": "2+2?", "answer": "#### 4"}) == user("2+2?")
+    assert chats.HHText().read(record).messages == [*user(DIALOGUE), {"role": "assistant", "content": " d"}]
+    assert prompts.HHText().read(record).messages == user(DIALOGUE)
+    assert [turn["content"] for turn in chats.HH().read(record).messages] == ["a", "b", "c", "d"]
+    assert prompts.Question().read({"question": "2+2?", "answer": "#### 4"}).messages == user("2+2?")
 
 
 def test_the_name_of_a_prompt_format():

@@ -13,7 +13,7 @@ from published import ROOT, shrink, write_chats, write_gpt_neox, write_hh, write
 
 from align.cli import main
 from align.tokenizer import Tokenizer
-from align.tokenizer.plain_template import PLAIN
+from align.tokenizer.given_template import PLAIN
 
 
 def run(name: str, folder: Path, model: Path, variables: dict[str, str], *words: str) -> Path:

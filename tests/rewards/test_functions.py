@@ -180,3 +180,14 @@ def test_an_interrupt_is_no_fault_of_the_function():
 
     with pytest.raises(KeyboardInterrupt):
         FunctionReward("mine:f", interrupted)(["p"], ["a"])
+
+
+def test_constraints_by_short_name():
+    """Two constraints, of which the responses satisfy both, one, none, and nothing is said."""
+    prompt = "Use no capital letters at all. Describe a cat.\nDo not use any commas."
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": prompt}]
+    answers = ["a cat has fur", "A cat has fur", "Cats, dogs", " "]
+    assert load_reward("constraints")([prompt] * 4, answers) == [1.0, 0.5, 0.0, 0.0]
+    assert load_reward("constraints_strict")([messages] * 4, answers) == [1.0, 0.0, 0.0, 0.0]
+    with pytest.raises(ValueError, match=re.escape("'constraints'")):
+        load_reward("constraints")(["Describe a cat."], ["It has fur."])

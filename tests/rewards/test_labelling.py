@@ -100,8 +100,42 @@ def test_the_seed_and_the_prompt_number_decide_which_pairs_are_taken():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("label_temperature", -0.1), ("label_temperature", math.inf), ("pairs_per_prompt", 0)]
+    ("name", "value"),
+    [
+        ("label_temperature", -0.1),
+        ("label_temperature", math.inf),
+        ("flip_rate", -0.1),
+        ("flip_rate", 0.5),
+        ("pairs_per_prompt", 0),
+    ],
 )
 def test_impossible_settings_are_named(name: str, value: float):
     with pytest.raises(ValueError, match=naming(name, value)):
         LabelConfig(**{name: value})
+
+
+def test_labels_flip_at_the_stated_rate_whatever_the_gap():
+    """Share of 4,000 prompts whose label is flipped, within 4 standard errors of 0.2; ties stay out."""
+    config, count = LabelConfig(flip_rate=0.2), 4000
+    tally = Tally()
+    flipped = 0
+    for number in range(count):
+        [(chosen, rejected)] = label_pairs(number, responses(0.4, 0.5 if number % 2 else 1.0), config, tally)
+        flipped += chosen.score < rejected.score
+    assert abs(flipped / count - 0.2) < 4 * math.sqrt(0.2 * 0.8 / count)
+    assert tally.agreeing == count - flipped
+    assert label_pairs(0, responses(1.0, 1.0), config, tally) == []
+    assert tally.ties == 1
+
+
+def test_two_kinds_of_noise_are_refused():
+    with pytest.raises(ValueError, match=naming("flip_rate", 0.1, "label_temperature", 0.3)):
+        LabelConfig(flip_rate=0.1, label_temperature=0.3)
+
+
+def test_a_best_response_below_the_least_score_is_left_out():
+    config, tally = LabelConfig(least_score=1.0), Tally()
+    assert best_response(responses(0.0, 0.5), config, tally) is None
+    assert best_response(responses(0.5, 1.0), config, tally).text == "b"
+    counts = tally.summary(best_of=True)["counts"]
+    assert (counts["prompts"], counts["prompts_too_low"], counts["records"]) == (2, 1, 1)

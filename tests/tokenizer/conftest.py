@@ -2,9 +2,10 @@ import json
 from pathlib import Path
 
 import pytest
+from peers import CORPUS, SENTENCES, peer_trained
 from tokenizers import AddedToken as PeerAddedToken
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as PeerTokenizer
+from tokenizers import normalizers, processors
 
 from align.tokenizer import Tokenizer, train_tokenizer
 
@@ -24,37 +25,6 @@ CHATML_TEMPLATE = (
     "    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}\n"
     "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\n' }}\n{%- endif %}"
 )
-
-SENTENCES = [
-    "The quick brown fox jumps over the lazy dog, and the dog doesn't mind; it's asleep.\n",
-    "    def area(self, width=12, height=345):\n        return width * height  # 4140\n\n\n",
-    "Größe, naïve café, Ærøskøbing; Привет, мир! Καλημέρα κόσμε.\r\n",
-    "人工智能正在改变世界。日本語のテキスト、한국어 텍스트.\n",
-    "Emoji: 😀😃 👩‍👩‍👧‍👦 🇩🇪, marks: e\u0301 a\u0308 \u1100\u1161\u11a8, math: 𝒳𝓎 𝟘𝟙.\n",
-    "She said: 'I'LL go', he'd've WE'RE. 1234567 ½ Ⅷ ٣٤٥ \t\t x\u00a0y\u2028z\n",
-    "=========== -------- !!!??? ((((())))) 'tis it'ſ     \n",
-]
-CORPUS = [f"{a}{b}{a}" for a in SENTENCES for b in SENTENCES]
-
-
-def peer_trained(pattern: str | None, vocab_size: int = 600, **model: object) -> PeerTokenizer:
-    """A byte-level BPE of the `tokenizers` library; pattern None: ByteLevel's own (GPT-2)."""
-    peer = PeerTokenizer(models.BPE(**model))
-    if pattern is None:
-        peer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
-        peer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(pattern), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
-    peer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    peer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    )
-    return peer
 
 
 def _write(directory: Path, peer: PeerTokenizer, config: dict) -> Path:

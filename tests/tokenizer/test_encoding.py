@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 import time
 from dataclasses import replace
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as PeerTokenizer
 
 from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.bpe import Merger, WordCache
-from align.tokenizer.files import AddedToken
+from align.tokenizer.spec import AddedToken, begins_with
 
 ODD_TEXTS = [
     "",
@@ -123,7 +125,7 @@ def test_large_vocabularies_take_four_bytes(tokenizer):
 
 def test_pickling_drops_caches(tokenizer):
     copy = pickle.loads(pickle.dumps(tokenizer))
-    assert not copy._ids_cache
+    assert not copy._coder._ids_cache
     assert copy.encode("the quick") == tokenizer.encode("the quick")
 
 
@@ -233,11 +235,107 @@ def test_fingerprint_follows_the_ids(tokenizer):
     assert Tokenizer(again.spec).fingerprint == again.fingerprint
 
 
-def test_a_document_opens_with_bos_unless_it_is_the_eos(tokenizer):
-    assert tokenizer.opening_ids == (tokenizer.bos_id,)
-    same = Tokenizer(replace(tokenizer.spec, config={"bos_token": "<|eos|>", "eos_token": "<|eos|>"}))
-    assert same.bos_id == same.eos_id
-    assert same.opening_ids == ()
+def _opening(tokenizer, **changes) -> tuple[tuple[int, ...], int | None]:
+    changed = Tokenizer(replace(tokenizer.spec, **changes))
+    return changed.opening_ids, changed.bos_id
+
+
+def test_a_document_opens_with_what_the_tokenizer_adds(tokenizer):
+    """The post-processor decides, or add_bos_token; bos_token alone adds nothing (SmolLM2)."""
+    bos, eos = tokenizer.special_tokens["<|bos|>"], tokenizer.special_tokens["<|eos|>"]
+    names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
+    assert tokenizer.opening_ids == (bos,)
+    assert _opening(tokenizer, post_processor=None) == ((), bos)
+    assert _opening(tokenizer, post_processor=None, config=names | {"add_bos_token": True}) == ((bos,), bos)
+    assert _opening(tokenizer, config=names | {"add_bos_token": False}) == ((), bos)
+    assert _opening(tokenizer, config={}) == ((bos,), bos)
+    other = begins_with("<|eos|>", eos)
+    assert _opening(tokenizer, post_processor=other) == ((eos,), bos)
+    assert _opening(tokenizer, post_processor={"type": "Sequence", "processors": [{"type": "ByteLevel"}, other]}) == (
+        (eos,),
+        bos,
+    )
+    roberta = {"type": "RobertaProcessing", "sep": ["<|eos|>", eos], "cls": ["<|bos|>", bos]}
+    assert _opening(tokenizer, post_processor=roberta) == ((bos,), bos)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"bos_token": "<|bos|>", "eos_token": "<|end|>"}},
+        {"config": {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|eos|>"}},
+        {"post_processor": None},
+        {"chat_template": "{{ messages }}"},
+        {"nfc": True},
+        {"added": (AddedToken(599, "<|end|>", normalized=True),)},
+    ],
+)
+def test_fingerprint_covers_whatever_decides_ids(tokenizer, change):
+    assert Tokenizer(replace(tokenizer.spec, **change)).fingerprint != tokenizer.fingerprint
+
+
+def test_fingerprint_ignores_what_decides_no_id(tokenizer):
+    config = tokenizer.spec.config | {"model_max_length": 5, "bos_token": {"content": "<|bos|>", "lstrip": False}}
+    assert Tokenizer(replace(tokenizer.spec, config=config)).fingerprint == tokenizer.fingerprint
+
+
+def test_which_ids_are_tokens(tokenizer):
+    """A token far beyond the others leaves a gap: 600 to 69,999."""
+    far = Tokenizer(replace(tokenizer.spec, added=(*tokenizer.spec.added, AddedToken(70_000, "<far>"))))
+    assert far.real_ids.shape == (70_001,)
+    assert far.real_ids.sum() == 601
+    assert not far.real_ids[600:70_000].any()
+    assert [far.is_token(i) for i in (-1, 599, 600, 70_000, 70_001)] == [False, True, False, True, False]
+
+
+def test_added_tokens_follow_the_last(tokenizer):
+    more = tokenizer.with_added_tokens(["<tool>", "<|end|>", "<tool>", "</tool>"])
+    assert more.vocab_size == 602
+    assert {name: more.special_tokens[name] for name in ("<tool>", "</tool>")} == {"<tool>": 600, "</tool>": 601}
+    assert more.encode("a<tool>b") == tokenizer.encode("a<tool>b")
+    assert more.encode_template("a<tool>b") == [*tokenizer.encode("a"), 600, *tokenizer.encode("b")]
+    assert more.fingerprint != tokenizer.fingerprint
+    plain = tokenizer.with_added_tokens(["<sep>"], special=False)
+    assert plain.encode("a<sep>") == [*tokenizer.encode("a"), 600]
+    assert plain.decode([600]) == "<sep>"
+    for names, special, message in ((["a"], True, "'a'"), ([""], True, "empty"), (["<|end|>"], False, "<|end|>")):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            tokenizer.with_added_tokens(names, special=special)
+
+
+def _without(tokenizer, missing: bytes) -> Tokenizer:
+    """The tokenizer without the tokens that contain one of the bytes, and without their merges."""
+    spec = tokenizer.spec
+    vocab = {token: number for token, number in spec.vocab.items() if not set(token) & set(missing)}
+    ids = set(vocab.values())
+    kept = [(pair, spec.made[rank]) for pair, rank in spec.ranks.items() if {*pair, spec.made[rank]} <= ids]
+    ranks = {pair: rank for rank, (pair, _) in enumerate(kept)}
+    return Tokenizer(replace(spec, vocab=vocab, ranks=ranks, made=[made for _, made in kept]))
+
+
+@given(data=st.one_of(st.binary(max_size=40), st.text("ab\x04é \n").map(str.encode)), times=st.sampled_from([1, 60]))
+def test_missing_bytes_are_dropped(tokenizer, data, times):
+    """Invalid UTF-8 and words longer than a window included: what comes back is the text without those bytes."""
+    missing = b"\x04\n\xa9\xff"
+    tokenizer = _without(tokenizer, missing)
+    assert tokenizer.missing_bytes == missing
+    data *= times
+    ids = tokenizer.encode(data)
+    rest = data.translate(None, missing)
+    assert tokenizer.decode_bytes(ids) == rest
+    assert tokenizer.dropped_bytes(data) == len(data) - len(rest)
+    assert tokenizer.token_bytes[ids].sum() == len(rest)
+    decoder = tokenizer.stream_decoder()
+    assert "".join(map(decoder.push, ids)) + decoder.flush() == tokenizer.decode(ids)
+
+
+def test_missing_bytes_equal_tokenizers(tokenizer, sentences, tmp_path):
+    tokenizer = _without(tokenizer, b"\x04 e\xa9")
+    tokenizer.save(tmp_path)
+    peer = PeerTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    peer.encode_special_tokens = True
+    for text in [*sentences, *ODD_TEXTS, "a\x04b" * 100]:
+        assert tokenizer.encode(text) == peer.encode(text, add_special_tokens=False).ids
 
 
 def test_bytes_without_a_token_are_dropped_before_merging():

@@ -144,6 +144,27 @@ def test_an_earlier_position_of_the_loop_is_resumed_from(tmp_path):
     assert asking.answers == [2, 3, 4, 5]
 
 
+def test_validation_before_the_first_batch(tmp_path):
+    """Two batches at step 0, in evaluation mode; training then goes on as usual, and validates after its six steps."""
+    begun = []
+
+    class Ask(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            begun.append(internals.batches_begun(trainer))
+            internals.validate_now(trainer)
+            assert trainer.training
+            assert pl_module.training
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            assert not pl_module.training
+
+    trainer, asking = fit(tmp_path, internals.batches_begun, callbacks=[Ask()])
+    assert begun == [0]
+    assert asking.answers == [1, 2, 3, 4, 5, 6]
+    assert asking.validated == [0, 0, 6, 6]
+    assert trainer.global_step == 6
+
+
 @pytest.mark.parametrize("repeat", [False, True])
 def test_repeat_validation(tmp_path, repeat):
     """A checkpoint saved inside the validation after step 3: the resumed run repeats it only if told to."""

@@ -52,6 +52,7 @@ class _Gemma(RotaryFamily):
             super().write(config)
             | write_windows(config)
             | {
+                "sliding_window": config.window or config.context,  # transformers requires one
                 "hidden_act": self.act[1],
                 "query_pre_attn_scalar": config.resolved_head_width if scale is None else round(scale**-2),
                 "attn_logit_softcapping": config.attention_softcap,

@@ -1,0 +1,95 @@
+"""The memory and work that training will take, in two lines before its first step."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from align.algorithms.memory_estimate import MemoryEstimate, advice, estimate_memory, gigabytes
+from align.algorithms.module import Stage
+from align.batches import PairBatch, PromptBatch, TokenBatch
+
+
+class MemoryReport(pl.Callback):
+    """Prints the memory estimate of the first batch, and of the longest rows that the data allows; and FLOPs per token.
+
+    On a CPU it is what the process holds already, the weights included, plus what a step adds.
+    """
+
+    def __init__(self) -> None:
+        """Nothing printed yet."""
+        self._printed = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Print it before the first step of this process."""
+        if self._printed or not isinstance(pl_module, Stage):
+            return
+        self._printed = True
+        rows, longest = len(batch.ids), batch.ids.shape[1]
+        tokens = computed_tokens(batch)
+        device = trainer.strategy.root_device
+        now = estimate_memory(pl_module, 1, tokens)
+        words = ", ".join(f"{name} {gigabytes(size)}" for name, size in vars(now).items())
+        held = resident_bytes() if device.type == "cpu" else None
+        line = f"memory estimate on {device}, first batch ({rows} rows of up to {longest} tokens): "
+        line += (
+            f"{gigabytes(peak_bytes(now, held))} ({words}{'' if held is None else f', process now {gigabytes(held)}'})"
+        )
+        context = int(getattr(getattr(trainer, "datamodule", None), "context", 0))
+        most = now
+        if isinstance(batch, TokenBatch | PairBatch) and context > longest:
+            most = estimate_memory(pl_module, rows, context)
+            line += f"; rows of data.context, {context} tokens: {gigabytes(peak_bytes(most, held))}"
+        rank_zero_info(line)
+        network: Any = pl_module.network
+        mean = max(1, tokens // max(1, rows))
+        rank_zero_info(f"{network.flops_per_token(mean) / 1e6:.1f} MFLOP per training token in rows of {mean} tokens")
+        free = free_bytes(device)
+        if free is not None and step_bytes(most) > free:
+            saving = advice(pl_module, rows, longest)
+            hint = f"; to save memory, set {saving[0].setting}" if saving else ""
+            rank_zero_warn(
+                f"a step may need {gigabytes(step_bytes(most))} more, but {gigabytes(free)} are free on {device}{hint}"
+            )
+
+
+def computed_tokens(batch: Any) -> int:
+    """Positions that the network computes in a batch: padding included, prompts that rows share counted once."""
+    if isinstance(batch, PairBatch):
+        return int(batch.lengths.sum() - batch.prompt_lengths.where(batch.numbers >= 0, 0).sum())
+    if isinstance(batch, TokenBatch | PromptBatch):
+        return batch.ids.numel()
+    return int(sum(batch.lengths))
+
+
+def step_bytes(estimate: MemoryEstimate) -> int:
+    """What a step adds to the networks."""
+    return estimate.total - estimate.parameters - estimate.frozen
+
+
+def peak_bytes(estimate: MemoryEstimate, held: int | None) -> int:
+    """The peak of a process that holds ``held`` bytes, networks included; None: networks and step alone."""
+    return estimate.total if held is None else held + step_bytes(estimate)
+
+
+def resident_bytes() -> int | None:
+    """Resident memory of this process; None where the system does not report it as Linux does."""
+    return _kilobytes(Path("/proc/self/status"), "VmRSS:")
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free on a device; None where it is unknown."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return _kilobytes(Path("/proc/meminfo"), "MemAvailable:") if device.type == "cpu" else None
+
+
+def _kilobytes(file: Path, name: str) -> int | None:
+    if not file.is_file():
+        return None
+    lines = (line.split() for line in file.read_text().splitlines())
+    return next((int(words[1]) * 1024 for words in lines if words and words[0] == name), None)
