@@ -78,14 +78,15 @@ def test_the_name_of_a_prompt_format():
 
 @pytest.fixture
 def bare_dir(tokenizer_dir, tmp_path):
-    """No template, eos is bos too, and no pad token: its special token has no well-known name."""
+    """No template, eos is bos too, nothing begins a text, no pad token: its special token has no well-known name."""
     path = tmp_path / "bare"
     tokenizer = Tokenizer.load(tokenizer_dir)
     tokenizer.save(path)
     config = json.loads((path / "tokenizer_config.json").read_text())
     del config["chat_template"], config["pad_token"]
     file = path / "tokenizer.json"
-    file.write_text(file.read_text().replace("<|pad|>", "<|unused|>"))
+    content = json.loads(file.read_text().replace("<|pad|>", "<|unused|>"))
+    file.write_text(json.dumps(content | {"post_processor": None}))
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<|eos|>"}))
     return str(path)
 
@@ -104,6 +105,12 @@ def test_plain_chats_are_their_text(bare_dir):
     peer = AutoTokenizer.from_pretrained(bare_dir)
     assert peer.apply_chat_template(chat, tokenize=False) == POST + " A cat.<|eos|>"
     assert peer.apply_chat_template(chat, return_dict=True)["input_ids"] == rendered.ids
+
+
+def test_plain_chats_open_as_texts_do(tokenizer_dir):
+    """Where the tokenizer begins a text with bos, so does a prompt, once."""
+    plain = with_chat_template(Tokenizer.load(tokenizer_dir), "plain")
+    assert plain.render_chat(user("a"), add_generation_prompt=True).ids == [plain.bos_id, *plain.encode("a")]
 
 
 def test_a_template_of_ones_own(bare_dir):
