@@ -15,6 +15,12 @@ from align.tokenizer import Tokenizer, train_tokenizer
 
 NAMES = ["<tool>", "</tool>"]
 
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'user' %}{{ '<|user|>' + message.content + '<|end|>' }}"
+    "{% else %}{{ '<|assistant|><tool>' + message.content + '</tool><|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|><tool>' }}{% endif %}"
+)
+
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def base(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,9 +32,9 @@ def base(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.save(folder / "model")
     save_network(GPT(config), folder / "model", bos_id=None, eos_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+    (folder / "model/chat_template.jinja").write_text(TEMPLATE)
     chats = [
-        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": f"<tool>a{n}</tool>"}]}
-        for n in range(8)
+        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": f"a{n}"}]} for n in range(8)
     ]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     return folder
@@ -53,12 +59,14 @@ def test_the_model_directory_has_the_tokens_and_their_rows(base: Path, tmp_path:
     assert tokenizer.encode_template("<tool>a</tool>") == [263, *before.encode("a"), 264]
     network, old = load_network(tmp_path / "model"), load_network(base / "model")
     assert network.config.vocab_size == 265
-    for new_rows, old_rows in ((network.model.embed_tokens.weight, old.model.embed_tokens.weight),) + (
-        () if old.lm_head is None else ((network.lm_head.weight, old.lm_head.weight),)
-    ):
-        mean = old_rows[:263].mean(0)
-        assert all(not torch.allclose(row, mean, atol=1e-4) for row in new_rows[263:])
-        assert torch.equal(new_rows[:263], old_rows[:263]) == lora
+    # Nothing that counts follows </tool>, so only <tool> is read.
+    pairs = [(network.model.embed_tokens.weight, old.model.embed_tokens.weight, [263])]
+    if old.lm_head is not None:
+        pairs.append((network.lm_head.weight, old.lm_head.weight, [263, 264]))
+    for rows, before_rows, trained in pairs:
+        mean = before_rows[:263].mean(0)
+        assert all(not torch.allclose(rows[number], mean, atol=1e-4) for number in trained)
+        assert torch.equal(rows[:263], before_rows[:263]) == lora
     assert (tmp_path / "adapter").exists() is False
 
 
