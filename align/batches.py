@@ -4,11 +4,11 @@ Legend: B rows (pairs, prompts) of a batch, T tokens of a row, P tokens of the l
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 """Of a chat, each with ``role`` and ``content``"""
 
 

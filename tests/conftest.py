@@ -6,7 +6,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# The tests of every folder share another_device.py and naming.py.
+# The tests of every folder share another_device.py, naming.py and peers.py.
 sys.path.insert(0, str(Path(__file__).parent))
 
 # A machine with neighbours is no reason to fail.

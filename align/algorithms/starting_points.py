@@ -10,7 +10,7 @@ import torch
 from align.adapters.lora import LoraConfig, adapters, add_adapter, convert_base, copy_adapter, share_base
 from align.io.adapter_directory import Base, base_of, load_adapter
 from align.io.directory import load_network, load_scalar
-from align.io.location import locate
+from align.io.location import as_directory, locate
 from align.io.manifest import is_adapter
 from align.io.manifest import weights_fingerprint as fingerprint_of
 from align.model.gpt import GPT, ScalarGPT
@@ -125,7 +125,9 @@ def start_fingerprint(source: str, lora: LoraConfig | None) -> str:
 
 def base_source(source: str | None) -> str | None:
     """Directory or Hub id of the base weights of a stage's adapters."""
-    return str(base_of(Path(source))) if source is not None and is_adapter(source) else source
+    if source is None:
+        return None
+    return str(base_of(Path(source))) if is_adapter(source) else as_directory(source)
 
 
 def base_in_memory(network: GPT | ScalarGPT, source: str | None) -> Base | None:

@@ -14,6 +14,7 @@ from align.callbacks.model_card import model_card
 from align.io.adapter_directory import save_adapter, why_not_written
 from align.io.atomic import replacing_directory
 from align.io.directory import save_network
+from align.io.location import as_directory
 from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
 from align.training.sharding import gathered, is_sharded, whole_copy
 from align.training.trainer_state import begins, validating_in_fit
@@ -161,6 +162,7 @@ def _parent(source: str | None) -> dict[str, Any] | None:
     """The network's source, with the hash of its weights if it is a local directory."""
     if source is None:
         return None
+    source = as_directory(source)
     directory = Path(source)
     if not directory.is_dir():
         return {"directory": source, "weights": None, "stage": None}

@@ -30,12 +30,16 @@ class VerifySettings:
     limit: int = 20
     """Largest number of prompts to read from --prompts"""
     max_new_tokens: int = 128
-    """Longest response in the verification, tokens"""
+    """Longest response that --judge compares, tokens"""
     judge: str | None = None
     """Reward that scores the greedy responses of both models: sandbox, module:function, or the directory of a reward
     model"""
-    tolerance_difference: float | None = None
-    """Largest difference of a log-probability, nats (of a reward model's score); null: by precision (docs/export.md)"""
+    tolerance_kl: float | None = None
+    """Largest mean KL divergence of the export from the source, nats; null: by precision (docs/export.md)"""
+    tolerance_rounded: float | None = None
+    """The same, from the source with its weights rounded as in the export; null: by precision"""
+    tolerance_score: float | None = None
+    """Largest difference of a reward model's score; null: by precision"""
     tolerance_perplexity: float | None = None
     """Largest rise of the perplexity, as a fraction; null: by precision"""
     tolerance_reward: float | None = None
@@ -45,7 +49,8 @@ class VerifySettings:
         """Reject invalid settings, and those that nothing would read."""
         require_at_least(self, limit=1, max_new_tokens=1)
         if not self.verify:
-            for name in ("prompts", "judge", "tolerance_difference", "tolerance_perplexity", "tolerance_reward"):
+            tolerances = (f"tolerance_{name}" for name in ("kl", "rounded", "score", "perplexity", "reward"))
+            for name in ("prompts", "judge", *tolerances):
                 if getattr(self, name) is not None:
                     raise ValueError(f"--{name} is for --verify, which is not given")
 
@@ -201,7 +206,13 @@ def _check(options: VerifySettings, *, scalar: bool) -> "Check":
         prompts=read_prompts(options.prompts, limit=options.limit) if options.prompts else PLAIN_PROMPTS,
         max_new_tokens=options.max_new_tokens,
         judge=judge,
-        tolerance=Tolerance(options.tolerance_difference, options.tolerance_perplexity, options.tolerance_reward),
+        tolerance=Tolerance(
+            kl=options.tolerance_kl,
+            rounded=options.tolerance_rounded,
+            score=options.tolerance_score,
+            perplexity=options.tolerance_perplexity,
+            reward=options.tolerance_reward,
+        ),
     )
 
 

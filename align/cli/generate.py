@@ -38,6 +38,8 @@ class GenerateSettings:
     """JSONL file of {'prompt': text or messages}, instead of --prompt"""
     limit: int | None = None
     """Number of prompts to read from --prompts; null: all"""
+    system: str | None = None
+    """System message of prompts that have none, for a chat model"""
     raw: bool = False
     """Continue the text as it is, without the chat template"""
     n: int = 1
@@ -120,7 +122,7 @@ def _sample(options: GenerateSettings, directory: Path, device: "torch.device") 
     for start in range(0, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
         asked = [prompts[number] for number, _ in batch]
-        ids = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in asked]
+        ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in asked]
         seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
         sampled = sample_responses(network, tokenizer, ids, options.sampling, seeds=seeds)
         rewards = [{"reward": reward} for reward in judge(asked, sampled.texts)] if judge else [{}] * len(batch)
@@ -148,7 +150,7 @@ def _stream(options: GenerateSettings, directory: Path, device: "torch.device") 
 
     assert options.prompt is not None
     network, tokenizer, chat = _load(directory, device, raw=options.raw)
-    ids = encode_prompt(tokenizer, options.prompt, chat=chat)
+    ids = encode_prompt(tokenizer, options.prompt, chat=chat, system=options.system)
     decoder = tokenizer.stream_decoder()
 
     def show(row: int, token: int) -> None:

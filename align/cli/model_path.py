@@ -12,7 +12,8 @@ def model_directory(source: str | Path) -> Path:
     """The model directory that a word of the command line names.
 
     Args:
-        source: a model directory, the folder of a stage (with a model directory in ``model/``), or a Hub id.
+        source: a model directory, the folder of a stage (with a model directory in ``model/``), a GGUF file or a
+            directory with one, or a Hub id.
 
     Returns:
         Path: has a config.json.
@@ -21,6 +22,7 @@ def model_directory(source: str | Path) -> Path:
         FileNotFoundError: there is no model; the message names the files looked for, and a model nearby.
     """
     from align.io.atomic import recover
+    from align.io.gguf.container import gguf_in
     from align.io.location import locate
 
     path = Path(source).expanduser()
@@ -31,6 +33,8 @@ def model_directory(source: str | Path) -> Path:
         recover(inner)
     if _is_model(inner):
         return inner
+    if gguf_in(path) is not None:
+        return locate(path)
     raise FileNotFoundError(
         f"{path} holds no model: looked for {path / 'config.json'} and {inner / 'config.json'}{_hint(path)}"
     )

@@ -206,7 +206,8 @@ def _write(
             what = "a usable response" if options.best_of else "two responses that differ"
             counts = ", ".join(f"{name} {count}" for name, count in vars(tally).items() if count and "sum" not in name)
             raise ValueError(f"nothing to write: no prompt got {what} ({counts}); {log.file} keeps the responses")
-        labels = {"keep_unfinished": config.keep_unfinished} if options.best_of else asdict(config)
+        used = {"keep_unfinished", "least_score"} if options.best_of else asdict(config).keys() - {"least_score"}
+        labels = {name: value for name, value in asdict(config).items() if name in used}
         summary = {
             "what": "best of n" if options.best_of else "preference pairs",
             **origin,

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from align.tokenizer.chat_template import check_messages
 from align.tokenizer.prompts import Prompt, as_messages
 
 
@@ -42,8 +43,9 @@ def _prompt_of(line: str, where: str) -> Prompt:
     turns = as_messages(prompt)
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"{where}: field 'prompt' must be text or a list of messages, found {type(prompt).__name__}")
-    for turn in turns:
-        if not isinstance(turn, dict) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
-            raise ValueError(f"{where}: each message of 'prompt' must have a role and a content, both text")
+    try:
+        check_messages(turns)
+    except ValueError as error:
+        raise ValueError(f"{where}: field 'prompt': {error}") from None
     found: Prompt = prompt
     return found

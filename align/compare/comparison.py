@@ -128,7 +128,14 @@ def compare(task: Task, folder: Path, progress: Progress) -> tuple[dict[str, Any
         "responses": asdict(task.config),
         "frontier_n": task.frontier_n,
         "metrics": [
-            {"name": of.name, "label": of.label, "meaning": of.meaning, "is_share": of.is_share} for of in task.metrics
+            {
+                "name": of.name,
+                "label": of.label,
+                "meaning": of.meaning,
+                "is_share": of.is_share,
+                "is_column": of.is_column,
+            }
+            for of in task.metrics
         ],
         "judges": [{"name": judge.name, "sources": list(judge.sources)} for judge in task.judges],
         "models": models,

@@ -29,6 +29,7 @@ class KindAccuracy(Metric):
 
     meaning = "Share of responses that satisfy this kind of constraint, over the prompts that state it."
     is_share = True
+    is_column = False
 
     kind: str
     """Name of the kind"""

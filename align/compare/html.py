@@ -86,6 +86,12 @@ def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
         metric["name"]: _digits([value for model in models.values() if (value := model["metrics"][metric["name"]])])
         for metric in report["metrics"]
     }
+    columns = [metric for metric in report["metrics"] if metric["is_column"]]
+
+    def shown(metric: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
+        value = model["metrics"][metric["name"]]
+        return wording.share(value) if metric["is_share"] else wording.estimate(value, of_metrics[metric["name"]])
+
     rows = [
         {
             "name": name,
@@ -95,16 +101,16 @@ def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
             ),
             "rewards": [wording.estimate(model["rewards"][judge], digits[judge]) for judge in judges],
             "kl": wording.estimate(model["kl"], kl) | {"by_text": model["kl"].get("by") == "text"},
-            "metrics": [
-                wording.share(model["metrics"][metric["name"]])
-                if metric["is_share"]
-                else wording.estimate(model["metrics"][metric["name"]], of_metrics[metric["name"]])
-                for metric in report["metrics"]
-            ],
+            "metrics": [shown(metric, model) for metric in columns],
         }
         for name, model in models.items()
     ]
-    return {"judges": judges, "rows": rows}
+    further = [
+        {"label": metric["label"], "values": [shown(metric, model) for model in models.values()]}
+        for metric in report["metrics"]
+        if not metric["is_column"] and any(model["metrics"][metric["name"]] for model in models.values())
+    ]
+    return {"judges": judges, "columns": columns, "rows": rows, "further": further}
 
 
 def _matrices(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ def to_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
         "In brackets: 95% intervals.",
         "## Models",
         table(*models_table(report)),
+        *(["### Further metrics", table(*further)] if (further := further_table(report))[1] else []),
         "## Pairs",
         "Win-rate: the share of pairs of responses to the same prompt in which the first model's is better; ties count "
         "half. At equal length: the same by a regression on the difference in length. Difference: of the mean scores.",
@@ -54,7 +55,8 @@ def models_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         for judge in report["judges"]
         if any(judge["name"] in m["rewards"] for m in report["models"].values())
     ]
-    head = ["model", *judges, "KL, nats", *(metric["label"] for metric in report["metrics"])]
+    columns = [metric for metric in report["metrics"] if metric["is_column"]]
+    head = ["model", *judges, "KL, nats", *(metric["label"] for metric in columns)]
     rows = []
     for name, model in report["models"].items():
         rows.append(
@@ -62,10 +64,21 @@ def models_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
                 name,
                 *(with_interval(model["rewards"][judge]) for judge in judges),
                 with_interval(model["kl"], 1) + (" (by text)" if model["kl"]["by"] == "text" else ""),
-                *(_metric(of, model["metrics"][of["name"]]) for of in report["metrics"]),
+                *(_metric(of, model["metrics"][of["name"]]) for of in columns),
             ]
         )
     return head, rows
+
+
+def further_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the metrics that are no columns of the table of models, without those that measured nothing."""
+    models = report["models"].values()
+    rows = []
+    for metric in report["metrics"]:
+        values = [model["metrics"][metric["name"]] for model in models]
+        if not metric["is_column"] and any(values):
+            rows.append([metric["label"], *(_metric_with_interval(metric, value) for value in values)])
+    return ["metric", *report["models"]], rows
 
 
 def pairs_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -93,6 +106,12 @@ def _metric(metric: Mapping[str, Any], value: Mapping[str, Any] | None) -> str:
     if value is None:
         return "-"
     return f"{value['mean']:.1%}" if metric["is_share"] else f"{value['mean']:.3g}"
+
+
+def _metric_with_interval(metric: Mapping[str, Any], value: Mapping[str, Any] | None) -> str:
+    if value is None or value["ci95"] is None:
+        return _metric(metric, value)
+    return percent(value) if metric["is_share"] else with_interval(value)
 
 
 def with_interval(value: Mapping[str, Any], digits: int = 3) -> str:

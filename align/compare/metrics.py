@@ -27,11 +27,14 @@ class Metric(ABC):
         label: heading of its column, with the unit.
         meaning: one sentence for the report's glossary.
         is_share: it is in [0, 1], and reports write it in percent.
+        is_column: it is a column of the table of models; otherwise a row of "Further metrics", for metrics that come in
+            dozens.
     """
 
     label: ClassVar[str]
     meaning: ClassVar[str]
     is_share: ClassVar[bool] = False
+    is_column: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -1,6 +1,5 @@
 """Data modules for alignment: preference pairs for reward models and DPO, prompts for PPO, GRPO and RLOO."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +9,21 @@ from align.batches import PairBatch
 from align.data.collate import BatchDataset, PairDataset, PromptDataset, PromptGroups
 from align.data.corpus import CorpusWriter, corpus_key
 from align.data.data_module import TokenData, tokenization_bar
-from align.data.formats.fields import Chat
+from align.data.formats.fields import Chat, ChatRecord
 from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
 from align.data.formats.prompt_records import PROMPT_FORMATS, PromptFormat
 from align.data.readers import BadRecords, Source
 from align.data.sampler import BatchLoader
-from align.data.tokenize import EncodedPair, TruncationReport, encode_chat, encode_pair, encode_records
-from align.tokenizer import Tokenizer
-from align.tokenizer.prompts import as_prompt
+from align.data.tokenize import (
+    EncodedPair,
+    RenderingReport,
+    TruncationReport,
+    encode_pair,
+    encode_records,
+    unlike_whole_chat,
+)
+from align.tokenizer.chat_template import RenderedChat, check_template, text_of
+from align.tokenizer.prompts import as_prompt, as_text, with_system
 
 
 class PreferenceData(TokenData):
@@ -28,6 +34,7 @@ class PreferenceData(TokenData):
 
     Args:
         format: Format of the records; None: detected from each file's first record
+        system_prompt: System message of prompts that have none; null: none
         by_prompt: Batches of prompts instead of pairs, in training: adjacent pairs with the same prompt share a batch,
             and ``batch_size`` counts prompts
     """
@@ -41,6 +48,7 @@ class PreferenceData(TokenData):
         train: str | list[str],
         *,
         format: PairFormat | None = None,
+        system_prompt: str | None = None,
         by_prompt: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -50,7 +58,7 @@ class PreferenceData(TokenData):
             ValueError: a setting is invalid.
         """
         super().__init__(tokenizer, train, **kwargs)
-        self.format, self.by_prompt = format, by_prompt
+        self.format, self.system_prompt, self.by_prompt = format, system_prompt, by_prompt
 
     def pair_loader(self, split: str) -> BatchLoader[PairBatch]:
         """Every pair of a split once, in order; with several ranks, once across all of them.
@@ -73,24 +81,27 @@ class PreferenceData(TokenData):
         )
 
     def _settings(self) -> dict[str, Any]:
-        return {"format": self.format and self.format.identity, "context": self.context}
+        settings = {"format": self.format and self.format.identity, "context": self.context}
+        return settings | {"system_prompt": self.system_prompt}
 
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        report, limit, warning = TruncationReport(), self.context + 1, []
+        check_template(self.tokenizer)
+        truncated, rendering, limit = TruncationReport(), RenderingReport(), self.context + 1
         with tokenization_bar(sources, split) as advance:
 
             def encode(pair: Pair) -> tuple[Pair, EncodedPair]:
-                advance(sum(len(text) for text in (pair.prompt[-1]["content"], pair.chosen, pair.rejected)))
+                advance(sum(map(len, (as_text(pair.prompt), pair.chosen, pair.rejected))))
+                pair = pair._replace(prompt=with_system(pair.prompt, self.system_prompt))
                 return pair, encode_pair(pair, self.tokenizer, limit)
 
             for pair, encoded in encode_records(sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode):
                 parts = [encoded.prompt, encoded.chosen, encoded.rejected]
-                if not writer.prompts:
-                    warning = _template_warning(pair, self.tokenizer)
+                rendering.add(encoded.dropped, unlike=unlike_whole_chat(pair, encoded, self.tokenizer))
                 writer.append(np.concatenate(parts), [len(part) for part in parts], prompt=as_prompt(pair.prompt))
-                report.add(encoded.truncation)
-        writer.meta["truncation"] = report.as_dict("pairs")
-        return warning + report.lines("pairs", total=writer.prompts, limit=limit)
+                truncated.add(encoded.truncation)
+        writer.meta["truncation"] = truncated.as_dict("pairs")
+        lines = rendering.lines("pairs", total=writer.prompts)
+        return lines + truncated.lines("pairs", total=writer.prompts, limit=limit)
 
     def _dataset(self, split: str) -> PairDataset:
         return PairDataset(self._corpus(split), self._records(split), self._pad_id(), self.context + 1)
@@ -109,21 +120,6 @@ class PreferenceData(TokenData):
         }
 
 
-def _template_warning(pair: Pair, tokenizer: Tokenizer) -> list[str]:
-    """A line if the template renders a whole chat differently from prompt and response separately, else none."""
-    chat = [*pair.prompt, {"role": "assistant", "content": pair.chosen}]
-    whole = encode_chat(chat, tokenizer, sys.maxsize).ids
-    parts = encode_pair(pair, tokenizer, sys.maxsize)
-    joined = np.concatenate([parts.prompt, parts.chosen])
-    if np.array_equal(whole, joined):
-        return []
-    return [
-        f"the chat template renders the first chat as {tokenizer.decode(whole.tolist(), skip_special=False)!r}, but "
-        "its prompt and response separately, as these pairs and sampling do, as "
-        f"{tokenizer.decode(joined.tolist(), skip_special=False)!r}"
-    ]
-
-
 class PromptData(TokenData):
     """Prompts, rendered up to the response; ``batch_size`` counts prompts.
 
@@ -131,6 +127,7 @@ class PromptData(TokenData):
 
     Args:
         format: Format of the records; None: detected from each file's first record
+        system_prompt: System message of prompts that have none; null: none
         max_prompt_tokens: Tokens; a longer prompt is a bad record. None: the limit is the context
     """
 
@@ -142,6 +139,7 @@ class PromptData(TokenData):
         train: str | list[str],
         *,
         format: PromptFormat | None = None,
+        system_prompt: str | None = None,
         max_prompt_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
@@ -156,7 +154,7 @@ class PromptData(TokenData):
                 f"max_prompt_tokens is {max_prompt_tokens}; it must be at least 1 and less than context "
                 f"({self.context}), so that there is room for a response"
             )
-        self.format, self.max_prompt_tokens = format, max_prompt_tokens
+        self.format, self.system_prompt, self.max_prompt_tokens = format, system_prompt, max_prompt_tokens
 
     def train_dataloader(self) -> Any:
         """Shuffled, resumable prompts; or what the stage's ``rollout_loader``, if it has one, makes of them."""
@@ -170,21 +168,27 @@ class PromptData(TokenData):
         return {
             "format": self.format and self.format.identity,
             "context": self.context,
+            "system_prompt": self.system_prompt,
             "max_prompt_tokens": self.max_prompt_tokens,
         }
 
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
+        check_template(self.tokenizer)
+        rendering = RenderingReport()
         with tokenization_bar(sources, split) as advance:
 
-            def encode(prompt: Chat) -> tuple[Chat, list[int]]:
-                advance(sum(len(message["content"]) for message in prompt))
-                ids = self.tokenizer.render_chat(prompt, add_generation_prompt=True).ids
-                self._refuse_long(len(ids))
-                return prompt, ids
+            def encode(chat: ChatRecord) -> tuple[Chat, RenderedChat]:
+                advance(sum(len(text_of(message.get("content"))) for message in chat.messages))
+                prompt = with_system(chat.messages, self.system_prompt)
+                rendered = self.tokenizer.render_chat(prompt, tools=chat.tools, add_generation_prompt=True)
+                self._refuse_long(len(rendered.ids))
+                return prompt, rendered
 
-            for prompt, ids in encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode):
-                writer.append(ids, [len(ids)], prompt=as_prompt(prompt))
-        return []
+            prompts = encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode)
+            for prompt, rendered in prompts:
+                rendering.add(rendered.dropped)
+                writer.append(rendered.ids, [len(rendered.ids)], prompt=as_prompt(prompt))
+        return rendering.lines("prompts", total=writer.prompts)
 
     def _refuse_long(self, tokens: int) -> None:
         if tokens >= self.context:

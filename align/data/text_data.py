@@ -10,13 +10,15 @@ from align.data.collate import RowDataset
 from align.data.corpus import CorpusWriter
 from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.chats import CHAT_FORMATS, ChatFormat
-from align.data.formats.fields import Chat
+from align.data.formats.fields import ChatRecord
 from align.data.formats.texts import Text, TextFormat
 from align.data.readers import BadRecords, Source
 from align.data.rows import Rows, document_rows, single_rows, stream_rows
-from align.data.tokenize import EncodedChat, TruncationReport, encode_chat, encode_records
+from align.data.tokenize import EncodedChat, RenderingReport, TruncationReport, encode_chat, encode_records
 from align.tokenizer import Tokenizer
+from align.tokenizer.chat_template import check_template, text_of
 from align.tokenizer.process_pool import chunked, ordered_map
+from align.tokenizer.prompts import with_system
 
 
 class Layout(NamedTuple):
@@ -155,6 +157,7 @@ class ChatData(RowData):
 
     Args:
         format: Format of the records; None: detected from each file's first record
+        system_prompt: System message of chats that have none; null: none
         packing: Several whole chats per row, with attention within each; otherwise one chat per row, and rows of
             similar length share a batch
     """
@@ -167,6 +170,7 @@ class ChatData(RowData):
         train: str | list[str],
         *,
         format: ChatFormat | None = None,
+        system_prompt: str | None = None,
         packing: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -176,24 +180,29 @@ class ChatData(RowData):
             ValueError: a setting is invalid.
         """
         super().__init__(tokenizer, train, **kwargs)
-        self.format, self.packing = format, packing
+        self.format, self.system_prompt, self.packing = format, system_prompt, packing
 
     def _settings(self) -> dict[str, Any]:
-        return {"format": self.format and self.format.identity, "context": self.context}
+        settings = {"format": self.format and self.format.identity, "context": self.context}
+        return settings | {"system_prompt": self.system_prompt}
 
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        report, limit = TruncationReport(), self.context + 1
+        check_template(self.tokenizer)
+        truncated, rendering, limit = TruncationReport(), RenderingReport(), self.context + 1
         with tokenization_bar(sources, split) as advance:
 
-            def encode(messages: Chat) -> EncodedChat:
-                advance(sum(len(message["content"]) for message in messages))
-                return encode_chat(messages, self.tokenizer, limit)
+            def encode(chat: ChatRecord) -> EncodedChat:
+                advance(sum(len(text_of(message.get("content"))) for message in chat.messages))
+                messages = with_system(chat.messages, self.system_prompt)
+                return encode_chat(messages, self.tokenizer, limit, tools=chat.tools)
 
             for chat in encode_records(sources, bad, format=self.format, formats=CHAT_FORMATS, encode=encode):
                 writer.append(chat.ids, [len(chat.ids)], chat.mask)
-                report.add(chat.truncation)
-        writer.meta["truncation"] = report.as_dict("chats")
-        return report.lines("chats", total=writer.documents, limit=limit)
+                truncated.add(chat.truncation)
+                rendering.add(chat.dropped, unlike=chat.unlike)
+        writer.meta["truncation"] = truncated.as_dict("chats")
+        lines = rendering.lines("chats", total=writer.documents)
+        return lines + truncated.lines("chats", total=writer.documents, limit=limit)
 
     def _lay_out(self, bounds: np.ndarray) -> Layout:
         if self.packing:

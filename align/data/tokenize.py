@@ -1,7 +1,9 @@
 """Records to token ids: reading, rendering, and truncation to the length of a row."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -11,6 +13,7 @@ from align.data.formats.pairs import Pair
 from align.data.formats.record_format import RecordFormat, detect
 from align.data.readers import BadRecords, Source
 from align.tokenizer import Tokenizer
+from align.tokenizer.chat_template import TEMPLATE, Tool
 
 Content = TypeVar("Content")
 
@@ -69,8 +72,8 @@ class TruncationReport:
 
     def add(self, other: "TruncationReport") -> None:
         """Add the counts of another report."""
-        for field in fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for count in fields(self):
+            setattr(self, count.name, getattr(self, count.name) + getattr(other, count.name))
 
     def lines(self, kind: str, *, total: int, limit: int) -> list[str]:
         """A line if anything was truncated, else none; ``kind`` is ``chats`` or ``pairs``."""
@@ -88,6 +91,34 @@ class TruncationReport:
         return {f"truncated_{kind}": counts.pop("truncated")} | counts
 
 
+@dataclass
+class RenderingReport:
+    """What a chat template makes of the chats of a split that a user should know."""
+
+    dropped: Counter[str] = field(default_factory=Counter)
+    """What the template does not render, such as ``user name`` -> chats that have it"""
+    unlike_prompts: int = 0
+    """Chats in which a response follows other tokens than a prompt for sampling ends with"""
+    example: str = ""
+    """The first of them"""
+
+    def add(self, dropped: Iterable[str], *, unlike: str = "") -> None:
+        """Count a chat; ``unlike`` shows one that differs from what sampling makes of it."""
+        self.dropped.update(dropped)
+        self.unlike_prompts += bool(unlike)
+        self.example = self.example or unlike
+
+    def lines(self, kind: str, *, total: int) -> list[str]:
+        """A line for each thing to know; ``kind`` is ``chats``, ``pairs`` or ``prompts``."""
+        lines = [
+            f"{count:,} of {total:,} {kind}: the chat template does not render {what}, so the model does not see it"
+            for what, count in sorted(self.dropped.items())
+        ]
+        if self.unlike_prompts:
+            lines.append(f"{self.unlike_prompts:,} of {total:,} {kind}: {self.example}")
+        return lines
+
+
 class EncodedChat(NamedTuple):
     """A chat in one row.
 
@@ -95,11 +126,15 @@ class EncodedChat(NamedTuple):
         ids: ``[n]`` int64.
         mask: ``[n]`` bool, True on targets.
         truncation: what was truncated.
+        dropped: what the chat template did not render.
+        unlike: empty, or how the chat differs from a prompt for sampling.
     """
 
     ids: np.ndarray
     mask: np.ndarray
     truncation: TruncationReport
+    dropped: tuple[str, ...] = ()
+    unlike: str = ""
 
 
 class EncodedPair(NamedTuple):
@@ -110,12 +145,14 @@ class EncodedPair(NamedTuple):
         chosen: ``[n]`` int64, the response and the end of its turn.
         rejected: ``[m]`` int64, likewise.
         truncation: what was truncated.
+        dropped: what the chat template did not render.
     """
 
     prompt: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
     truncation: TruncationReport
+    dropped: tuple[str, ...] = ()
 
 
 class _Kept(NamedTuple):
@@ -126,7 +163,9 @@ class _Kept(NamedTuple):
     length: int
 
 
-def encode_chat(messages: Chat, tokenizer: Tokenizer, limit: int) -> EncodedChat:
+def encode_chat(
+    messages: Chat, tokenizer: Tokenizer, limit: int, *, tools: Sequence[Tool] | None = None
+) -> EncodedChat:
     """Render a chat and truncate it to ``limit`` tokens.
 
     Tokens after the last target are dropped first, as they have no effect. Then, in this order:
@@ -134,36 +173,59 @@ def encode_chat(messages: Chat, tokenizer: Tokenizer, limit: int) -> EncodedChat
            and the header of the last response (``<|assistant|>``);
         2. the system message, if opening and header take more than half of the row;
         3. the end of the last response.
-    An earlier response whose beginning was dropped is no longer a target.
+    An earlier response whose header or beginning was dropped is no longer a target.
 
     Args:
         messages: with at least one response.
         tokenizer: renders the chat.
         limit: maximum number of tokens.
+        tools: JSON schemas that the chat offers.
 
     Raises:
         ValueError: nothing of the response would remain, or the chat template has no target in it.
     """
-    rendered = tokenizer.render_chat(messages)
+    rendered = tokenizer.render_chat(messages, tools=tools)
     ids, mask = np.array(rendered.ids, np.int64), np.array(rendered.mask, bool)
     targets = np.flatnonzero(mask)
     if len(targets) == 0:
         raise ValueError("the chat template renders no token of the assistant to learn from")
+    unlike = _unlike_prompts(ids, mask, tokenizer) if rendered.unlike_prompts else ""
     end = int(targets[-1]) + 1
     ids, mask = ids[:end], mask[:end]
     if end <= limit:
-        return EncodedChat(ids, mask, TruncationReport())
+        return EncodedChat(ids, mask, TruncationReport(), rendered.dropped, unlike)
 
     before = np.flatnonzero(~mask)
     response = int(before[-1]) + 1 if len(before) else 0  # its first token
-    header = _header_length(messages, tokenizer, response)
-    opening, start, length = _fit(messages, ids[:response], end - response, tokenizer, header=header, limit=limit)
-    if opening < start < response and mask[start - 1] and mask[start]:
-        fragment = int(np.flatnonzero(~mask[start:])[0])
-        mask[start : start + fragment] = False
+    header = _header_length(messages, tokenizer, response, tools)
+    opening = _opening_length(messages, ids[:response], tokenizer, tools)
+    opening, start, length = _fit(
+        ids[:response], end - response, tokenizer, opening=opening, header=header, limit=limit
+    )
+    _untarget_first(mask, start, response, header)
     keep = np.r_[0:opening, start : response + length]
     report = TruncationReport(1, start - opening, end - response - length, int(response + length < end))
-    return EncodedChat(ids[keep], mask[keep], report)
+    return EncodedChat(ids[keep], mask[keep], report, rendered.dropped, unlike)
+
+
+def _untarget_first(mask: np.ndarray, start: int, response: int, header: int) -> None:
+    """Untarget the first response after ``start``, unless its header is complete or it is the last response."""
+    targets = np.flatnonzero(mask[start:response])
+    if start == 0 or len(targets) == 0:
+        return
+    first = start + int(targets[0])
+    if first - start < header:
+        length = int(np.flatnonzero(~mask[first:])[0])
+        mask[first : first + length] = False
+
+
+def _unlike_prompts(ids: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer) -> str:
+    first = int(np.flatnonzero(mask)[0])
+    shown = [tokenizer.token_text(int(number)) for number in ids[max(0, first - 3) : first + 2]]
+    return (
+        "a response follows other tokens than a prompt for sampling ends with, because tokens merge across the border "
+        f"or the chat template writes something else there; one has {' | '.join(map(repr, shown))}"
+    )
 
 
 def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
@@ -184,14 +246,16 @@ def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
     end = tokenizer.end_of_turn_id
     if end is None:
         raise ValueError("the tokenizer's chat template does not end the assistant's turn with a special token")
-    prompt = np.array(tokenizer.render_chat(pair.prompt, add_generation_prompt=True).ids, np.int64)
+    rendered = tokenizer.render_chat(pair.prompt, tools=pair.tools, add_generation_prompt=True)
+    prompt = np.array(rendered.ids, np.int64)
     chosen, rejected = (np.array([*tokenizer.encode(text), end], np.int64) for text in (pair.chosen, pair.rejected))
     longest = max(len(chosen), len(rejected))
     if len(prompt) + longest <= limit:
-        return EncodedPair(prompt, chosen, rejected, TruncationReport())
+        return EncodedPair(prompt, chosen, rejected, TruncationReport(), rendered.dropped)
 
-    header = len(prompt) - len(tokenizer.render_chat(pair.prompt).ids)
-    opening, start, length = _fit(pair.prompt, prompt, longest, tokenizer, header=header, limit=limit)
+    header = len(prompt) - len(tokenizer.render_chat(pair.prompt, tools=pair.tools).ids)
+    opening = _opening_length(pair.prompt, prompt, tokenizer, pair.tools)
+    opening, start, length = _fit(prompt, longest, tokenizer, opening=opening, header=header, limit=limit)
     if np.array_equal(chosen[:length], rejected[:length]):
         raise ValueError(
             f"chosen and rejected differ only after their first {length} tokens, which are all that fit into context "
@@ -200,13 +264,42 @@ def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
     lost = [max(0, len(response) - length) for response in (chosen, rejected)]
     report = TruncationReport(1, start - opening, sum(lost), sum(map(bool, lost)))
     keep = np.r_[0:opening, start : len(prompt)]
-    return EncodedPair(prompt[keep], chosen[:length], rejected[:length], report)
+    return EncodedPair(prompt[keep], chosen[:length], rejected[:length], report, rendered.dropped)
 
 
-def _fit(messages: Chat, prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, header: int, limit: int) -> _Kept:
+def unlike_whole_chat(pair: Pair, encoded: EncodedPair, tokenizer: Tokenizer) -> str:
+    """How the row of the chosen response differs from the whole chat, rendered at once; empty if it does not.
+
+    Args:
+        pair: that was encoded.
+        encoded: not truncated.
+        tokenizer: that encoded it.
+    """
+    if tokenizer.spec.chat_template == TEMPLATE or encoded.truncation.truncated:
+        return ""
+    chat = [*pair.prompt, {"role": "assistant", "content": pair.chosen}]
+    joined = np.concatenate([encoded.prompt, encoded.chosen])
+    try:
+        whole = encode_chat(chat, tokenizer, sys.maxsize, tools=pair.tools).ids
+    except ValueError as error:
+        return f"the chat template can't render the whole chat: {error}"
+    if np.array_equal(whole, joined):
+        return ""
+    start = max(0, int(_common_prefix(whole.tolist(), joined)) - 8)
+    return (
+        f"the chat template renders the whole chat with {_shown(whole[start:], tokenizer)}, but its prompt and "
+        f"response separately, as these pairs and sampling do, with {_shown(joined[start:], tokenizer)}"
+    )
+
+
+def _shown(ids: np.ndarray, tokenizer: Tokenizer) -> str:
+    return " | ".join(repr(tokenizer.token_text(int(number))) for number in ids[:12])
+
+
+def _fit(prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, opening: int, header: int, limit: int) -> _Kept:
     """Fit ``prompt`` and ``response`` tokens into a row of ``limit``; steps as in ``encode_chat``."""
-    header = min(header, len(prompt))
-    opening = min(_opening_length(messages, prompt, tokenizer), len(prompt) - header)
+    header = max(0, min(header, len(prompt)))
+    opening = min(opening, len(prompt) - header)
     if opening + header > limit // 2:  # 2
         opening = min(opening, int(len(prompt) > 0 and prompt[0] == tokenizer.bos_id))
     room = limit - opening - header - response
@@ -217,21 +310,24 @@ def _fit(messages: Chat, prompt: np.ndarray, response: int, tokenizer: Tokenizer
     return _Kept(opening, start, length)
 
 
-def _header_length(messages: Chat, tokenizer: Tokenizer, response: int) -> int:
+def _header_length(messages: Chat, tokenizer: Tokenizer, response: int, tools: Sequence[Tool] | None) -> int:
     """Tokens of the header of the last response, which begins at ``response``."""
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     earlier = messages[:last]
     if not earlier:
         return response
-    opened = tokenizer.render_chat(earlier, add_generation_prompt=True)
-    return max(0, len(opened.ids) - len(tokenizer.render_chat(earlier).ids))
+    opened = tokenizer.render_chat(earlier, tools=tools, add_generation_prompt=True)
+    return max(0, len(opened.ids) - len(tokenizer.render_chat(earlier, tools=tools).ids))
 
 
-def _opening_length(messages: Chat, ids: np.ndarray, tokenizer: Tokenizer) -> int:
-    """Tokens of bos and of a system message at the start."""
-    if messages[0]["role"] != "system":
-        return int(len(ids) > 0 and ids[0] == tokenizer.bos_id)
-    return _common_prefix(tokenizer.render_chat(messages[:1]).ids, ids)
+def _opening_length(messages: Chat, ids: np.ndarray, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> int:
+    """Tokens of bos and of a system message at the start, with the tools in it."""
+    if messages[0]["role"] in ("system", "developer"):
+        try:
+            return _common_prefix(tokenizer.render_chat(messages[:1], tools=tools).ids, ids)
+        except ValueError:  # the template has no system message by itself
+            pass
+    return int(len(ids) > 0 and ids[0] == tokenizer.bos_id)
 
 
 def _common_prefix(left: Sequence[int], right: np.ndarray) -> int:

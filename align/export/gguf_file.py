@@ -1,11 +1,9 @@
-"""Write a GGUF file for llama.cpp, under its tensor names.
-
-Legend: D width, H heads, W head width.
-"""
+"""Write a GGUF file for llama.cpp; ``align.io.gguf`` has the names and layouts of its architectures."""
 
 import errno
-import math
+import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,36 +14,17 @@ from align.export.export_settings import ExportSettings
 from align.export.extra import need
 from align.export.gguf_tokenizer import add_tokenizer, pre_tokenizer_name
 from align.export.source import Source
-from align.io.families import family_of, why_no_twin
-from align.model.config import GPTConfig
+from align.io.gguf.architectures import OURS, architecture_of
+from align.io.gguf.rope import ROPE_DIVISORS, rope_divisors
 from align.model.rope_scaling import Llama3Scaling
 
 FILE = "model.gguf"
-VERSION = 1
+VERSION = 2
 """Increased whenever the same source gives different bytes, so that cached files are rewritten"""
 _BLOCK = 32
 """Weights per scale, in all quantized types"""
 _TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9}
-_WHOLE = {
-    "model.embed_tokens": "token_embd",
-    "model.embed_positions": "position_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
-_PARTS = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 # In 8 bits where the rest has 4 or 5: errors here affect every token's logits.
 _SENSITIVE = ("token_embd.weight", "output.weight")
 
@@ -60,17 +39,12 @@ def check_gguf(source: Source, settings: ExportSettings) -> None:
     need("gguf", "--format gguf")
     if source.scalar:
         raise ValueError(
-            f"{source.name}: a reward model, whose head llama.cpp does not support in the architectures llama, qwen2, "
-            "qwen3 and gpt2: export it with --format hf"
+            f"{source.name}: a reward model, whose head llama.cpp does not support: export it with --format hf"
         )
-    if reason := why_no_twin(source.network.config):
-        raise ValueError(f"{source.name}: llama.cpp does not support the architecture: {reason}")
-    config = source.network.config
-    family = family_of(config).model_type
-    if family not in ("llama", "qwen2", "qwen3", "gpt2") or config.window is not None:
-        raise ValueError(f"{source.name}: is a {family} with window {config.window}, which is not written as GGUF yet")
-    if config.rope_scaling is not None and not (family == "llama" and isinstance(config.rope_scaling, Llama3Scaling)):
-        raise ValueError(f"{source.name}: rope_scaling is set, which llama.cpp supports in llama but not in {family}")
+    try:
+        architecture_of(source.network.config)
+    except ValueError as error:
+        raise ValueError(f"{source.name}: {error}") from None
     pre_tokenizer_name(source.tokenizer)
     if settings.quantize == "none":
         return
@@ -95,17 +69,20 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
         OSError: the disk is full.
     """
     gguf = need("gguf", "--format gguf")
-    # llama.cpp has the same names for the four architectures that passed the check.
-    family = family_of(source.network.config).model_type
-    writer = gguf.GGUFWriter(directory / FILE, family)
+    config = source.network.config
+    architecture = architecture_of(config)
+    writer = gguf.GGUFWriter(directory / FILE, architecture.name)
     kind = _type_name(source, settings)
-    _add_shape(writer, source.network.config)
+    for key, value in architecture.write(config).items():
+        _ADD[type(value)](writer, f"{architecture.name}.{key}", value)
+    if own := architecture.own_settings(config):
+        writer.add_string(OURS, json.dumps(own))
     writer.add_name(f"{source.manifest['stage']} ({Path(source.name).name})")
     writer.add_file_type(_FILE_TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if settings.licence:
         writer.add_license(settings.licence)
-    add_tokenizer(writer, source.tokenizer, source.network.config.vocab_size)
+    add_tokenizer(writer, source.tokenizer, config.vocab_size)
     for name, tensor in _tensors(source):
         code = _tensor_type(name, tensor, kind)
         values = np.ascontiguousarray(tensor.detach().float().numpy())
@@ -123,6 +100,18 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory / FILE)) from error
 
 
+def rounded_by_gguf(source: Source, settings: ExportSettings) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor by its name in the network, float32, as llama.cpp reads it from the file."""
+    gguf = need("gguf", "--format gguf")
+    kind, config, state = _type_name(source, settings), source.network.config, source.network.state_dict()
+    for tensor in architecture_of(config).layout(state, config):
+        values = tensor.join(state)
+        code = getattr(gguf.GGMLQuantizationType, _tensor_type(tensor.name, values, kind))
+        stored = gguf.quants.quantize(np.ascontiguousarray(values.float().numpy()), code)
+        rounded = torch.from_numpy(gguf.quants.dequantize(stored, code)).float()
+        yield from tensor.split(rounded, [len(state[part]) for part in tensor.parts]).items()
+
+
 def _type_name(source: Source, settings: ExportSettings) -> str:
     if settings.quantize != "none":
         return settings.quantize.upper()
@@ -136,79 +125,19 @@ def _tensor_type(name: str, tensor: torch.Tensor, kind: str) -> str:
     return "Q8_0" if name in _SENSITIVE and kind.startswith(("Q4", "Q5")) else kind
 
 
-def _add_shape(writer: Any, config: GPTConfig) -> None:
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.context)
-    writer.add_embedding_length(config.width)
-    writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.resolved_ff_width)
-    writer.add_head_count(config.heads)
-    if config.positions == "learned":
-        writer.add_layer_norm_eps(config.norm_eps)
-        return
-    writer.add_head_count_kv(config.resolved_kv_heads)
-    writer.add_key_length(config.resolved_head_width)
-    writer.add_value_length(config.resolved_head_width)
-    writer.add_rope_dimension_count(config.resolved_head_width)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+_ADD: dict[type, Callable[[Any, str, Any], None]] = {
+    bool: lambda writer, key, value: writer.add_bool(key, value),
+    int: lambda writer, key, value: writer.add_uint32(key, value),
+    float: lambda writer, key, value: writer.add_float32(key, value),
+    str: lambda writer, key, value: writer.add_string(key, value),
+}
+"""How a writer adds a value of each type"""
 
 
-def _tensors(source: Source) -> list[tuple[str, torch.Tensor]]:
+def _tensors(source: Source) -> Iterator[tuple[str, torch.Tensor]]:
     """Each tensor under its llama.cpp name and in its layout."""
-    config = source.network.config
-    family = family_of(config).model_type
-    found = []
-    state = source.network.state_dict()
-    for name, tensor in state.items():
-        if name == "lm_head.weight" and config.tied_embeddings:
-            continue
-        if family == "gpt2" and ".self_attn." in name and "o_proj" not in name:
-            if ".q_proj." in name:
-                joined = [state[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
-                found.append((_named(name).replace("attn_q", "attn_qkv"), torch.cat(joined)))
-            continue
-        if family == "llama" and ".q_proj." in name:
-            tensor = interleaved(tensor, config.heads)
-        elif family == "llama" and ".k_proj." in name:
-            tensor = interleaved(tensor, config.resolved_kv_heads)
-        found.append((_named(name), tensor))
+    config, state = source.network.config, source.network.state_dict()
+    for tensor in architecture_of(config).layout(state, config):
+        yield tensor.name, tensor.join(state)
     if isinstance(config.rope_scaling, Llama3Scaling):
-        found.append(("rope_freqs.weight", rope_divisors(config, config.rope_scaling)))
-    return found
-
-
-def _named(name: str) -> str:
-    stem, _, kind = name.rpartition(".")
-    if stem in _WHOLE:
-        return f"{_WHOLE[stem]}.{kind}"
-    layer, _, part = stem.removeprefix("model.layers.").partition(".")
-    return f"blk.{layer}.{_PARTS[part]}.{kind}"
-
-
-def interleaved(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Reorder the rows of query or key matrices for llama.cpp's RoPE in architecture llama.
-
-    There adjacent rows are rotated as pairs. Here, in transformers, and in llama.cpp's qwen2 and qwen3, the pairs are
-    rows of the two halves of a head.
-
-    Args:
-        tensor: ``[H W, D]``, or a bias ``[H W]``.
-        heads: H.
-
-    Returns:
-        The same shape.
-    """
-    return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-
-
-def rope_divisors(config: GPTConfig, scaling: Llama3Scaling) -> torch.Tensor:
-    """Divisors of the RoPE frequencies under Llama-3 scaling; ``[W / 2]`` float32."""
-    divisors = []
-    for pair in range(config.resolved_head_width // 2):
-        wavelength = 2 * math.pi * config.rope_theta ** (2 * pair / config.resolved_head_width)
-        turns = scaling.original_context / wavelength
-        smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-        smooth = min(1.0, max(0.0, smooth))
-        divisors.append(1 / ((1 - smooth) / scaling.factor + smooth))
-    return torch.tensor(divisors, dtype=torch.float32)
+        yield ROPE_DIVISORS, torch.tensor(rope_divisors(config, config.rope_scaling), dtype=torch.float32)

@@ -4,6 +4,7 @@ Weight-only: activations are not quantized, and each matrix is dequantized when 
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,13 @@ def write_int8(source: Source, directory: Path, settings: ExportSettings) -> Non
         "modules_to_not_convert": list(_KEPT),
     }
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def rounded_by_int8(source: Source, settings: ExportSettings) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor by its name in the network, float32, as transformers dequantizes it."""
+    for name, tensor in _quantized(source, written_dtype(source, settings)).items():
+        values: Any = tensor
+        yield name, (values.dequantize() if type(values) is not torch.Tensor else values).float()
 
 
 def _quantized(source: Source, dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -7,12 +7,13 @@ module, and biases and whole modules may be trained. peft itself would need tran
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from align.io.adapter_directory import StoredAdapter, base_of, read_adapter
+from align.io.adapter_directory import StoredAdapter, base_of, checked_base, read_adapter
 from align.io.directory import is_scalar, load_network, load_scalar
 from align.io.families import family_of
 from align.io.families.family import FileTensor
@@ -20,8 +21,11 @@ from align.io.location import read_fields
 from align.io.manifest import ADAPTER_WEIGHTS
 from align.io.weight_files import StoredTensor, read_tensor
 from align.model.gpt import GPT, ScalarGPT
+from align.model.meta import built_without_memory
 
 _LORA = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
+
+_EMBEDDING = re.compile(r"(.+)\.lora_embedding_([AB])(?:\.default)?")
 
 _MAGNITUDES = re.compile(r"(.+)\.lora_magnitude_vector(?:\.default(?:\.weight)?)?")
 
@@ -38,15 +42,21 @@ def merged(adapter: Path, base: str | None) -> tuple[GPT | ScalarGPT, Path]:
 
     Raises:
         FileNotFoundError: the adapter's weights or its base are missing.
-        ValueError: the adapter is not LoRA, is damaged, or does not fit its base.
+        ValueError: the adapter is not LoRA, is damaged, or does not fit its base, or was trained on other weights.
     """
     lora = read_adapter(adapter)
     directory, stored, weights = base_of(adapter, base), lora.tensors, adapter / ADAPTER_WEIGHTS
+    checked_base(adapter, directory)
     scalar = is_scalar(read_fields(directory)) or "score.weight" in stored
     network = load_scalar(directory) if scalar else load_network(directory)
+    if isinstance(network, GPT) and network.config.tied_embeddings and _unties(stored, network):
+        network = untied(network)
     state = network.state_dict()
     parts_of = {tensor.name: tensor for tensor in family_of(network.config).layout(state, network.config)}
     with torch.no_grad():
+        for name, tensor in stored.items():
+            if not any(kind.fullmatch(name) for kind in (_LORA, _EMBEDDING, _MAGNITUDES)):
+                _replace(state, parts_of, name, tensor)
         for name, delta in _deltas(lora):
             target = f"{name}.weight"
             if target not in parts_of:
@@ -62,23 +72,41 @@ def merged(adapter: Path, base: str | None) -> tuple[GPT | ScalarGPT, Path]:
         for name, tensor in stored.items():
             if match := _MAGNITUDES.fullmatch(name):
                 _set_row_norms([state[ours] for ours in parts_of[f"{match[1]}.weight"].parts], tensor)
-            elif not _LORA.fullmatch(name):
-                _replace(state, parts_of, name, tensor)
     return network, directory
+
+
+def _unties(stored: dict[str, StoredTensor], network: GPT) -> bool:
+    """Whether an adapter changes the embedding or the output matrix; of a tied base, peft changes only that one."""
+    layout = family_of(network.config).layout(network.state_dict())
+    (embedding,) = (tensor.name for tensor in layout if tensor.parts == ("model.embed_tokens.weight",))
+    changed = (embedding.removesuffix("weight"), "lm_head.")
+    return any(name.startswith(changed) for name in stored)
+
+
+def untied(network: GPT) -> GPT:
+    """A tied network with a copy of the embedding as its output matrix; it shares its other weights with the first."""
+    with built_without_memory():
+        found = GPT(replace(network.config, tied_embeddings=False))
+    state = network.state_dict()
+    head = {"lm_head.weight": state["model.embed_tokens.weight"].clone()}
+    found.load_state_dict(state | head, assign=True)
+    return found
 
 
 def _deltas(adapter: StoredAdapter) -> list[tuple[str, torch.Tensor]]:
     """The update of each matrix, ``[out, in]`` float32."""
     found = []
     for name, tensor in adapter.tensors.items():
-        match = _LORA.fullmatch(name)
+        match = _LORA.fullmatch(name) or _EMBEDDING.fullmatch(name)
         if not match or match[2] != "A":
             continue
-        pair = name.replace(".lora_A", ".lora_B")
+        embedding = bool(_EMBEDDING.fullmatch(name))
+        pair = name.replace("_A", "_B") if embedding else name.replace(".lora_A", ".lora_B")
         if pair not in adapter.tensors:
             raise ValueError(f"{tensor.path}: {name} has no {pair}")
         a, b = read_tensor(tensor).float(), read_tensor(adapter.tensors[pair]).float()
-        found.append((match[1], (b @ a) * _scale(match[1], adapter)))
+        product = (b @ a) * _scale(match[1], adapter)
+        found.append((match[1], product.T if embedding else product))
     return found
 
 

@@ -1,5 +1,6 @@
 """Write a directory for transformers and vLLM."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,6 +9,8 @@ from align.export.export_settings import ExportSettings
 from align.export.source import Source
 from align.io.directory import save_network
 from align.io.families import why_no_twin
+from align.tokenizer import Tokenizer
+from align.tokenizer.plain_template import plain_template
 
 
 def written_dtype(source: Source, settings: ExportSettings) -> torch.dtype:
@@ -49,6 +52,8 @@ def write_hf(source: Source, directory: Path, settings: ExportSettings) -> None:
         OSError: the disk is full.
     """
     tokenizer = source.tokenizer
+    if (template := tokenizer.spec.chat_template) is not None:
+        tokenizer = Tokenizer(replace(tokenizer.spec, chat_template=plain_template(template)))
     tokenizer.save(directory)
     save_network(
         source.network,

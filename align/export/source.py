@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from align.export.peft_adapter import merged
 from align.export.run_checkpoints import CHECKPOINTS, best_of, read_checkpoint
 from align.io.directory import is_scalar, load_network, load_scalar
+from align.io.gguf.container import gguf_in
 from align.io.lightning_checkpoint import is_checkpoint
 from align.io.location import locate, read_fields
 from align.io.manifest import ADAPTER_CONFIG as ADAPTER
@@ -18,6 +19,18 @@ from align.model.gpt import GPT, ScalarGPT
 from align.tokenizer import Tokenizer
 
 _TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class Adapter(NamedTuple):
+    """An adapter that a source was merged from.
+
+    Attributes:
+        directory: of the adapter.
+        base: directory of the base it was merged into.
+    """
+
+    directory: Path
+    base: Path
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class Source:
     """As in align.json; a default where there is none"""
     dtype: torch.dtype
     """Of the weights on disk"""
+    adapter: Adapter | None = None
+    """What it was merged from"""
 
     @property
     def scalar(self) -> bool:
@@ -50,7 +65,7 @@ def open_source(name: str, *, best: str | None = None, mode: str = "min", base: 
 
     Args:
         name: a run folder (its ``model/``, or with ``best`` the best of that and its checkpoints), a Lightning
-            ``.ckpt`` in a run's folder, a LoRA adapter, a model directory, or a Hub id.
+            ``.ckpt`` in a run's folder, a LoRA adapter, a model directory, a GGUF file, or a Hub id.
         best: metric that selects among a run's checkpoints, such as ``val/loss``.
         mode: ``min``: lower is better; ``max``: higher is.
         base: the model to merge an adapter into; None: the one that it names.
@@ -65,6 +80,8 @@ def open_source(name: str, *, best: str | None = None, mode: str = "min", base: 
         raise ValueError(f"{name}: --best selects among the checkpoints of a run folder, which this is not")
     if base is not None and not (path / ADAPTER).is_file():
         raise ValueError(f"{name}: --base is for adapters (with {ADAPTER}), which this is not")
+    if gguf_in(path) is not None and not run:
+        return _of_directory(name, locate(path))
     if is_checkpoint(path):
         return _of_checkpoint(name, path)
     if (path / ADAPTER).is_file():
@@ -136,6 +153,7 @@ def _of_adapter(name: str, path: Path, base: str | None) -> Source:
         Tokenizer.load(ours),
         manifest,
         _stored_dtype(base_directory),
+        Adapter(path, base_directory),
     )
 
 

@@ -2,16 +2,19 @@
 
 Legend: N tokens of a response, V vocabulary.
 
-1. The source responds to each prompt, greedily and once at temperature 1 with a fixed seed.
-2. The export's tokenizer must give the source's ids for the prompts.
-3. On the sampled responses, compare the log-probabilities of the whole vocabulary, and the perplexity.
-4. The export responds greedily too: compare the texts, and the rewards that a judge gives both.
+1. The export's tokenizer must give the source's ids for the prompts.
+2. An adapter's source must compute what ``PeftModel`` computes over the adapter's own base.
+3. The source responds to each prompt at temperature 1, with a fixed seed. Over the vocabulary at each position of these
+   responses, the mean KL divergence of the export from two networks is measured: from the source (``kl``: what the
+   export loses), and from the source with its weights rounded as the file stores them (``kl_rounded``: next to nothing
+   in any precision, unless a tensor is wrong).
+4. Both respond greedily, to all prompts if a judge compares the responses.
 5. ``check`` refuses differences above a ``Tolerance``.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -44,6 +47,9 @@ PLAIN_PROMPTS: tuple[str, ...] = (
 class Reading(Protocol):
     """An export, loaded in the program it is for."""
 
+    name: str
+    """The program, with its version"""
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids of plain text."""
         ...
@@ -53,11 +59,11 @@ class Reading(Protocol):
         ...
 
     def logprobs(self, ids: list[int], start: int) -> torch.Tensor:
-        """``[N, V]`` float: of every token at the positions of ``ids[start:]``; NaN where the program gives none."""
+        """``[N, V]`` float32: of every token at the positions of ``ids[start:]``."""
         ...
 
-    def respond(self, ids: list[int], max_new_tokens: int) -> str:
-        """The greedy response to ``ids``, without special tokens."""
+    def respond(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
+        """The greedy response to each row of ids, without special tokens."""
         ...
 
     def score(self, ids: list[int]) -> float:
@@ -79,14 +85,26 @@ class Verification:
     """Prompts compared"""
     tokens: int
     """Positions (for a reward model: rows) compared"""
-    max_difference: float
-    """Largest difference of a log-probability (nats) over positions and vocabulary, or of a reward model's score"""
+    kl: float | None = None
+    """KL(source || export) over the vocabulary, mean over positions, nats"""
+    kl_rounded: float | None = None
+    """The same from the source with its weights rounded as in the file"""
+    top1: float | None = None
+    """Share of positions where source and export give the largest probability to the same token"""
+    score_difference: float | None = None
+    """Largest difference of a reward model's score"""
+    score_difference_rounded: float | None = None
+    """The same from the source with its weights rounded as in the file"""
+    peft: float | None = None
+    """KL(peft || source), mean over positions, nats, or the largest difference of a score: of an adapter only"""
     perplexity_source: float | None = None
     """Of the source's sampled responses, under the source"""
     perplexity_export: float | None = None
     """Of the same responses, under the export"""
+    responses: int | None = None
+    """Prompts that both responded to greedily"""
     same_text: int | None = None
-    """Prompts with the same greedy response"""
+    """Of these, equal responses"""
     reward_source: float | None = None
     """The judge's mean reward of the source's greedy responses"""
     reward_export: float | None = None
@@ -107,38 +125,56 @@ class Verification:
         return {name: value for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What a source is compared with.
+
+    Attributes:
+        export: the export, loaded.
+        rounded: the source with its weights rounded as the export stores them; None: they are not known.
+        peft: the adapter that the source was merged from, loaded by peft over its base; None: it is no adapter.
+    """
+
+    export: Reading
+    rounded: GPT | ScalarGPT | None = None
+    peft: Reading | None = None
+
+
 def verify(
-    source: Source,
-    reading: Reading,
-    read_by: str,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    judge: Judge | None,
+    source: Source, compared: Compared, prompts: Sequence[Prompt], *, max_new_tokens: int, judge: Judge | None
 ) -> Verification:
     """Compare an export with its source.
 
     Args:
         source: what was exported.
-        reading: the export.
-        read_by: the program's name and version.
+        compared: the export, and what else the source is compared with.
         prompts: to respond to; a reward model scores them, including a response as the last message.
-        max_new_tokens: maximum response length, tokens.
-        judge: gives responses a reward; None: compare texts only.
+        max_new_tokens: maximum length of the responses that the judge compares, tokens; log-probabilities are compared
+            over ``MEASURED`` tokens of each response at most.
+        judge: gives responses a reward; None: compare a few short responses only.
 
     Raises:
-        ValueError: no prompt leaves room for a response, or the export's tokenizer gives other ids.
+        ValueError: no prompt leaves room for a response, the export's tokenizer gives other ids, or it responds with
+            another text than its own log-probabilities give.
     """
     ids = [prompt_ids(source.tokenizer, prompt) for prompt in prompts]
     context = source.network.config.context
-    fitting = [number for number, row in enumerate(ids) if len(row) < context]
+    most = longest(ids, max_new_tokens, context)
+    fitting = [number for number, row in enumerate(ids) if len(row) < most]
     if not fitting:
         raise ValueError(f"no prompt is shorter than the context, {context} tokens: give shorter prompts")
     prompts, ids = [prompts[number] for number in fitting], [ids[number] for number in fitting]
-    _check_tokens(source, reading, prompts)
+    _check_tokens(source, compared.export, prompts)  # 1
     if isinstance(source.network, ScalarGPT):
-        return _verify_scores(source.network, reading, read_by, ids)
-    return _verify_language(source, reading, read_by, (prompts, ids), max_new_tokens=max_new_tokens, judge=judge)
+        return _verify_scores(source.network, compared, ids)
+    room = min(max_new_tokens, most - max(len(row) for row in ids))
+    found = _verify_logprobs(source, compared, ids, min(room, MEASURED))
+    return replace(found, **_verify_texts(source, compared.export, prompts, ids, max_new_tokens=room, judge=judge))
+
+
+def longest(ids: Sequence[Sequence[int]], max_new_tokens: int, context: int) -> int:
+    """Largest number of tokens of a prompt and its response, among the prompts that leave room for one."""
+    return min(context, max((len(row) for row in ids if len(row) < context), default=context) + max_new_tokens)
 
 
 def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
@@ -175,40 +211,82 @@ def _same_ids(text: str, ours: list[int], theirs: list[int]) -> None:
         )
 
 
-def _verify_language(
+def _verify_logprobs(source: Source, compared: Compared, ids: list[list[int]], max_new_tokens: int) -> Verification:
+    network = cast(GPT, source.network)
+    sampled = responses(network, source.tokenizer, ids, max_new_tokens, temperature=1.0)  # 3
+    kl = {"kl": 0.0, "kl_rounded": 0.0, "peft": 0.0}
+    nll_source = nll_export = agreeing = 0.0
+    count = sum(len(response) for response in sampled.ids)
+    for prompt, response in zip(ids, sampled.ids, strict=True):
+        row, start = prompt + response, len(prompt)
+        ours, theirs = _logprobs(network, row, start), compared.export.logprobs(row, start)
+        kl["kl"] += divergence(ours, theirs) / count
+        if compared.rounded is not None:
+            same = compared.rounded is network
+            expected = ours if same else _logprobs(cast(GPT, compared.rounded), row, start)
+            kl["kl_rounded"] += divergence(expected, theirs) / count
+        if compared.peft is not None:
+            kl["peft"] += divergence(compared.peft.logprobs(row, start), ours) / count  # 2
+        agreeing += (ours.argmax(-1) == theirs.argmax(-1)).sum().item()
+        chosen = torch.arange(len(response)), torch.tensor(response)
+        nll_source -= ours[chosen].sum().item()
+        nll_export -= theirs[chosen].sum().item()
+    measured = {"kl": True, "kl_rounded": compared.rounded is not None, "peft": compared.peft is not None}
+    return Verification(
+        read_by=compared.export.name,
+        prompts=len(ids),
+        tokens=count,
+        **{name: kl[name] for name in kl if measured[name]},
+        top1=agreeing / count,
+        perplexity_source=math.exp(nll_source / count),
+        perplexity_export=math.exp(nll_export / count) if nll_export / count < 700 else math.inf,
+    )
+
+
+def divergence(p: torch.Tensor, q: torch.Tensor) -> float:
+    """KL(p || q) in nats, summed over positions, of log-probabilities ``[N, V]``."""
+    return (p.double().exp() * (p.double() - q.double())).sum().item()
+
+
+MEASURED = 32
+"""Tokens of each sampled response whose log-probabilities are compared"""
+_UNJUDGED = 2
+"""Prompts that are responded to greedily, with as many tokens, where no judge compares the responses"""
+
+
+def _verify_texts(
     source: Source,
     reading: Reading,
-    read_by: str,
-    rendered: tuple[Sequence[Prompt], list[list[int]]],
+    prompts: Sequence[Prompt],
+    ids: list[list[int]],
     *,
     max_new_tokens: int,
     judge: Judge | None,
-) -> Verification:
-    network, tokenizer = cast(GPT, source.network), source.tokenizer
-    prompts, ids = rendered
-    greedy = responses(network, tokenizer, ids, max_new_tokens, temperature=0.0)  # 1
-    sampled = responses(network, tokenizer, ids, max_new_tokens, temperature=1.0)
-    largest, nll_source, nll_export, count = 0.0, 0.0, 0.0, 0
-    for prompt, response in zip(ids, sampled.ids, strict=True):  # 3
-        ours = torch.log_softmax(_logits(network, prompt + response, len(prompt)), -1)
-        theirs = reading.logprobs(prompt + response, len(prompt))
-        chosen = torch.arange(len(response)), torch.tensor(response)
-        largest = max(largest, (ours - theirs).abs().nan_to_num(0.0).max().item())
-        nll_source -= ours[chosen].sum().item()
-        nll_export -= theirs[chosen].sum().item()
-        count += len(response)
-    context = network.config.context
-    exported = [reading.respond(prompt, min(max_new_tokens, context - len(prompt))) for prompt in ids]  # 4
-    return Verification(
-        read_by=read_by,
-        prompts=len(ids),
-        tokens=count,
-        max_difference=largest,
-        perplexity_source=math.exp(nll_source / count),
-        perplexity_export=math.exp(nll_export / count) if math.isfinite(nll_export) else math.inf,
-        same_text=sum(ours == theirs for ours, theirs in zip(greedy.texts, exported, strict=True)),
-        **(judged(judge, prompts, greedy.texts, exported) if judge else {}),
-    )
+) -> dict[str, Any]:
+    """Compare greedy responses."""
+    if judge is None:
+        ids, max_new_tokens = ids[:_UNJUDGED], min(max_new_tokens, MEASURED)
+    ours = responses(cast(GPT, source.network), source.tokenizer, ids, max_new_tokens, temperature=0.0)  # 4
+    theirs = reading.respond(ids, max_new_tokens)
+    for prompt, response, text, other in zip(ids, ours.ids, ours.texts, theirs, strict=True):
+        if text != other and _certain(reading.logprobs(prompt + response, len(prompt)), response):
+            raise ValueError(
+                f"verify: the export responds {_shown(other)}, but its log-probabilities give {_shown(text)}: "
+                "check its stop tokens and generation settings"
+            )
+    same = sum(text == other for text, other in zip(ours.texts, theirs, strict=True))
+    scores = judged(judge, prompts, ours.texts, theirs) if judge else {}
+    return {"responses": len(ids), "same_text": same, **scores}
+
+
+def _certain(logprobs: torch.Tensor, response: list[int]) -> bool:
+    """Whether every token of the response is the likeliest by half a nat, more than rounding can change."""
+    best, second = logprobs.topk(2, -1).values.unbind(-1)
+    return logprobs.argmax(-1).tolist() == response and (best - second).min().item() > 0.5
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:40]}...{text[-20:]}")
 
 
 def judged(judge: Judge, prompts: Sequence[Prompt], ours: list[str], theirs: list[str]) -> dict[str, float]:
@@ -232,61 +310,96 @@ def responses(
 
 
 @torch.no_grad()
-def _logits(network: GPT, ids: list[int], start: int) -> torch.Tensor:
-    """``[N, V]`` float32: the logits that predict ``ids[start:]``."""
-    return network(torch.tensor([ids]))[0, start - 1 : -1].float()
+def _logprobs(network: GPT, ids: list[int], start: int) -> torch.Tensor:
+    """``[N, V]`` float32: of every token at the positions of ``ids[start:]``."""
+    hidden = network.hidden(torch.tensor([ids]))[0, start - 1 : -1]
+    return torch.log_softmax(network.logits(hidden).float(), -1)
 
 
 @torch.no_grad()
-def _verify_scores(network: ScalarGPT, reading: Reading, read_by: str, ids: list[list[int]]) -> Verification:
-    largest = 0.0
-    for row in ids:
-        ours = network.last_scores(torch.tensor([row]), torch.tensor([len(row)])).item()
-        largest = max(largest, abs(ours - reading.score(row)))
-    return Verification(read_by=read_by, prompts=len(ids), tokens=len(ids), max_difference=largest)
+def _verify_scores(network: ScalarGPT, compared: Compared, ids: list[list[int]]) -> Verification:
+    def scores(of: ScalarGPT) -> torch.Tensor:
+        return torch.tensor([of.last_scores(torch.tensor([row]), torch.tensor([len(row)])).item() for row in ids])
+
+    def largest(reference: torch.Tensor, reading: Reading) -> float:
+        return (reference - torch.tensor([reading.score(row) for row in ids])).abs().max().item()
+
+    ours = scores(network)
+    return Verification(
+        read_by=compared.export.name,
+        prompts=len(ids),
+        tokens=len(ids),
+        score_difference=largest(ours, compared.export),
+        score_difference_rounded=None
+        if compared.rounded is None
+        else largest(scores(cast(ScalarGPT, compared.rounded)), compared.export),
+        peft=None if compared.peft is None else largest(ours, compared.peft),
+    )
 
 
 @dataclass(frozen=True)
 class Tolerance:
     """Largest differences that pass; None: not checked."""
 
-    difference: float | None = None
-    """Largest difference of a log-probability (nats), or of a reward model's score"""
+    kl: float | None = None
+    """Of ``Verification.kl``, nats"""
+    rounded: float | None = None
+    """Of ``Verification.kl_rounded``, nats"""
+    score: float | None = None
+    """Of ``Verification.score_difference``"""
     perplexity: float | None = None
     """Relative rise of the perplexity: 0.01 is one percent"""
     reward: float | None = None
     """Drop of the judge's mean reward, relative to the source's"""
 
 
-TOLERANCES = {
-    "float32": Tolerance(0.01, 1e-3, 0.01),
-    "float16": Tolerance(0.1, 0.005, 0.02),
-    "bfloat16": Tolerance(1.0, 0.01, 0.02),
-    "int8": Tolerance(1.0, 0.01, 0.02),
-    "q8_0": Tolerance(1.0, 0.01, 0.02),
-    "q5_1": Tolerance(None, 0.03, 0.05),
-    "q5_0": Tolerance(None, 0.03, 0.05),
-    "q4_1": Tolerance(None, 0.05, 0.1),
-    "q4_0": Tolerance(None, 0.05, 0.1),
-    "gptq": Tolerance(None, 0.05, 0.1),
-    "awq": Tolerance(None, 0.05, 0.1),
+_LOSSES = {
+    "float32": Tolerance(kl=1e-5, score=1e-3, perplexity=0.001, reward=0.01),
+    "float16": Tolerance(kl=1e-4, score=0.1, perplexity=0.005, reward=0.02),
+    "bfloat16": Tolerance(kl=2e-3, score=0.5, perplexity=0.01, reward=0.02),
+    "int8": Tolerance(kl=0.03, score=0.5, perplexity=0.03, reward=0.02),
+    "q8_0": Tolerance(kl=0.03, perplexity=0.03, reward=0.02),
+    "q5_1": Tolerance(kl=0.15, perplexity=0.1, reward=0.05),
+    "q5_0": Tolerance(kl=0.15, perplexity=0.1, reward=0.05),
+    "q4_1": Tolerance(kl=0.5, perplexity=0.3, reward=0.1),
+    "q4_0": Tolerance(kl=0.5, perplexity=0.3, reward=0.1),
+    "gptq": Tolerance(kl=0.5, perplexity=0.3, reward=0.1),
+    "awq": Tolerance(kl=0.5, perplexity=0.3, reward=0.1),
 }
-"""By the precision of the matrices. Below 8 bits, log-probabilities of the tail move by nats without consequence.
-A float32 GPT-2 in llama.cpp differs by some thousandths, because its GELU is a table of float16 values."""
+"""What an export may lose, by the precision of its matrices: docs/export.md has the measurements"""
+
+_ROUNDED = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3}
+"""Largest ``kl_rounded`` in llama.cpp, which rounds activations to 16 bits beside such weights; a float32 GPT-2 differs
+because its GELU is a table of float16 values"""
+
+_ROUNDED_QUANTIZED = 5e-3
+"""Where llama.cpp rounds activations to 8 bits"""
+
+_ROUNDED_HF = 1e-5
+"""In transformers, which computes in float32"""
+
+SCORE = 1e-3
+"""Largest ``score_difference_rounded``"""
+
+PEFT = 1e-4
+"""Largest difference of an adapter's source from peft: of KL (nats), or of a score"""
 
 
-def precision(settings: ExportSettings, dtype: str) -> str:
-    """The row of ``TOLERANCES`` for an export.
+def tolerance(settings: ExportSettings, dtype: str) -> Tolerance:
+    """What an export may differ by.
 
     Args:
         settings: of the export.
         dtype: what ``auto`` stands for, such as ``float32``.
     """
-    if settings.quantize != "none":
-        # The weights that are not quantized may be coarser than int8.
-        return settings.quantize
-    found = dtype if settings.dtype == "auto" else settings.dtype
-    return found if found in TOLERANCES else "float32"
+    # The weights that are not quantized may be coarser than int8.
+    name = settings.quantize
+    if name == "none":
+        name = dtype if settings.dtype == "auto" else settings.dtype
+    losses = _LOSSES.get(name, _LOSSES["float32"])
+    if settings.format == "hf":
+        return replace(losses, rounded=_ROUNDED_HF)
+    return replace(losses, rounded=_ROUNDED.get(name, _ROUNDED_QUANTIZED))
 
 
 def check(found: Verification, allowed: Tolerance) -> None:
@@ -299,14 +412,18 @@ def check(found: Verification, allowed: Tolerance) -> None:
     if found.reward_source is not None and found.reward_export is not None:
         drop = (found.reward_source - found.reward_export) / (abs(found.reward_source) or 1.0)
     measured = {
-        "max_difference": (found.max_difference, allowed.difference, "--tolerance_difference"),
-        "perplexity_change": (found.perplexity_change, allowed.perplexity, "--tolerance_perplexity"),
-        "drop of the reward": (drop, allowed.reward, "--tolerance_reward"),
+        "peft": (found.peft, PEFT, "peft computes something else from this adapter; merge it with peft"),
+        "kl_rounded": (found.kl_rounded, allowed.rounded, "--tolerance_rounded sets another"),
+        "score_difference_rounded": (found.score_difference_rounded, SCORE, "a tensor is wrong"),
+        "kl": (found.kl, allowed.kl, "--tolerance_kl sets another"),
+        "score_difference": (found.score_difference, allowed.score, "--tolerance_score sets another"),
+        "perplexity_change": (found.perplexity_change, allowed.perplexity, "--tolerance_perplexity sets another"),
+        "drop of the reward": (drop, allowed.reward, "--tolerance_reward sets another"),
     }
-    for name, (value, limit, setting) in measured.items():
+    for name, (value, limit, advice) in measured.items():
         # NaN must not pass.
         if value is not None and limit is not None and not value <= limit:
             raise ValueError(
                 f"verify: {name} is {value:.4g}, above the tolerance {limit:g} ({found.read_by}, {found.prompts} "
-                f"prompts): nothing was written; {setting} sets another"
+                f"prompts): nothing was written; {advice}"
             )

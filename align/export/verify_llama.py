@@ -13,16 +13,18 @@ from align.export.extra import need
 class LlamaReading:
     """A GGUF file in llama.cpp's server, in this process; see ``verify.Reading``.
 
-    Runs with a float32 cache and without flash attention, so that only the file can differ.
+    Runs with a float32 cache and without flash attention, so that only the file can differ. Logits are llama.cpp's
+    hidden states after the final norm, one request per sequence, times the file's output matrix in float32: the server
+    returns the probabilities of a whole vocabulary for one position at a time only.
 
     Args:
         file: the export.
-        context: of the network, tokens.
-        vocab_size: rows of its embedding.
+        context: longest sequence, prompt and response, tokens.
+        vocab_size: rows of the network's output matrix.
 
     Raises:
         ModuleNotFoundError: xllamacpp is not installed.
-        ValueError: llama.cpp can't load the file.
+        ValueError: llama.cpp can't load the file, or its output matrix has other rows.
     """
 
     def __init__(self, file: Path, *, context: int, vocab_size: int) -> None:
@@ -31,19 +33,23 @@ class LlamaReading:
         from importlib.metadata import version
 
         self.name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
-        self.vocab_size = vocab_size
         params = llama.CommonParams()
         params.model.path = str(file)
-        params.n_ctx, params.n_parallel, params.n_gpu_layers = context, 1, 0
+        params.n_ctx = params.n_batch = params.n_ubatch = context
+        params.n_parallel, params.n_gpu_layers = 1, 0
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
         params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = llama.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.embedding, params.embd_normalize = True, -1
+        params.pooling_type = llama.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
         params.warmup, params.verbosity, params.use_jinja = False, -1, True
         try:
             self.server = llama.Server(params)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.name} can't load {file.name}: {error}") from error
-        self.letter = self.tokenize("a")[0]
+        self.output = output_matrix(file)
+        if len(self.output) != vocab_size:
+            raise ValueError(f"{file.name}: the output matrix has {len(self.output)} rows; the source has {vocab_size}")
 
     def tokenize(self, text: str) -> list[int]:
         """See ``verify.Reading``."""
@@ -55,21 +61,14 @@ class LlamaReading:
         return list(self._post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"])
 
     def logprobs(self, ids: list[int], start: int) -> torch.Tensor:
-        """See ``verify.Reading``: one request per position, with the prefix cached.
-
-        The server withholds incomplete characters together with their probabilities, so a bias makes it generate a
-        letter; the reported probabilities are without the bias.
-        """
-        rows = torch.full((len(ids) - start, self.vocab_size), float("nan"))
-        request = {"n_predict": 1, "n_probs": self.vocab_size, "logit_bias": [[self.letter, 1e6]]}
-        for row, stop in zip(rows, range(start, len(ids)), strict=True):
-            for entry in self._complete(ids[:stop], **request)["logprobs"]["content"][0]["top_logprobs"]:
-                row[entry["id"]] = entry["logprob"]
-        return rows
-
-    def respond(self, ids: list[int], max_new_tokens: int) -> str:
         """See ``verify.Reading``."""
-        return str(self._complete(ids, n_predict=max_new_tokens)["text"])
+        (reply,) = self._post("/embeddings", {"content": ids, "embd_normalize": -1})
+        hidden = torch.tensor(reply["embedding"][start - 1 : -1])
+        return torch.log_softmax(hidden @ self.output.T, -1)
+
+    def respond(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
+        """See ``verify.Reading``."""
+        return [str(self._complete(ids, n_predict=max_new_tokens)["text"]) for ids in rows]
 
     def score(self, ids: list[int]) -> float:
         """Reward models are not exported to GGUF."""
@@ -92,3 +91,11 @@ class LlamaReading:
         )
         with urlopen(request) as reply:  # noqa: S310
             return json.loads(reply.read())
+
+
+def output_matrix(file: Path) -> torch.Tensor:
+    """``[V, D]`` float32: the output matrix of a GGUF file, or its embedding if they are tied."""
+    gguf = need("gguf", "--verify of format gguf")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+    found = tensors.get("output.weight", tensors["token_embd.weight"])
+    return torch.tensor(gguf.quants.dequantize(found.data, found.tensor_type)).float()

@@ -12,9 +12,21 @@ from align.export.export_settings import CALIBRATED, ExportSettings
 from align.export.gguf_file import FILE, check_gguf, write_gguf
 from align.export.int8 import check_int8, write_int8
 from align.export.lineage import Stage, inherited_licence, licence_files, lineage
+from align.export.rounding import rounded
 from align.export.safetensors_dir import check_hf, check_range, write_hf, written_dtype
 from align.export.source import Source
-from align.export.verify import TOLERANCES, Judge, Reading, Tolerance, Verification, check, precision, verify
+from align.export.verify import (
+    Compared,
+    Judge,
+    Reading,
+    Tolerance,
+    Verification,
+    check,
+    longest,
+    prompt_ids,
+    tolerance,
+    verify,
+)
 from align.io.atomic import replacing_directory
 from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
 from align.tokenizer.prompts import Prompt
@@ -27,11 +39,11 @@ class Check:
     prompts: Sequence[Prompt]
     """To respond to (for a reward model: to score)"""
     max_new_tokens: int = 128
-    """Maximum response length, tokens"""
+    """Maximum length of the responses that the judge compares, tokens"""
     judge: Judge | None = None
     """Gives responses a reward"""
     tolerance: Tolerance = field(default_factory=Tolerance)
-    """Overrides ``TOLERANCES``, field by field"""
+    """Overrides ``verify.tolerance``, field by field"""
 
 
 def export(
@@ -75,8 +87,8 @@ def export(
         found = None
         if checked is not None:
             found = _verified(source, fresh, settings, checked)  # 3
-            name = precision(settings, str(dtype).removeprefix("torch."))
-            check(found, _overridden(TOLERANCES[name], checked.tolerance))
+            allowed = tolerance(settings, str(dtype).removeprefix("torch."))
+            check(found, _overridden(allowed, checked.tolerance))
         report = {**settings.summary(), "files": files, "verification": found.to_dict() if found else None}
         _finish(source, fresh, settings, stages, report=report, found=found, data_cards=data_cards)  # 4
     return report
@@ -114,35 +126,49 @@ def _writer(source: Source, settings: ExportSettings) -> Callable[[Source, Path,
     return write_hf
 
 
-def open_reading(source: Source, directory: Path, settings: ExportSettings) -> tuple[Reading, str]:
+def open_reading(source: Source, directory: Path, settings: ExportSettings, *, context: int) -> Reading:
     """Load an export in the program it is for.
 
-    Returns:
-        The export, and the program's name.
+    Args:
+        source: what was exported.
+        directory: of the export.
+        settings: of the export.
+        context: longest sequence to compute, tokens.
 
     Raises:
         ModuleNotFoundError: the program is not installed.
         ValueError: it can't load the export.
     """
-    reading: Any
     if settings.format == "gguf":
         from align.export.verify_llama import LlamaReading
 
-        config = source.network.config
-        reading = LlamaReading(directory / FILE, context=config.context, vocab_size=config.vocab_size)
-    else:
-        from align.export.verify_transformers import TransformersReading
+        return LlamaReading(directory / FILE, context=context, vocab_size=source.network.config.vocab_size)
+    from align.export.verify_transformers import TransformersReading
 
-        reading = TransformersReading(directory, scalar=source.scalar)
-    return reading, reading.name
+    return TransformersReading(directory, scalar=source.scalar)
+
+
+def open_adapter(source: Source) -> Reading | None:
+    """Load the adapter that a source was merged from in peft, over its base; None if it is no adapter.
+
+    Raises:
+        ModuleNotFoundError: transformers is not installed.
+        ValueError: transformers or peft can't load base or adapter.
+    """
+    if source.adapter is None:
+        return None
+    from align.export.verify_transformers import TransformersReading
+
+    return TransformersReading(source.adapter.base, scalar=source.scalar, adapter=source.adapter.directory)
 
 
 def _verified(source: Source, directory: Path, settings: ExportSettings, checked: Check) -> Verification:
-    reading, name = open_reading(source, directory, settings)
+    ids = [prompt_ids(source.tokenizer, prompt) for prompt in checked.prompts]
+    context = longest(ids, checked.max_new_tokens, source.network.config.context)
+    reading = open_reading(source, directory, settings, context=context)
+    compared = Compared(reading, rounded(source, settings), open_adapter(source))
     try:
-        return verify(
-            source, reading, name, checked.prompts, max_new_tokens=checked.max_new_tokens, judge=checked.judge
-        )
+        return verify(source, compared, checked.prompts, max_new_tokens=checked.max_new_tokens, judge=checked.judge)
     finally:
         reading.close()
 

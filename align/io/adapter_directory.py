@@ -26,7 +26,30 @@ PREFIX = "base_model.model."
 HEAD = "score.weight"
 """A reward model's head, which is stored with its adapter"""
 
-_VARIANTS = ("use_qalora", "alora_invocation_tokens", "trainable_token_indices", "target_parameters", "lora_bias")
+_READ = {
+    *(
+        "alpha_pattern",
+        "base_model_name_or_path",
+        "bias",
+        "fan_in_fan_out",
+        "init_lora_weights",
+        "lora_alpha",
+        "modules_to_save",
+    ),
+    *("peft_type", "r", "rank_pattern", "use_dora", "use_rslora"),
+}
+"""Fields of adapter_config.json that decide what an adapter computes, all supported here"""
+
+_INERT = {
+    *("auto_mapping", "corda_config", "eva_config", "exclude_modules", "inference_mode", "layers_pattern"),
+    *("layers_to_transform", "loftq_config", "lora_dropout", "lora_ga_config", "megatron_config", "megatron_core"),
+    *("peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type"),
+}
+"""Fields that change nothing once the tensors exist"""
+
+_UNCHANGED_BASE = (True, False, "gaussian", "eva", "orthogonal")
+"""``init_lora_weights`` under which training starts from the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ,
+LoRA-GA) move a part of the base's weights into the adapter, which then fits a base that no file contains."""
 
 _UNEVEN = ("rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules", "layer_replication")
 
@@ -36,6 +59,7 @@ __all__ = [
     "Base",
     "StoredAdapter",
     "base_of",
+    "checked_base",
     "is_adapter",
     "load_adapter",
     "read_adapter",
@@ -138,13 +162,7 @@ def load_adapter(
     if kind is GPT and HEAD in stored:
         raise ValueError(f"{directory}: a reward model's adapter, which scores text; a language model's is needed here")
     base_directory = base_of(directory, base)
-    weights = weights_fingerprint(base_directory)
-    recorded = _recorded_base(directory)
-    if recorded is not None and recorded != weights:
-        raise ValueError(
-            f"{directory}: the adapter belongs to base weights {recorded[:12]}, but {base_directory} has "
-            f"{weights[:12]}: it was trained again, or is another model"
-        )
+    weights = checked_base(directory, base_directory)
     network: Any
     if onto is not None and onto.weights == weights:
         network = share_base(onto.network, kind)
@@ -199,9 +217,15 @@ def read_adapter(directory: Path) -> StoredAdapter:
     adapter = StoredAdapter(directory, config, {})
     if config.get("peft_type") != "LORA":
         raise adapter.unsupported("peft_type", "'LORA'")
-    for field in _VARIANTS:
-        if config.get(field):
+    for field in sorted(config.keys() - _READ - _INERT):
+        if config[field]:  # another kind of adapter, or a field of a later peft
             raise adapter.unsupported(field, "LoRA without it")
+    if config.get("init_lora_weights", True) not in _UNCHANGED_BASE:
+        raise adapter.unsupported(
+            "init_lora_weights",
+            "true, false, gaussian, eva and orthogonal. Training changed the base's weights first: save the adapter "
+            "for the original base, by path_initial_model_for_weight_conversion of peft's save_pretrained",
+        )
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file; adapter weights are read from safetensors only")
     stored = read_header(weights).items()
@@ -267,6 +291,25 @@ def base_of(directory: Path, base: str | Path | None = None) -> Path:
         return locate(name)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: base_model_name_or_path: {error}") from None
+
+
+def checked_base(directory: Path, base: Path) -> str:
+    """The fingerprint of a base's weights, which must be those that an adapter was trained on.
+
+    Args:
+        directory: of the adapter; one that peft wrote records no weights, and fits any base.
+        base: directory of the base.
+
+    Raises:
+        ValueError: the base has other weights; the message names both fingerprints.
+    """
+    weights, recorded = weights_fingerprint(base), _recorded_base(directory)
+    if recorded is not None and recorded != weights:
+        raise ValueError(
+            f"{directory}: the adapter belongs to base weights {recorded[:12]}, but {base} has {weights[:12]}: it was "
+            "trained again, or is another model"
+        )
+    return weights
 
 
 def _recorded_base(directory: Path) -> str | None:

@@ -4,22 +4,21 @@ Directories written here open in transformers where it has the architecture, and
 Qwen2, Qwen3 or GPT-2 opens here. ``align.io.families`` maps each family's tensor names and configuration to ours.
 """
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from align.adapters.merging import MergedState, has_lora
 from align.io.atomic import replacing_directory
-from align.io.families import ONE_LABEL, config_from, family_in, family_of
+from align.io.families import config_from, family_in
 from align.io.families.family import ConfigJson, Family, FileTensor
 from align.io.location import locate, read_config, read_fields
 from align.io.manifest import weights_fingerprint
-from align.io.weight_files import INDEX, WEIGHTS, StoredTensor, read_tensor, stored_weights, write_tensors
+from align.io.state_files import save_state, shape_in_file
+from align.io.weight_files import StoredTensor, read_tensor, stored_weights
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.model.meta import built_without_memory
@@ -130,41 +129,18 @@ def save_network(
         FileExistsError: the directory has weights already.
         OSError: the disk is full.
     """
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    if old := sorted(directory.glob("model*.safetensors*")):
-        raise FileExistsError(f"{old[0]} exists; write into the directory that replacing_directory yields")
-    family = family_of(network.config)
     state: Mapping[str, torch.Tensor] = MergedState(network) if has_lora(network) else network.state_dict()
-    written = dtype or state["model.embed_tokens.weight"].dtype
-    special = {"bos_token_id": bos_id, "eos_token_id": _one_or_list(eos_ids), "pad_token_id": pad_id}
-    shape = _shape_fields(network.config, family, scalar="score.weight" in state)
-    precision = str(written).removeprefix("torch.")
-    # transformers before version 5 reads torch_dtype.
-    _write_json(directory / "config.json", {**shape, **special, "dtype": precision, "torch_dtype": precision})
-    _write_json(directory / "generation_config.json", special)
-    layout = family.layout(state, network.config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    sizes = {tensor.name: math.prod(_shape(tensor, shapes)) * written.itemsize for tensor in layout}
-    shards = list(_shards(layout, sizes, max_shard_bytes))
-    file_of: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_tensors(directory / file, {tensor.name: _join(tensor, state).to(written) for tensor in shard})
-        file_of |= {tensor.name: file for tensor in shard}
-    if len(shards) > 1:
-        total = {"total_size": sum(sizes.values())}
-        _write_json(directory / INDEX, {"metadata": total, "weight_map": file_of})
-
-
-def _shape_fields(config: GPTConfig, family: Family, *, scalar: bool) -> dict[str, Any]:
-    """The fields of config.json that describe the network."""
-    return {
-        "model_type": family.model_type,
-        "architectures": [family.classifier if scalar else family.architecture],
-        **family.write(config),
-        **(ONE_LABEL if scalar else {}),
-    }
+    save_state(
+        state,
+        directory,
+        config=network.config,
+        shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
+        bos_id=bos_id,
+        eos_ids=eos_ids,
+        pad_id=pad_id,
+        dtype=dtype or state["model.embed_tokens.weight"].dtype,
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def _by_canonical_name(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:
@@ -199,15 +175,8 @@ def _check_complete(
     for name, tensor in stored.items():
         if name not in expected:
             raise ValueError(f"{tensor.path}: {tensor.name} is not part of the network that config.json describes")
-        if tensor.shape != (right := _shape(expected[name], shapes)):
+        if tensor.shape != (right := shape_in_file(expected[name], shapes)):
             raise ValueError(f"{tensor.path}: {tensor.name} is {list(tensor.shape)}; config.json says {list(right)}")
-
-
-def _shape(tensor: FileTensor, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of a file's tensor, given the shapes of ours."""
-    first, *rest = shapes[tensor.parts[0]]
-    joined = (sum(shapes[part][0] for part in tensor.parts), *rest)
-    return joined[::-1] if tensor.transposed else joined
 
 
 def _parts(tensor: FileTensor, values: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -220,36 +189,6 @@ def _parts(tensor: FileTensor, values: torch.Tensor) -> Iterator[tuple[str, torc
     grouped = values.unflatten(0, (tensor.groups, len(tensor.parts), -1))
     for name, part in zip(tensor.parts, grouped.unbind(1), strict=True):
         yield name, part.flatten(0, 1).clone(memory_format=torch.contiguous_format)
-
-
-def _join(tensor: FileTensor, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """One tensor of a file from ours."""
-    if len(tensor.parts) == 1:
-        values = state[tensor.parts[0]]
-    else:
-        grouped = [state[name].unflatten(0, (tensor.groups, -1)) for name in tensor.parts]
-        values = torch.stack(grouped, dim=1).flatten(0, 2)
-    return values.T if tensor.transposed else values
-
-
-def _shards(layout: Sequence[FileTensor], sizes: Mapping[str, int], limit: int) -> Iterator[list[FileTensor]]:
-    shard: list[FileTensor] = []
-    size = 0
-    for tensor in layout:
-        if shard and size + sizes[tensor.name] > limit:
-            yield shard
-            shard, size = [], 0
-        shard.append(tensor)
-        size += sizes[tensor.name]
-    yield shard
-
-
-def _one_or_list(ids: Sequence[int]) -> int | list[int] | None:
-    return list(ids) if len(ids) > 1 else next(iter(ids), None)
-
-
-def _write_json(path: Path, values: Any) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def load_scalar(source: str | Path, *, dtype: torch.dtype = torch.float32, head_seed: int = 0) -> ScalarGPT:

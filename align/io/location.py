@@ -7,6 +7,8 @@ from pathlib import Path
 from align.io.atomic import recover
 from align.io.families import config_from
 from align.io.families.family import ConfigJson
+from align.io.gguf.container import gguf_in
+from align.io.gguf.conversion import converted
 from align.model.config import GPTConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
@@ -29,20 +31,25 @@ def locate(source: str | Path) -> Path:
     """Find the local directory of a model.
 
     Args:
-        source: a directory, or the id of a model on the Hub, such as ``openai-community/gpt2``, whose configuration,
-            weights (safetensors only) and tokenizer are downloaded into the Hub's cache.
+        source: a directory, a GGUF file or a directory that has one and no config.json (see ``gguf.conversion``), or
+            the id of a model on the Hub, such as ``openai-community/gpt2``, whose configuration, weights (safetensors
+            only) and tokenizer are downloaded into the Hub's cache.
 
     Returns:
         A directory that has a config.json.
 
     Raises:
-        FileNotFoundError: it is neither.
+        FileNotFoundError: it is none of them.
+        ModuleNotFoundError: it is a GGUF file, and gguf is not installed.
+        ValueError: it is a GGUF file that can't be converted.
     """
     path = Path(source).expanduser()
     if not path.exists():
         recover(path)
     if not path.exists() and _HUB_ID.fullmatch(str(source)):
         path = _from_hub(str(source))
+    if (file := gguf_in(path)) is not None:
+        return converted(file)
     if not path.is_dir():
         state = "is a file, not a model directory" if path.is_file() else "no such model directory"
         raise FileNotFoundError(f"{source}: {state}")
@@ -51,6 +58,12 @@ def locate(source: str | Path) -> Path:
         hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
         raise FileNotFoundError(f"{path}: not a model directory, it has no config.json{hint}")
     return path
+
+
+def as_directory(source: str) -> str:
+    """The source of a model as others can open it: a GGUF file's converted directory; anything else as it is."""
+    path = Path(source).expanduser()
+    return source if gguf_in(path) is None else str(locate(path))
 
 
 def read_config(source: str | Path) -> GPTConfig:

@@ -40,6 +40,8 @@ class LabelConfig:
     """Maximum number of pairs per prompt"""
     keep_unfinished: bool = False
     """Use truncated responses too"""
+    least_score: float | None = None
+    """Smallest score of a best response, in the judge's unit; prompts without one are skipped; null: no limit"""
     seed: int = 0
     """Seed of the choice among pairs and of the coin"""
 
@@ -70,6 +72,8 @@ class Tally:
     """Prompts whose usable responses are all the same; skipped for pairs"""
     prompts_too_few: int = 0
     """Prompts with fewer usable responses than needed, two for pairs and one for the best; skipped"""
+    prompts_too_low: int = 0
+    """Prompts whose best response scores below ``least_score``; skipped"""
     responses: int = 0
     """Responses sampled"""
     responses_unfinished: int = 0
@@ -100,8 +104,12 @@ class Tally:
     def summary(self, *, best_of: bool) -> dict[str, Any]:
         """Counts, shares and means, ready for JSON."""
         sums = {"score_sum", "kept_score_sum", "rejected_score_sum", "kept_tokens", "rejected_tokens"}
-        pairs_only = {"ties", "untied", "agreeing", "prompts_all_equal", "responses_identical"} if best_of else set()
-        counts = {name: value for name, value in asdict(self).items() if name not in sums | pairs_only}
+        pairs_only, best_only = (
+            {"ties", "untied", "agreeing", "prompts_all_equal", "responses_identical"},
+            {"prompts_too_low"},
+        )
+        left_out = sums | (pairs_only if best_of else best_only)
+        counts = {name: value for name, value in asdict(self).items() if name not in left_out}
         kept = "best" if best_of else "chosen"
         means = {
             "responses": _mean(self.score_sum, self.responses),
@@ -169,7 +177,7 @@ def label_pairs(
 
 
 def best_response(responses: Sequence[ScoredResponse], config: LabelConfig, tally: Tally) -> ScoredResponse | None:
-    """The response with the highest score, the first one on a tie; None if none is usable."""
+    """The response with the highest score, the first one on a tie; None if none is usable and scores enough."""
     tally.prompts += 1
     if not responses:
         tally.prompts_too_long += 1
@@ -179,6 +187,9 @@ def best_response(responses: Sequence[ScoredResponse], config: LabelConfig, tall
         tally.prompts_too_few += 1
         return None
     best = max(usable, key=lambda response: response.score)
+    if config.least_score is not None and best.score < config.least_score:
+        tally.prompts_too_low += 1
+        return None
     _count_kept(best, tally)
     return best
 

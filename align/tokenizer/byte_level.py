@@ -61,7 +61,8 @@ class ByteLevelSpec(TokenizerSpec):
 
     def model_facts(self) -> Iterable[object]:
         """See `TokenizerSpec`."""
-        tokens = sorted((number, token.hex()) for token, number in self.vocab.items())
+        added = {token.content.encode(): token.id for token in self.added}  # which some files list here too
+        tokens = sorted((i, token.hex()) for token, i in self.vocab.items() if added.get(token) != i)
         merges = [(a, b, self.made[rank]) for (a, b), rank in self.ranks.items()]
         return tokens, merges, self.splits, self.nfc, self.ignore_merges
 

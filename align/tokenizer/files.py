@@ -6,9 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from align.io.gguf.container import gguf_in, open_container
 from align.tokenizer.byte_level import OtherKindError, parse_byte_level
+from align.tokenizer.gguf_metadata import spec_from_gguf
 from align.tokenizer.library import parse_library
-from align.tokenizer.spec import TokenizerSpec, begins_with
+from align.tokenizer.spec import TokenizerSpec, begins_with, token_text
 
 PLAIN_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 """tokenizer_config.json of any tokenizer that its tokenizer.json describes completely"""
@@ -16,9 +18,12 @@ PLAIN_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokeniza
 _FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 # Settings of the class that loaded the files, of the machine that wrote them, and what the post-processor says.
 _NOT_WRITTEN = frozenset(
-    ("add_bos_token", "add_eos_token", "add_prefix_space", "auto_map", "backend", "from_slow", "is_local", "legacy")
-    + ("local_files_only", "name_or_path", "processor_class", "sp_model_kwargs", "special_tokens_map_file")
-    + ("spaces_between_special_tokens", "tokenizer_file", "vocab_file", "merges_file", "use_default_system_prompt")
+    (
+        *("add_bos_token", "add_eos_token", "add_prefix_space", "added_tokens_decoder", "auto_map", "backend"),
+        *("from_slow", "is_local", "legacy", "local_files_only", "merges_file", "name_or_path", "processor_class"),
+        *("sp_model_kwargs", "spaces_between_special_tokens", "special_tokens_map_file", "tokenizer_file"),
+        *("use_default_system_prompt", "vocab_file"),
+    )
 )
 
 
@@ -27,6 +32,8 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     path = Path(source)
     if not path.exists():
         path = _from_hub(str(source))
+    if (container := gguf_in(path)) is not None:
+        return _of_gguf(container)
     directory = path if path.is_dir() else path.parent
     file = directory / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -35,6 +42,10 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     config = _read_object(directory / "tokenizer_config.json", missing_ok=True)
     for name, value in _read_object(directory / "special_tokens_map.json", missing_ok=True).items():
         config.setdefault(name, value)
+    # Objects that describe tokens say nothing that tokenizer.json does not.
+    for name, value in config.items():
+        if isinstance(value, dict) and "content" in value:
+            config[name] = token_text(value)
     template = config.pop("chat_template", None)
     if isinstance(template, list):  # several, by name
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
@@ -43,15 +54,23 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     return replace(spec, config=config, chat_template=template)
 
 
+def _of_gguf(file: Path) -> TokenizerSpec:
+    """The tokenizer in the metadata of a GGUF file."""
+    values = open_container(file).values
+    try:
+        return spec_from_gguf(values)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
 def write_spec(spec: TokenizerSpec, directory: Path) -> None:
     """See `Tokenizer.save`."""
     directory.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in spec.config.items() if name not in _NOT_WRITTEN}
     # transformers 5 lists further special tokens under a name for which transformers 4 expects an object.
-    if isinstance(further := config.get("extra_special_tokens"), list):
-        del config["extra_special_tokens"]
-        if further:
-            config.setdefault("additional_special_tokens", further)
+    further = config.pop("extra_special_tokens", None) or config.pop("additional_special_tokens", None)
+    if isinstance(further, list):
+        config["additional_special_tokens"] = [token_text(token) for token in further]
     config = PLAIN_CONFIG | config | {"tokenizer_class": PLAIN_CONFIG["tokenizer_class"]}
     if spec.chat_template is not None:
         config["chat_template"] = spec.chat_template

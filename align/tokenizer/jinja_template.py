@@ -1,128 +1,254 @@
-"""Chat templates of other models: render Jinja and locate the content of each message.
+"""Chat templates of other models: render Jinja as transformers does, and trace what comes from where.
 
-A template is a program: only its output shows whether it trims or drops a content. So:
-
-1. Render the messages unchanged. This text decides.
-2. Render them again with each content between two marks, characters that no text contains.
-3. Remove the marks from the second text. If the result is the first text, the marks locate each content.
-4. A template that trims contents trims nothing between marks. In that case repeat 2 and 3 with trimmed contents.
-
-Templates have no clock, so that a chat has the same ids every day: ``strftime_now`` is undefined, for which templates
-that use it have a fixed date.
+The environment is that of transformers' ``apply_chat_template``, with one difference: templates have no clock, so that
+a chat has the same ids every day. ``strftime_now`` formats 26 July 2024, the date that Llama's templates fall back to.
 """
 
+import datetime
 import json
-import re
-from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, NoReturn
 
 import jinja2
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension
-from jinja2.nodes import Node
+from jinja2.filters import make_attrgetter
+from jinja2.nodes import CallBlock, Concat, Node
 from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from align.tokenizer.files import TokenizerSpec
+from align.tokenizer.traced import GENERATED, Safe, Traced, as_json, generated, join, pieces_of, safe, trace
 
-# Private-use characters of the last plane, each followed by the index of the message.
-_OPEN, _CLOSE = "\U0010fff0", "\U0010fff1"
-_MARK = re.compile(f"([{_OPEN}{_CLOSE}])([0-9]+);")
+Message = Mapping[str, Any]
+
+TODAY = datetime.datetime(2024, 7, 26)
+"""What ``strftime_now`` formats"""
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Fields of an assistant's reasoning; templates read the first or the second, transformers fills both from any"""
 
 
-class Segment(NamedTuple):
-    """Consecutive text of a rendered chat.
+class ChatTemplate:
+    """A compiled chat template with the special tokens that it names.
 
     Attributes:
-        text: the text.
-        message: index of the message whose content it is; None: text of the template.
+        source: Jinja.
     """
 
-    text: str
-    message: int | None
+    def __init__(self, source: str, names: Mapping[str, str]) -> None:
+        """Compile the template.
+
+        Args:
+            source: Jinja.
+            names: ``bos_token`` and the like; a token that is missing renders as nothing, as in transformers.
+
+        Raises:
+            ValueError: the source is not a template; names the line.
+        """
+        self.source, self._names = source, names
+        try:
+            self._compiled = _environment().from_string(source)
+        except Exception as error:  # a template is a program of somebody else's
+            raise _failure(error) from None
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+    ) -> Traced:
+        """The text of a chat.
+
+        Args:
+            messages: checked, without None.
+            tools: JSON schemas.
+            add_generation_prompt: end with the beginning of the assistant's turn.
+
+        Raises:
+            ValueError: the template fails or refuses the messages; names the reason and the line.
+        """
+        shown = [_named_reasoning(trace(dict(message), index)) for index, message in enumerate(messages)]
+        for message, given in zip(shown, messages, strict=True):
+            message["role"] = given["role"]
+        try:
+            text = self._compiled.render(
+                messages=shown,
+                tools=None if tools is None else trace(list(tools), -1, ("tools",)),
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self._names,
+            )
+        except Exception as error:
+            raise _failure(error) from None
+        return text if isinstance(text, Traced) else Traced(text, pieces_of(text))
+
+    @cached_property
+    def marks_generation(self) -> bool:
+        """Whether ``{% generation %}`` marks what the assistant writes."""
+        try:
+            return any(piece.flags & GENERATED for piece in pieces_of(self.render(_PROBE)))
+        except ValueError:
+            return False
+
+    @cached_property
+    def header(self) -> str:
+        """What ``add_generation_prompt`` adds after a user's turn; empty for templates that add nothing."""
+        opened, closed = self._text([_USER], add_generation_prompt=True), self._text([_USER])
+        return opened[_common_prefix(opened, closed) :] if closed else ""
+
+    @cached_property
+    def after_user(self) -> tuple[str, int]:
+        """The template's text between a user's content and a response, and how much of it a prompt ends with."""
+        opened, whole = self._text([_USER], add_generation_prompt=True), self._text(_PROBE)
+        user, response = whole.find(_USER["content"]), whole.find(_ASSISTANT["content"])
+        if user < 0 or not opened or not whole.startswith(opened) or response < len(opened):
+            return "", 0
+        begin = user + len(_USER["content"])
+        return whole[begin:response], len(opened) - begin
+
+    @cached_property
+    def after_response(self) -> str:
+        """The template's text after a response, up to the next user's content."""
+        whole = self._text([*_PROBE, _USER]) or self._text(_PROBE)
+        _, _, after = whole.partition(_ASSISTANT["content"])
+        return after.partition(_USER["content"])[0]
+
+    @cached_property
+    def after_call(self) -> str:
+        """The template's text after a response that calls a tool and ends the chat."""
+        call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "Zk4", "arguments": {"Zk5": "Zk6"}}}
+        return self._text([_USER, {"role": "assistant", "tool_calls": [call]}]).rpartition("Zk6")[2]
+
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether the template renders content that is a list of text parts."""
+        parts = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in _PROBE]
+        return bool(rendered := self._text(parts)) and rendered == self._text(_PROBE)
+
+    def _text(self, messages: Sequence[Message], **settings: Any) -> str:
+        """The text of messages; empty if the template fails."""
+        try:
+            return self.render(messages, **settings).plain
+        except ValueError:
+            return ""
+
+
+_USER = {"role": "user", "content": "Xq7"}
+_ASSISTANT = {"role": "assistant", "content": "Zk4"}
+_PROBE = (_USER, _ASSISTANT)
+
+
+def template_of(spec: TokenizerSpec) -> ChatTemplate:
+    """The compiled template of a tokenizer, which has one.
+
+    Raises:
+        ValueError: it does not compile.
+    """
+    assert spec.chat_template is not None
+    names = {}
+    for key, value in spec.config.items():
+        name = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(name, str):
+            names[key] = name
+    return _template(spec.chat_template, tuple(names.items()))
+
+
+@lru_cache(maxsize=16)
+def _template(source: str, names: tuple[tuple[str, str], ...]) -> ChatTemplate:
+    return ChatTemplate(source, dict(names))
+
+
+def _named_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with its reasoning under the names that templates read, as transformers passes it."""
+    reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+def _common_prefix(left: str, right: str) -> int:
+    size = min(len(left), len(right))
+    return next((i for i in range(size) if left[i] != right[i]), size)
 
 
 class _Generation(Extension):
-    """``{% generation %} .. {% endgeneration %}``, with which templates mark responses, renders its body."""
+    """``{% generation %} .. {% endgeneration %}``, with which templates mark responses."""
 
     tags = {"generation"}
 
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+    def parse(self, parser: Parser) -> Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return CallBlock(self.call_method("_mark"), [], [], body).set_lineno(line)
+
+    def _mark(self, caller: Macro) -> str:
+        return generated(caller())
 
 
-def render_segments(
-    spec: TokenizerSpec, messages: list[dict[str, str]], *, add_generation_prompt: bool
-) -> list[Segment]:
-    """Render a chat as segments: contents of messages, and the template's text between them.
+class _TracingGenerator(CodeGenerator):
+    """Compiles ``a ~ b`` to a concatenation that keeps the origin of both."""
 
-    Raises:
-        ValueError: the template is broken, refuses the messages, or changes the assistant's content.
-    """
-    if any(mark in message["content"] for message in messages for mark in (_OPEN, _CLOSE)):
-        raise ValueError("a message contains U+10FFF0 or U+10FFF1, which are reserved for rendering; remove them")
-
-    def render(contents: list[str]) -> str:
-        shown = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
-        return _render(spec, shown, add_generation_prompt)
-
-    contents = [message["content"] for message in messages]
-    text = render(contents)  # 1
-    for tried in (contents, [content.strip() for content in contents]):  # 4
-        marked = render([f"{_OPEN}{i};{content}{_CLOSE}{i};" for i, content in enumerate(tried)])  # 2
-        if _MARK.sub("", marked) == text:  # 3
-            segments = _split(marked)
-            found = {segment.message for segment in segments}
-            for i, message in enumerate(messages):
-                if i not in found and (
-                    message["role"] == "assistant" or f"{_OPEN}{i};" in marked or f"{_CLOSE}{i};" in marked
-                ):
-                    raise ValueError(f"message {i}: the chat template drops its content, or a part of it")
-            return segments
-    raise ValueError("the chat template changes the contents of messages, so there is no loss mask")
+    def visit_Concat(self, node: Concat, frame: Frame) -> None:
+        self.write("environment.concat(map(str, (")
+        for argument in node.nodes:
+            self.visit(argument, frame)
+            self.write(", ")
+        self.write(")))")
 
 
-def _split(marked: str) -> list[Segment]:
-    """Split a text at its marks; only text between both marks of a message is its content."""
-    segments: list[Segment] = []
-    start, opened = 0, None
-    for match in _MARK.finditer(marked):
-        number = int(match[2])
-        inside = number if match[1] == _CLOSE and opened == number else None
-        segments.append(Segment(marked[start : match.start()], inside))
-        start, opened = match.end(), number if match[1] == _OPEN else None
-    segments.append(Segment(marked[start:], None))
-    return [segment for segment in segments if segment.text or segment.message is not None]
+class _Environment(ImmutableSandboxedEnvironment):
+    code_generator_class = _TracingGenerator
+    concat = staticmethod(join)
 
 
-def _render(spec: TokenizerSpec, messages: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    assert spec.chat_template is not None
-    names = {key: _content(value) for key, value in spec.config.items() if key.endswith("_token")}
-    try:
-        return _compiled(spec.chat_template).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None, **names
-        )
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        raise ValueError(f"the chat template fails: {' '.join(str(error).split())}") from None
-
-
-@lru_cache(maxsize=8)
-def _compiled(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
+@lru_cache(maxsize=1)
+def _environment() -> _Environment:
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = TODAY.strftime
     environment.filters["tojson"] = _to_json
-    return environment.from_string(source)
+    environment.filters["join"] = _join
+    environment.filters["safe"] = _safe
+    return environment
 
 
 def _raise(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
 
 
-def _to_json(value: Any, **options: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, **options)
+def _to_json(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return as_json(value, text)
 
 
-def _content(name: Any) -> Any:
-    return name.get("content") if isinstance(name, dict) else name
+def _safe(value: Any) -> Safe:
+    return safe(str(value))
+
+
+@jinja2.pass_environment
+def _join(environment: _Environment, value: Iterable[Any], d: str = "", attribute: str | int | None = None) -> str:
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    return join(map(str, value), str(d))
+
+
+def _failure(error: Exception) -> ValueError:
+    """What is wrong with the template, or what it refuses, in one line."""
+    line = getattr(error, "lineno", None)
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename in ("<template>", "<unknown>"):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    reason = " ".join(str(error).split())
+    kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+    where = "" if line is None else f" in line {line}"
+    return ValueError(f"the chat template fails{where}: {kind}{reason}")

@@ -5,6 +5,9 @@ from align.tokenizer.splitting import PATTERNS
 GPT2 = PATTERNS["gpt2"]
 """ByteLevel's own pattern: GPT-2, GPT-NeoX; after a split at each digit also SmolLM2"""
 
+GPT2_LONG = GPT2.replace("'(?:[sdmt]|ll|ve|re)", "'s|'t|'re|'ve|'m|'ll|'d")
+"""The same as GPT-2's own code writes it"""
+
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -30,5 +33,5 @@ DEEPSEEK3 = (
 )
 """DeepSeek-V3, after splits at runs of up to three digits and at runs of Chinese or Japanese characters"""
 
-TOTAL = frozenset({GPT2, PATTERNS["gpt4"], LLAMA3, QWEN2, TEKKEN})
+TOTAL = frozenset({GPT2, GPT2_LONG, PATTERNS["gpt4"], LLAMA3, QWEN2, TEKKEN})
 """Patterns that match every character of any text, so that keeping or dropping the rest is the same"""

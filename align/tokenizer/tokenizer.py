@@ -77,7 +77,7 @@ class Tokenizer:
         """Load a tokenizer.
 
         Args:
-            source: model directory, tokenizer.json, or Hub id (``owner/name``).
+            source: model directory, tokenizer.json, GGUF file, or Hub id (``owner/name``).
 
         Raises:
             FileNotFoundError: it does not exist.
@@ -261,18 +261,24 @@ class Tokenizer:
     # -- chats ---------------------------------------------------------------------------------------------------------
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False
+        self,
+        messages: Sequence[chat.Message],
+        *,
+        tools: Sequence[chat.Tool] | None = None,
+        add_generation_prompt: bool = False,
     ) -> chat.RenderedChat:
         """The ids of a chat and the mask of the assistant's tokens.
 
         Args:
-            messages: each with ``role`` (system, user or assistant) and ``content``.
+            messages: each with ``role`` (system, developer, user, assistant or tool) and ``content``.
+            tools: JSON schemas of the functions that the assistant may call.
             add_generation_prompt: end with the beginning of the assistant's turn.
 
         Raises:
-            ValueError: a message has another form, or the tokenizer has no chat template.
+            ValueError: a message has another form, the tokenizer has no chat template, or the template fails or makes
+                the mask impossible.
         """
-        return chat.render_chat(self, messages, add_generation_prompt=add_generation_prompt)
+        return chat.render_chat(self, messages, tools=tools, add_generation_prompt=add_generation_prompt)
 
     def _named(self, role: str) -> int | None:
         """The id of a token that tokenizer_config.json names."""

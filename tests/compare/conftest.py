@@ -60,7 +60,13 @@ def _make(
         "responses": {"n": n, "seed": 0, "temperature": 1.0, "max_new_tokens": 96, "batch_size": 128, "device": "cpu"},
         "judges": [{"name": judge, "sources": ["sandbox"]} for judge in judges],
         "metrics": [
-            {"name": of.name, "label": of.label, "meaning": of.meaning, "is_share": of.is_share}
+            {
+                "name": of.name,
+                "label": of.label,
+                "meaning": of.meaning,
+                "is_share": of.is_share,
+                "is_column": of.is_column,
+            }
             for of in DEFAULT_METRICS
         ],
         "models": {

@@ -10,6 +10,7 @@ from align.data.formats.record_format import detect
 from align.data.text_data import ChatData, TextData
 
 USER, ANSWER = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+CALL = {"type": "function", "function": {"name": "add", "arguments": {}}}
 
 
 @pytest.fixture
@@ -63,10 +64,24 @@ def test_text_files(load, name, content, named):
         ({"messages": [USER]}, ["assistant"]),
         ({"messages": []}, ["assistant"]),
         ({"messages": [USER, ANSWER | {"content": " "}]}, [2, "assistant"]),
-        ({"messages": [USER, ANSWER | {"role": "tool"}]}, ["messages[1].role", "tool", "assistant"]),
+        ({"messages": [USER, ANSWER | {"role": "tool"}, ANSWER]}, [2, "tool"]),
+        ({"messages": [USER, ANSWER | {"role": "robot"}]}, ["messages[1].role", "robot", "assistant"]),
+        ({"messages": [USER, ANSWER | {"role": ["user"]}]}, ["messages[1].role", "['user']"]),
+        ({"messages": [USER, [ANSWER]]}, ["messages[1]", "list"]),
+        ({"messages": [None]}, ["messages[0]", "NoneType"]),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, [2, "tool_calls"]),
+        ({"messages": [USER, ANSWER | {"tool_calls": [{"name": 1}]}]}, ["messages[1]", "tool_calls"]),
+        ({"messages": [USER, ANSWER | {"weight": 2}]}, ["messages[1]", "weight", 2]),
+        ({"messages": [USER, ANSWER | {"weight": 0}]}, ["weight", 0]),
+        ({"messages": [USER, ANSWER], "tools": "add"}, ["tools", "str"]),
+        ({"messages": [USER, ANSWER], "functions": [{"name": "add"}]}, ["functions"]),
+        ({"messages": [{"role": "system", "content": "c"}, USER, ANSWER], "system": "d"}, ["system"]),
+        ({"instruction": "a", "input": 7, "output": "b"}, ["input", "int"]),
+        ({"instruction": "a", "input": 0, "output": "b"}, ["input", "int"]),
+        ({"instruction": "a", "output": "b", "history": [["c"]]}, ["history[0]"]),
         ({"messages": [USER, {"role": "assistant"}]}, ["messages[1].content"]),
         ({"messages": [USER, {"role": "assistant", "contents": "b"}]}, ["messages[1].content", "contents"]),
-        ({"messages": [USER, ANSWER | {"content": ["b"]}]}, ["messages[1].content", "list"]),
+        ({"messages": [USER, ANSWER | {"content": ["b"]}]}, ["messages[1]", "'b'"]),
         ({"messages": "hello"}, ["messages", "str"]),
         ({"prompt": 1, "completion": "a"}, ["prompt", "int"]),
         ({"instruction": "a", "output": ""}, [2, "assistant"]),
@@ -146,7 +161,7 @@ def test_detection_reads_fields():
     """Preference fields are not a chat format here; alpaca's input is optional."""
     record = {"instruction": "a", "output": "b"}
     assert detect(record, CHAT_FORMATS) == Alpaca()
-    assert Alpaca().read(record)[0]["content"] == "a"
+    assert Alpaca().read(record).messages[0]["content"] == "a"
     with pytest.raises(ValueError, match=naming("prompt", "chosen", "rejected")):
         detect({"prompt": "a", "chosen": "b", "rejected": "c"}, CHAT_FORMATS)
 

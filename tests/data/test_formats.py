@@ -10,6 +10,7 @@ from naming import naming
 
 from align.data.formats import chats, pairs
 from align.data.formats import prompt_records as prompts
+from align.data.formats.fields import ChatRecord
 from align.data.formats.record_format import detect
 from align.data.formats.texts import Text
 from align.data.pair_data import PreferenceData, PromptData
@@ -33,20 +34,21 @@ CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 def test_chats(format, record):
     """Every spelling of one chat; settings name the fields."""
     assert format.fits(record)
-    assert format.read(record) == CHAT
+    assert format.read(record) == ChatRecord(CHAT)
 
 
 def test_settings_of_the_other_kinds():
     renamed = {"q": "a", "good": "b", "bad": "c"}
     assert pairs.Preference("q", "good", "bad").read(renamed) == pairs.Pair(CHAT[:1], "b", "c")
-    assert prompts.Prompt("q").read(renamed) == prompts.Messages("dialog").read({"dialog": CHAT}) == CHAT[:1]
+    for format, record in ((prompts.Prompt("q"), renamed), (prompts.Messages("dialog"), {"dialog": CHAT})):
+        assert format.read(record) == ChatRecord(CHAT[:1])
     assert Text("good").read(renamed) == "b"
 
 
 def test_context_follows_the_instruction():
     first = {"role": "user", "content": "Add.\n\n2+2"}
-    assert chats.Alpaca().read({"instruction": "Add.", "input": "2+2", "output": "4"})[0] == first
-    assert chats.Dolly().read({"instruction": "Add.", "context": "2+2", "response": "4"})[0] == first
+    assert chats.Alpaca().read({"instruction": "Add.", "input": "2+2", "output": "4"}).messages[0] == first
+    assert chats.Dolly().read({"instruction": "Add.", "context": "2+2", "response": "4"}).messages[0] == first
 
 
 @pytest.mark.parametrize(
@@ -135,3 +137,56 @@ def test_a_format_of_another_kind_is_refused(tokenizer_dir, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args([f"--data.tokenizer={tokenizer_dir}", "--data.train=x", "--data.format=Preference"])
     assert "data.format" in capsys.readouterr().err
+
+
+SCHEMA = {"type": "function", "function": {"name": "add"}}
+CALL = {"id": "x", "type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+
+
+def test_nothing_of_a_message_is_lost():
+    """All keys stay, but nulls and empty lists; parts stay a list."""
+    told = [
+        {"role": "developer", "content": [{"type": "text", "text": "a"}], "name": None, "tool_calls": []},
+        {"role": "user", "content": "b", "name": "Kim"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "c"},
+        {"role": "tool", "content": "4", "tool_call_id": "x", "name": "add"},
+        {"role": "assistant", "content": "d", "weight": 0, "thinking": "e"},
+    ]
+    kept = [{key: value for key, value in message.items() if value not in (None, [])} for message in told]
+    record = {"messages": told, "tools": [SCHEMA], "source": "web"}
+    assert chats.Messages().read(record) == ChatRecord(kept, [SCHEMA])
+    assert prompts.Messages().read(record) == ChatRecord(kept[:-1], [SCHEMA])
+    pair = {"prompt": told[:4], "chosen": "a", "rejected": "b", "tools": [SCHEMA]}
+    assert pairs.Preference().read(pair) == pairs.Pair(kept[:4], "a", "b", [SCHEMA])
+
+
+@pytest.mark.parametrize(
+    ("format", "record"),
+    [
+        (chats.Alpaca(), {"instruction": "a", "output": "b"}),
+        (chats.Messages(), {"messages": CHAT}),
+        (chats.PromptCompletion(), {"prompt": "a", "completion": "b"}),
+        (chats.ShareGPT(), {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}),
+        (prompts.Prompt(), {"prompt": "a"}),
+        (prompts.Alpaca(), {"instruction": "a"}),
+        (pairs.Preference(), {"prompt": "a", "chosen": "b", "rejected": "c"}),
+        (pairs.Alpaca(), {"instruction": "a", "chosen": "b", "rejected": "c"}),
+    ],
+)
+def test_a_system_prompt_beside_the_chat(format, record):
+    """It becomes the first message; an empty one is none, one that is already there stays."""
+    system = {"role": "system", "content": "Be brief."}
+    bare, told, empty = (format.read(record | extra)[0] for extra in ({}, {"system": "Be brief."}, {"system": ""}))
+    assert told == [system, *bare]
+    assert bare == empty
+    if "messages" in record:
+        assert format.read({"messages": [system, *CHAT], "system": "Be brief."}).messages == told
+
+
+def test_history():
+    """The turns before an instruction."""
+    record = {"instruction": "Add.", "input": "2+2", "output": "4", "system": "s", "history": [["hi", "hello"]]}
+    turns = [("system", "s"), ("user", "hi"), ("assistant", "hello"), ("user", "Add.\n\n2+2"), ("assistant", "4")]
+    expected = [{"role": role, "content": content} for role, content in turns]
+    assert chats.Alpaca().read(record).messages == expected
+    assert prompts.Alpaca().read(record).messages == expected[:-1]

@@ -58,7 +58,7 @@ def test_several_turns():
 )
 def test_spellings_of_one_prompt(record):
     """Prompts alone, and what precedes an answer in data of other kinds."""
-    assert detect(record, PROMPT_FORMATS).read(record) == [USER]
+    assert detect(record, PROMPT_FORMATS).read(record) == ([USER], None)
 
 
 @pytest.fixture
@@ -88,7 +88,11 @@ def pair(**fields):
         (pair(prompt="\ud800"), ["prompt", "surrogate", 0]),
         (pair(rejected=[WORSE | {"content": "\udfff"}]), ["rejected[0].content", "surrogate"]),
         (pair(chosen=3), ["chosen", "int"]),
-        (pair(chosen=[WORSE | {"role": "tool"}]), ["chosen[0].role", "tool", "system"]),
+        (pair(chosen=[WORSE | {"role": "robot"}]), ["chosen[0].role", "robot", "system"]),
+        (pair(chosen=[WORSE | {"role": "tool"}]), ["chosen", "tool", "assistant"]),
+        (pair(chosen=[WORSE | {"reasoning_content": "d"}]), ["chosen", "reasoning_content"]),
+        (pair(images=["a.png"]), ["images"]),
+        (pair(prompt=[SYSTEM, USER], system="t"), ["system"]),
         (pair(prompt=[{"role": "human", "content": "a"}]), ["prompt[0].role", "human"]),
         (pair(prompt=[USER, ANSWER]), ["prompt", "assistant", "user"]),
         (pair(prompt=[SYSTEM]), ["prompt", "system"]),

@@ -169,5 +169,7 @@ def test_a_template_that_says_more_in_a_whole_chat(build, with_template):
     """It puts <t> before what an assistant said, which no sampler does: the run says so, with both."""
     data = build(PreferenceData, pair("a", "b", "c"), context=32, tokenizer=with_template("<t>"))
     _, line = data._summary("train")
-    assert "the chat template renders the first chat as '<|user|>" in line
-    assert "'<|user|>\\na<|end|>\\n<|assistant|>\\nb<|end|>'" in line
+    whole = ["<|user|>", "\n", "a", "<|end|>", "\n", "<|assistant|>", "\n", "<", "t", ">", "b", "<|end|>"]
+    for tokens in (whole, whole[:7] + whole[10:]):
+        assert " | ".join(map(repr, tokens)) in line
+    assert names(line, 1, "pairs")

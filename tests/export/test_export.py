@@ -40,7 +40,7 @@ def judge(prompts, responses):
 )
 def test_verified_by_the_program_it_is_for(make, tmp_path, options):
     source, out = open_source(str(make(tied_embeddings=False))), tmp_path / "out"
-    tolerance = Tolerance(perplexity=0.2, reward=1.0, difference=2.0)
+    tolerance = Tolerance(perplexity=0.2, reward=1.0)
     report = export(source, out, ExportSettings(**options), checked=check(judge=judge, tolerance=tolerance))
     found = report["verification"]
     assert ("llama.cpp" if options.get("format") else "transformers") in found["read_by"]
@@ -49,14 +49,15 @@ def test_verified_by_the_program_it_is_for(make, tmp_path, options):
     assert found["perplexity_source"] == pytest.approx(found["perplexity_export"], rel=0.2)
     if "quantize" not in options and "dtype" not in options:
         assert (found["same_text"], found["win_rate"]) == (3, 0.5)
-        assert found["max_difference"] < 1e-3
+        assert abs(found["kl"]) < 1e-7
+        assert (found["top1"], found["responses"]) == (1.0, 3)
     assert read_manifest(out)["export"]["verification"] == found
 
 
 def test_a_reward_model_is_verified_by_its_scores(make, tmp_path):
     source = open_source(str(make(scalar=True)))
     report = export(source, tmp_path / "out", ExportSettings(), checked=check())
-    assert report["verification"]["max_difference"] < 1e-5
+    assert report["verification"]["score_difference"] < 1e-5
     assert report["verification"]["tokens"] == 3
 
 
@@ -64,8 +65,8 @@ def test_a_difference_above_the_tolerance_fails_and_leaves_the_old_export(make, 
     source, out = open_source(str(make())), tmp_path / "out"
     export(source, out, ExportSettings())
     before = weights_fingerprint(out)
-    strict = check(tolerance=Tolerance(difference=1e-6))
-    with pytest.raises(ValueError, match=naming("max_difference", "1e-06", "transformers")):
+    strict = check(tolerance=Tolerance(kl=1e-9))
+    with pytest.raises(ValueError, match=naming("kl", "1e-09", "transformers", "--tolerance_kl")):
         export(source, out, ExportSettings(dtype="bfloat16"), checked=strict)
     assert weights_fingerprint(out) == before
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == ["out"]
@@ -82,10 +83,10 @@ def test_a_worse_judge_fails(make, tmp_path):
 
 def test_weights_that_are_not_the_source_s_are_found(make, tmp_path, monkeypatch):
     """Verification finds a matrix under the wrong name."""
-    from align.export import gguf_file
+    from align.io.gguf.architectures import Llama
 
-    monkeypatch.setattr(gguf_file, "interleaved", lambda tensor, heads: tensor)
-    with pytest.raises(ValueError, match=naming("max_difference")):
+    monkeypatch.setattr(Llama, "alternates", False)
+    with pytest.raises(ValueError, match=naming("kl_rounded")):
         export(open_source(str(make())), tmp_path / "out", ExportSettings(format="gguf"), checked=check())
     assert not (tmp_path / "out").exists()
 

@@ -131,3 +131,11 @@ def test_labels_flip_at_the_stated_rate_whatever_the_gap():
 def test_two_kinds_of_noise_are_refused():
     with pytest.raises(ValueError, match=naming("flip_rate", 0.1, "label_temperature", 0.3)):
         LabelConfig(flip_rate=0.1, label_temperature=0.3)
+
+
+def test_a_best_response_below_the_least_score_is_left_out():
+    config, tally = LabelConfig(least_score=1.0), Tally()
+    assert best_response(responses(0.0, 0.5), config, tally) is None
+    assert best_response(responses(0.5, 1.0), config, tally).text == "b"
+    counts = tally.summary(best_of=True)["counts"]
+    assert (counts["prompts"], counts["prompts_too_low"], counts["records"]) == (2, 1, 1)

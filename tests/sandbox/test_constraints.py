@@ -23,13 +23,20 @@ from align.sandbox.constraints import (
     verdicts,
     write_constraints,
 )
-from align.sandbox.constraints.constraint import NUMBER_WORDS, Request, compatible, number_of_words, sentences
+from align.sandbox.constraints.constraint import (
+    NUMBER_WORDS,
+    Request,
+    compatible,
+    number_of_words,
+    occurrences,
+    sentences,
+)
 from align.sandbox.constraints.instructions import requests
 from align.sandbox.constraints.prompts import write_prompt
 
 SMALL = ConstraintsConfig(prompts=150, prompts_val=30, prompts_test=60, prompts_heldout_kinds=60)
 # What seed 0 and these sizes gave when this was written. Changes of the prompts change it, and must be meant.
-FINGERPRINT = "bd735f7f999f8c72a6853f5aacfdf15eb4787e2221dc95dbd3dfe233c3aef0f6"
+FINGERPRINT = "9421159840f08d0eb97241b4201d78b327df45a8c755649dc27a9bed84887ff6"
 
 CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     "words_at_most": ({"most": 3}, ("One two three.", "don't - stop"), ("One two three four.",)),
@@ -66,7 +73,6 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]] = {
     ),
     "lowercase": ({}, ("it rains, i stay.",), ("It rains.", "123")),
     "uppercase": ({}, ("IT RAINS!",), ("IT RAINs!", "123")),
-    "title_case": ({}, ("It Rains Today.", "Don't Stop - Ever"), ("It rains Today.", "12 34")),
     "capital_words": ({"least": 2}, ("It is VERY, VERY wet.",), ("It is VERY wet.", "I am A cat.")),
     "include": ({"word": "sea"}, ("The sea.", "SEA!"), ("The season.", "The seas.")),
     "include_both": ({"first": "sea", "second": "sun"}, ("Sun and sea.",), ("The sea.", "The sun.", "Seas and suns.")),
@@ -188,6 +194,16 @@ def test_compatible_constraints_share_no_claim() -> None:
     assert compatible([one, lower, ends])
     assert not compatible([lower, one, upper])
     assert all(kind.claims for kind in KINDS.values())
+
+
+def test_no_forbidden_word_is_one_that_another_kind_asks_for() -> None:
+    """Forbidden words are common ones or keywords; neither may occur in what a response must begin or end with."""
+    keywords = {
+        word for split in ("train", "validation", "test") for request in requests(split) for word in request.keywords
+    }
+    forbidden = keywords | {word for (word,) in KINDS["forbid_common"].choices}
+    asked = [text for kind in ("first_word", "ends_with") for (text,) in KINDS[kind].choices]
+    assert [(word, text) for word in forbidden for text in asked if occurrences(word, text)] == []
 
 
 def test_two_constraints_are_checked_one_by_one() -> None:

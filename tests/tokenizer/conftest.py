@@ -1,10 +1,7 @@
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from peers import CORPUS, SENTENCES, peer_trained
 from tokenizers import AddedToken as PeerAddedToken
 from tokenizers import Tokenizer as PeerTokenizer

@@ -1,6 +1,7 @@
 """Tokenizer files: ours open in transformers, theirs open here, with the same ids."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,6 +11,7 @@ from tokenizers import Tokenizer as PeerTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from align.tokenizer import Tokenizer
+from align.tokenizer.spec import AddedToken as AlignToken
 
 FAMILIES = ["gpt2", "llama", "qwen"]
 ODD = [
@@ -81,6 +83,70 @@ def test_added_tokens_that_take_white_space(qwen_directory, text):
     assert tokenizer.encode_template(text) == peer.encode(text, add_special_tokens=False).ids
 
 
+@given(text=st.text("caf\u00e9e\u0301\u0327 =\u0338"))
+def test_added_tokens_that_are_matched_after_normalization(qwen_directory, text):
+    """As GPT-NeoX's runs of spaces beside NFC: "cafe" + U+0301 holds no token "cafe", but "café" may be one."""
+    if "normalized" not in _cache:
+        peer = PeerTokenizer.from_file(str(qwen_directory / "tokenizer.json"))
+        peer.add_tokens([AddedToken(name, normalized=True) for name in ("cafe", "fé", "  ", "=", "e  ")])
+        peer.add_tokens([AddedToken("af", normalized=False)])
+        file = qwen_directory.parent / "normalized.json"
+        peer.save(str(file))
+        _cache["normalized"] = peer, Tokenizer.load(file)
+    peer, tokenizer = _cache["normalized"]
+    assert tokenizer.encode(text) == peer.encode(text, add_special_tokens=False).ids
+
+
+def test_written_files_name_no_class_and_no_machine(qwen_directory, tmp_path):
+    """Gone is what transformers 5 adds and 4 refuses, and what only the writing class or machine needs."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/tokenizer.json").write_bytes((qwen_directory / "tokenizer.json").read_bytes())
+    noise = {
+        "tokenizer_class": "TokenizersBackend",
+        "backend": "tokenizers",
+        "is_local": True,
+        "local_files_only": True,
+        "add_bos_token": True,
+        "auto_map": {"AutoTokenizer": "code.py"},
+        "extra_special_tokens": ["<|im_start|>"],
+    }
+    kept = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "model_max_length": 99}
+    end = {"eos_token": {"content": "<|im_end|>", "lstrip": False}}
+    (tmp_path / "in/tokenizer_config.json").write_text(json.dumps(noise | kept | end))
+    tokenizer = Tokenizer.load(tmp_path / "in")
+    tokenizer.save(tmp_path / "out")
+    written = json.loads((tmp_path / "out/tokenizer_config.json").read_text())
+    assert written == kept | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+        "additional_special_tokens": ["<|im_start|>"],
+    }
+    start = tokenizer.special_tokens["<|im_start|>"]
+    assert tokenizer.opening_ids == Tokenizer.load(tmp_path / "out").opening_ids == (start,)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("a")["input_ids"] == [start, *tokenizer.encode("a")]
+
+
+def test_added_tokens_in_transformers(directory, tmp_path):
+    tokenizer = Tokenizer.load(directory).with_added_tokens(["<tool>", "</tool>"])
+    tokenizer.save(tmp_path)
+    peer = AutoTokenizer.from_pretrained(tmp_path)
+    assert peer.convert_tokens_to_ids(["<tool>", "</tool>"]) == [tokenizer.vocab_size - 2, tokenizer.vocab_size - 1]
+    text = "a<tool> b</tool>"
+    assert peer(text, add_special_tokens=False)["input_ids"] == tokenizer.encode_template(text)
+
+
+def test_gaps_between_ids_survive_saving(gpt2_directory, tmp_path):
+    """tokenizers numbers added tokens from the size of the vocabulary on; a token with another id must stand in it."""
+    spec = Tokenizer.load(gpt2_directory).spec
+    tokenizer = Tokenizer(replace(spec, added=(*spec.added, AlignToken(1000, "<far>"), AlignToken(900, "<near>"))))
+    tokenizer.save(tmp_path)
+    peer = PeerTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    again = Tokenizer.load(tmp_path)
+    for text in ("a<far>b<near>", "<|endoftext|>"):
+        assert peer.encode(text).ids == again.encode_template(text) == tokenizer.encode_template(text)
+    assert again.fingerprint == tokenizer.fingerprint
+
+
 def test_names_of_special_ids(gpt2_directory, llama_directory, qwen_directory):
     """GPT-2: one token for bos and eos, no pad. Llama-3: bos from the post-processor, pad by its name, turns by the
     template. Qwen: no bos, eos is the end of turn, pad is <|endoftext|>."""
@@ -150,6 +216,7 @@ def test_our_ids_in_tokenizers(tokenizer, tmp_path_factory, text):
         directory = tmp_path_factory.mktemp("ours")
         tokenizer.save(directory)
         _cache["peer"] = PeerTokenizer.from_file(str(directory / "tokenizer.json"))
+        _cache["peer"].encode_special_tokens = True
     assert _cache["peer"].encode(text).ids == [*tokenizer.opening_ids, *tokenizer.encode(text)]
 
 

@@ -26,6 +26,11 @@ def test_texts_are_continued_and_chats_answered(tokenizer):
     assert encode_prompt(tokenizer, CHAT) == encode_prompt(tokenizer, CHAT, chat=True)
     with pytest.raises(ValueError, match=r"\b3 messages"):
         encode_prompt(tokenizer, CHAT, chat=False)
+    told = [{"role": "system", "content": "s"}, *ASKED]
+    assert encode_prompt(tokenizer, "ab", chat=True, system="s") == encode_prompt(tokenizer, told)
+    assert encode_prompt(tokenizer, told, system="t") == encode_prompt(tokenizer, told)
+    with pytest.raises(ValueError, match="'s'"):
+        encode_prompt(tokenizer, "ab", system="s")
     assert (as_messages("ab"), as_text("ab"), as_text(CHAT)) == (ASKED, "ab", "b")
 
 

@@ -3,40 +3,56 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from align.data.formats.fields import ROLES, Chat, Fields, as_chat, instruction, required, text, text_or_chat
+from align.data.formats.fields import (
+    ROLES,
+    Chat,
+    ChatRecord,
+    Fields,
+    as_chat,
+    as_record,
+    instruction,
+    required,
+    text,
+    text_or_chat,
+)
 from align.data.formats.record_format import RecordFormat
+from align.tokenizer.chat_template import text_of
 
 
-class ChatFormat(RecordFormat[Chat]):
+class ChatFormat(RecordFormat[ChatRecord]):
     """Turns a record into the messages of a chat."""
 
     @abstractmethod
     def messages(self, record: Fields) -> Chat:
-        """The messages of a record, each with ``role`` (system, user or assistant) and ``content``.
+        """The messages of a record, each with ``role``, ``content`` and what else the chat template reads.
 
         Raises:
             ValueError: names the field and the reason.
         """
 
-    def read(self, record: Fields) -> Chat:
-        """The messages of a record.
+    def read(self, record: Fields) -> ChatRecord:
+        """The chat of a record, with its ``system`` and ``tools``.
 
         Raises:
-            ValueError: as ``messages`` raises, or there is no response to learn from, or a response is blank.
+            ValueError: as ``messages`` and ``as_record`` raise, or there is no response to learn from, or a response is
+                blank.
         """
-        chat = self.messages(record)
-        responses = [index for index, message in enumerate(chat) if message["role"] == "assistant"]
+        chat = as_record(record, self.messages(record), self.fields)
+        responses = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
         if not responses:
             raise ValueError("the chat has no message from the assistant, so there is nothing to learn from it")
+        if not any(chat.messages[index].get("weight", 1) for index in responses):
+            raise ValueError("all messages from the assistant have weight 0, so there is nothing to learn from them")
         for index in responses:
-            if not chat[index]["content"].strip():
+            message = chat.messages[index]
+            if not text_of(message.get("content")).strip() and not message.get("tool_calls"):
                 raise ValueError(f"message {index + 1}, from the assistant, is blank")
         return chat
 
 
 @dataclass(frozen=True)
 class Messages(ChatFormat):
-    """``{"messages": [{"role": ..., "content": ...}]}``."""
+    """``{"messages": [{"role": ..., "content": ...}], "tools": [...]}``, with calls, results and reasoning."""
 
     field: str = "messages"
     """Field of the list of messages"""
@@ -72,7 +88,10 @@ class PromptCompletion(ChatFormat):
 
 @dataclass(frozen=True)
 class Alpaca(ChatFormat):
-    """``{"instruction": ..., "input": ..., "output": ...}`` of Stanford Alpaca; ``input`` may be missing or empty."""
+    """``{"instruction": ..., "input": ..., "output": ...}`` of Stanford Alpaca.
+
+    ``input``, ``system`` and ``history`` (pairs of prompt and response) may be missing or empty.
+    """
 
     fields = ("instruction", "output")
 
@@ -101,7 +120,7 @@ class ShareGPT(ChatFormat):
     field: str = "conversations"
     """Field of the list of messages"""
     role: str = "from"
-    """Key of a message's role: human, gpt, system, user or assistant"""
+    """Key of a message's role: human, gpt, system, developer, user, assistant or tool"""
     content: str = "value"
     """Key of a message's text"""
 

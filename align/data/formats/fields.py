@@ -4,16 +4,33 @@ Every function raises ``ValueError`` with a reason that names the field; the rea
 """
 
 import difflib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from align.tokenizer import chat_template
 
 Fields = Mapping[str, Any]
 """A record: field name -> value."""
 
-Chat = list[dict[str, str]]
-"""Messages, each with ``role`` and ``content``."""
+Chat = list[dict[str, Any]]
+"""Messages, each with ``role``, ``content`` and what else the record says; see ``align.tokenizer.chat_template``"""
 
-ROLES = {role: role for role in ("system", "user", "assistant")}
+ROLES = {role: role for role in chat_template.ROLES}
+
+UNREAD = ("functions", "documents", "images", "videos", "chat_template_kwargs")
+"""Fields that decide what other libraries render, and that are not read here"""
+
+
+class ChatRecord(NamedTuple):
+    """The chat of a record.
+
+    Attributes:
+        messages: in order.
+        tools: JSON schemas of the functions that the assistant may call; None: the record has none.
+    """
+
+    messages: Chat
+    tools: list[Mapping[str, Any]] | None = None
 
 
 def required(record: Fields, field: str, *, inside: str = "") -> Any:
@@ -75,17 +92,62 @@ def as_chat(
     Raises:
         ValueError: it is not a list of messages, or a message lacks a key or has an unknown role.
     """
-    if not isinstance(value, list) or not all(isinstance(message, Mapping) for message in value):
+    if not isinstance(value, list):
         raise ValueError(f"field {field!r} must be a list of messages, found {type(value).__name__}")
-    chat = []
-    for index, message in enumerate(value):
-        inside = f"{field}[{index}]."
-        name = required(message, role, inside=inside)
-        if name not in roles:
-            raise ValueError(f"field {inside + role!r} has the unknown role {name!r}; allowed: {', '.join(roles)}")
-        words = as_text(required(message, content, inside=inside), inside + content)
-        chat.append({"role": roles[name], "content": words})
-    return chat
+    return [
+        _as_message(message, f"{field}[{index}]", role=role, content=content, roles=roles)
+        for index, message in enumerate(value)
+    ]
+
+
+def _as_message(value: Any, where: str, *, role: str, content: str, roles: Mapping[str, str]) -> dict[str, Any]:
+    """A message with our keys first, and its other keys unless they are null or an empty list."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"field {where!r} must be a message, found {type(value).__name__}")
+    inside = f"{where}."
+    name = required(value, role, inside=inside)
+    if not isinstance(name, str) or name not in roles:
+        raise ValueError(f"field {inside + role!r} has the unknown role {name!r}; allowed: {', '.join(roles)}")
+    message: dict[str, Any] = {"role": roles[name]}
+    rest = {key: item for key, item in value.items() if key not in (role, content) and item not in (None, [])}
+    if value.get(content) is not None or "tool_calls" not in rest:
+        words = required(value, content, inside=inside)
+        message["content"] = words if isinstance(words, list) else as_text(words, inside + content)
+    message |= {key: item for key, item in rest.items() if key not in message}
+    try:
+        chat_template.check_message(message)
+    except ValueError as error:
+        raise ValueError(f"field {where!r}{error}") from None
+    return message
+
+
+def as_record(record: Fields, chat: Chat, own: Sequence[str]) -> ChatRecord:
+    """A chat with the system message and the tools that its record has beside it.
+
+    Args:
+        record: the record.
+        chat: messages that were read from it.
+        own: fields from which they were read.
+
+    Raises:
+        ValueError: ``system`` or ``tools`` has another form, or contradicts the chat; or the record has a field that
+            other libraries render and align does not.
+    """
+    beside = {field: value for field, value in record.items() if field not in own and value not in (None, "", [])}
+    for field in UNREAD:
+        if beside.get(field):
+            raise ValueError(f"field {field!r} is not read, and would change the chat; remove it from the record")
+    if "system" in beside:
+        system = as_text(beside["system"], "system")
+        first = chat[0] if chat and chat[0]["role"] in ("system", "developer") else None
+        if first is None:
+            chat = [{"role": "system", "content": system}, *chat]
+        elif chat_template.text_of(first["content"]) != system:
+            raise ValueError("field 'system' differs from the system message of the chat; remove one of them")
+    tools = beside.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise ValueError(f"field 'tools' must be a list of JSON schemas, found {type(tools).__name__}")
+    return ChatRecord(chat, tools)
 
 
 def text_or_chat(record: Fields, field: str, role: str) -> Chat:
@@ -108,15 +170,22 @@ def text_or_chat(record: Fields, field: str, role: str) -> Chat:
 
 
 def instruction(record: Fields, field: str, context: str) -> Chat:
-    """A user message: an instruction and, where there is one, its context after a blank line.
+    """The turns of ``history`` and a user message: an instruction and, after a blank line, its context.
 
     Args:
         record: the record.
         field: required field of the instruction.
-        context: optional field of the context.
+        context: optional field of the context, as ``history`` is.
 
     Raises:
-        ValueError: the instruction is missing, or one of the fields is not text.
+        ValueError: the instruction is missing, one of the fields is not text, or ``history`` is not pairs of texts.
     """
-    task, given = text(record, field), as_text(record.get(context) or "", context)
-    return [{"role": "user", "content": f"{task}\n\n{given}" if given else task}]
+    task, given = text(record, field), record.get(context)
+    words = "" if given is None else as_text(given, context)
+    turns = []
+    for index, pair in enumerate(record.get("history") or ()):
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise ValueError(f"field 'history[{index}]' must be a prompt and a response, found {pair!r}")
+        for number, role in enumerate(("user", "assistant")):
+            turns.append({"role": role, "content": as_text(pair[number], f"history[{index}][{number}]")})
+    return [*turns, {"role": "user", "content": f"{task}\n\n{words}" if words else task}]

@@ -1,26 +1,30 @@
 """Formats of preference pairs for reward models and DPO."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from align.data.formats.fields import Chat, Fields, instruction, required, text, text_or_chat
+from align.data.formats.fields import Chat, Fields, as_record, instruction, required, text, text_or_chat
 from align.data.formats.hh import is_dialogue, read_dialogue
 from align.data.formats.record_format import RecordFormat, check_prompt
+from align.tokenizer.chat_template import text_of
 
 
 class Pair(NamedTuple):
     """A prompt and two responses to it.
 
     Attributes:
-        prompt: messages; the last one is the user's.
+        prompt: messages; the last one is from the user or a tool.
         chosen: the preferred response.
         rejected: the other response.
+        tools: JSON schemas of the functions that the prompt offers.
     """
 
     prompt: Chat
     chosen: str
     rejected: str
+    tools: list[Mapping[str, Any]] | None = None
 
 
 class PairFormat(RecordFormat[Pair]):
@@ -38,10 +42,12 @@ class PairFormat(RecordFormat[Pair]):
         """The pair of a record.
 
         Raises:
-            ValueError: as ``pair`` raises, or the prompt does not end with a user message, or a response is blank, or
-                both responses are equal.
+            ValueError: as ``pair`` and ``as_record`` raise, or the prompt does not end with a message from the user or
+                a tool, or a response is blank, or both responses are equal.
         """
         pair = self.pair(record)
+        prompt = as_record(record, pair.prompt, self.fields)
+        pair = pair._replace(prompt=prompt.messages, tools=prompt.tools)
         check_prompt(pair.prompt)
         for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
             if not response.strip():
@@ -110,7 +116,10 @@ class Preference(PairFormat):
 
 @dataclass(frozen=True)
 class Alpaca(PairFormat):
-    """``{"instruction": ..., "input": ..., "chosen": ..., "rejected": ...}``; ``input`` may be missing or empty."""
+    """``{"instruction": ..., "input": ..., "chosen": ..., "rejected": ...}``.
+
+    ``input``, ``system`` and ``history`` (pairs of prompt and response) may be missing or empty.
+    """
 
     fields = ("instruction", "chosen", "rejected")
 
@@ -133,7 +142,7 @@ def _response(prompt: Chat, chat: Chat, field: str) -> str:
             f"field {field!r} must hold one message from the assistant, alone or after the messages of the prompt; "
             f"found messages from: {roles}"
         )
-    return chat[0]["content"]
+    return _text(chat[0], field)
 
 
 def _from_chats(chosen: Chat, rejected: Chat, fields: tuple[str, str]) -> Pair:
@@ -146,4 +155,14 @@ def _from_chats(chosen: Chat, rejected: Chat, fields: tuple[str, str]) -> Pair:
         equal = [left == right for left, right in zip(*prompts, strict=False)]
         number = [*equal, False].index(False) + 1
         raise ValueError(f"the prompts in {fields[0]!r} and {fields[1]!r} differ from message {number}")
-    return Pair(chosen[:-1], chosen[-1]["content"], rejected[-1]["content"])
+    return Pair(chosen[:-1], _text(chosen[-1], fields[0]), _text(rejected[-1], fields[1]))
+
+
+def _text(message: Mapping[str, Any], field: str) -> str:
+    """The text of a response, which is all that a pair stores of it."""
+    if more := [key for key in message if key not in ("role", "content")]:
+        raise ValueError(
+            f"the response in field {field!r} has {', '.join(more)}; of a preferred response only the "
+            "content is read: write it as text of the content, or remove it"
+        )
+    return text_of(message["content"])

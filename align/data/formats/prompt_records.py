@@ -3,13 +3,22 @@
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from align.data.formats.fields import Chat, Fields, as_chat, instruction, required, text_or_chat
+from align.data.formats.fields import (
+    Chat,
+    ChatRecord,
+    Fields,
+    as_chat,
+    as_record,
+    instruction,
+    required,
+    text_or_chat,
+)
 from align.data.formats.hh import is_dialogue, read_dialogue
 from align.data.formats.pairs import HH as HHPairs
 from align.data.formats.record_format import RecordFormat, check_prompt
 
 
-class PromptFormat(RecordFormat[Chat]):
+class PromptFormat(RecordFormat[ChatRecord]):
     """Turns a record into the messages of a prompt."""
 
     @abstractmethod
@@ -20,14 +29,15 @@ class PromptFormat(RecordFormat[Chat]):
             ValueError: names the field and the reason.
         """
 
-    def read(self, record: Fields) -> Chat:
-        """The messages of a record up to the response.
+    def read(self, record: Fields) -> ChatRecord:
+        """The messages of a record up to the response, with its ``system`` and ``tools``.
 
         Raises:
-            ValueError: as ``prompt`` raises, or the prompt does not end with a user message.
+            ValueError: as ``prompt`` and ``as_record`` raise, or the prompt does not end with a message from the user
+                or a tool.
         """
-        prompt = self.prompt(record)
-        check_prompt(prompt)
+        prompt = as_record(record, self.prompt(record), self.fields)
+        check_prompt(prompt.messages)
         return prompt
 
 
@@ -72,7 +82,7 @@ class Messages(PromptFormat):
 
 @dataclass(frozen=True)
 class Alpaca(PromptFormat):
-    """``{"instruction": ..., "input": ...}``; ``input`` may be missing or empty."""
+    """``{"instruction": ..., "input": ...}``; ``input``, ``system`` and ``history`` may be missing or empty."""
 
     fields = ("instruction",)
 

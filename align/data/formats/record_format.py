@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from align.data.formats.fields import Chat, Fields
+from align.tokenizer.chat_template import text_of
 
 Content = TypeVar("Content", covariant=True)
 
@@ -85,11 +86,13 @@ def check_prompt(prompt: Chat) -> None:
     """Check that a model can respond to a prompt.
 
     Raises:
-        ValueError: it has no messages, or does not end with a user message, or that is blank.
+        ValueError: it has no messages, or does not end with a message from the user or a tool, or that is blank.
     """
     if not prompt:
         raise ValueError("the prompt has no messages")
-    if (role := prompt[-1]["role"]) != "user":
-        raise ValueError(f"the prompt ends with a message from the {role}; the last message must be from the user")
-    if not prompt[-1]["content"].strip():
+    if (role := prompt[-1]["role"]) not in ("user", "tool"):
+        raise ValueError(
+            f"the prompt ends with a message from the {role}; the last message must be from the user or a tool"
+        )
+    if not text_of(prompt[-1]["content"]).strip():
         raise ValueError("the last message of the prompt is blank")

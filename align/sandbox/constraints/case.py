@@ -14,9 +14,9 @@ class Lowercase(Constraint):
     group = "case"
     claims = frozenset({"case"})
     phrasings = (
-        "Write in lowercase letters only.",
+        "write in small letters only, like this sentence.",
         "Use no capital letters at all.",
-        "Your entire answer must be in small letters, without any capitals.",
+        "Your entire answer must be in lowercase letters, without any capitals.",
     )
 
     def _holds(self, text: str) -> bool:
@@ -31,31 +31,13 @@ class Uppercase(Constraint):
     group = "case"
     claims = frozenset({"case"})
     phrasings = (
-        "Write in capital letters only.",
-        "Your entire answer must be in ALL CAPS.",
+        "WRITE IN CAPITAL LETTERS ONLY, LIKE THIS SENTENCE.",
+        "YOUR ENTIRE ANSWER MUST BE IN ALL CAPS.",
         "Use only uppercase letters.",
     )
 
     def _holds(self, text: str) -> bool:
         return text.isupper()
-
-
-@dataclass(frozen=True)
-class TitleCase(Constraint):
-    """Every word begins with a capital letter."""
-
-    kind = "title_case"
-    group = "case"
-    claims = frozenset({"case"})
-    phrasings = (
-        "Begin Every Word With A Capital Letter.",
-        "Every word of your answer must begin with a capital letter.",
-        "Write Your Whole Answer In Title Case, with a capital at the start of every word.",
-    )
-
-    def _holds(self, text: str) -> bool:
-        initials = re.findall(r"(?<![\w'’])[^\W\d_]", text)
-        return bool(initials) and all(map(str.isupper, initials))
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,9 @@ def occurrences(phrase: str, text: str) -> int:
 
 
 def _escaped(phrasing: str) -> str:
-    return "".join(part if _SLOT.fullmatch(part) else re.escape(part) for part in re.split(r"(\{\w+\})", phrasing))
+    """A pattern of the phrasing in which only the slots are left to fill in."""
+    parts = re.split(r"(\{\w+\})", phrasing)
+    return "".join(part if _SLOT.fullmatch(part) else re.escape(part.format()) for part in parts)
 
 
 def _number(text: str) -> int:

@@ -18,7 +18,7 @@ class FirstWord(Constraint):
         'Start with the word "{word}".',
         'Let your answer open with the word "{word}".',
     )
-    choices = (("Today",), ("Sometimes",), ("First",), ("People",), ("Yes",), ("Honestly",), ("When",), ("Imagine",))
+    choices = (("Today",), ("Sometimes",), ("First",), ("Usually",), ("Yes",), ("Honestly",), ("When",), ("Imagine",))
 
     word: str
 
@@ -69,13 +69,13 @@ class EndsWith(Constraint):
     )
     choices = (
         ("I hope this helps",),
-        ("That is all",),
+        ("Nothing more",),
         ("Take care",),
-        ("Have a nice day",),
-        ("And that is why",),
-        ("Good luck",),
-        ("Thank you",),
-        ("Any questions?",),
+        ("Best wishes",),
+        ("Stay curious",),
+        ("Keep smiling",),
+        ("Many thanks",),
+        ("Does that help?",),
     )
 
     phrase: str
@@ -110,7 +110,7 @@ class Postscript(Constraint):
 
     kind = "postscript"
     group = "start and end"
-    claims = frozenset({"end", "sentences", "shape"})
+    claims = frozenset({"end", "sentences", "shape", "case"})
     phrasings = (
         "Add a postscript at the end that begins with P.S.",
         "At the end of your answer, add a line that begins with P.S.",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from align.sandbox.constraints.case import CapitalWords, Lowercase, TitleCase, Uppercase
+from align.sandbox.constraints.case import CapitalWords, Lowercase, Uppercase
 from align.sandbox.constraints.constraint import Constraint
 from align.sandbox.constraints.edges import BeginsWith, EndsWith, FirstWord, LastWord, Postscript
 from align.sandbox.constraints.keywords import Forbid, ForbidCommon, Include, IncludeBoth, IncludeTimes
@@ -56,7 +56,6 @@ TRAINED: tuple[type[Constraint], ...] = (
     Highlights,
     Lowercase,
     Uppercase,
-    CapitalWords,
     Include,
     IncludeBoth,
     Forbid,
@@ -64,8 +63,8 @@ TRAINED: tuple[type[Constraint], ...] = (
     FirstWord,
     EndsWith,
     Postscript,
-    NoCommas,
     EndsWithQuestion,
+    EndsWithExclamation,
     Exclamations,
     Parentheses,
     LetterAtMost,
@@ -78,11 +77,11 @@ TRAINED: tuple[type[Constraint], ...] = (
 HELD_OUT: tuple[type[Constraint], ...] = (
     SentencesAtMost,
     Placeholders,
-    TitleCase,
+    CapitalWords,
     IncludeTimes,
     BeginsWith,
     LastWord,
-    EndsWithExclamation,
+    NoCommas,
     LetterAtLeast,
 )
 """Kinds that occur in ``prompts_heldout_kinds.jsonl`` alone"""

@@ -93,8 +93,8 @@ class JSONObject(Constraint):
     group = "format"
     claims = frozenset({"shape", "sentences", "start", "end", "case", "commas", "marks"})
     phrasings = (
-        "Write your whole answer as a JSON object.",
-        "Your entire answer must be a valid JSON object, with nothing before or after it.",
+        'Write your whole answer as a JSON object, such as {{"answer": "yes"}}.',
+        'Your entire answer must be a valid JSON object like {{"text": "my answer"}}, with nothing before or after it.',
         "Answer with a JSON object only.",
     )
 

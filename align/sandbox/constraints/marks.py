@@ -103,7 +103,7 @@ class LetterAtMost(Constraint):
         'The letter "{letter}" may occur at most {most} times.',
         'Use the letter "{letter}" no more than {most} times.',
     )
-    choices = tuple((letter, most) for letter in "bfgmpwy" for most in (2, 3, 4))
+    choices = (("b", 2), ("b", 3), ("g", 3), ("g", 4), ("k", 1), ("k", 2), ("p", 3), ("p", 4), ("v", 1), ("v", 2))
 
     letter: str
     most: int
@@ -140,11 +140,11 @@ class NumbersAtLeast(Constraint):
     group = "digits"
     claims = frozenset({"digits"})
     phrasings = (
-        "Include at least {least} numbers, written in digits.",
+        "Include {least} or more numbers, written in digits.",
         "Your answer must contain {least} or more numbers in digits, such as 7 or 25.",
-        "Mention at least {least} numbers and write them in digits.",
+        "Mention {least} or more numbers and write them in digits, like 10.",
     )
-    choices = ((2,), (3,))
+    choices = ((1,), (2,))
 
     least: int
 

@@ -18,8 +18,8 @@ class RepeatRequest(Constraint):
         {"start", "sentences", "shape", "words", "case", "commas", "letters", "keywords", "common_words"}
     )
     phrasings = (
-        'First write "{request}" word for word, then answer.',
-        'Before you answer, copy this request exactly: "{request}"',
+        'Repeat "{request}" first, and then answer it.',
+        'Start your answer by repeating "{request}" word for word.',
     )
 
     request: str
@@ -42,7 +42,7 @@ class TwoAnswers(Constraint):
     group = "combination"
     claims = frozenset({"shape", "sentences", "marks", "end"})
     phrasings = (
-        "Give two different answers, separated by three asterisks: ***.",
+        "Give two different answers, separated by three asterisks: one *** two.",
         "Write two versions of your answer with *** between them.",
     )
 
