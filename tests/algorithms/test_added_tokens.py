@@ -67,7 +67,7 @@ def test_the_model_directory_has_the_tokens_and_their_rows(base: Path, tmp_path:
         mean = before_rows[:263].mean(0)
         assert all(not torch.allclose(rows[number], mean, atol=1e-4) for number in trained)
         assert torch.equal(rows[:263], before_rows[:263]) == lora
-    assert (tmp_path / "adapter").exists() is False
+    assert (tmp_path / "adapter").exists() == lora
 
 
 def test_a_run_with_adapters_resumes_to_the_same_bits(base: Path, tmp_path: Path):
@@ -81,14 +81,22 @@ def test_a_run_with_adapters_resumes_to_the_same_bits(base: Path, tmp_path: Path
         assert torch.equal(a, b)
 
 
-def test_transformers_reads_the_result(base: Path, tmp_path: Path):
+def test_transformers_and_peft_read_the_result(base: Path, tmp_path: Path):
+    """The merged model, and the adapter on the base once that has a row for each token."""
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     assert fit(base, tmp_path, "--model.init_args.lora", json.dumps({"rank": 2, "alpha": 4})) == 0
     ids = torch.tensor([[97, 263, 98, 264]])
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, load_network(tmp_path / "model").eval()(ids), rtol=0, atol=1e-5)
+        ours = load_network(tmp_path / "model").eval()(ids)
+        torch.testing.assert_close(theirs(ids).logits, ours, rtol=0, atol=1e-5)
+    bare = AutoModelForCausalLM.from_pretrained(base / "model")
+    bare.resize_token_embeddings(265)
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(bare, tmp_path / "adapter")(ids).logits
+    torch.testing.assert_close(adapted, ours, rtol=0, atol=1e-5)
 
 
 def test_what_would_change_the_other_rows_is_refused(base: Path, tmp_path: Path, capsys):
