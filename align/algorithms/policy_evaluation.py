@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from align.generation.generate import sampled_rows
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
@@ -196,7 +197,15 @@ class PolicyEvaluation(WideMetric):
         self.hashes.append(torch.tensor([_hash(response) for response in responses], device=self.responses.device))
         if reference is not None:
             rows = [[*prompt, *response] for prompt, response in zip(prompts, responses, strict=True)]
-            self.kl += wide(sampled_kl(policy, reference, rows, lengths, temperature=config.temperature).sum())
+            kl = sampled_kl(
+                policy,
+                reference,
+                rows,
+                lengths,
+                temperature=config.temperature,
+                vocab_limit=tokenizer.vocab_size,
+            )
+            self.kl += wide(kl.sum())
             self.compared += len(rows)
         if self._judge is not None:
             if (network := getattr(self._judge, "network", None)) is not None:
@@ -212,6 +221,7 @@ def sampled_kl(
     response_lengths: Sequence[int],
     *,
     temperature: float = 1.0,
+    vocab_limit: int | None = None,
 ) -> torch.Tensor:
     """KL(policy || reference) of responses that the policy sampled, nats each.
 
@@ -223,11 +233,12 @@ def sampled_kl(
         rows: B lists of ids, prompt and response.
         response_lengths: B, tokens of each response, at the end of its row.
         temperature: divides the logits of both.
+        vocab_limit: ids that can be sampled; rows of the output matrices beyond them are padding. None: all.
 
     Returns:
         ``[B]`` float32, never negative beyond rounding.
     """
-    device = policy.output_weight.device
+    device, limit = policy.output_weight.device, sampled_rows(policy, vocab_limit)
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     ends = torch.tensor([len(row) for row in rows], device=device)[:, None]
@@ -237,7 +248,7 @@ def sampled_kl(
     read = (positions >= begins - 1) & (positions < ends - 1)
     ours, theirs = (network.hidden(ids[:, :-1])[read].split(_CHUNK) for network in (policy, reference))
     kl = [
-        distribution_kl(policy.logits(mine), reference.logits(other), temperature=temperature)
+        distribution_kl(policy.logits(mine)[:, :limit], reference.logits(other)[:, :limit], temperature=temperature)
         for mine, other in zip(ours, theirs, strict=True)
     ]
     return torch.zeros(len(rows), device=device).index_add(0, read.nonzero()[:, 0], torch.cat(kl))

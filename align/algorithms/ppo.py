@@ -35,6 +35,7 @@ from align.algorithms.rollout import (
 from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, join_ranks
 from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
+from align.generation.generate import sampled_rows
 from align.io.progress import Advance, progress_bar
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states, response_tokens
@@ -375,8 +376,13 @@ class PPO(Stage):
         targets = response_tokens(*responses.rows)
         with gathered(network) as whole:
             states = response_states(whole, *responses.rows, group_size=self.rollout_config.group_size)
-            flat = token_logprobs(states, whole.output_weight, targets, temperature=self.rollout_config.temperature)
+            weight = self._sampled_weight(whole)
+            flat = token_logprobs(states, weight, targets, temperature=self.rollout_config.temperature)
         return padded(flat, responses.mask), states
+
+    def _sampled_weight(self, network: GPT) -> torch.Tensor:
+        """Rows ``[V, D]`` of an output matrix that can be sampled: log-probs leave padding out, as the sampler does."""
+        return network.output_weight[: sampled_rows(network, self._tokenizer.vocab_size)]
 
     def _old_logprobs(self, responses: Responses) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
         """Log-probs ``[B, N]`` under the policy that sampled; its hidden states and the sampler's gap if computed."""
@@ -490,7 +496,8 @@ class PPO(Stage):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The summed loss of the policy, its KL in the loss included, and what to log of it."""
         temperature = self.rollout_config.temperature
-        logprobs = token_logprobs(states, self.network.output_weight, batch.targets, temperature=temperature)
+        weight = self._sampled_weight(self.network)
+        logprobs = token_logprobs(states, weight, batch.targets, temperature=temperature)
         policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, clip=self.update_config.clip_range)
         self._check_first(batch, policy.approx_kl, policy.ratio_max)
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))

@@ -36,7 +36,10 @@ class CompareSettings:
     out: str
     """Folder of the report"""
     prompts: str | None = None
-    """JSONL file of {'prompt': text or messages}; null: data/prompts_test.jsonl beside the baseline's run"""
+    """JSONL file of {'prompt': text or messages}, or a file or Hub data set in another prompt format; null:
+    data/prompts_test.jsonl beside the baseline's run"""
+    prompt_format: str | None = None
+    """Format of --prompts, such as TLDR (docs/data.md); null: detected"""
     limit: int = 200
     """Largest number of prompts to read"""
     judge: tuple[str, ...] = setting((), metavar="[NAME=]JUDGE")
@@ -115,7 +118,7 @@ def _task(options: CompareSettings) -> "Task":
     try:
         return Task(
             candidates=candidates,
-            prompts=read_prompts(file, limit=options.limit),
+            prompts=read_prompts(file, limit=options.limit, format=options.prompt_format),
             judges=_judges(options.judge, beside),
             config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
@@ -125,11 +128,11 @@ def _task(options: CompareSettings) -> "Task":
         raise UsageError(str(error)) from error
 
 
-def _prompts_file(given: str | None, beside: Path) -> Path:
-    file = Path(given) if given else beside / "data" / "prompts_test.jsonl"
-    if given is None and not file.is_file():
-        raise UsageError(f"--prompts is missing, and its default {file} does not exist")
-    return file
+def _prompts_file(given: str | None, beside: Path) -> str:
+    default = beside / "data" / "prompts_test.jsonl"
+    if given is None and not default.is_file():
+        raise UsageError(f"--prompts is missing, and its default {default} does not exist")
+    return given or str(default)
 
 
 def _judges(given: tuple[str, ...], beside: Path) -> list["Judge"]:

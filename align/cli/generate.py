@@ -35,7 +35,10 @@ class GenerateSettings:
     prompt: str | None = None
     """What a chat model responds to, or what another model continues"""
     prompts: str | None = None
-    """JSONL file of {'prompt': text or messages}, instead of --prompt"""
+    """JSONL file of {'prompt': text or messages}, or a file or Hub data set in another prompt format, instead of
+    --prompt"""
+    prompt_format: str | None = None
+    """Format of --prompts, such as TLDR (docs/data.md); null: detected"""
     limit: int | None = None
     """Number of prompts to read from --prompts; null: all"""
     system: str | None = None
@@ -116,7 +119,7 @@ def _sample(options: GenerateSettings, directory: Path, device: "torch.device") 
     if options.prompt is not None:
         prompts: list[Prompt] = [options.prompt]
     else:
-        prompts = read_prompts(str(options.prompts), limit=options.limit)
+        prompts = read_prompts(str(options.prompts), limit=options.limit, format=options.prompt_format)
     network, tokenizer, chat = _load(directory, device, raw=options.raw)
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.n)]
     for start in range(0, len(rows), options.batch_size):

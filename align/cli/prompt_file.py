@@ -1,51 +1,49 @@
-"""Prompt files: texts or messages, one JSON object per line."""
+"""Prompt files: texts or messages, in any format that training on prompts reads."""
 
-import json
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from align.tokenizer.chat_template import check_messages
-from align.tokenizer.prompts import Prompt, as_messages
+from align.tokenizer.prompts import Prompt, as_prompt
+
+if TYPE_CHECKING:
+    from align.data.formats.fields import ChatRecord
 
 
-def read_prompts(file: str | Path, *, skip: int = 0, limit: int | None = None) -> list[Prompt]:
-    """The prompts of a JSONL file of ``{"prompt": text or messages}``.
+def read_prompts(
+    file: str | Path, *, skip: int = 0, limit: int | None = None, format: str | None = None
+) -> list[Prompt]:
+    """The prompts of a file or a Hub data set.
 
     Args:
-        file: path of the JSONL file.
+        file: what ``data.init_args.train`` takes: a path such as that of a JSONL file of ``{"prompt": text or
+            messages}``, a glob, or a Hub id.
         skip: number of prompts to skip at the start.
         limit: number of prompts to read after those; None reads all.
+        format: name of a prompt format (docs/data.md); None: detected from the first record.
 
     Returns:
         list: at least one prompt.
 
     Raises:
-        ValueError: a line has no prompt (the message names file and line), or no prompts remain.
+        ValueError: a record has no prompt (the message names file and line), no prompts remain, or there is no such
+            format.
+        FileNotFoundError: there is no such file.
     """
-    prompts: list[Prompt] = []
-    with Path(file).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if limit is not None and len(prompts) >= limit:
-                break
-            if number <= skip:
-                continue
-            prompts.append(_prompt_of(line, f"{file}:{number}"))
+    from align.data.formats.prompt_records import PROMPT_FORMATS, prompt_format
+    from align.data.readers import BadRecords, find_sources
+    from align.data.tokenize import encode_records
+
+    chosen = None if format is None else prompt_format(format)
+    sources, bad = find_sources(str(file)), BadRecords("stop", hint="")
+    records = encode_records(sources, bad, format=chosen, formats=PROMPT_FORMATS, encode=_prompt_of)
+    prompts = list(islice(records, skip, None if limit is None else skip + limit))
     if not prompts:
         raise ValueError(f"{file} holds no prompts" + (f" after the first {skip}" if skip else ""))
     return prompts
 
 
-def _prompt_of(line: str, where: str) -> Prompt:
-    try:
-        prompt: Any = json.loads(line)["prompt"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where}: not a JSON object with the field 'prompt'") from error
-    turns = as_messages(prompt)
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"{where}: field 'prompt' must be text or a list of messages, found {type(prompt).__name__}")
-    try:
-        check_messages(turns)
-    except ValueError as error:
-        raise ValueError(f"{where}: field 'prompt': {error}") from None
-    found: Prompt = prompt
-    return found
+def _prompt_of(chat: "ChatRecord") -> Prompt:
+    if chat.tools:
+        raise ValueError("the record offers tools, which are not passed on to sampling; remove them")
+    return as_prompt(chat.messages)

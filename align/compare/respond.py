@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from align.compare.candidates import Point
+from align.generation.generate import sampled_rows
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
@@ -168,7 +169,9 @@ class _Pair:
         if self.network is self.baseline:
             return [0.0] * len(asked)
         temperature = self.config.temperature
-        own = logprobs(self.network, asked, response_ids, temperature=temperature)
+        own = logprobs(
+            self.network, asked, response_ids, temperature=temperature, vocab_limit=self.tokenizer.vocab_size
+        )
         other = self.baseline_tokenizer
         if not self.same_ids or self.chat != self.baseline_chat:
             encoded = [encode_prompt(other, prompt, chat=self.baseline_chat) for prompt in prompts]
@@ -177,13 +180,18 @@ class _Pair:
             # The same text in the baseline's ids, with the end of the turn where the policy wrote one.
             end = [] if other.end_of_turn_id is None else [other.end_of_turn_id]
             response_ids = [other.encode(text) + end * ended for text, ended in zip(texts, finished, strict=True)]
-        theirs = logprobs(self.baseline, asked, response_ids, temperature=temperature)
+        theirs = logprobs(self.baseline, asked, response_ids, temperature=temperature, vocab_limit=other.vocab_size)
         return (own - theirs).tolist()
 
 
 @torch.no_grad()
 def logprobs(
-    network: GPT, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, temperature: float = 1.0
+    network: GPT,
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    *,
+    temperature: float = 1.0,
+    vocab_limit: int | None = None,
 ) -> torch.Tensor:
     """Log-probabilities of whole responses, nats; tokens beyond the network's context are left out.
 
@@ -192,6 +200,7 @@ def logprobs(
         prompts: ids of each prompt.
         responses: ids of each response.
         temperature: divides the logits.
+        vocab_limit: ids that can be sampled; rows of the output matrix beyond them are padding. None: all.
 
     Returns:
         ``[B]`` float64 on the CPU, whatever the network's device.
@@ -205,7 +214,7 @@ def logprobs(
     for row, (prompt, whole) in enumerate(zip(prompts, rows, strict=True)):
         ids[row, : len(whole)] = torch.tensor(whole)
         mask[row, len(prompt) : len(whole)] = True
-    weight = network.output_weight
+    weight = network.output_weight[: sampled_rows(network, vocab_limit)]
     ids, mask = ids.to(weight.device), mask.to(weight.device)
     hidden = network.hidden(ids[:, :-1])
     return sequence_logprobs(hidden, weight, ids, mask, temperature=temperature).cpu().double()

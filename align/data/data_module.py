@@ -14,6 +14,7 @@ from align.data.readers import BadRecords, OnBadRecord, Source, find_sources
 from align.data.sampler import BatchLoader, BatchOrder, ResumableLoader
 from align.io.progress import Advance, progress_bar
 from align.tokenizer import Tokenizer
+from align.tokenizer.given_template import with_chat_template
 
 _SPLITS = {
     "fit": ("train", "validation"),
@@ -39,6 +40,8 @@ class TokenData(pl.LightningDataModule):
         workers: Processes that prepare batches; 0: none, as batches are cheap
         cache_dir: Directory of tokenized files, named by content
         on_bad_record: Stop at the first record that can't be used, or skip and count such records
+        chat_template: Jinja source that replaces the tokenizer's chat template, here and in the model that is trained;
+            plain: the contents alone, eos after each response, for a tokenizer without one. None: the tokenizer's own
     """
 
     _masked: ClassVar[bool] = False
@@ -62,6 +65,7 @@ class TokenData(pl.LightningDataModule):
         workers: int = 0,
         cache_dir: str = "runs/.cache",
         on_bad_record: OnBadRecord = "stop",
+        chat_template: str | None = None,
     ) -> None:
         """Check the settings and load the tokenizer.
 
@@ -82,7 +86,7 @@ class TokenData(pl.LightningDataModule):
             raise ValueError(f"val_fraction is {val_fraction}; it must be at least 0 and less than 1")
         if validation and val_fraction:
             raise ValueError("validation and val_fraction are both set; remove one of them")
-        self.tokenizer = Tokenizer.load(tokenizer)
+        self.tokenizer = with_chat_template(Tokenizer.load(tokenizer), chat_template)
         self.fingerprints: dict[str, str] = {}
         """File -> hash of its content, for all splits that were set up"""
         self.context, self.batch_size, self.seed, self.workers = context, batch_size, seed, workers

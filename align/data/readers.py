@@ -40,9 +40,9 @@ class BadRecordError(ValueError):
 class BadRecords:
     """Stops at the first bad record, or counts them and keeps the first message."""
 
-    def __init__(self, policy: OnBadRecord) -> None:
-        """Start with no bad records."""
-        self.policy = policy
+    def __init__(self, policy: OnBadRecord, *, hint: str = " (on_bad_record: skip would leave it out)") -> None:
+        """Start with no bad records; ``hint`` ends the error of the policy "stop"."""
+        self.policy, self.hint = policy, hint
         self.count = 0
         self.first = ""
 
@@ -54,7 +54,7 @@ class BadRecords:
         """
         message = f"{source}: {location}: {reason}"
         if self.policy == "stop":
-            raise BadRecordError(f"{message} (on_bad_record: skip would leave it out)")
+            raise BadRecordError(message + self.hint)
         self.count += 1
         self.first = self.first or message
 

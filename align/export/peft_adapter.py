@@ -77,7 +77,7 @@ def merged(adapter: Path, base: str | None) -> tuple[GPT | ScalarGPT, Path]:
 
 def _unties(stored: dict[str, StoredTensor], network: GPT) -> bool:
     """Whether an adapter changes the embedding or the output matrix; of a tied base, peft changes only that one."""
-    layout = family_of(network.config).layout(network.state_dict())
+    layout = family_of(network.config).layout(network.state_dict(), network.config)
     (embedding,) = (tensor.name for tensor in layout if tensor.parts == ("model.embed_tokens.weight",))
     changed = (embedding.removesuffix("weight"), "lm_head.")
     return any(name.startswith(changed) for name in stored)

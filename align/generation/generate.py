@@ -49,6 +49,7 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     on_step: Callable[[], None] | None = None,
     static: bool = False,
+    vocab_limit: int | None = None,
 ) -> Samples:
     """Sample one response to each prompt.
 
@@ -67,6 +68,8 @@ def generate(
         on_step: called before each step; an exception it raises ends the sampling.
         static: fixed shapes, replayed as a CUDA graph on a GPU; equal up to rounding. No effect on networks that use
             their own forward pass.
+        vocab_limit: sample only ids below this; the distribution is the softmax over their logits. None: all rows of
+            the output matrix.
 
     Returns:
         Samples on the network's device.
@@ -75,7 +78,7 @@ def generate(
         ValueError: a prompt is empty or leaves no room in the context; a prompt or stop id is not in the vocabulary;
             there is not one seed per row; or the logits are not finite.
     """
-    vocab_size, context = network.config.vocab_size, network.config.context
+    vocab_size, context = sampled_rows(network, vocab_limit), network.config.context
     _check(prompts, stop_ids, vocab_size=vocab_size, context=context)
     seeds = row_seeds(seeds, len(prompts))
     # Longest first: the decoder processes adjacent rows together.
@@ -90,6 +93,7 @@ def generate(
         samples = _sample(
             decoder,
             sampling,
+            vocab_size=vocab_size,
             stops=_stop_table(stop_ids, vocab_size, device=decoder.positions.device),
             rooms=rooms,
             seeds=[seeds[row] for row in order],
@@ -104,6 +108,7 @@ def _sample(
     decoder: Decoder,
     sampling: SamplingConfig,
     *,
+    vocab_size: int,
     stops: torch.Tensor | None,
     rooms: Sequence[int],
     seeds: Sequence[int],
@@ -118,6 +123,7 @@ def _sample(
 
     Args, besides those of ``generate``:
         decoder: with the prompts.
+        vocab_size: V, ids that may be sampled; the logits of further rows are dropped.
         stops: ``[V]`` bool, True on stop tokens; None if there are none.
         rooms: maximum new tokens of each row.
     """
@@ -127,7 +133,7 @@ def _sample(
     room = torch.tensor(rooms, device=device)
     rows = torch.arange(batch, device=device)  # the decoder's rows, including finished ones not dropped yet
     alive = torch.ones_like(rows, dtype=torch.bool)
-    logits = decoder.read_prompts()
+    logits = decoder.read_prompts()[:, :vocab_size]
     seen = None if sampling.repetition_penalty == 1 else _seen(decoder.prompts, logits)
     for step in range(longest):
         tokens, chosen = next_tokens(logits, sampling, uniforms=uniforms[rows, step], seen=seen)
@@ -157,9 +163,24 @@ def _sample(
             seen.scatter_(1, tokens[:, None], True)
         if on_step is not None:
             on_step()
-        logits = decoder.step(tokens)
+        logits = decoder.step(tokens)[:, :vocab_size]
     length = int(mask.sum(1).max())
     return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)
+
+
+def sampled_rows(network: GPT, vocab_limit: int | None) -> int:
+    """How many of the first rows of the output matrix can be sampled.
+
+    Many published models have more rows than their tokenizer has ids, as padding (Qwen2.5-0.5B: 151,936 and 151,665).
+    Such a row has no text, so it is never sampled, and log-probs that are compared with the sampler's leave it out of
+    the softmax.
+
+    Args:
+        network: whose output matrix may be padded.
+        vocab_limit: ids of its tokenizer; None: every row is an id.
+    """
+    rows = network.config.vocab_size
+    return rows if vocab_limit is None else min(vocab_limit, rows)
 
 
 def _put_back(samples: Samples, order: Sequence[int]) -> Samples:
@@ -206,10 +227,10 @@ def _check(prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], *, vocab_s
                 f"to leave room for a response in the context of {context}"
             )
         if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise ValueError(f"prompt {row} has an id outside the network's vocabulary of {vocab_size}")
+            raise ValueError(f"prompt {row} has an id outside the vocabulary of {vocab_size}")
     for token in stop_ids:
         if not 0 <= token < vocab_size:
-            raise ValueError(f"stop id {token} is outside the network's vocabulary of {vocab_size}")
+            raise ValueError(f"stop id {token} is outside the vocabulary of {vocab_size}")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Responses(NamedTuple):
 
     Attributes:
         ids: B lists of token ids, a stop token included.
-        texts: B decoded responses, without special tokens and without ids that the tokenizer lacks.
+        texts: B decoded responses, without special tokens.
         finished: B flags: True where a stop token ended the response, False where the length limit did.
         samples: the same as padded tensors, with the log-probability of every token.
     """
@@ -50,7 +50,8 @@ def sample_responses(
 
     Args:
         network: sampled in evaluation mode, and left in the mode it was in.
-        tokenizer: the network's own; it names the tokens that end a response.
+        tokenizer: the network's own; it names the tokens that end a response, and rows of the output matrix beyond
+            its ids are never sampled.
         prompts: B lists of token ids, as ``encode_prompt`` gives them.
         sampling: temperature, filters, and maximum length.
         seeds: B seeds, from ``response_seed``: a response depends neither on its batch nor on earlier ones.
@@ -69,9 +70,9 @@ def sample_responses(
         pad_id=tokenizer.pad_id or 0,
         on_token=on_token,
         on_step=on_step,
+        vocab_limit=tokenizer.vocab_size,
     )
     lengths = samples.mask.sum(1).tolist()
     ids = [row[:length] for row, length in zip(samples.ids.tolist(), lengths, strict=True)]
-    # An untrained network may sample embedding rows beyond the tokenizer's ids, which have no text.
-    texts = [tokenizer.decode(token for token in row if token < tokenizer.vocab_size) for row in ids]
+    texts = [tokenizer.decode(row) for row in ids]
     return Responses(ids, texts, samples.finished.tolist(), samples)

@@ -78,7 +78,7 @@ def fill(
         directory: of the weight files.
         fields: its config.json.
         dtype: of the loaded weights.
-        ignored: tensors of the file to skip.
+        ignored: tensors to skip, by our names, if the file has them.
         fresh: tensors of the network that the file does not have; they stay on the meta device.
 
     Raises:
@@ -89,8 +89,8 @@ def fill(
     stored = _by_canonical_name(stored_weights(directory), family)
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items() if name not in fresh}
     layout = family.layout(shapes, config)
-    for name in ignored:
-        stored.pop(name, None)
+    for tensor in family.layout(ignored, config):
+        stored.pop(tensor.name, None)
     _drop_tied_copy(stored, config, layout)
     _check_complete(stored, layout, shapes, directory)
     ours = {

@@ -56,6 +56,15 @@ def test_kl_is_that_of_whole_responses(temperature: float):
     assert estimate == pytest.approx(exact, rel=1e-4)
 
 
+def test_padding_rows_are_outside_the_kl():
+    """One token after the prompt, of three ids; rows 3 and 4 are padding, and differ most."""
+    policy, reference, prompt = network(1, 30.0), network(2, 30.0), [1, 2]
+    with torch.no_grad():
+        p, q = (net(torch.tensor([prompt]))[0, -1, :3].log_softmax(-1) for net in (policy, reference))
+        found = sampled_kl(policy, reference, [[*prompt, 0]], [1], vocab_limit=3)
+    assert float(found) == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
+
+
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=5), st.integers(0, 99))
 def test_rows_do_not_depend_on_their_batch(sizes: list[tuple[int, int]], seed: int):
     generator = torch.Generator().manual_seed(seed)

@@ -1,12 +1,12 @@
 """The PPO stage through the Trainer: it learns a task with a known answer, and its counters mean what they say."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from ppo_parts import Logged, fit, policy, ppo
+from ppo_parts import CONFIG, VOCAB, Logged, fit, policy, ppo
 
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
 from align.objectives import GAE, GRPO, RLOO, DrGRPO
@@ -99,3 +99,19 @@ def test_dr_grpos_loss_is_divided_by_the_most_tokens_there_could_be(accumulate: 
     assert mean.tokens < 48
     for name, gradient in mean.first.items():
         torch.testing.assert_close(constant.first[name], gradient * mean.tokens / 48)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_padding_rows_are_neither_sampled_nor_trained(temperature):
+    """20 rows, 12 ids: the sampler's log-probs are the trainer's, so they are used, and the other 8 rows stay."""
+    config = replace(CONFIG, vocab_size=20, tied_embeddings=False)
+    stage = ppo(network=policy(config=config), rollout={"temperature": temperature})
+    logged = Logged()
+    fit(stage, max_epochs=2, callbacks=[logged])
+    assert stage.recompute_logprobs is False
+    assert logged.rows[0]["rollout/logprob_gap"] < 1e-4
+    assert abs(logged.rows[0]["rollout/kl"]) < 1e-4
+    assert int(stage._loader.rollout.ids.max()) < VOCAB
+    fresh, trained = policy(config=config).output_weight, stage.network.output_weight
+    assert torch.equal(fresh[VOCAB:], trained[VOCAB:])
+    assert not torch.equal(fresh[:VOCAB], trained[:VOCAB])

@@ -75,7 +75,7 @@ def test_numbers_are_those_of_the_samples(out: Path) -> None:
     assert len(samples) == 6
     for name in ("sft", "dpo"):
         responses = [response for row in samples for response in row["responses"][name]]
-        prompts = [row["prompt"][-1]["content"] for row in samples for _ in range(2)]
+        prompts = [row["prompt"] for row in samples for _ in range(2)]
         golds = [
             gold_reward(prompt, response["text"]).total for prompt, response in zip(prompts, responses, strict=True)
         ]

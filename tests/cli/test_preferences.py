@@ -204,14 +204,14 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys, extra: list[st
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        ("nonsense", ["JSON", "prompt"]),
+        ("nonsense", ["JSON"]),
         ('{"text": "x"}', ["prompt"]),
         ('{"prompt": 3}', ["prompt", "int"]),
-        ('{"prompt": [{"role": "user"}]}', ["prompt", "role", "content"]),
+        ('{"prompt": [{"role": "user"}]}', ["prompt[0].content"]),
     ],
 )
 def test_a_bad_prompt_is_named_by_its_line(run: Path, tmp_path: Path, capsys, line: str, named: list[str]):
     file = tmp_path / "bad.jsonl"
     file.write_text('{"prompt": "Tell a tale."}\n' + line + "\n")
     assert prefer(run, tmp_path / "pairs.jsonl", "--prompts", str(file)) == 1
-    error_line(capsys, "bad.jsonl:2", *named)
+    error_line(capsys, "bad.jsonl", "line 2", *named)

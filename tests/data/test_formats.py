@@ -66,7 +66,7 @@ def test_a_format_without_names_for_its_fields(kind, settings):
         (
             chats.CHAT_FORMATS,
             [{"messages": CHAT}, {"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}]
-            + [{"instruction": "a", "context": "", "response": "b"}, {"conversations": CHAT}],
+            + [{"instruction": "a", "context": "", "response": "b"}, {"conversations": CHAT}, {"chosen": "Human: a"}],
         ),
         (
             pairs.PAIR_FORMATS,
@@ -75,7 +75,8 @@ def test_a_format_without_names_for_its_fields(kind, settings):
         ),
         (
             prompts.PROMPT_FORMATS,
-            [{"prompt": "a"}, {"messages": CHAT}, {"instruction": "a"}, {"prompt": "Human: a"}],
+            [{"prompt": "a"}, {"messages": CHAT}, {"instruction": "a"}, {"prompt": "Human: a"}]
+            + [{"question": "a", "answer": "b"}],
         ),
     ],
 )
@@ -120,6 +121,10 @@ def test_identity(tmp_path, monkeypatch):
         (PreferenceData, "Alpaca", pairs.Alpaca()),
         (PromptData, "Alpaca", prompts.Alpaca()),
         (PromptData, "align.data.formats.prompt_records.HH", prompts.HH()),
+        (ChatData, "TLDR", chats.TLDR()),
+        (PreferenceData, "{class_path: TLDR, init_args: {max_post: 9}}", pairs.TLDR(9)),
+        (PromptData, "TLDR", prompts.TLDR()),
+        (PreferenceData, "HHText", pairs.HHText()),
         (ChatData, "null", None),
     ],
 )

@@ -303,3 +303,34 @@ def test_greedy_equals_transformers_generate(network_of):
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
     expected = twin.generate(input_ids=ids, attention_mask=mask, max_new_tokens=15, do_sample=False)[:, width:]
     assert torch.equal(generate(network, PROMPTS, SamplingConfig(temperature=0, max_new_tokens=15)).ids, expected)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=["greedy", "filtered"])
+@pytest.mark.parametrize("kind", ["plain", "packed", "static"])
+@torch.no_grad()
+def test_padding_rows_are_never_sampled(network_of, kind, sampling):
+    """61 rows of which 20 are ids: as if the other 41 did not exist, though they are the likeliest."""
+    network, prompts, seeds = network_of(tied_embeddings=False), [[5, 1, 9], [7], [2, 3, 4]], [1, 2, 3]
+    network.lm_head.weight[20:] *= 3
+    if kind == "plain":
+        network.model.layers[0].register_forward_hook(lambda *_: None)
+    assert can_pack(network) == (kind != "plain")
+    samples = generate(network, prompts, sampling, stop_ids=(19,), seeds=seeds, static=kind == "static", vocab_limit=20)
+    assert int(samples.ids.max()) < 20
+
+    def cropped(ids):
+        return network(ids)[..., :20]
+
+    cropped.config = network.config
+    for row, prompt in enumerate(prompts):
+        ids, logprobs, finished = one_by_one(cropped, prompt, sampling, seeds[row], (19,))
+        assert samples.ids[row, : len(ids)].tolist() == ids
+        torch.testing.assert_close(samples.logprobs[row, : len(ids)], torch.tensor(logprobs), rtol=1e-4, atol=1e-5)
+        assert samples.finished[row] == finished
+    free = generate(network, prompts, sampling, seeds=seeds, static=kind == "static")
+    assert int(free.ids.max()) >= 20
+
+
+def test_a_prompt_beyond_the_ids_is_refused(network_of):
+    with pytest.raises(ValueError, match="prompt 0 .* 20"):
+        generate(network_of(), [[20]], SamplingConfig(), vocab_limit=20)

@@ -15,7 +15,9 @@ from align.data.formats.fields import (
     text,
     text_or_chat,
 )
+from align.data.formats.hh import is_dialogue, read_dialogue, split_dialogue
 from align.data.formats.record_format import RecordFormat
+from align.data.formats.tldr import read_post, read_summary
 from align.tokenizer.chat_template import text_of
 
 
@@ -136,5 +138,46 @@ class ShareGPT(ChatFormat):
         return as_chat(chat, self.field, role=self.role, content=self.content, roles=roles)
 
 
-CHAT_FORMATS: tuple[ChatFormat, ...] = (Messages(), PromptCompletion(), Alpaca(), Dolly(), ShareGPT())
+@dataclass(frozen=True)
+class HH(ChatFormat):
+    r"""``{"chosen": "\n\nHuman: ...\n\nAssistant: ..."}``, the better dialogue of Anthropic's helpful-harmless data."""
+
+    fields = ("chosen",)
+
+    def fits(self, record: Fields) -> bool:
+        """Whether the field begins with ``Human:``."""
+        return is_dialogue(record.get("chosen"))
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        return read_dialogue(record, "chosen")
+
+
+@dataclass(frozen=True)
+class HHText(ChatFormat):
+    """The same as plain text, for models without a chat template: the last response, and all text before it."""
+
+    fields = ("chosen",)
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        prompt, response = split_dialogue(record, "chosen")
+        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+
+
+@dataclass(frozen=True)
+class TLDR(ChatFormat):
+    """Reddit posts and summaries: ``{"prompt": "...POST: ...TL;DR:", "completion": ...}`` (trl-lib/tldr)."""
+
+    fields = ("prompt", "completion")
+    max_post: int = 2000
+    """Longest post, characters; a longer one loses its last lines"""
+
+    def messages(self, record: Fields) -> Chat:
+        """See the base class."""
+        prompt = read_post(record, "prompt", max_post=self.max_post)
+        return [*prompt, {"role": "assistant", "content": read_summary(record, "completion")}]
+
+
+CHAT_FORMATS: tuple[ChatFormat, ...] = (Messages(), PromptCompletion(), Alpaca(), Dolly(), ShareGPT(), HH())
 """What is detected."""

@@ -14,6 +14,24 @@ def is_dialogue(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("Human:")
 
 
+def split_dialogue(record: Fields, field: str) -> tuple[str, str]:
+    """The text of a dialogue up to its last ``Assistant:``, and the response, with one space before it.
+
+    For models without a chat template, which read the dialogue as it is.
+
+    Args:
+        record: the record.
+        field: as in ``read_dialogue``.
+
+    Raises:
+        ValueError: as ``read_dialogue`` raises, or the dialogue does not end with the assistant's turn.
+    """
+    if (last := read_dialogue(record, field)[-1])["role"] != "assistant":
+        raise ValueError(f"field {field!r} does not end with a message from the assistant")
+    dialogue = _whole(record, field)
+    return dialogue[: dialogue.rindex("\n\nAssistant:") + len("\n\nAssistant:")], f" {last['content']}"
+
+
 def read_dialogue(record: Fields, field: str) -> Chat:
     """The messages of a dialogue, without the whitespace around them.
 
@@ -24,9 +42,7 @@ def read_dialogue(record: Fields, field: str) -> Chat:
     Raises:
         ValueError: the field is missing, not text, or does not begin with ``Human:``.
     """
-    dialogue = text(record, field)
-    if record.get("prompt") is not None and not is_dialogue(dialogue):
-        dialogue = as_text(record["prompt"], "prompt") + dialogue
+    dialogue = _whole(record, field)
     before, *turns = _TURN.split(dialogue)
     if before.strip() or not turns:
         raise ValueError(f"field {field!r} must begin with 'Human:', found {dialogue[:20]!r}")
@@ -34,3 +50,11 @@ def read_dialogue(record: Fields, field: str) -> Chat:
         {"role": _ROLES[name], "content": content.strip()}
         for name, content in zip(turns[::2], turns[1::2], strict=True)
     ]
+
+
+def _whole(record: Fields, field: str) -> str:
+    """The dialogue in a field, after the prompt's where the field holds a response alone."""
+    dialogue = text(record, field)
+    if record.get("prompt") is not None and not is_dialogue(dialogue):
+        return as_text(record["prompt"], "prompt") + dialogue
+    return dialogue

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from align.data.formats.fields import Chat, Fields, as_record, instruction, required, text, text_or_chat
-from align.data.formats.hh import is_dialogue, read_dialogue
+from align.data.formats.hh import is_dialogue, read_dialogue, split_dialogue
 from align.data.formats.record_format import RecordFormat, check_prompt
+from align.data.formats.tldr import read_post, read_summary
 from align.tokenizer.chat_template import text_of
 
 
@@ -126,6 +127,34 @@ class Alpaca(PairFormat):
     def pair(self, record: Fields) -> Pair:
         """See the base class."""
         return Pair(instruction(record, "instruction", "input"), text(record, "chosen"), text(record, "rejected"))
+
+
+@dataclass(frozen=True)
+class HHText(PairFormat):
+    """HH as plain text, for models without a chat template: the last responses, and all text before them."""
+
+    fields = ("chosen", "rejected")
+
+    def pair(self, record: Fields) -> Pair:
+        """See the base class."""
+        (prompt, chosen), (other, rejected) = (split_dialogue(record, field) for field in self.fields)
+        if prompt != other:
+            raise ValueError("the prompts in 'chosen' and 'rejected' differ")
+        return Pair([{"role": "user", "content": prompt}], chosen, rejected)
+
+
+@dataclass(frozen=True)
+class TLDR(PairFormat):
+    """Reddit posts and two summaries each: ``{"prompt": "...POST: ...TL;DR:", "chosen": ..., "rejected": ...}``."""
+
+    fields = ("prompt", "chosen", "rejected")
+    max_post: int = 2000
+    """Longest post, characters; a longer one loses its last lines"""
+
+    def pair(self, record: Fields) -> Pair:
+        """See the base class."""
+        prompt = read_post(record, "prompt", max_post=self.max_post)
+        return Pair(prompt, read_summary(record, "chosen"), read_summary(record, "rejected"))
 
 
 PAIR_FORMATS: tuple[PairFormat, ...] = (Preference(), HH(), Alpaca())

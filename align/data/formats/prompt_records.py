@@ -15,7 +15,9 @@ from align.data.formats.fields import (
 )
 from align.data.formats.hh import is_dialogue, read_dialogue
 from align.data.formats.pairs import HH as HHPairs
+from align.data.formats.pairs import HHText as HHTextPairs
 from align.data.formats.record_format import RecordFormat, check_prompt
+from align.data.formats.tldr import read_post
 
 
 class PromptFormat(RecordFormat[ChatRecord]):
@@ -110,5 +112,54 @@ class HH(PromptFormat):
         return chat[:-1] if chat[-1] == {"role": "assistant", "content": ""} else chat
 
 
-PROMPT_FORMATS: tuple[PromptFormat, ...] = (Prompt(), Messages(), Alpaca(), HH())
+@dataclass(frozen=True)
+class Question(PromptFormat):
+    """``{"question": ...}``, such as those of GSM8K; the answer is for the reward."""
+
+    fields = ("question",)
+
+    def prompt(self, record: Fields) -> Chat:
+        """See the base class."""
+        return text_or_chat(record, "question", "user")
+
+
+@dataclass(frozen=True)
+class HHText(PromptFormat):
+    """HH as plain text, for models without a chat template: all text up to the last response of a preference pair."""
+
+    fields = ("chosen", "rejected")
+
+    def prompt(self, record: Fields) -> Chat:
+        """See the base class."""
+        return HHTextPairs().pair(record).prompt
+
+
+@dataclass(frozen=True)
+class TLDR(PromptFormat):
+    """Reddit posts to summarize: ``{"prompt": "...POST: ...TL;DR:"}`` (trl-lib/tldr and trl-lib/tldr-preference)."""
+
+    fields = ("prompt",)
+    max_post: int = 2000
+    """Longest post, characters; a longer one loses its last lines"""
+
+    def prompt(self, record: Fields) -> Chat:
+        """See the base class."""
+        return read_post(record, "prompt", max_post=self.max_post)
+
+
+PROMPT_FORMATS: tuple[PromptFormat, ...] = (Prompt(), Messages(), Alpaca(), HH(), Question())
 """What is detected."""
+
+
+_BY_NAME = {type(format).__name__: format for format in (*PROMPT_FORMATS, HHText(), TLDR())}
+
+
+def prompt_format(name: str) -> PromptFormat:
+    """The prompt format of a name, with its default settings.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"no prompt format {name!r}; it must be one of {', '.join(_BY_NAME)}")
+    return _BY_NAME[name]

@@ -1,0 +1,85 @@
+"""Every stage of the recipes for published models, two steps each, on a small random checkpoint of the family."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from published import ROOT, shrink, write_chats, write_gpt_neox, write_hh, write_qwen2, write_tldr
+
+from align.cli import main
+from align.tokenizer import Tokenizer
+from align.tokenizer.given_template import PLAIN
+
+
+def run(name: str, folder: Path, model: Path, variables: dict[str, str], *words: str) -> Path:
+    """Run a shrunken recipe; returns its folder of runs."""
+    out = folder / "runs"
+    assignments = {"model": str(model), **variables}
+    sets = [word for key, value in assignments.items() for word in ("--set", f"{key}={value}")]
+    assert main(["run", str(shrink(name, folder / name)), "--out", str(out), *sets, *words]) == 0
+    return out
+
+
+def losses(run: Path, stage: str) -> list[float]:
+    """train/loss of each step."""
+    with (run / stage / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row.get("train/loss")]
+
+
+def check_stages(out: Path, name: str) -> None:
+    """Every training stage took two steps with finite losses, and every stage wrote what it announces."""
+    pipeline: dict[str, Any] = yaml.safe_load((ROOT / "recipes" / name / "pipeline.yaml").read_text())
+    for stage, body in pipeline["stages"].items():
+        assert Path(body["writes"].replace("${run}", str(out))).exists(), stage
+        if body["command"] == "fit":
+            found = losses(out, stage)
+            assert len(found) == 2, stage
+            assert all(map(math.isfinite, found)), stage
+            assert json.loads((out / stage / "model/align.json").read_text())["step"] == 2
+    assert losses(out, "dpo")[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def check_responses(out: Path, *comparisons: str) -> None:
+    """No sample has a token beyond the tokenizer's ids, of which a random network would draw one in ten."""
+    for name in comparisons:
+        report = json.loads((out / name / "report.json").read_text())
+        for model in report["models"].values():
+            assert all(math.isfinite(reward["mean"]) for reward in model["rewards"].values())
+        assert report["models"][report["baseline"]]["kl"]["mean"] == 0
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen")
+    model = write_qwen2(folder / "model")
+    return run("qwen2.5-0.5b", folder, model, write_chats(folder))
+
+
+def test_qwen(qwen: Path):
+    check_stages(qwen, "qwen2.5-0.5b")
+    check_responses(qwen, "compare", "compare_math")
+
+
+@pytest.fixture(scope="module")
+def pythia(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pythia")
+    model = write_gpt_neox(folder / "model")
+    return run("pythia-160m", folder, model, write_tldr(folder))
+
+
+def test_pythia(pythia: Path):
+    check_stages(pythia, "pythia-160m")
+    check_responses(pythia, "compare")
+    tokenizer = Tokenizer.load(pythia / "ppo/model")
+    assert tokenizer.spec.chat_template == PLAIN
+    assert tokenizer.stop_ids == (tokenizer.eos_id,)
+
+
+def test_pythia_on_dialogues(tmp_path: Path):
+    model = write_gpt_neox(tmp_path / "model")
+    out = run("pythia-160m", tmp_path, model, write_hh(tmp_path))
+    check_stages(out, "pythia-160m")
