@@ -372,7 +372,7 @@ _ROUNDED = {"float32": 1e-5, "float16": 1e-4, "bfloat16": 1e-3}
 """Largest ``kl_rounded`` in llama.cpp, which rounds activations to 16 bits beside such weights; a float32 GPT-2 differs
 because its GELU is a table of float16 values"""
 
-_ROUNDED_QUANTIZED = 5e-3
+_ROUNDED_QUANTIZED = 0.015
 """Where llama.cpp rounds activations to 8 bits"""
 
 _ROUNDED_HF = 1e-5
