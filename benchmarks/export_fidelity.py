@@ -29,8 +29,8 @@ import torch
 from align.cli.export import read_texts
 from align.cli.prompt_file import read_prompts
 from align.export.export_settings import ExportSettings
-from align.export.source import open_source
 from align.export.rounding import rounded
+from align.export.source import open_source
 from align.export.verify import Compared, Prompt, judged, longest, prompt_ids, responses, verify
 from align.export.write_export import export, open_reading
 from align.io.manifest import weights_fingerprint
@@ -128,7 +128,8 @@ def line(row: dict[str, Any]) -> str:
     if "reward_export" not in row:
         return f"{start} {row['score_difference']:.2g} |"
     return (
-        f"{start} {row['kl']:.2g} | {row.get('kl_rounded', float('nan')):.2g} | {row['top1']:.3f} | {row['perplexity_change']:+.2%} | {row['same_text']} | {row['reward_export']:.4f} | "
+        f"{start} {row['kl']:.2g} | {row.get('kl_rounded', float('nan')):.2g} | {row['top1']:.3f} | "
+        f"{row['perplexity_change']:+.2%} | {row['same_text']} | {row['reward_export']:.4f} | "
         f"{row['reward_export'] / row['reward_source']:.3f} | {row['win_rate']:.3f} |"
     )
 

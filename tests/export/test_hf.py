@@ -138,7 +138,8 @@ def test_templates_are_plain(make, tmp_path):
     """Plain jinja2, transformers and llama.cpp render an exported template as transformers renders the source's."""
     model = make(context=128)
     tagged = (
-        "{{ bos_token }}{%- for m in messages %}\n<|{{ m.role }}|>\n  {% if m.role == 'assistant' -%}\n{%- generation -%}\n  "
+        "{{ bos_token }}{%- for m in messages %}\n<|{{ m.role }}|>\n  {% if m.role == 'assistant' -%}\n"
+        "{%- generation -%}\n  "
         "{{ m.content }}<|end|>  {%- endgeneration %}\n{% else %}{{ m.content }}{% generation %}\n<|end|>\n"
         "{% endgeneration %}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
     )
