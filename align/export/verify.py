@@ -231,12 +231,13 @@ def _verify_logprobs(source: Source, compared: Compared, ids: list[list[int]], m
         chosen = torch.arange(len(response)), torch.tensor(response)
         nll_source -= ours[chosen].sum().item()
         nll_export -= theirs[chosen].sum().item()
-    measured = {"kl": True, "kl_rounded": compared.rounded is not None, "peft": compared.peft is not None}
     return Verification(
         read_by=compared.export.name,
         prompts=len(ids),
         tokens=count,
-        **{name: kl[name] for name in kl if measured[name]},
+        kl=kl["kl"],
+        kl_rounded=None if compared.rounded is None else kl["kl_rounded"],
+        peft=None if compared.peft is None else kl["peft"],
         top1=agreeing / count,
         perplexity_source=math.exp(nll_source / count),
         perplexity_export=math.exp(nll_export / count) if nll_export / count < 700 else math.inf,
@@ -393,7 +394,7 @@ def tolerance(settings: ExportSettings, dtype: str) -> Tolerance:
         dtype: what ``auto`` stands for, such as ``float32``.
     """
     # The weights that are not quantized may be coarser than int8.
-    name = settings.quantize
+    name: str = settings.quantize
     if name == "none":
         name = dtype if settings.dtype == "auto" else settings.dtype
     losses = _LOSSES.get(name, _LOSSES["float32"])
