@@ -6,6 +6,7 @@ import pytest
 
 from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.prompts import answers_chats, as_messages, as_text, encode_prompt
+from align.tokenizer.spec import OPENING
 
 ASKED = [{"role": "user", "content": "ab"}]
 CHAT = [*ASKED, {"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]
@@ -38,7 +39,8 @@ def test_texts_are_continued_and_chats_answered(tokenizer):
 
 def test_a_text_opens_as_its_tokenizer_opens_it(tokenizer):
     """SmolLM2 names a bos that it never adds; then a prompt to continue has none either."""
-    silent = Tokenizer(replace(tokenizer.spec, post_processor=None))
+    config = {name: value for name, value in tokenizer.spec.config.items() if name != OPENING}
+    silent = Tokenizer(replace(tokenizer.spec, config=config))
     assert silent.bos_id == tokenizer.bos_id
     assert encode_prompt(silent, "ab") == [64, 65]
     with pytest.raises(ValueError, match="empty"):
