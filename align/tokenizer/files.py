@@ -11,7 +11,7 @@ from align.io.gguf.container import gguf_in, open_container
 from align.tokenizer.byte_level import OtherKindError, parse_byte_level
 from align.tokenizer.gguf_metadata import spec_from_gguf
 from align.tokenizer.library import parse_library
-from align.tokenizer.spec import TokenizerSpec, begins_with, token_text
+from align.tokenizer.spec import OPENING, TokenizerSpec, begins_with, token_text
 
 PLAIN_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 """tokenizer_config.json of any tokenizer that its tokenizer.json describes completely"""
@@ -84,7 +84,7 @@ def write_spec(spec: TokenizerSpec, directory: Path) -> None:
 
 def _post_processor(spec: TokenizerSpec) -> dict[str, Any] | None:
     """The post-processor that adds what `TokenizerSpec.opening` says, whatever the configuration adds to it."""
-    if replace(spec, config={}).opening == spec.opening:
+    if OPENING in spec.config or replace(spec, config={}).opening == spec.opening:
         return spec.post_processor
     if not spec.opening:
         return None

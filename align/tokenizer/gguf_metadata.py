@@ -210,16 +210,16 @@ def scored_merges(names: Mapping[str, int], scores: Sequence[float] | Mapping[in
 
     Args:
         names: id of each token that text can become.
-        scores: of each id; the highest is merged first, and of equal ones the lowest id.
+        scores: of each id; the highest is merged first, of equal ones the pair with the longest left token (as in
+            transformers' conversion, so that a run of spaces grows from its start).
     """
     found = [
-        (-scores[number], number, names[text[:i]], names[text[i:]])
+        (-scores[number], -i, -len(text), number, text[:i], text[i:])
         for text, number in names.items()
         for i in range(1, len(text))
         if text[:i] in names and text[i:] in names
     ]
-    text_of = {number: text for text, number in names.items()}
-    return [[text_of[left], text_of[right]] for _, _, left, right in sorted(found)]
+    return [[left, right] for *_, left, right in sorted(found)]
 
 
 _READERS = {"gpt2": _read_byte_level, "llama": _read_sentencepiece}
