@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 WORDS = (
-    "time year people way day man thing woman life child world school state family student group country problem hand "
-    "part place case week company system program question work government number night point home water room mother "
-    "area money story fact month lot right study book eye job word business issue side kind head house service friend "
-    "father power hour game line end member law car city community name president team minute idea body information "
-    "back parent face level office door health person art war history party result change morning reason research girl "
-    "moment air teacher force education"
-).split()
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work government number night point home water room "
+    "mother area money story fact month lot right study book eye job word business issue side kind head house "
+    "service friend father power hour game line end member law car city community name president team minute idea "
+    "body information back parent face level office door health person art war history party result change "
+    "morning reason research girl moment air teacher force education "
+)
 
 
 class Chat(NamedTuple):
@@ -35,7 +35,7 @@ def make_chats(setting: dict[str, Any], encode: Callable[[str], list[int]], take
         encode: text to ids.
         taken: tokens that the template adds to the prompt.
     """
-    words = [word for word in WORDS if len(encode(f" {word}")) == len(encode(word)) == 1]
+    words = [word for word in WORDS.split() if len(encode(f" {word}")) == len(encode(word)) == 1]
     draw = random.Random(0)
 
     def part(overhead: int) -> str:
