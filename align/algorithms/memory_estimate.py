@@ -130,22 +130,22 @@ def activation_bytes(config: GPTConfig, rows: int, tokens: int, *, recompute: Re
 def _attention_bytes(config: GPTConfig, narrow: bool) -> int:
     """Bytes that a block's first norm and attention keep per token.
 
-    Queries, keys, values and attention's output in the dtype of the products, with RoPE the output a second time in
-    another layout; the log-partition of each head; in bfloat16, a copy of each product's input.
+    Queries, keys, values and attention's output in the dtype of the products; the log-partition of each head; in
+    bfloat16, a copy of each product's input, which in float32 the backward pass computes again.
     """
     size = 2 if narrow else 4
     queries = config.heads * config.resolved_head_width
     keys = config.resolved_kv_heads * config.resolved_head_width
-    inputs = 3 * 2 * config.width if narrow else 4 * config.width
-    mixed = size * (queries * (3 if config.positions == "rope" else 2) + 2 * keys)
+    inputs = 3 * 2 * config.width if narrow else 0
+    mixed = size * (queries * 2 + 2 * keys)
     return _norm_bytes(config) + inputs + mixed + 4 * config.heads + (8 * (queries + keys) if config.qk_norm else 0)
 
 
 def _feed_forward_bytes(config: GPTConfig, narrow: bool) -> int:
-    """Bytes that a block's second norm and feed-forward keep per token: gate, silu(gate), up, product; or up, gelu."""
+    """Bytes that a block's second norm and feed-forward keep per token: gate and up, or only up."""
     size, gated = 2 if narrow else 4, config.feed_forward == "swiglu"
-    inputs = (2 if gated else 1) * 2 * config.width if narrow else 4 * config.width
-    return _norm_bytes(config) + inputs + size * config.resolved_ff_width * (4 if gated else 2)
+    inputs = (2 if gated else 1) * 2 * config.width if narrow else 0
+    return _norm_bytes(config) + inputs + size * config.resolved_ff_width * (2 if gated else 1)
 
 
 def _norm_bytes(config: GPTConfig) -> int:

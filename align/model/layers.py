@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from align.model.config import GPTConfig, RopeScaling
 from align.model.kv_cache import KVCache
+from align.model.rebuilding import after_norm, checkpointed, rebuilding, swiglu
 
 
 class RMSNorm(nn.Module):
@@ -237,8 +238,14 @@ class Attention(nn.Module):
             keys, values = context.cache.update(self.layer, keys, values, positions=context.positions)
         dropout = self.dropout if self.training else 0.0
         mixed = context.attend(queries, keys, values, mask=context.mask, dropout=dropout)
-        mixed = mixed.transpose(1, 2).flatten(-2)
-        return self.o_proj(mixed if indices is None else select_tokens(mixed, indices))
+
+        def output() -> torch.Tensor:
+            heads = mixed.transpose(1, 2).flatten(-2)
+            return heads if indices is None else select_tokens(heads, indices)
+
+        joined = output()
+        with rebuilding(joined, output):
+            return self.o_proj(joined)
 
 
 def select_tokens(x: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
@@ -264,8 +271,12 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform each token of ``x`` ``[B, T, D]``."""
         if self.gate_proj is None:
-            return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+            activate = partial(F.gelu, self.up_proj(x), approximate="tanh")
+        else:
+            activate = partial(swiglu, self.gate_proj(x), self.up_proj(x))
+        inner = activate()
+        with rebuilding(inner, activate):
+            return self.down_proj(inner)
 
 
 class Block(nn.Module):
@@ -320,7 +331,7 @@ class Block(nn.Module):
     def _attend_and_feed(self, x: torch.Tensor, context: Context, indices: torch.Tensor | None) -> torch.Tensor:
         chosen = x if indices is None else select_tokens(x, indices)
         if self.pre_norm:
-            x = chosen + self._drop(self.self_attn(self.input_layernorm(x), context, indices))
+            x = chosen + self._drop(after_norm(self.input_layernorm, self.self_attn, x, context, indices))
         else:
             x = self.input_layernorm(chosen + self._drop(self.self_attn(x, context, indices)))
         if self.recompute == "selective" and torch.is_grad_enabled():
@@ -329,12 +340,13 @@ class Block(nn.Module):
 
     def _feed(self, x: torch.Tensor) -> torch.Tensor:
         if self.pre_norm:
-            return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+            return x + self._drop(after_norm(self.post_attention_layernorm, self.mlp, x))
         return self.post_attention_layernorm(x + self._drop(self.mlp(x)))
 
     def _recomputed(self, part: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         # Without dropout there is no generator state to restore.
-        out: torch.Tensor = checkpoint(part, x, use_reentrant=False, preserve_rng_state=self.training and self.draws)
+        preserve = self.training and self.draws
+        out: torch.Tensor = checkpoint(checkpointed(part), x, use_reentrant=False, preserve_rng_state=preserve)
         return out
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:
