@@ -89,7 +89,7 @@ class _LowRankLinear(torch.autograd.Function):
         out = F.linear(inputs, weight, bias).addmm_(low, b.t(), alpha=scale)
         ctx.save_for_backward(inputs, weight, a, b, low)
         ctx.scale, ctx.shape = scale, x.shape
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable

@@ -80,3 +80,10 @@ def test_peft_computes_disabled_and_merged_adapters_and_autocast():
         assert not any(single(network))
     use_adapter(network, None)
     assert not any(single(network))
+
+
+def test_no_tokens():
+    network = adapted()
+    states = network.hidden(torch.tensor([[1, 2]]), indices=torch.zeros(0, dtype=torch.int64))
+    assert states.shape == (0, CONFIG.width)
+    states.sum().backward()
