@@ -138,7 +138,13 @@ def _attention_bytes(config: GPTConfig, narrow: bool) -> int:
     keys = config.resolved_kv_heads * config.resolved_head_width
     inputs = 3 * 2 * config.width if narrow else 0
     mixed = size * (queries * 2 + 2 * keys)
-    return _norm_bytes(config) + inputs + mixed + 4 * config.heads + (8 * (queries + keys) if config.qk_norm else 0)
+    return (
+        _norm_bytes(config)
+        + inputs
+        + mixed
+        + 4 * config.heads
+        + ((8 if narrow else 4) * (queries + keys) if config.qk_norm else 0)
+    )
 
 
 def _feed_forward_bytes(config: GPTConfig, narrow: bool) -> int:
@@ -149,8 +155,8 @@ def _feed_forward_bytes(config: GPTConfig, narrow: bool) -> int:
 
 
 def _norm_bytes(config: GPTConfig) -> int:
-    """A norm's float32 input; for RMSNorm also the normalised input, which CUDA's kernel does not keep."""
-    return 4 * config.width * (2 if config.norm == "rmsnorm" else 1)
+    """A norm's float32 input."""
+    return 4 * config.width
 
 
 def _matrix_bytes(config: GPTConfig) -> tuple[int, int]:

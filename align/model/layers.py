@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from align.model.config import GPTConfig, RopeScaling
 from align.model.kv_cache import KVCache
+from align.model.norms import rms_norm
 from align.model.rebuilding import after_norm, checkpointed, rebuilding, swiglu
 
 
@@ -45,7 +46,7 @@ class RMSNorm(nn.Module):
             single = single * torch.rsqrt(single.pow(2).mean(-1, keepdim=True) + self.eps)
             return self.weight * single.to(x.dtype)
         # Under autocast queries and keys are bfloat16 and the weight float32, which the fused kernel refuses.
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, self.weight.to(x.dtype), self.eps)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
