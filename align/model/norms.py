@@ -42,7 +42,7 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        # The kernel of a forward pass without gradients, so that both give the same bits.
+        # The kernel of a forward pass without gradients, so that both are bitwise identical.
         return F.rms_norm(x, weight.shape, weight, eps)
 
     @staticmethod

@@ -40,7 +40,7 @@ def measure(setting: dict[str, Any], **variant: Any) -> Numbers:
 
 
 def _parts(setting: dict[str, Any], variant: dict[str, Any], folder: Path, chats: list[Chat]) -> tuple[Stage, Any]:
-    """The stage and its data."""
+    """The stage and its data, both read from files, as with a recipe."""
     start, method = setting["model"], setting["method"]
     shared: dict[str, Any] = {"context": sum(setting["span"]) * 2, "batch_size": setting["batch"]}
     shared["cache_dir"] = str(folder / "cache")
@@ -50,7 +50,7 @@ def _parts(setting: dict[str, Any], variant: dict[str, Any], folder: Path, chats
     data: TokenData
     if method == "sft":
         file = write(folder, [{"prompt": chat.prompt, "completion": chat.chosen} for chat in chats])
-        stage, data = SFT(start, **settings), Chats(start, file, **shared).warmed(setting)
+        stage, data = SFT(start, **settings), Chats(start, file, **shared)
     elif method == "dpo":
         stage, data = DPO(start, **settings), Pairs(start, write(folder, [c._asdict() for c in chats]), **shared)
     else:
