@@ -21,8 +21,22 @@ def alignment(monkeypatch):
     for folder in (BENCHMARKS, BENCHMARKS / "alignment"):
         monkeypatch.syspath_prepend(str(folder))
     yield
-    for name in ("measure", "rows", "bench_alignment", "ours_alignment", "trl_alignment"):
+    for name in ("measure", "rows", "bench_alignment", "ours_alignment", "trl_alignment", "real_rows"):
         sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("alignment")
+def test_conversations_have_the_tokens_that_were_asked_for():
+    """A token per word, two for "time": a prompt has 7 words and the template's 3 tokens, a response 9 and its end."""
+    from real_rows import make_chats
+
+    def encode(text):
+        return [token for word in text.split() for token in ([1, 2] if word == "time" else [1])]
+
+    chats = make_chats({"rows": 4, "span": (10, 10)}, encode, 3)
+    assert [[len(encode(text)) for text in chat] for chat in chats] == [[7, 9, 9]] * 4
+    assert not any("time" in text.split() for chat in chats for text in chat)
+    assert chats == make_chats({"rows": 4, "span": (10, 10)}, encode, 3)
 
 
 @pytest.mark.usefixtures("alignment")

@@ -125,6 +125,8 @@ def add_adapter(
     # peft imports transformers, so import it only where adapters are used.
     import peft
 
+    from align.adapters.low_rank import LowRankLinear
+
     settings = peft.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
@@ -139,6 +141,8 @@ def add_adapter(
         peft.inject_adapter_in_model(settings, network, adapter_name=name)
     adapters(network)[name] = config
     for _, layer in lora_layers(network):
+        if type(layer) is peft.tuners.lora.Linear:
+            layer.__class__ = LowRankLinear
         for part in _parts(layer, name).values():
             # peft uses the base's dtype, in which small updates would be lost.
             part.data = part.data.to(torch.promote_types(part.dtype, torch.float32))

@@ -133,11 +133,10 @@ def activation_bytes(
     """
     attention, feed = _attention_bytes(config, narrow), _feed_forward_bytes(config, narrow)
     if adapter is not None:
-        # Frozen norms keep no normalised input. An adapted matrix also keeps A x.
-        saved = 4 * config.width * (config.norm == "rmsnorm")
+        # An adapted matrix also keeps A x.
         adapted = [name in (adapter.targets or LAYERS) for name in LAYERS]
-        attention += (2 if narrow else 4) * adapter.rank * sum(adapted[:_IN_ATTENTION]) - saved
-        feed += (2 if narrow else 4) * adapter.rank * sum(adapted[_IN_ATTENTION:]) - saved
+        attention += (2 if narrow else 4) * adapter.rank * sum(adapted[:_IN_ATTENTION])
+        feed += (2 if narrow else 4) * adapter.rank * sum(adapted[_IN_ATTENTION:])
     a_matrices, f_matrices = _matrix_bytes(config) if narrow else (0, 0)
     residual = 4 * config.width
     kept, again, matrices = {
@@ -153,33 +152,33 @@ def activation_bytes(
 def _attention_bytes(config: GPTConfig, narrow: bool) -> int:
     """Bytes that a block's first norm and attention keep per token.
 
-    Queries, keys, values and attention's output in the dtype of the products, with RoPE the output a second time in
-    another layout; the log-partition of each head; in bfloat16, a copy of each product's input.
+    Queries, keys, values and attention's output in the dtype of the products; the log-partition of each head; in
+    bfloat16, a copy of each product's input, which in float32 the backward pass computes again.
     """
     size = 2 if narrow else 4
     queries = config.heads * config.resolved_head_width
     keys = config.resolved_kv_heads * config.resolved_head_width
-    inputs = 3 * 2 * config.width if narrow else 4 * config.width
-    mixed = size * (queries * (3 if config.positions == "rope" else 2) + 2 * keys)
+    inputs = 3 * 2 * config.width if narrow else 0
+    mixed = size * (queries * 2 + 2 * keys)
     return (
         _norm_bytes(config)
         + inputs
         + mixed
         + 4 * config.heads
-        + (8 * (queries + keys) if config.qk_norm != "none" else 0)
+        + ((8 if narrow else 4) * (queries + keys) if config.qk_norm != "none" else 0)
     )
 
 
 def _feed_forward_bytes(config: GPTConfig, narrow: bool) -> int:
-    """Bytes that a block's second norm and feed-forward keep per token: gate, silu(gate), up, product; or up, gelu."""
+    """Bytes that a block's second norm and feed-forward keep per token: gate and up, or only up."""
     size, gated = 2 if narrow else 4, config.gated
-    inputs = (2 if gated else 1) * 2 * config.width if narrow else 4 * config.width
-    return _norm_bytes(config) + inputs + size * config.resolved_ff_width * (4 if gated else 2)
+    inputs = (2 if gated else 1) * 2 * config.width if narrow else 0
+    return _norm_bytes(config) + inputs + size * config.resolved_ff_width * (2 if gated else 1)
 
 
 def _norm_bytes(config: GPTConfig) -> int:
-    """A norm's float32 input; for RMSNorm also the normalised input, which CUDA's kernel does not keep."""
-    return 4 * config.width * (2 if config.norm == "rmsnorm" else 1)
+    """A norm's float32 input."""
+    return 4 * config.width
 
 
 def _matrix_bytes(config: GPTConfig) -> tuple[int, int]:

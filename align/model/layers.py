@@ -6,7 +6,7 @@ E width of one head.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 from align.model.attention import Attend
 from align.model.config import GPTConfig
 from align.model.kv_cache import KVCache
+from align.model.norms import rms_norm
 from align.model.positions import Tables, rotate
+from align.model.rebuilding import after_norm, checkpointed, rebuilding, swiglu
 
 
 class RMSNorm(nn.Module):
@@ -51,7 +53,7 @@ class RMSNorm(nn.Module):
                 return (single * (1.0 + self.weight.float())).to(x.dtype)
             return self.weight * single.to(x.dtype)
         # Under autocast queries and keys are bfloat16 and the weight float32, which the fused kernel refuses.
-        return F.rms_norm(x, self.weight.shape, self.factor.to(x.dtype), self.eps)
+        return rms_norm(x, self.factor.to(x.dtype), self.eps)
 
 
 def make_norm(config: GPTConfig) -> nn.Module:
@@ -130,8 +132,14 @@ class Attention(nn.Module):
             scale=self.scale,
             softcap=self.softcap,
         )
-        mixed = mixed.transpose(1, 2).flatten(-2)
-        return self.o_proj(mixed if indices is None else select_tokens(mixed, indices))
+
+        def output() -> torch.Tensor:
+            heads = mixed.transpose(1, 2).flatten(-2)
+            return heads if indices is None else select_tokens(heads, indices)
+
+        joined = output()
+        with rebuilding(joined, output):
+            return self.o_proj(joined)
 
     def _normalise(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.q_norm is None or self.k_norm is None:
@@ -155,7 +163,7 @@ class FeedForward(nn.Module):
         """Build the projections."""
         super().__init__()
         inner = config.resolved_ff_width
-        self.act = activation(config)
+        self.act, self.gate = activation(config), swiglu if config.feed_forward == "swiglu" else geglu
         self.gate_proj = nn.Linear(config.width, inner, bias=config.bias) if config.gated else None
         self.up_proj = nn.Linear(config.width, inner, bias=config.bias)
         self.down_proj = nn.Linear(inner, config.width, bias=config.bias)
@@ -163,8 +171,12 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Transform each token of ``x`` ``[B, T, D]``."""
         if self.gate_proj is None:
-            return self.down_proj(self.act(self.up_proj(x)))
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+            activate = partial(self.act, self.up_proj(x))
+        else:
+            activate = partial(self.gate, self.gate_proj(x), self.up_proj(x))
+        inner = activate()
+        with rebuilding(inner, activate):
+            return self.down_proj(inner)
 
 
 def activation(config: GPTConfig) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -180,6 +192,11 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": _tanh_gelu,
     "gelu_exact": F.gelu,
 }
+
+
+def geglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """``gelu(gate) * up``, with the tanh form."""
+    return _tanh_gelu(gate) * up
 
 
 class Block(nn.Module):
@@ -243,7 +260,7 @@ class Block(nn.Module):
 
     def _attend_and_feed(self, x: torch.Tensor, context: Context, indices: torch.Tensor | None) -> torch.Tensor:
         chosen = x if indices is None else select_tokens(x, indices)
-        mixed = self.self_attn(self._before(self.input_layernorm, x), context, indices)
+        mixed = self._after(self.input_layernorm, self.self_attn, x, context, indices)
         attended = self._add(chosen, mixed, self.attention_output_layernorm, self.input_layernorm)
         feed = partial(self._feed, chosen) if self.parallel else self._feed
         if self.recompute == "selective" and torch.is_grad_enabled():
@@ -252,11 +269,12 @@ class Block(nn.Module):
 
     def _feed(self, *streams: torch.Tensor) -> torch.Tensor:
         """Add the feed-forward layer's output for the first stream to the last."""
-        fed = self.mlp(self._before(self.post_attention_layernorm, streams[0]))
+        fed = self._after(self.post_attention_layernorm, self.mlp, streams[0])
         return self._add(streams[-1], fed, self.mlp_output_layernorm, self.post_attention_layernorm)
 
-    def _before(self, norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
-        return x if norm is None or self.post_norm else norm(x)
+    def _after(self, norm: nn.Module | None, layer: nn.Module, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        """A sub-layer's output for x, normalized before where ``norm_placement`` says so."""
+        return layer(x, *args) if norm is None or self.post_norm else after_norm(norm, layer, x, *args)
 
     def _add(
         self, x: torch.Tensor, output: torch.Tensor, output_norm: nn.Module | None, norm: nn.Module | None
@@ -267,7 +285,8 @@ class Block(nn.Module):
 
     def _recomputed(self, part: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         # Without dropout there is no generator state to restore.
-        out: torch.Tensor = checkpoint(part, x, use_reentrant=False, preserve_rng_state=self.training and self.draws)
+        preserve = self.training and self.draws
+        out: torch.Tensor = checkpoint(checkpointed(part), x, use_reentrant=False, preserve_rng_state=preserve)
         return out
 
     def _drop(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,9 @@ Legend: B rows, T tokens, D width, V vocabulary, N counted positions.
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from align.objectives.chunks import add_product, chunk_size, counted_positions
+from align.objectives.chunks import add_product, chunk_buffer, chunk_size, counted_positions, logits_into
 
 
 class NextTokenLoss(NamedTuple):
@@ -105,12 +104,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         penalty = torch.zeros_like(total)
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
+        buffer, scratch = (chunk_buffer(hidden, weight, chunk, total.dtype) for _ in range(2))
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], chunk):
                 rows = slice(start, start + chunk)
                 h, t = hidden[rows], targets[rows, None]
-                logits = F.linear(h, matrix).to(total.dtype)
-                log_partition = logits.logsumexp(-1, keepdim=True)
+                logits = logits_into(buffer, h, matrix)
+                peak = logits.amax(-1, keepdim=True)
+                exponentials = torch.sub(logits, peak, out=scratch[: len(h)]).exp_()
+                log_partition = exponentials.sum(-1, keepdim=True).log_().add_(peak)
                 total += (log_partition - logits.gather(1, t)).sum()
                 penalty += log_partition.square().sum()
                 if not (wants_hidden or wants_weight):

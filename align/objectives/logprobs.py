@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from align.objectives.chunks import add_product, chunk_size, counted_positions
+from align.objectives.chunks import add_product, chunk_buffer, chunk_size, counted_positions, logits_into
 
 KEEP_BYTES = 64 * 2**20
 """Memory for softmax values kept from the forward to the backward pass on a CPU; the rest is recomputed.
@@ -159,14 +159,16 @@ class _TokenLogprobs(torch.autograd.Function):
         kept: list[torch.Tensor] = []
         keep = KEEP_BYTES if hidden.device.type == "cpu" else KEEP_BYTES_ACCELERATOR
         keep_rows = keep // (weight.shape[0] * hidden.element_size())
+        buffer, scratch = (chunk_buffer(hidden, weight, settings.chunk, dtype) for _ in range(2))
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(hidden.dtype)
             for start in range(0, len(hidden), settings.chunk):
                 rows = slice(start, start + settings.chunk)
                 t = targets[rows, None]
-                logits = _logits(hidden[rows], matrix, settings.temperature)
+                logits = _logits(hidden[rows], matrix, settings.temperature, buffer)
                 peak = logits.amax(-1, keepdim=True)
-                softmax = torch.softmax(logits, -1)
+                keeps = wants_weight and start + len(t) <= keep_rows
+                softmax = torch.softmax(logits, -1, out=None if keeps else scratch[: len(t)])
                 # The peak's probability gives the partition function without another pass of exponentials.
                 log_partition = peak - softmax.amax(-1, keepdim=True).log()
                 logprobs[rows] = (logits.gather(1, t) - log_partition)[:, 0]
@@ -179,7 +181,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 residual = _residual(softmax, t).to(hidden.dtype)
                 if slope is not None:
                     torch.mm(residual, matrix, out=slope[rows])
-                if wants_weight and start + len(t) <= keep_rows:
+                if keeps:
                     kept.append(residual)
         ctx.save_for_backward(hidden, weight, targets, slope, *kept)
         ctx.settings = settings
@@ -197,6 +199,7 @@ class _TokenLogprobs(torch.autograd.Function):
         if not ctx.needs_input_grad[1]:
             return grad_hidden, None, None, None
         grad_weight = torch.zeros_like(weight)
+        buffer = chunk_buffer(hidden, weight, chunk, grad.dtype)
         with torch.autocast(hidden.device.type, enabled=False):
             matrix = weight.to(hidden.dtype)
             for i, start in enumerate(range(0, len(hidden), chunk)):
@@ -204,15 +207,15 @@ class _TokenLogprobs(torch.autograd.Function):
                 if i < len(kept):
                     residual = kept[i]
                 else:
-                    softmax = torch.softmax(_logits(hidden[rows], matrix, temperature), -1)
+                    softmax = torch.softmax(_logits(hidden[rows], matrix, temperature, buffer), -1)
                     residual = _residual(softmax, targets[rows, None]).to(hidden.dtype)
                 add_product(grad_weight, residual.T, (hidden[rows] * upstream[rows]).to(hidden.dtype))
         return grad_hidden, grad_weight, None, None
 
 
-def _logits(hidden: torch.Tensor, matrix: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Logits ``[N, V]`` of a chunk of N positions, at least float32."""
-    logits = F.linear(hidden, matrix).to(torch.promote_types(hidden.dtype, torch.float32))
+def _logits(hidden: torch.Tensor, matrix: torch.Tensor, temperature: float, buffer: torch.Tensor) -> torch.Tensor:
+    """Logits ``[N, V]`` of a chunk of N positions, in ``buffer``."""
+    logits = logits_into(buffer, hidden, matrix)
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 

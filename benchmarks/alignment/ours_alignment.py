@@ -30,7 +30,7 @@ from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.spec import AddedToken
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
-_LEARNING = {"optimizer": OptimizerConfig(lr=1e-6, weight_decay=0.0), "schedule": ScheduleConfig(kind="constant")}
+LEARNING = {"optimizer": OptimizerConfig(lr=1e-6, weight_decay=0.0), "schedule": ScheduleConfig(kind="constant")}
 
 
 def measure(setting: dict[str, Any], **variant: Any) -> Numbers:
@@ -42,16 +42,16 @@ def measure(setting: dict[str, Any], **variant: Any) -> Numbers:
     """
     rows = make_rows(setting["rows"], setting["lengths"], setting["shape"]["vocab_size"], span=setting["span"])
     clock = Clock(warmup=setting["warmup"], steps=setting["steps"])
-    ticks = _Ticks(clock, iterations=setting["method"] in ("ppo", "grpo"))
+    ticks = Ticks(clock, iterations=setting["method"] in ("ppo", "grpo"))
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = _spelling_tokenizer(setting["shape"]["vocab_size"])
         stage, data = _parts(setting, variant, Path(folder), tokenizer, rows)
-        _train(setting, stage, data, Path(folder, "run"), ticks)
+        train(setting, stage, data, Path(folder, "run"), ticks)
     precomputed = isinstance(stage, DPO) and stage.precomputed
     return clock.numbers(reference_cpu=ticks.before if precomputed else None)
 
 
-def _train(setting: dict[str, Any], stage: Stage, data: TokenData, run: Path, ticks: "_Ticks") -> None:
+def train(setting: dict[str, Any], stage: Stage, data: TokenData, run: Path, ticks: "Ticks") -> None:
     """Train as `align fit` does, without checkpoints and the final model directory, which peers don't write."""
     total = ticks.clock.warmup + ticks.clock.steps
     pl.seed_everything(0, verbose=False)
@@ -75,20 +75,20 @@ def _parts(
     shared["cache_dir"] = str(folder / "cache")
     stage: Stage
     if method == "sft":
-        file = _write(folder, [{"prompt": _asked(row), "completion": words(row.chosen[:-1])} for row in rows])
-        stage = SFT(start, **_LEARNING, **variant)
-        return stage, _Chats(start, file, **shared).warmed(setting)
+        file = write(folder, [{"prompt": _asked(row), "completion": words(row.chosen[:-1])} for row in rows])
+        stage = SFT(start, **LEARNING, **variant)
+        return stage, Chats(start, file, **shared).warmed(setting)
     if method in ("reward", "dpo"):
         answers = [{"chosen": words(row.chosen[:-1]), "rejected": words(row.rejected[:-1])} for row in rows]
-        file = _write(folder, [{"prompt": _asked(row)} | both for row, both in zip(rows, answers, strict=True)])
-        stage = (Reward if method == "reward" else DPO)(start, **_LEARNING, **variant)
-        return stage, _Pairs(start, file, **shared).warmed(setting)
-    file = _write(folder, [{"prompt": _asked(row)} for row in rows])
+        file = write(folder, [{"prompt": _asked(row)} | both for row, both in zip(rows, answers, strict=True)])
+        stage = (Reward if method == "reward" else DPO)(start, **LEARNING, **variant)
+        return stage, Pairs(start, file, **shared).warmed(setting)
+    file = write(folder, [{"prompt": _asked(row)} for row in rows])
     group = setting["group"]
     settings: dict[str, Any] = {
         "rollout": RolloutConfig(setting["batch"] * group, group, max_new_tokens=setting["new"]),
         "scoring": ScoringConfig(missing_eos_penalty=0.0),
-        **_LEARNING,
+        **LEARNING,
         **variant,
     }
     if method == "ppo":
@@ -98,7 +98,7 @@ def _parts(
         update = UpdateConfig(epochs=1, minibatches=1, target_kl=None)
         reward = "ours_alignment:reward_length"
         stage = PPO(start, reward, estimator=GRPO(), update=update, kl=KLConfig(kl_coef=0.0), **settings)
-    data = _Prompts(start, file, **shared).warmed(setting)
+    data = Prompts(start, file, **shared).warmed(setting)
     data.tokenizer.stop_ids = ()  # every response has its full length: random weights would end a few by chance
     return stage, data
 
@@ -113,7 +113,7 @@ def reward_length(prompts: Sequence[str], responses: Sequence[str]) -> list[floa
     return [float(len(response) % 17) for response in responses]
 
 
-class _Warmed(TokenData):
+class Warmed(TokenData):
     """Starts near the end of a first pass over the rows, so that exactly one whole pass follows the warm-up."""
 
     warmup = 0
@@ -128,16 +128,16 @@ class _Warmed(TokenData):
         return loader
 
 
-class _Chats(ChatData, _Warmed): ...
+class Chats(ChatData, Warmed): ...
 
 
-class _Pairs(PreferenceData, _Warmed): ...
+class Pairs(PreferenceData, Warmed): ...
 
 
-class _Prompts(PromptData, _Warmed): ...
+class Prompts(PromptData, Warmed): ...
 
 
-class _Ticks(pl.Callback):
+class Ticks(pl.Callback):
     """Ticks the clock after each optimizer step, or after each iteration (an epoch of the Trainer)."""
 
     def __init__(self, clock: Clock, *, iterations: bool) -> None:
@@ -180,7 +180,7 @@ def _asked(row: Row) -> str:
     return words(row.prompt[2:-2])
 
 
-def _write(folder: Path, records: Sequence[dict[str, str]]) -> str:
+def write(folder: Path, records: Sequence[dict[str, str]]) -> str:
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(file)

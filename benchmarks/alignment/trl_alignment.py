@@ -35,14 +35,14 @@ def measure(setting: dict[str, Any], *, precomputed: bool = False) -> Numbers:
     make = {"sft": _sft, "reward": _reward, "dpo": _dpo, "ppo": _ppo, "grpo": _grpo}[setting["method"]]
     with tempfile.TemporaryDirectory() as folder:
         extra = {"precomputed": precomputed} if setting["method"] == "dpo" else {}
-        trainer = make(setting, rows, _common(setting, folder), _ticks(clock), **extra)
+        trainer = make(setting, rows, common_settings(setting, folder), ticking(clock), **extra)
         trainer.train()
     # The reference's pass included the rows of the warm-up.
     share = setting["rows"] / len(rows)
     return clock.numbers(reference_cpu=trainer.reference_cpu * share if precomputed else None)
 
 
-def _common(setting: dict[str, Any], folder: str) -> dict[str, Any]:
+def common_settings(setting: dict[str, Any], folder: str) -> dict[str, Any]:
     """Settings of every trainer."""
     return {
         "output_dir": folder, "max_steps": setting["warmup"] + setting["steps"],
@@ -54,7 +54,7 @@ def _common(setting: dict[str, Any], folder: str) -> dict[str, Any]:
 
 def _sft(setting: dict[str, Any], rows: list[Row], common: dict[str, Any], ticks: TrainerCallback) -> Any:
     args = trl.SFTConfig(**common, max_length=setting["shape"]["context"])
-    data = _dataset([{"prompt": words(row.prompt), "completion": words(row.chosen)} for row in rows])
+    data = dataset([{"prompt": words(row.prompt), "completion": words(row.chosen)} for row in rows])
     return trl.SFTTrainer(_policy(setting), args, train_dataset=data, callbacks=[ticks], **_processing(setting))
 
 
@@ -62,7 +62,7 @@ def _reward(setting: dict[str, Any], rows: list[Row], common: dict[str, Any], ti
     args = trl.RewardConfig(**common, max_length=setting["shape"]["context"])
     whole = [{"chosen": words(row.prompt + row.chosen), "rejected": words(row.prompt + row.rejected)} for row in rows]
     return trl.RewardTrainer(
-        _scorer(setting), args, train_dataset=_dataset(whole), callbacks=[ticks], **_processing(setting)
+        _scorer(setting), args, train_dataset=dataset(whole), callbacks=[ticks], **_processing(setting)
     )
 
 
@@ -87,7 +87,7 @@ def _dpo(
         reference = _policy(setting)
         reference.load_state_dict(policy.state_dict())
     pairs = [{name: words(ids) for name, ids in row._asdict().items()} for row in rows]
-    return Timed(policy, reference, args, train_dataset=_dataset(pairs), callbacks=[ticks], **_processing(setting))
+    return Timed(policy, reference, args, train_dataset=dataset(pairs), callbacks=[ticks], **_processing(setting))
 
 
 def _grpo(setting: dict[str, Any], rows: list[Row], common: dict[str, Any], ticks: TrainerCallback) -> Any:
@@ -103,7 +103,7 @@ def _grpo(setting: dict[str, Any], rows: list[Row], common: dict[str, Any], tick
     def reward_length(completions: list[str], **_: Any) -> list[float]:
         return [float(len(text) % 17) for text in completions]
 
-    data = _dataset([{"prompt": words(row.prompt)} for row in rows])
+    data = dataset([{"prompt": words(row.prompt)} for row in rows])
     return trl.GRPOTrainer(
         _policy(setting), reward_length, args, train_dataset=data, callbacks=[ticks], **_processing(setting)
     )
@@ -131,7 +131,7 @@ def _ppo(setting: dict[str, Any], rows: list[Row], common: dict[str, Any], ticks
         num_sample_generations=0,
     )
     # It shuffles, so every iteration uses all prompts.
-    data = _dataset([{"input_ids": row.prompt} for row in rows[:batch]])
+    data = dataset([{"input_ids": row.prompt} for row in rows[:batch]])
     policy, reference = _policy(setting), _policy(setting)
     reference.load_state_dict(policy.state_dict())
     return PPOTrainer(
@@ -140,7 +140,7 @@ def _ppo(setting: dict[str, Any], rows: list[Row], common: dict[str, Any], ticks
     )  # fmt: skip
 
 
-def _ticks(clock: Clock) -> TrainerCallback:
+def ticking(clock: Clock) -> TrainerCallback:
     class Ticks(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             clock.tick()
@@ -177,5 +177,5 @@ def spelling_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=whole, **special)
 
 
-def _dataset(records: list[dict[str, Any]]) -> datasets.Dataset:
+def dataset(records: list[dict[str, Any]]) -> datasets.Dataset:
     return datasets.Dataset.from_list(records)
