@@ -11,6 +11,7 @@ Legend: S seeds, P prompts, N responses to a prompt.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -315,13 +316,18 @@ def _text_costs(task: Task, folder: Path, progress: Progress) -> dict[str, dict[
         worse = change and higher(change, 0.0)
         found[candidate.name] = {
             "bits_per_byte": _estimate(interval(bits[candidate.name])),
-            "perplexity": _estimate(Estimate(*np.exp(interval(ratio_values(of["nats"], of["tokens"]))[:3]), 0)),
+            "perplexity": _estimate(_exponential(interval(ratio_values(of["nats"], of["tokens"])))),
             "tokens": float(of["tokens"].sum(-1).mean()),
             "same_tokenizer": task.same_tokenizer(candidate, baseline),
             "change": change and _estimate(change),
             "verdict": change and (NO_DIFFERENCE if worse is None else ("worse", "better")[worse]),
         }
     return found
+
+
+def _exponential(value: Estimate) -> Estimate:
+    mean, low, high = (math.exp(nats) for nats in value[:3])
+    return value._replace(mean=mean, low=low, high=high)
 
 
 def _text_losses(task: Task, candidate: Candidate, folder: Path, progress: Progress) -> dict[str, np.ndarray]:

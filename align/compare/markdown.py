@@ -59,7 +59,7 @@ def models_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     ]
     columns = [metric for metric in report["metrics"] if metric["is_column"]]
     chosen = any(model["best_of"] for model in report["models"].values())
-    head = ["model", *judges, "KL, nats", *(metric["label"] for metric in columns), *["tokens sampled"] * chosen]
+    head = ["model", *judges, "KL, nats", *["tokens sampled"] * chosen, *(metric["label"] for metric in columns)]
     rows = []
     for name, model in report["models"].items():
         rows.append(
@@ -67,8 +67,8 @@ def models_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
                 f"{name} ({origin(model)})" if model["best_of"] else name,
                 *(with_interval(model["rewards"][judge]) for judge in judges),
                 _kl(model["kl"]),
-                *(_metric(of, model["metrics"][of["name"]]) for of in columns),
                 *[f"{model['sampled_tokens']['mean']:.3g}"] * chosen,
+                *(_metric(of, model["metrics"][of["name"]]) for of in columns),
             ]
         )
     return head, rows

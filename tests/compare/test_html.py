@@ -97,6 +97,19 @@ def test_a_chart_says_in_words_what_it_shows(make_report: Make):
         assert picture.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
 
 
+@pytest.mark.parametrize(("kinds", "folded"), [(12, 0), (13, 1)])
+def test_many_further_metrics_are_folded(make_report: Make, kinds: int, folded: int):
+    report, rows = make_report(("sft", "dpo"), judges=("gold",))
+    for kind in range(kinds):
+        facts = {"label": f"kind {kind}", "meaning": "A test's.", "is_share": True, "is_column": False}
+        report["metrics"].append({"name": f"kind{kind}", **facts})
+        for model in report["models"].values():
+            model["metrics"][f"kind{kind}"] = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    (section,) = re.findall(r'<section id="models".*?</section>', write_html(report, rows), re.DOTALL)
+    assert section.count("<details>") == folded
+    assert all(f">kind {kind}<" in section for kind in range(kinds))
+
+
 def test_the_best_of_n_and_what_alignment_cost(make_report: Make):
     page = write_html(*make_report(("sft", "dpo", "ppo", "best"), best_of=True, texts=True))
     assert "best of 4 of sft by gold" in _text(page)
