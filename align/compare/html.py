@@ -331,6 +331,8 @@ def _costs(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """One row per quantity, one cell per model or reward model, each with its share of the largest."""
     columns: list[tuple[str, bool, Mapping[str, Any]]] = []
     for name, model in report["models"].items():
+        if model["best_of"]:
+            continue
         columns.append((name, False, model["cost"] or {}))
         if columns[-1][2].get("reward_model"):
             columns.append((name, True, columns[-1][2]["reward_model"]))

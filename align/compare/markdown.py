@@ -204,6 +204,8 @@ def _cost_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     head = ["model", *COSTS.values()]
     rows = []
     for name, model in report["models"].items():
+        if model["best_of"]:
+            continue
         of_reward = (model["cost"] or {}).get("reward_model")
         named = [(name, model["cost"])] + [(f"{name}'s reward model", of_reward)] * (of_reward is not None)
         for whose, cost in named:

@@ -120,6 +120,8 @@ def test_the_best_of_n_and_what_alignment_cost(make_report: Make):
     assert rows[0].endswith("baseline")
     assert re.search(r"1\.11 .*\+0\.0100 .*21\.0 .*worse$", rows[1])
     assert "another tokenizer" in rows[2]
+    (cost,) = re.findall(r'<section id="cost".*?</section>', page, re.DOTALL)
+    assert "best" not in _text(cost)
     without = write_html(*make_report())
     assert 'id="texts"' not in without
     assert "tokens sampled" not in without
