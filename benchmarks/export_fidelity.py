@@ -3,8 +3,9 @@
 python benchmarks/export_fidelity.py runs/tiny/dpo --reward runs/tiny/reward \
     --prompts runs/tiny/data/prompts_test.jsonl --out benchmarks/results/export_fidelity.json
 
-On the first 20 prompts: the largest difference of a log-probability (nats) and the change of perplexity over the
-source's responses at temperature 1, and how many greedy responses are equal. On all: the judge's mean score of the
+On the first 20 prompts, over the source's responses at temperature 1: the mean KL divergence from the source and from
+the source with its weights rounded alike (nats), the share of positions with the same likeliest token, and the change
+of perplexity; and how many greedy responses are equal. On all: the judge's mean score of the
 greedy responses, its ratio to the source's, and the win-rate against the source (ties count half). GPTQ and AWQ need
 ``--quantizer_python`` and ``--calibration``; bitsandbytes is measured where it is installed; ``--reward`` adds a reward
 model's formats, compared by its scores of the first 20 prompts.
@@ -28,8 +29,9 @@ import torch
 from align.cli.export import read_texts
 from align.cli.prompt_file import read_prompts
 from align.export.export_settings import ExportSettings
+from align.export.rounding import rounded
 from align.export.source import open_source
-from align.export.verify import Prompt, Reading, judged, prompt_ids, responses, verify
+from align.export.verify import Compared, Prompt, judged, longest, prompt_ids, responses, verify
 from align.export.write_export import export, open_reading
 from align.io.manifest import weights_fingerprint
 from align.model.gpt import GPT
@@ -76,13 +78,15 @@ class Measure:
         settings = ExportSettings(**options)
         with TemporaryDirectory() as folder:
             report = export(self.source, Path(folder, "out"), settings)
-            reading, name = open_reading(self.source, Path(folder, "out"), settings)
+            new, context = self.args.max_new_tokens, self.source.network.config.context
+            most = longest(self.ids, new, context)
+            reading = open_reading(self.source, Path(folder, "out"), settings, context=most)
             row = {
                 "format": settings.format,
                 "name": settings.quantize if settings.quantize != "none" else settings.dtype,
                 "bytes": sum(report["files"].values()),
             }
-            row |= self.compare(reading, name)
+            row |= self.compare(Compared(reading, rounded(self.source, settings)))
             reading.close()
         return row
 
@@ -104,26 +108,28 @@ class Measure:
             for kind, config in kinds.items():
                 reading.model = AutoModelForCausalLM.from_pretrained(out, quantization_config=config, device_map="cpu")
                 row = {"format": "bitsandbytes", "name": kind, "bytes": reading.model.get_memory_footprint()}
-                yield row | self.compare(reading, f"bitsandbytes {version('bitsandbytes')}")
+                reading.name = f"bitsandbytes {version('bitsandbytes')}"
+                yield row | self.compare(Compared(reading))
 
-    def compare(self, reading: Reading, name: str) -> dict[str, Any]:
+    def compare(self, compared: Compared) -> dict[str, Any]:
         """Compare the first prompts in detail, and the judge's scores on all."""
         new, context = self.args.max_new_tokens, self.source.network.config.context
-        found = verify(self.source, reading, name, self.prompts[:FIRST], max_new_tokens=new, judge=self.judge)
+        found = verify(self.source, compared, self.prompts[:FIRST], max_new_tokens=new, judge=self.judge)
         row = found.to_dict()
         if self.source.scalar or len(self.prompts) <= FIRST:
             return row
-        texts = [reading.respond(ids, min(new, context - len(ids))) for ids in self.ids]
+        texts = [compared.export.respond([ids], min(new, context - len(ids)))[0] for ids in self.ids]
         return row | judged(self.judge, self.prompts, self.texts, texts) | {"judged": len(texts)}
 
 
 def line(row: dict[str, Any]) -> str:
     """A row of the table."""
-    start = f"| {row['format']} | {row['name']} | {row['bytes']:,} | {row['max_difference']:.2g} |"
+    start = f"| {row['format']} | {row['name']} | {row['bytes']:,} |"
     if "reward_export" not in row:
-        return start
+        return f"{start} {row['score_difference']:.2g} |"
     return (
-        f"{start} {row['perplexity_change']:+.2%} | {row['same_text']} | {row['reward_export']:.4f} | "
+        f"{start} {row['kl']:.2g} | {row.get('kl_rounded', float('nan')):.2g} | {row['top1']:.3f} | "
+        f"{row['perplexity_change']:+.2%} | {row['same_text']} | {row['reward_export']:.4f} | "
         f"{row['reward_export'] / row['reward_source']:.3f} | {row['win_rate']:.3f} |"
     )
 

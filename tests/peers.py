@@ -44,12 +44,16 @@ def _sentencepiece_bpe(pieces: list[str], specials: list[str], size: int = 500) 
     peer.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=size, show_progress=False))
     learned = [token for token, _ in sorted(peer.get_vocab().items(), key=lambda item: item[1])]
     letters = [token for token in learned if len(token) == 1 and token not in "🇩🇪漢"]
-    words = [token for token in learned if len(token) > 1 and set(token) <= set(letters)]
-    names = [*specials, *BYTES, *pieces, *words, *letters]
+    words = [token for token in learned if len(token) > 1 and set(token) <= set(letters) and set(token) != {"▁"}]
+    runs = ["▁" * n for n in range(16, 1, -1)]
+    names = [*specials, *BYTES, *pieces, *words, *runs, *letters]
     vocab = {name: number for number, name in enumerate(dict.fromkeys(names))}
     merges = [
         (word[:i], word[i:]) for word in words for i in range(1, len(word)) if word[:i] in vocab and word[i:] in vocab
     ]
+    # Runs of spaces have one score in SentencePiece's models: the longest left token is merged first.
+    lengths = sorted(((i, n - i) for n in range(2, 17) for i in range(1, n)), reverse=True)
+    merges += [("▁" * left, "▁" * right) for left, right in lengths]
     return models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
 
 

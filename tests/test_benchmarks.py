@@ -498,3 +498,20 @@ def test_memory_of_adapters_trains_what_it_says(tmp_path, method, monkeypatch):
     assert thin["trained_parameters"] == (one if method == "dpo" else 2 * one + 16)
     assert whole["trained_parameters"] > thin["trained_parameters"] / 2
     assert thin["peak_mb"] >= thin["imported_mb"] > 0
+
+
+def test_the_table_of_families(monkeypatch):
+    """One row of it; the checks raise no error, and transformers, peft and the GGUF file agree with us."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("ALIGN_CACHE", "")
+    import families
+
+    from align.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(families.TEXTS * 3, vocab_size=300)
+    row = families.measure("Qwen3", ["logits", "greedy", "gradients", "LoRA", "GGUF in"], tokenizer)
+    assert row.pop("greedy") == "8 of 8"
+    assert all(float(value) < 1e-4 for value in row.values())
+    assert "window is 8" in families.measure("Mistral, window", ["GGUF in"], tokenizer)["GGUF in"]
+    for name in ("families", "measure"):
+        sys.modules.pop(name, None)

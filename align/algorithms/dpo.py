@@ -56,7 +56,7 @@ class DPO(Stage):
         5. Sum over the pairs, divide by the pairs of the whole optimizer step (``Stage.weighted``).
 
     Args:
-        init_from: model directory, Hugging Face directory or Hub id of the initial policy; or an adapter directory,
+        init_from: model or Hugging Face directory, GGUF file or Hub id of the initial policy; or an adapter directory,
             whose adapter continues training.
         reference: the same for the reference; None: the initial policy. With adapters the reference is then the base
             model, which takes no further memory, or, where init_from is an adapter directory, the base model with a

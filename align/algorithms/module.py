@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
@@ -250,6 +250,9 @@ class Stage(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and its schedule per optimizer step."""
         optimizer = self.build_optimizer()
+        self._recipe_groups = [
+            {name: float(group[name]) for name in ("lr", "weight_decay")} for group in optimizer.param_groups
+        ]
         schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -291,14 +294,31 @@ class Stage(pl.LightningModule):
         loader: Any = self.trainer.train_dataloader
         if position is not None and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(position)
+        if self.trainer.ckpt_path is not None:
+            self._take_recipe_rates()
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.resolved_settings())
+
+    def _take_recipe_rates(self) -> None:
+        """Resume with the learning rate and weight decay of the recipe, where they differ from the checkpoint's."""
+        groups, schedule = self.trainer.optimizers[0].param_groups, self.trainer.lr_scheduler_configs[0].scheduler
+        stored = [{"lr": float(group["initial_lr"]), "weight_decay": float(group["weight_decay"])} for group in groups]
+        if stored == self._recipe_groups:
+            return
+        for group, recipe in zip(groups, self._recipe_groups, strict=True):
+            group["lr"] *= recipe["lr"] / float(group["initial_lr"])
+            group["initial_lr"], group["weight_decay"] = recipe["lr"], recipe["weight_decay"]
+        schedule.base_lrs = [recipe["lr"] for recipe in self._recipe_groups]
+        there, here = (
+            ", ".join(f"{name} {group[name]:.3g}" for name in group) for group in (stored[0], self._recipe_groups[0])
+        )
+        rank_zero_warn(f"resuming with the recipe's {here} instead of the checkpoint's {there}")
 
     def resolved_settings(self) -> dict[str, float]:
         """Settings that follow from the network and the length of the run, by their keys; once training has begun."""
         group = self.trainer.optimizers[0].param_groups[0]
         return {
-            "optimizer.lr": group.get("initial_lr", group["lr"]),
+            "optimizer.lr": float(group.get("initial_lr", group["lr"])),
             "schedule.warmup_steps": self.schedule_config.warmup(int(self.trainer.estimated_stepping_batches)),
         }
 

@@ -80,8 +80,8 @@ class PPO(Stage):
         9. end the iteration early once the policy has moved too far from the one that sampled.
 
     Args:
-        init_from: model directory, Hugging Face directory or Hub id that policy and reference start from; or an adapter
-            directory, to continue training that adapter.
+        init_from: model or Hugging Face directory, GGUF file or Hub id that policy and reference start from; or an
+            adapter directory, to continue training that adapter.
         reward: directory of a reward model or of a reward model's adapter, module:function of (prompts, responses) ->
             scores, class path of a ``Reward`` (its settings are its init_args), or sandbox.
         estimator: advantage estimator: GAE, GRPO, DrGRPO, RLOO, or the class path of your own.

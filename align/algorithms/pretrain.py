@@ -19,8 +19,8 @@ class Pretrain(LanguageModelStage):
 
     Args:
         gpt: configuration of a new network.
-        init_from: model directory, Hugging Face directory or Hub id of a network that continues training, or an adapter
-            directory, whose adapter does; instead of gpt.
+        init_from: model or Hugging Face directory, GGUF file or Hub id of a network that continues training, or an
+            adapter directory, whose adapter does; instead of gpt.
         init_seed: random seed of new weights; None: the run's (seed_everything).
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.

@@ -54,7 +54,7 @@ class Reward(Stage):
            ``load_reward`` normalises by them.
 
     Args:
-        init_from: model directory, Hugging Face directory or Hub id of a language model, whose head is replaced by a
+        init_from: model or Hugging Face directory, GGUF file or Hub id of a language model, whose head is replaced by a
             new one, or of a reward model, which continues training; or an adapter directory, whose adapter continues
             training.
         optimizer: AdamW.

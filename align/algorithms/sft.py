@@ -14,7 +14,7 @@ class SFT(LanguageModelStage):
     """Next-token training on the assistant's turns of chats.
 
     Args:
-        init_from: model directory, Hugging Face directory or Hub id to start from; or an adapter directory, whose
+        init_from: model or Hugging Face directory, GGUF file or Hub id to start from; or an adapter directory, whose
             adapter continues training.
         optimizer: AdamW.
         schedule: learning rate over optimizer steps.

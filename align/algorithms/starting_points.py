@@ -72,7 +72,7 @@ def initial_network(
         ValueError: not exactly one of source and network is given.
     """
     if (source is None) == (network is None):
-        raise ValueError(f"{stage} needs init_from: a model directory, a Hugging Face directory or a Hub id")
+        raise ValueError(f"{stage} needs init_from: a model or Hugging Face directory, a GGUF file or a Hub id")
     return lambda: network if network is not None else load_start(str(source), kind, lora, head_seed=head_seed)
 
 

@@ -75,7 +75,7 @@ class Baseline(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the first step."""
-        if batch_index(trainer) or trainer.log_every_n_steps == 1:  # type: ignore[attr-defined]
+        if batch_index(trainer) or trainer.log_every_n_steps in (0, 1):  # type: ignore[attr-defined]
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
         for logger in trainer.loggers if metrics else []:

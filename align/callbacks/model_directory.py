@@ -105,10 +105,7 @@ class ModelDirectory(pl.Callback):
 
     def _write_adapter(self, model: Path, pl_module: Any, network: Any) -> None:
         """The adapter by itself, after ``model/``: a kill between the two leaves an adapter of an earlier step."""
-        reason = why_not_written(network.config)
-        if getattr(pl_module, "add_tokens", ()):
-            reason = "tokens were added, whose rows the base lacks"
-        if reason:
+        if reason := why_not_written(network.config):
             rank_zero_info(
                 f"no adapter/: {reason}, which an adapter cannot represent; {model} holds the merged weights"
             )

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateSettings:
-    """Sample from a model directory, a Hugging Face directory or a Hub id, and score the samples.
+    """Sample from a model directory, a Hugging Face directory, a GGUF file or a Hub id, and score the samples.
 
     Raises:
         ValueError: a setting is invalid, or two contradict each other.
     """
 
     model: str = setting(positional=True)
-    """Model directory, folder of a stage, Hugging Face directory or Hub id"""
+    """Model directory, folder of a stage, Hugging Face directory, GGUF file or Hub id"""
     prompt: str | None = None
     """What a chat model responds to, or what another model continues"""
     prompts: str | None = None

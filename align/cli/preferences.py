@@ -40,7 +40,7 @@ class PreferencesSettings:
     """
 
     model: str = setting(positional=True)
-    """Model directory, Hugging Face directory or Hub id of a chat model"""
+    """Model directory, Hugging Face directory, GGUF file or Hub id of a chat model"""
     prompts: str
     """JSONL file of {'prompt': text or messages}"""
     judge: str

@@ -48,6 +48,8 @@ class TokenData(pl.LightningDataModule):
     """Whether a mask says which tokens are targets"""
     _with_prompts: ClassVar[bool] = False
     """Whether a text of each record is stored beside its tokens"""
+    _renders_chats: ClassVar[bool] = True
+    """Whether records are rendered with the chat template"""
     _documents_per_record: ClassVar[int] = 1
     """Documents of the corpus per record"""
 
@@ -87,6 +89,11 @@ class TokenData(pl.LightningDataModule):
         if validation and val_fraction:
             raise ValueError("validation and val_fraction are both set; remove one of them")
         self.tokenizer = with_chat_template(Tokenizer.load(tokenizer), chat_template)
+        if self._renders_chats and self.tokenizer.spec.chat_template is None:
+            raise ValueError(
+                f"the tokenizer {tokenizer} has no chat template; set data.init_args.chat_template to plain (prompts "
+                "and responses as they are, then eos) or to Jinja source, or start from a model that has one"
+            )
         self.fingerprints: dict[str, str] = {}
         """File -> hash of its content, for all splits that were set up"""
         self.context, self.batch_size, self.seed, self.workers = context, batch_size, seed, workers

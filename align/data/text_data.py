@@ -96,6 +96,8 @@ class TextData(RowData):
         processes: Processes that tokenize
     """
 
+    _renders_chats = False
+
     def __init__(
         self,
         tokenizer: str,

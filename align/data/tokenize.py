@@ -253,7 +253,7 @@ def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
     if len(prompt) + longest <= limit:
         return EncodedPair(prompt, chosen, rejected, TruncationReport(), rendered.dropped)
 
-    header = len(prompt) - len(tokenizer.render_chat(pair.prompt, tools=pair.tools).ids)
+    header = len(prompt) - _common_prefix(tokenizer.render_chat(pair.prompt, tools=pair.tools).ids, prompt)
     opening = _opening_length(pair.prompt, prompt, tokenizer, pair.tools)
     opening, start, length = _fit(prompt, longest, tokenizer, opening=opening, header=header, limit=limit)
     if np.array_equal(chosen[:length], rejected[:length]):
@@ -316,8 +316,8 @@ def _header_length(messages: Chat, tokenizer: Tokenizer, response: int, tools: S
     earlier = messages[:last]
     if not earlier:
         return response
-    opened = tokenizer.render_chat(earlier, tools=tools, add_generation_prompt=True)
-    return max(0, len(opened.ids) - len(tokenizer.render_chat(earlier, tools=tools).ids))
+    opened = tokenizer.render_chat(earlier, tools=tools, add_generation_prompt=True).ids
+    return len(opened) - _common_prefix(tokenizer.render_chat(earlier, tools=tools).ids, np.array(opened))
 
 
 def _opening_length(messages: Chat, ids: np.ndarray, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> int:

@@ -126,24 +126,33 @@ class _SentencePiece(_Form):
     def _merge_order(self) -> dict[str, int]:
         """The rank of each token that merges make.
 
+        Runs of one character may share a rank: llama.cpp then merges from the left, as SentencePiece does.
+
         Raises:
             ValueError: llama.cpp, which merges whatever makes a token, would merge others or in another order.
         """
         merges = [m.split(" ") if isinstance(m, str) else m for m in self.spec.rest["model"]["merges"]]
-        pairs = [(a, b) for a, b in merges if {a, b, a + b} <= self._names.keys()]
+        # Added tokens are matched before anything is merged, unless they hold what the normalizer writes for a space.
+        matched = {token.content for token in self.spec.added if "▁" not in token.content}
+        pairs = [(a, b) for a, b in merges if {a, b, a + b} <= self._names.keys() and a + b not in matched]
+        ends: dict[str, tuple[int, int]] = {}
+        for rank, (left, right) in enumerate(pairs):
+            ends[left + right] = ends.get(left + right, (rank, rank))[0], rank
         order: dict[str, int] = {}
-        last = ""
-        for left, right in pairs:
-            made = left + right
-            if made != last and made in order:
+        shared: list[str] = []  # tokens whose merges are interleaved
+        last = -1
+        for made, (first, end) in ends.items():
+            if first > last:
+                shared = []
+            shared.append(made)
+            if len(shared) > 1 and len(set("".join(shared))) > 1:
                 raise ValueError(
-                    f"tokenizer: its merges make {made!r} at several ranks, which a GGUF file can't express"
+                    f"tokenizer: its merges make {shared[0]!r} and {made!r} in turns, which a GGUF file can't express"
                 )
-            last = made
-            order.setdefault(made, len(order))
+            order[made] = order[shared[0]] if len(shared) > 1 else len(order)
+            last = max(last, end)
         scores = {number: -float(order.get(name, len(order))) for name, number in self._names.items()}
-        added = {token.content for token in self.spec.added}  # matched before anything is merged
-        possible = {(left, right) for left, right in scored_merges(self._names, scores) if left + right not in added}
+        possible = {(left, right) for left, right in scored_merges(self._names, scores) if left + right not in matched}
         if lacking := possible - set(pairs):
             left, right = min(lacking)
             raise ValueError(

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from align.export.export_settings import ExportSettings
+from align.export.generation_settings import special_ids, write_generation_config
 from align.export.source import Source
 from align.io.directory import save_network
 from align.io.families import why_no_twin
@@ -55,12 +56,14 @@ def write_hf(source: Source, directory: Path, settings: ExportSettings) -> None:
     if (template := tokenizer.spec.chat_template) is not None:
         tokenizer = Tokenizer(replace(tokenizer.spec, chat_template=plain_template(template)))
     tokenizer.save(directory)
+    special = special_ids(source)
     save_network(
         source.network,
         directory,
-        bos_id=tokenizer.bos_id,
-        eos_ids=tokenizer.stop_ids,
-        pad_id=tokenizer.pad_id,
+        bos_id=special.bos,
+        eos_ids=special.eos,
+        pad_id=special.pad,
         dtype=written_dtype(source, settings),
         max_shard_bytes=settings.max_shard_bytes,
     )
+    write_generation_config(source, directory)

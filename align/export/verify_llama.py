@@ -8,14 +8,16 @@ from urllib.request import Request, urlopen
 import torch
 
 from align.export.extra import need
+from align.io.gguf.container import open_container
+from align.model.gpt import soft_capped
 
 
 class LlamaReading:
     """A GGUF file in llama.cpp's server, in this process; see ``verify.Reading``.
 
     Runs with a float32 cache and without flash attention, so that only the file can differ. Logits are llama.cpp's
-    hidden states after the final norm, one request per sequence, times the file's output matrix in float32: the server
-    returns the probabilities of a whole vocabulary for one position at a time only.
+    hidden states after the final norm, one request per sequence, times the file's output matrix in float32 (Gemma: soft
+    capped): the server returns the probabilities of a whole vocabulary for one position at a time only.
 
     Args:
         file: the export.
@@ -47,7 +49,7 @@ class LlamaReading:
             self.server = llama.Server(params)
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{self.name} can't load {file.name}: {error}") from error
-        self.output = output_matrix(file)
+        self.output, self.cap = output_matrix(file), logit_cap(file)
         if len(self.output) != vocab_size:
             raise ValueError(f"{file.name}: the output matrix has {len(self.output)} rows; the source has {vocab_size}")
 
@@ -64,7 +66,7 @@ class LlamaReading:
         """See ``verify.Reading``."""
         (reply,) = self._post("/embeddings", {"content": ids, "embd_normalize": -1})
         hidden = torch.tensor(reply["embedding"][start - 1 : -1])
-        return torch.log_softmax(hidden @ self.output.T, -1)
+        return torch.log_softmax(soft_capped(hidden @ self.output.T, self.cap), -1)
 
     def respond(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
         """See ``verify.Reading``."""
@@ -99,3 +101,10 @@ def output_matrix(file: Path) -> torch.Tensor:
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     found = tensors.get("output.weight", tensors["token_embd.weight"])
     return torch.tensor(gguf.quants.dequantize(found.data, found.tensor_type)).float()
+
+
+def logit_cap(file: Path) -> float | None:
+    """The soft cap of a GGUF file's logits; None: it has none."""
+    values = open_container(file).values
+    cap: float | None = values.get(f"{values['general.architecture']}.final_logit_softcapping")
+    return cap

@@ -13,6 +13,7 @@ import torch
 
 from align.adapters.lora import LAYERS, NAME, LoraConfig, adapter_parameters, adapters, add_adapter, share_base
 from align.adapters.merging import lora_layers
+from align.adapters.token_rows import row_parameters, trained_rows
 from align.io.directory import load_network, load_scalar
 from align.io.families import family_of
 from align.io.location import locate
@@ -111,8 +112,13 @@ def save_adapter(network: GPT | ScalarGPT, directory: str | Path, *, base: str |
     config = adapters(network)[name]
     tensors: dict[str, torch.Tensor] = {**adapter_parameters(network, name)}
     scalar = isinstance(network, ScalarGPT)
+    rows: dict[str, list[int]] | None = None
     if isinstance(network, ScalarGPT):
         tensors[HEAD] = network.score.weight
+    elif trained_rows(network):
+        tensors |= row_parameters(network)
+        heads = ["embed_tokens"] if network.lm_head is None else ["embed_tokens", "lm_head"]
+        rows = dict.fromkeys(heads, trained_rows(network))
     if base is not None and Path(base).is_dir():
         base = str(Path(base).resolve())
     present = {module.rpartition(".")[2] for module, layer in lora_layers(network) if name in layer.lora_A}
@@ -125,6 +131,7 @@ def save_adapter(network: GPT | ScalarGPT, directory: str | Path, *, base: str |
         use_dora=config.dora,
         task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
         modules_to_save=["score"] if scalar else None,
+        trainable_token_indices=rows,
         base_model_name_or_path=base,
         inference_mode=True,
     ).save_pretrained(str(directory))

@@ -60,7 +60,7 @@ def save_state(
     file_of: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = WEIGHTS if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        write_tensors(directory / file, {tensor.name: _join(tensor, state).to(dtype) for tensor in shard})
+        write_tensors(directory / file, {tensor.name: in_file(tensor, state).to(dtype) for tensor in shard})
         file_of |= {tensor.name: file for tensor in shard}
     if len(shards) > 1:
         total = {"total_size": sum(sizes.values())}
@@ -84,7 +84,7 @@ def shape_in_file(tensor: FileTensor, shapes: Mapping[str, tuple[int, ...]]) -> 
     return joined[::-1] if tensor.transposed else joined
 
 
-def _join(tensor: FileTensor, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def in_file(tensor: FileTensor, state: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """One tensor of a file from ours."""
     if len(tensor.parts) == 1:
         values = state[tensor.parts[0]]

@@ -241,8 +241,7 @@ def _render_foreign(
     dropped: tuple[str, ...] = ()
     try:
         if template.marks_generation:
-            spans = generation_spans(text)
-            spans = [span for span in spans if all(weights[i] for i in parts.messages_in(*span) if i >= 0)]
+            spans = [span for span in generation_spans(text) if _is_trained(parts.messages_in(*span), weights)]
         else:
             turns = parts.turns()
             spans = [(turn.start, turn.end) for turn in turns if weights[turn.message]]
@@ -253,8 +252,18 @@ def _render_foreign(
         turns, spans = [], []
     for span in spans:  # 4
         mask[encoded.tokens(*span)] = True
-    unlike = sum(not turn.as_prompted or encoded.straddles(turn.start) for turn in turns)
+    begins = [(turn.start, turn.as_prompted) for turn in turns] or [(start, True) for start, _ in spans]
+    unlike = sum(not as_prompted or encoded.straddles(start) for start, as_prompted in begins)
     return RenderedChat(encoded.ids, mask.tolist(), dropped, unlike)
+
+
+def _is_trained(messages: set[int], weights: list[int]) -> bool:
+    """Whether what ``{% generation %}`` marks of these messages is trained on."""
+    given = {bool(weights[i]) for i in messages if i >= 0}
+    if len(given) > 1:
+        shown = ", ".join(str(i + 1) for i in sorted(messages) if i >= 0)
+        raise ValueError(f"messages {shown} are one generation block of the chat template; give them one weight")
+    return given != {False}
 
 
 def _stop_names(tokenizer: "Tokenizer") -> frozenset[str]:
@@ -331,6 +340,8 @@ class _Encoded:
         stretch = bisect_right(self._ends, position)
         if stretch < len(self._starts) and self._starts[stretch] <= position:
             return int(self._at[stretch])
+        if stretch and self._ends[stretch - 1] == position:
+            return int(self._at[stretch - 1]) + 1
         layout = self._layout(stretch)
         return layout.first + int(np.searchsorted(layout.ends, layout.units(position), side="right"))
 
@@ -339,6 +350,8 @@ class _Encoded:
         stretch = bisect_left(self._starts, position)
         if stretch and self._ends[stretch - 1] >= position:
             return int(self._at[stretch - 1]) + 1
+        if stretch < len(self._starts) and self._starts[stretch] == position:
+            return int(self._at[stretch])
         layout = self._layout(stretch)
         begins = np.concatenate([[0], layout.ends[:-1]])[: len(layout.ends)]
         return layout.first + int(np.searchsorted(begins, layout.units(position), side="left"))
@@ -377,6 +390,8 @@ def _layout(tokenizer: "Tokenizer", ids: list[int], first: int, text: str, start
         for form in (_same, _nfc, str.lstrip):
             if form(body).encode() == spelled:
                 ends = np.cumsum(tokenizer.token_bytes[ids], dtype=np.int64)
+                # SentencePiece begins a text with a space, which decoding removes.
+                ends = np.maximum(0, ends - (ends[-1:] - len(spelled)))
                 return _Layout(first, ends, partial(_bytes_before, form, body, start))
     ends = np.array([len(tokenizer.decode(ids[:n], skip_special=False)) for n in range(1, len(ids) + 1)], np.int64)
     shift = text.find(tokenizer.decode(ids, skip_special=False))

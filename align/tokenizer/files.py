@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from align.io.gguf.container import gguf_in, open_container
 from align.tokenizer.byte_level import OtherKindError, parse_byte_level
 from align.tokenizer.gguf_metadata import spec_from_gguf
 from align.tokenizer.library import parse_library
-from align.tokenizer.spec import TokenizerSpec, begins_with, token_text
+from align.tokenizer.spec import OPENING, TokenizerSpec, begins_with, token_text
 
 PLAIN_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 """tokenizer_config.json of any tokenizer that its tokenizer.json describes completely"""
@@ -32,8 +33,8 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     path = Path(source)
     if not path.exists():
         path = _from_hub(str(source))
-    if (container := gguf_in(path)) is not None:
-        return _of_gguf(container)
+    if (file := gguf_in(path)) is not None:
+        return gguf_spec(file, open_container(file).values)
     directory = path if path.is_dir() else path.parent
     file = directory / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -54,9 +55,12 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     return replace(spec, config=config, chat_template=template)
 
 
-def _of_gguf(file: Path) -> TokenizerSpec:
-    """The tokenizer in the metadata of a GGUF file."""
-    values = open_container(file).values
+def gguf_spec(file: Path, values: Mapping[str, Any]) -> TokenizerSpec:
+    """The tokenizer of a GGUF file with this metadata.
+
+    Raises:
+        ValueError: it is none that align can read; the message names the file.
+    """
     try:
         return spec_from_gguf(values)
     except ValueError as error:
@@ -80,7 +84,7 @@ def write_spec(spec: TokenizerSpec, directory: Path) -> None:
 
 def _post_processor(spec: TokenizerSpec) -> dict[str, Any] | None:
     """The post-processor that adds what `TokenizerSpec.opening` says, whatever the configuration adds to it."""
-    if replace(spec, config={}).opening == spec.opening:
+    if OPENING in spec.config or replace(spec, config={}).opening == spec.opening:
         return spec.post_processor
     if not spec.opening:
         return None

@@ -1,7 +1,8 @@
 """Tokenizers in GGUF files: the names of their pre-tokenizers, and reading one from a file's metadata.
 
 GGUF files contain no regular expressions: llama.cpp knows pre-tokenizers by name. The table here serves reading and
-writing. Normalization is not in the files either: llama.cpp applies none, the models' own tokenizers do, and so do we.
+writing. Where llama.cpp departs from the tokenizer that a model was trained with (it never normalizes), a file is read
+as that tokenizer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ PRE_TOKENIZERS = (
     PreTokenizer(("smollm", "starcoder", "refact"), (DIGIT, GPT2)),
     PreTokenizer(("command-r",), (DIGIT, GPT2), nfc=True),
     PreTokenizer(("llama-bpe", "llama3", "llama-v3"), (LLAMA3,), ignore_merges=True, adds_bos=True),
-    PreTokenizer(("dbrx", "smaug-bpe"), (LLAMA3,)),  # OLMo-2 is written as dbrx, SmolLM3 as smaug-bpe
+    PreTokenizer(("smaug-bpe",), (LLAMA3,), ignore_merges=True),  # SmolLM3, whose merges only llama.cpp does not ignore
+    PreTokenizer(("dbrx",), (LLAMA3,)),  # OLMo-2
     PreTokenizer(("qwen2", "deepseek-r1-qwen", "megrez"), (QWEN2,), nfc=True),
     PreTokenizer(("stablelm2",), (QWEN2,)),
     PreTokenizer(("tekken",), (TEKKEN,), ignore_merges=True, adds_bos=True),
@@ -208,16 +210,16 @@ def scored_merges(names: Mapping[str, int], scores: Sequence[float] | Mapping[in
 
     Args:
         names: id of each token that text can become.
-        scores: of each id; the highest is merged first, and of equal ones the lowest id.
+        scores: of each id; the highest is merged first, of equal ones the pair with the longest left token (as in
+            transformers' conversion, so that a run of spaces grows from its start).
     """
     found = [
-        (-scores[number], number, names[text[:i]], names[text[i:]])
+        (-scores[number], -i, -len(text), number, text[:i], text[i:])
         for text, number in names.items()
         for i in range(1, len(text))
         if text[:i] in names and text[i:] in names
     ]
-    text_of = {number: text for text, number in names.items()}
-    return [[text_of[left], text_of[right]] for _, _, left, right in sorted(found)]
+    return [[left, right] for *_, left, right in sorted(found)]
 
 
 _READERS = {"gpt2": _read_byte_level, "llama": _read_sentencepiece}

@@ -10,7 +10,7 @@ PLAIN = (
 )
 """The contents of the messages one after another, eos after each response: prompts are plain text"""
 
-_NAMED = {"plain": PLAIN}
+_PLAIN = "plain"
 
 
 def with_chat_template(tokenizer: Tokenizer, template: str | None) -> Tokenizer:
@@ -25,12 +25,15 @@ def with_chat_template(tokenizer: Tokenizer, template: str | None) -> Tokenizer:
     """
     if template is None:
         return tokenizer
-    if template not in _NAMED and not set(template) & set("{}"):
-        raise ValueError(f"chat_template is {template!r}; it must be Jinja source or one of {', '.join(_NAMED)}")
-    source = _NAMED.get(template, template)
-    config = dict(tokenizer.spec.config)
-    if source == PLAIN:
-        if tokenizer.eos_id is None:
-            raise ValueError("chat_template is plain, but the tokenizer has no eos token to end a response with")
-        config["eos_token"] = tokenizer.token_text(tokenizer.eos_id)
-    return Tokenizer(replace(tokenizer.spec, chat_template=source, config=config))
+    if template != _PLAIN:
+        if not set(template) & set("{}"):
+            raise ValueError(f"chat_template is {template!r}; it must be {_PLAIN} or Jinja source")
+        return Tokenizer(replace(tokenizer.spec, chat_template=template))
+    if tokenizer.eos_id is None:
+        raise ValueError(f"chat_template is {_PLAIN}, but the tokenizer has no eos token to end a response with")
+    named = {"eos_token": tokenizer.token_text(tokenizer.eos_id)}
+    source = PLAIN
+    if tokenizer.opening_ids:
+        named["bos_token"] = "".join(map(tokenizer.token_text, tokenizer.opening_ids))
+        source = "{{ bos_token }}" + PLAIN
+    return Tokenizer(replace(tokenizer.spec, chat_template=source, config={**tokenizer.spec.config, **named}))

@@ -19,7 +19,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from align.tokenizer.files import TokenizerSpec
+from align.tokenizer.spec import TokenizerSpec
 from align.tokenizer.traced import GENERATED, Safe, Traced, as_json, generated, join, pieces_of, safe, trace
 
 Message = Mapping[str, Any]

@@ -98,10 +98,14 @@ class TokenizerSpec(ABC):
 
     @property
     def opening(self) -> tuple[str, ...]:
-        """The tokens that the tokenizer puts before a text.
+        """The tokens that begin a document.
 
-        ``add_bos_token`` of tokenizer_config.json decides if it is there, as in transformers; else the post-processor.
+        Of the tokenizers that we train, what tokenizer_config.json says under ``OPENING``. Of others, what they put
+        before a text: ``add_bos_token`` of tokenizer_config.json decides if it is there, as in transformers; else the
+        post-processor.
         """
+        if (own := self.config.get(OPENING)) is not None:
+            return (own,)
         adds_bos, bos = self.config.get("add_bos_token"), self.named("bos_token")
         if adds_bos is not None and bos is not None:
             return (bos,) if adds_bos else ()
@@ -121,6 +125,14 @@ def token_text(value: Any) -> str | None:
     """The text of a token in a configuration: a string, or an object with its content."""
     text = value.get("content") if isinstance(value, dict) else value
     return text if isinstance(text, str) else None
+
+
+OPENING = "document_prefix"
+"""Setting of tokenizer_config.json, read by align alone: the token that begins a document.
+
+A post-processor would say it to other programs too, but lm-evaluation-harness puts a bos of its own before each text of
+a rolling perplexity: with both, the first token is predicted after two of them, which training never saw.
+"""
 
 
 def begins_with(name: str, number: int) -> dict[str, Any]:

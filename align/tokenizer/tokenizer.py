@@ -14,14 +14,14 @@ from align.tokenizer import chat_template as chat
 from align.tokenizer.byte_level import ByteLevelSpec
 from align.tokenizer.files import PLAIN_CONFIG, read_spec, write_spec
 from align.tokenizer.process_pool import chunked, ordered_map
-from align.tokenizer.spec import AddedToken, TokenizerSpec, begins_with
+from align.tokenizer.spec import OPENING, AddedToken, TokenizerSpec
 from align.tokenizer.splitting import Split
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PARALLEL_FROM = 1 << 20  # characters; for less text, starting processes takes longer than they save
 
 _EOS_NAMES = ("<|eos|>", "<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
-_PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+_PAD_NAMES = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 _END_OF_TURN_NAMES = ("<|end|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>")
 
 
@@ -57,17 +57,15 @@ class Tokenizer:
         cls, tokens: list[bytes], merges: Mapping[tuple[int, int], int], *, splits: tuple[Split, ...]
     ) -> "Tokenizer":
         """A tokenizer with our chat template, from tokens by id and merges in order; our special tokens follow."""
-        added = own_special_tokens(len(tokens))
-        bos = next(token for token in added if token.content == chat.BOS)
+        roles = {"bos_token": chat.BOS, "eos_token": chat.EOS, "pad_token": chat.PAD, OPENING: chat.BOS}
         return cls(
             ByteLevelSpec(
                 vocab={token: i for i, token in enumerate(tokens)},
                 ranks={pair: rank for rank, pair in enumerate(merges)},
                 made=list(merges.values()),
                 splits=splits,
-                added=added,
-                post_processor=begins_with(bos.content, bos.id),
-                config=PLAIN_CONFIG | {"bos_token": chat.BOS, "eos_token": chat.EOS, "pad_token": chat.PAD},
+                added=own_special_tokens(len(tokens)),
+                config=PLAIN_CONFIG | roles,
                 chat_template=chat.TEMPLATE,
             )
         )
@@ -314,9 +312,9 @@ class Tokenizer:
 
     @cached_property
     def opening_ids(self) -> tuple[int, ...]:
-        """What begins a document, in training and in sampling: the tokens that the tokenizer itself puts there.
+        """What begins a document, in training and in sampling; see ``TokenizerSpec.opening``.
 
-        Its post-processor (or ``add_bos_token``) decides, not its ``bos_token``: SmolLM2 names one that it never adds.
+        Not a foreign tokenizer's ``bos_token``: SmolLM2 names one that it never adds.
         """
         ids = [self.spec.id_of(name) for name in self.spec.opening]
         return tuple(number for number in ids if number is not None)

@@ -15,6 +15,12 @@ from align.tokenizer import Tokenizer, train_tokenizer
 
 NAMES = ["<tool>", "</tool>"]
 
+TEMPLATE = (
+    "{% for message in messages %}{% if message.role == 'user' %}{{ '<|user|>' + message.content + '<|end|>' }}"
+    "{% else %}{{ '<|assistant|><tool>' + message.content + '</tool><|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|><tool>' }}{% endif %}"
+)
+
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
 def base(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,9 +32,9 @@ def base(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     tokenizer.save(folder / "model")
     save_network(GPT(config), folder / "model", bos_id=None, eos_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
+    (folder / "model/chat_template.jinja").write_text(TEMPLATE)
     chats = [
-        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": f"<tool>a{n}</tool>"}]}
-        for n in range(8)
+        {"messages": [{"role": "user", "content": "ab"}, {"role": "assistant", "content": f"a{n}"}]} for n in range(8)
     ]
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     return folder
@@ -53,13 +59,15 @@ def test_the_model_directory_has_the_tokens_and_their_rows(base: Path, tmp_path:
     assert tokenizer.encode_template("<tool>a</tool>") == [263, *before.encode("a"), 264]
     network, old = load_network(tmp_path / "model"), load_network(base / "model")
     assert network.config.vocab_size == 265
-    for new_rows, old_rows in ((network.model.embed_tokens.weight, old.model.embed_tokens.weight),) + (
-        () if old.lm_head is None else ((network.lm_head.weight, old.lm_head.weight),)
-    ):
-        mean = old_rows[:263].mean(0)
-        assert all(not torch.allclose(row, mean, atol=1e-4) for row in new_rows[263:])
-        assert torch.equal(new_rows[:263], old_rows[:263]) == lora
-    assert (tmp_path / "adapter").exists() is False
+    # Nothing that counts follows </tool>, so only <tool> is read.
+    pairs = [(network.model.embed_tokens.weight, old.model.embed_tokens.weight, [263])]
+    if old.lm_head is not None:
+        pairs.append((network.lm_head.weight, old.lm_head.weight, [263, 264]))
+    for rows, before_rows, trained in pairs:
+        mean = before_rows[:263].mean(0)
+        assert all(not torch.allclose(rows[number], mean, atol=1e-4) for number in trained)
+        assert torch.equal(rows[:263], before_rows[:263]) == lora
+    assert (tmp_path / "adapter").exists() == lora
 
 
 def test_a_run_with_adapters_resumes_to_the_same_bits(base: Path, tmp_path: Path):
@@ -73,14 +81,22 @@ def test_a_run_with_adapters_resumes_to_the_same_bits(base: Path, tmp_path: Path
         assert torch.equal(a, b)
 
 
-def test_transformers_reads_the_result(base: Path, tmp_path: Path):
+def test_transformers_and_peft_read_the_result(base: Path, tmp_path: Path):
+    """The merged model, and the adapter on the base once that has a row for each token."""
+    from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     assert fit(base, tmp_path, "--model.init_args.lora", json.dumps({"rank": 2, "alpha": 4})) == 0
     ids = torch.tensor([[97, 263, 98, 264]])
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, load_network(tmp_path / "model").eval()(ids), rtol=0, atol=1e-5)
+        ours = load_network(tmp_path / "model").eval()(ids)
+        torch.testing.assert_close(theirs(ids).logits, ours, rtol=0, atol=1e-5)
+    bare = AutoModelForCausalLM.from_pretrained(base / "model")
+    bare.resize_token_embeddings(265)
+    with torch.no_grad():
+        adapted = PeftModel.from_pretrained(bare, tmp_path / "adapter")(ids).logits
+    torch.testing.assert_close(adapted, ours, rtol=0, atol=1e-5)
 
 
 def test_what_would_change_the_other_rows_is_refused(base: Path, tmp_path: Path, capsys):

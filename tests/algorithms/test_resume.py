@@ -1,11 +1,14 @@
 """A stage whose schedule asked for the number of steps resumes in its data all the same."""
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_language_model import Batches, join, make_batch, pretrain
+from test_language_model import CONFIG, Batches, join, make_batch, pretrain
 
+from align.algorithms.pretrain import Pretrain
 from align.data.sampler import BatchOrder, ResumableLoader
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 
 class Rows:
@@ -51,3 +54,30 @@ def test_epochs_resume_to_the_same_bits_from_every_step(tmp_path):
     for step in range(1, 8):
         resumed = run(str(tmp_path / f"step={step}.ckpt"), enable_checkpointing=False)
         assert torch.equal(resumed, whole), step
+
+
+def test_the_recipe_decides_the_rates_of_a_resumed_run(tmp_path, recwarn):
+    """Two of four steps at 0.1, then 0.001 and a decay of 0.2: what the optimizer and the schedule have afterwards."""
+
+    def run(lr, decay, ckpt_path=None, **settings):
+        pl.seed_everything(0, verbose=False)
+        stage = Pretrain(
+            CONFIG,
+            init_seed=0,
+            optimizer=OptimizerConfig(lr=lr, weight_decay=decay),
+            schedule=ScheduleConfig(kind="constant", warmup_steps=0),
+        )
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}
+        trainer = pl.Trainer(accelerator="cpu", max_steps=4, use_distributed_sampler=False, **quiet, **settings)
+        trainer.fit(stage, Resumable(), ckpt_path=ckpt_path)
+        return trainer
+
+    run(0.1, 0.0, callbacks=[ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)])
+    same = run(0.1, 0.0, str(tmp_path / "step=2.ckpt"), enable_checkpointing=False)
+    assert same.optimizers[0].param_groups[0]["lr"] == 0.1
+    assert not [one for one in recwarn if "instead of the checkpoint's" in str(one.message)]
+    lower = run(0.001, 0.2, str(tmp_path / "step=2.ckpt"), enable_checkpointing=False)
+    matrices, vectors = lower.optimizers[0].param_groups
+    assert (matrices["lr"], matrices["weight_decay"], vectors["weight_decay"]) == (pytest.approx(0.001), 0.2, 0.0)
+    assert lower.lr_scheduler_configs[0].scheduler.base_lrs == [0.001, 0.001]
+    assert [one for one in recwarn if "instead of the checkpoint's" in str(one.message)]

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from align.data.formats import chats, pairs
 from align.data.formats import prompt_records as prompts
 from align.data.pair_data import PreferenceData, PromptData
-from align.data.text_data import ChatData
+from align.data.text_data import ChatData, TextData
 from align.tokenizer import Tokenizer
 from align.tokenizer.given_template import PLAIN, with_chat_template
 
@@ -78,14 +78,15 @@ def test_the_name_of_a_prompt_format():
 
 @pytest.fixture
 def bare_dir(tokenizer_dir, tmp_path):
-    """As GPT-NeoX's: no template, eos is bos too, and no pad token but a special ``<|padding|>`` that nothing names."""
+    """No template, eos is bos too, nothing begins a text, no pad token: its special token has no well-known name."""
     path = tmp_path / "bare"
     tokenizer = Tokenizer.load(tokenizer_dir)
     tokenizer.save(path)
     config = json.loads((path / "tokenizer_config.json").read_text())
     del config["chat_template"], config["pad_token"]
     file = path / "tokenizer.json"
-    file.write_text(file.read_text().replace("<|pad|>", "<|padding|>"))
+    content = json.loads(file.read_text().replace("<|pad|>", "<|unused|>"))
+    file.write_text(json.dumps(content | {"post_processor": None}))
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"bos_token": "<|eos|>"}))
     return str(path)
 
@@ -106,12 +107,26 @@ def test_plain_chats_are_their_text(bare_dir):
     assert peer.apply_chat_template(chat, return_dict=True)["input_ids"] == rendered.ids
 
 
+def test_plain_chats_open_as_texts_do(tokenizer_dir):
+    """Where the tokenizer begins a text with bos, so does a prompt, once."""
+    plain = with_chat_template(Tokenizer.load(tokenizer_dir), "plain")
+    assert plain.render_chat(user("a"), add_generation_prompt=True).ids == [plain.bos_id, *plain.encode("a")]
+
+
 def test_a_template_of_ones_own(bare_dir):
     tokenizer = Tokenizer.load(bare_dir)
     assert with_chat_template(tokenizer, None) is tokenizer
     assert with_chat_template(tokenizer, PLAIN + "\n").spec.chat_template == PLAIN + "\n"
     with pytest.raises(ValueError, match=naming("chat_template", "chatml", "plain")):
         with_chat_template(tokenizer, "chatml")
+
+
+@pytest.mark.parametrize("kind", [ChatData, PreferenceData, PromptData])
+def test_a_tokenizer_without_a_template(bare_dir, kind):
+    """The tokenizer is to blame, not a record; text needs no template."""
+    with pytest.raises(ValueError, match=naming(bare_dir, "chat_template", "plain")):
+        kind(bare_dir, "records.jsonl")
+    assert TextData(bare_dir, "records.jsonl").tokenizer.spec.chat_template is None
 
 
 def test_the_data_modules_take_it(bare_dir, build):

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from naming import names
 
+from align.data.formats.chats import PromptCompletion
 from align.data.pair_data import PreferenceData, PromptData
 from align.data.text_data import ChatData
 from align.data.tokenize import encode_chat
@@ -137,3 +138,21 @@ def test_a_tokenizer_without_a_chat_template(kind, build, tokenizer_dir, tmp_pat
     with pytest.raises(ValueError, match=r"chat_template\.jinja") as caught:
         build(kind, {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}, tokenizer=str(directory))
     assert "records.jsonl" not in str(caught.value)
+
+
+def test_tools_reach_the_template(build, with_template):
+    """In all three data modules; a template that does not read them is reported."""
+    schema = {"type": "function", "function": {"name": "add"}}
+    record = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c", "tools": [schema]}
+    directory = with_template()
+    for kind, settings in ((ChatData, {"format": PromptCompletion()}), (PreferenceData, {}), (PromptData, {})):
+        data = build(kind, record, tokenizer=directory, context=99, **settings)
+        assert any(names(line, 1, "tools") for line in data._summary("train"))
+    file = Path(directory) / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"chat_template": "{{ tools | tojson }}" + config["chat_template"]}))
+    for kind, settings in ((ChatData, {"format": PromptCompletion()}), (PreferenceData, {}), (PromptData, {})):
+        data = build(kind, record, tokenizer=directory, context=99, **settings)
+        text = data.tokenizer.decode(data._corpus("train").ids)
+        assert text.startswith(json.dumps([schema]))
+        assert len(list(data._summary("train"))) == 1

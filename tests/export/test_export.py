@@ -94,7 +94,7 @@ def test_weights_that_are_not_the_source_s_are_found(make, tmp_path, monkeypatch
 def test_another_tokenizer_is_found(make, tmp_path, monkeypatch):
     from align.export import gguf_tokenizer
 
-    monkeypatch.setattr(gguf_tokenizer, "pre_tokenizer_name", lambda tokenizer: "gpt-2")
+    monkeypatch.setattr(gguf_tokenizer, "find_pre_tokenizer", lambda spec: gguf_tokenizer.PRE_TOKENIZERS[0])
     prompts = ["a  12345\r\n\n b", "She said: 'I'LL go'"]
     with pytest.raises(ValueError, match=naming("tokenizer", repr(prompts[0]))):
         export(open_source(str(make())), tmp_path / "out", ExportSettings(format="gguf"), checked=Check(prompts))

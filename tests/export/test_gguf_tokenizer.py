@@ -63,7 +63,7 @@ def _metadata(file) -> dict:
     return {name: field.contents() for name, field in gguf.GGUFReader(file).fields.items()}
 
 
-KINDS = {row.names[0]: row for row in PRE_TOKENIZERS}
+KINDS = {row.names[0]: row for row in PRE_TOKENIZERS if row.names[0] != "smaug-bpe"}  # which is written as llama-bpe
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama", "gemma"])
@@ -78,7 +78,7 @@ def test_ids_agree(tmp_path, kind):
         assert pre_tokenizer_name(tokenizer) == kind
     reading = reading_of(tmp_path, tokenizer)
     again = Tokenizer(spec_from_gguf(_metadata(tmp_path / FILE)))
-    for text in [*AWKWARD, " zqxjk zqxjk"]:
+    for text in [*AWKWARD, " zqxjk zqxjk", *(f"a{' ' * count}b" for count in (2, 3, 5, 17, 33))]:
         text = unicodedata.normalize("NFC", text)  # llama.cpp normalizes nothing
         assert reading.tokenize(text) == tokenizer.encode(text), repr(text)
         assert again.encode(text) == tokenizer.encode(text), repr(text)
@@ -143,7 +143,7 @@ def test_merges_that_scores_cannot_express_are_refused(tmp_path):
     tokenizer = _sentencepiece(llama, "<s>", "</s>", tmp_path)
     model = tokenizer.spec.rest["model"]
     merges = model["merges"]
-    for wrong, message in ((merges[:-1], "never merges"), ([merges[-1], *merges], "several ranks")):
+    for wrong, message in ((merges[:-1], "never merges"), ([merges[-1], *merges], "in turns")):
         rest = {**tokenizer.spec.rest, "model": model | {"merges": wrong}}
         with pytest.raises(ValueError, match=message):
             pre_tokenizer_name(changed(tokenizer, rest=rest))

@@ -2,6 +2,7 @@
 
 import json
 
+import jinja2
 import pytest
 import torch
 from export_models import GPT2
@@ -9,11 +10,14 @@ from naming import naming
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TorchAoConfig
 
 from align.export.export_settings import ExportSettings
+from align.export.gguf_file import FILE
 from align.export.source import open_source
+from align.export.verify_llama import LlamaReading
 from align.export.write_export import export
 from align.io.directory import load_network, load_scalar
 from align.io.manifest import read_manifest
 from align.model.gpt import GPT
+from align.tokenizer.plain_template import plain_template
 
 IDS = torch.arange(7, 47)[None]
 
@@ -110,3 +114,59 @@ def test_an_export_is_a_source_again(make, tmp_path):
     export(open_source(str(make())), tmp_path / "out", ExportSettings())
     again = open_source(str(tmp_path / "out"))
     assert isinstance(again.network, GPT)
+
+
+def test_the_source_s_sampling_defaults_and_ids_are_kept(make, tmp_path):
+    """The tokenizer has another padding token, and one more token that ends a response."""
+    model = make()
+    defaults = {"temperature": 0.6, "top_p": 0.9, "do_sample": True, "repetition_penalty": 1.1}
+    ids = {"bos_token_id": 3, "eos_token_id": 7, "pad_token_id": 7}
+    (model / "generation_config.json").write_text(json.dumps(defaults | ids))
+    source = open_source(str(model))
+    assert source.tokenizer.pad_id != 7
+    export(source, tmp_path / "out", ExportSettings())
+    written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    stops = [7, *source.tokenizer.stop_ids]
+    assert written == defaults | ids | {"eos_token_id": stops}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [config[name] for name in ids] == [3, stops, 7]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert (loaded.temperature, loaded.top_p, loaded.pad_token_id, loaded.eos_token_id) == (0.6, 0.9, 7, stops)
+
+
+def test_templates_are_plain(make, tmp_path):
+    """Plain jinja2, transformers and llama.cpp render an exported template as transformers renders the source's."""
+    model = make(context=128)
+    tagged = (
+        "{{ bos_token }}{%- for m in messages %}\n<|{{ m.role }}|>\n  {% if m.role == 'assistant' -%}\n"
+        "{%- generation -%}\n  "
+        "{{ m.content }}<|end|>  {%- endgeneration %}\n{% else %}{{ m.content }}{% generation %}\n<|end|>\n"
+        "{% endgeneration %}\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    config = json.loads((model / "tokenizer_config.json").read_text()) | {"chat_template": tagged}
+    (model / "tokenizer_config.json").write_text(json.dumps(config))
+    chat = [{"role": "user", "content": "The fox"}, {"role": "assistant", "content": "a dog"}]
+    chat.append({"role": "user", "content": "Say 12."})
+    options = {"add_generation_prompt": True}
+    expected = AutoTokenizer.from_pretrained(model).apply_chat_template(chat, tokenize=False, **options)
+
+    plain, source = tmp_path / "plain", open_source(str(model))
+    export(source, plain, ExportSettings())
+    again = AutoTokenizer.from_pretrained(plain)
+    assert "generation %" not in again.chat_template
+    assert again.apply_chat_template(chat, tokenize=False, **options) == expected
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    assert (
+        environment.from_string(again.chat_template).render(messages=chat, bos_token="<|bos|>", **options) == expected
+    )
+
+    export(source, tmp_path / "gguf", ExportSettings(format="gguf"))
+    reading = LlamaReading(tmp_path / "gguf" / FILE, context=128, vocab_size=source.network.config.vocab_size)
+    assert reading.chat_ids(chat) == again(expected, add_special_tokens=False)["input_ids"]
+    reading.close()
+
+
+def test_our_own_template_is_plain_wherever_it_is_written(make):
+    template = open_source(str(make())).tokenizer.spec.chat_template
+    assert plain_template(template) == template
+    jinja2.Environment().from_string(template)

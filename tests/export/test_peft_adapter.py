@@ -124,7 +124,7 @@ def test_verify_asks_peft(make, tmp_path, monkeypatch):
     base = make("base")
     adapted(base, tmp_path / "adapter", modules_to_save=["embed_tokens"])
     checked = Check(["The fox"], max_new_tokens=8)
-    for settings in (ExportSettings(), ExportSettings(format="gguf", quantize="q8_0")):
+    for settings in (ExportSettings(), ExportSettings(format="gguf", dtype="float16")):
         found = export(open_source(str(tmp_path / "adapter")), tmp_path / "out", settings, checked=checked)
         assert abs(found["verification"]["peft"]) < 1e-6
     monkeypatch.setattr(peft_adapter, "_unties", lambda stored, network: False)

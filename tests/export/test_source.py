@@ -162,6 +162,6 @@ def test_a_foreign_model_is_a_source(make):
     model = make()
     (model / "align.json").unlink()
     assert open_source(str(model)).manifest["stage"] == "foreign"
-    (model / "config.json").write_text(json.dumps({"model_type": "mistral"}))
-    with pytest.raises(ValueError, match=naming("model_type", "mistral")):
+    (model / "config.json").write_text(json.dumps({"model_type": "phi3"}))
+    with pytest.raises(ValueError, match=naming("model_type", "phi3")):
         open_source(str(model))

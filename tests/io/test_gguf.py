@@ -20,7 +20,7 @@ from align.io.location import locate, read_config
 from align.io.manifest import read_manifest
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
-from align.model.rope_scaling import Llama3Scaling
+from align.model.rope_scaling import LinearScaling, Llama3Scaling, YarnScaling
 from align.tokenizer import Tokenizer, train_tokenizer
 
 TEXTS = ["The quick brown fox jumps over 13 lazy dogs; it's asleep.\n", "Größe, café 人工智能 😀 x\u00a0y\n"]
@@ -288,3 +288,19 @@ def test_other_divisors_than_llama_3_s_are_refused(tmp_path, tokenizer):
     rewrite(file, replaced={"rope_freqs.weight": (others, gguf.GGMLQuantizationType.F32)})
     with pytest.raises(ValueError, match=naming(file, "rope_freqs.weight", 500000.0)):
         locate(file)
+
+
+@pytest.mark.parametrize(
+    ("fields", "scaling"),
+    [
+        ({"llama.rope.scale_linear": 4.0}, LinearScaling(4.0)),
+        ({"llama.rope.scaling.factor": 4.0}, LinearScaling(4.0)),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, None),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0}, None),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, YarnScaling(4.0, original_context=64)),
+    ],
+    ids=str,
+)
+def test_scalings_as_llama_cpp_reads_them(small, fields, scaling):
+    """Its type is linear where a file has none, and its original context is the file's own."""
+    assert read_config(rewrite(small, fields=fields)).rope_scaling == scaling

@@ -84,3 +84,13 @@ def test_two_labels_of_transformers_are_refused(tmp_path):
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"num_labels\D*2\b.*\b1\b"):
         load_scalar(tmp_path)
+
+
+def test_a_language_model_lends_its_trunk(tmp_path):
+    """GPT-NeoX calls its output matrix embed_out; it is left out under any name."""
+    config = transformers.GPTNeoXConfig(**THEIR_SHAPE)
+    theirs = transformers.GPTNeoXForCausalLM(config)
+    theirs.save_pretrained(tmp_path)
+    ours = load_scalar(tmp_path)
+    assert torch.equal(ours.model.embed_tokens.weight, theirs.gpt_neox.embed_in.weight)
+    assert ours.score.weight.shape == (1, 32)

@@ -1,6 +1,7 @@
-"""Lets the tests of this folder import published.py."""
+"""Lets the tests of this folder import published.py, and recipes the examples."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1])]

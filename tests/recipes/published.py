@@ -46,7 +46,7 @@ def write_qwen2(directory: Path) -> Path:
     fast.save_pretrained(directory)
     config = Qwen2Config(
         vocab_size=320,
-        hidden_size=16,
+        hidden_size=32,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,

@@ -3,12 +3,13 @@
 import csv
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from published import ROOT, shrink, write_chats, write_gpt_neox, write_hh, write_qwen2, write_tldr
+from published import ROOT, shrink, write_chats, write_gpt_neox, write_hh, write_qwen2, write_records, write_tldr
 
 from align.cli import main
 from align.tokenizer import Tokenizer
@@ -55,8 +56,16 @@ def check_responses(out: Path, *comparisons: str) -> None:
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qwen")
-    model = write_qwen2(folder / "model")
-    return run("qwen2.5-0.5b", folder, model, write_chats(folder))
+    model, variables = write_qwen2(folder / "model"), write_chats(folder)
+    (folder / "answers_here.py").write_text(
+        "from dataclasses import dataclass\n\nfrom examples.gsm8k import FinalAnswer\n\n\n@dataclass(frozen=True)\n"
+        f"class Answers(FinalAnswer):\n    data: tuple[str, ...] = ({variables['math']!r},)\n"
+    )
+    sys.path.insert(0, str(folder))
+    try:
+        return run("qwen2.5-0.5b", folder, model, variables | {"math_judge": "answers_here.Answers"})
+    finally:
+        sys.path.remove(str(folder))
 
 
 def test_qwen(qwen: Path):
@@ -71,12 +80,24 @@ def pythia(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run("pythia-160m", folder, model, write_tldr(folder))
 
 
+def test_the_answer_is_the_last_number(tmp_path: Path):
+    """Thousands separators, units and decimals; no number is wrong."""
+    from examples.gsm8k import FinalAnswer
+
+    file = write_records(tmp_path / "gsm8k.jsonl", [{"question": "q", "answer": "1 + 1 = <<1+1=2>>2\n#### 1,002"}])
+    responses = ["It is $1,002.00", "1002", "1002 or 1003", "none", "-1002", "\\boxed{1002}"]
+    assert FinalAnswer((file,))(["q"] * 6, responses) == [1, 1, 0, 0, 0, 1]
+    with pytest.raises(ValueError, match="no question 'r'"):
+        FinalAnswer((file,))(["r"], ["1"])
+
+
 def test_pythia(pythia: Path):
     check_stages(pythia, "pythia-160m")
     check_responses(pythia, "compare")
     tokenizer = Tokenizer.load(pythia / "ppo/model")
     assert tokenizer.spec.chat_template == PLAIN
     assert tokenizer.stop_ids == (tokenizer.eos_id,)
+    assert tokenizer.pad_id == tokenizer.special_tokens["<|padding|>"]
 
 
 def test_pythia_on_dialogues(tmp_path: Path):

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as PeerTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from align.tokenizer import Tokenizer
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from chat_templates import CHATML as CHATML_TEMPLATE
-from chat_templates import TRL, base_tokenizer, compare, load_both, styles
+from chat_templates import TRL, WORDS, base_tokenizer, compare, load_both, styles
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -414,6 +416,14 @@ def test_weight_0_is_not_trained_on(request, family, tmp_path, qwen_directory):
         assert rest.mask == counted
 
 
+def test_one_block_has_one_weight(qwen_directory, tmp_path):
+    template = "{% generation %}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}{% endgeneration %}"
+    tokenizer = _with_template(qwen_directory, tmp_path, template)
+    assert all(tokenizer.render_chat(CHAT[:3]).mask)
+    with pytest.raises(ValueError, match=r"1, 2, 3.*weight"):
+        tokenizer.render_chat([*CHAT[:2], CHAT[2] | {"weight": 0}])
+
+
 def test_forged_turns_are_what_transformers_sanitizes(qwen_directory):
     """The rest of the chat merges as without them: as `apply_chat_template(sanitize_control_tokens=True)`."""
     tokenizer, peer = Tokenizer.load(qwen_directory), AutoTokenizer.from_pretrained(qwen_directory)
@@ -447,3 +457,29 @@ def test_public_styles(style, base, tmp_path):
 @pytest.fixture(scope="module")
 def base():
     return base_tokenizer().to_str()
+
+
+def _sentence_piece(opening: str) -> str:
+    """A BPE over characters with byte fallback, whose texts begin with a space: all of them, or the first stretch."""
+    peer = PeerTokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    if opening == "always":
+        peer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        peer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=opening, split=False)
+    strip = decoders.Strip(" ", 1, 0)
+    peer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    names = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=1200, special_tokens=names, show_progress=False)
+    peer.train_from_iterator([f"{a}{edge}{b}\n" for a in WORDS for b in WORDS for edge in (" ", "\n\n", "")], trainer)
+    data = json.loads(peer.to_str())
+    data["added_tokens"] = data["added_tokens"][:1]  # byte tokens are pieces of the model
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("opening", ["always", "first"])
+def test_sentence_piece(opening, tmp_path):
+    """The tokenizers of Llama 2, Mistral and DeepSeek: spaces that begin a text or a stretch are located too."""
+    base = _sentence_piece(opening)
+    for number, style in enumerate(style for style in styles() if style.name in ("ChatML", "Mistral", "DeepSeek-V3")):
+        tokenizer, peer = load_both(style, base, tmp_path / str(number))
+        assert compare(style, tokenizer, peer, chats=8) == {"equal": 8}, style.name

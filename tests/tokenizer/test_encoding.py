@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as PeerTokenizer
 
 from align.tokenizer import Tokenizer, train_tokenizer
 from align.tokenizer.bpe import Merger, WordCache
+from align.tokenizer.files import PLAIN_CONFIG
 from align.tokenizer.spec import AddedToken, begins_with
 
 ODD_TEXTS = [
@@ -241,12 +242,14 @@ def _opening(tokenizer, **changes) -> tuple[tuple[int, ...], int | None]:
 
 
 def test_a_document_opens_with_what_the_tokenizer_adds(tokenizer):
-    """The post-processor decides, or add_bos_token; bos_token alone adds nothing (SmolLM2)."""
+    """Ours say it. Of others the post-processor decides, or add_bos_token; bos_token alone adds nothing (SmolLM2)."""
     bos, eos = tokenizer.special_tokens["<|bos|>"], tokenizer.special_tokens["<|eos|>"]
     names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
     assert tokenizer.opening_ids == (bos,)
-    assert _opening(tokenizer, post_processor=None) == ((), bos)
-    assert _opening(tokenizer, post_processor=None, config=names | {"add_bos_token": True}) == ((bos,), bos)
+    assert tokenizer.spec.post_processor is None
+    assert _opening(tokenizer, config=names) == ((), bos)
+    assert _opening(tokenizer, config=names | {"add_bos_token": True}) == ((bos,), bos)
+    tokenizer = Tokenizer(replace(tokenizer.spec, config=names, post_processor=begins_with("<|bos|>", bos)))
     assert _opening(tokenizer, config=names | {"add_bos_token": False}) == ((), bos)
     assert _opening(tokenizer, config={}) == ((bos,), bos)
     other = begins_with("<|eos|>", eos)
@@ -264,7 +267,7 @@ def test_a_document_opens_with_what_the_tokenizer_adds(tokenizer):
     [
         {"config": {"bos_token": "<|bos|>", "eos_token": "<|end|>"}},
         {"config": {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|eos|>"}},
-        {"post_processor": None},
+        {"config": PLAIN_CONFIG | {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}},
         {"chat_template": "{{ messages }}"},
         {"nfc": True},
         {"added": (AddedToken(599, "<|end|>", normalized=True),)},

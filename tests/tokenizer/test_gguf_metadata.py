@@ -15,6 +15,7 @@ from align.tokenizer.public_patterns import GPT2, GPT2_LONG, LLAMA3
 from align.tokenizer.splitting import PATTERNS, Split
 
 TEXTS = [*SENTENCES, "", " ", "  a", "<|end|>x", "<s>", "a\n\n\nb", "1234567 12", "e\u0301", "\0", "it's IT'S"]
+TEXTS += [f"a{' ' * count}b" for count in (2, 3, 5, 17, 33)]
 REAL = Path(os.environ.get("ALIGN_SMOLLM2", "absent"))  # SmolLM2-135M-Instruct: the GGUF file and tokenizer.json
 
 
@@ -46,7 +47,9 @@ def sentencepiece(peer: PeerTokenizer, **changes) -> dict[str, object]:
         "model": "llama",
         "tokens": names,
         "token_type": [int(types.get(name, TokenType.NORMAL)) for name in names],
-        "scores": [-float(made.index(name)) if name in made else -1e4 for name in names],
+        "scores": [
+            -1e9 if set(name) == {"▁"} else -float(made.index(name)) if name in made else -1e4 for name in names
+        ],
         "unknown_token_id": names.index("<unk>"),
     } | changes
     return {f"tokenizer.ggml.{name}": value for name, value in fields.items() if value is not None}
@@ -85,7 +88,7 @@ def test_every_name_splits_and_is_found_again(row):
         spec = spec_from_gguf(byte_level(pre=name))
         assert tuple(split.pattern for split in spec.splits) == row.patterns
         assert (spec.nfc, spec.ignore_merges) == (row.nfc, row.ignore_merges)
-        assert find_pre_tokenizer(spec) is row
+        assert find_pre_tokenizer(spec)[1:4] == row[1:4]
 
 
 def test_patterns_that_match_the_same_share_a_name():

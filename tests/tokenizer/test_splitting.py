@@ -195,7 +195,7 @@ _patterns = st.lists(_alternatives, min_size=1, max_size=3).map(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(pattern=_patterns, text=_texts)
 def test_accepted_patterns_agree_with_tokenizers(pattern, text):
     """Patterns made of all syntax that is accepted; those that can match nothing are left out."""

@@ -24,7 +24,7 @@ def cache_directory() -> Path:
 def converted(file: Path) -> Path:
     """The model directory of a GGUF file, which is written unless the cache has it.
 
-    Its name is the file's; the folder above it is named after the file's content.
+    Its name is that of the file; the folder above it is named after the file's content.
 
     Args:
         file: in GGUF format, of a language model.
@@ -40,7 +40,7 @@ def converted(file: Path) -> Path:
     path = file.resolve()
     found = path.stat()
     digest = _content(str(path), found.st_size, found.st_mtime_ns)
-    directory = cache_directory() / f"{digest[:16]}-{VERSION}" / path.stem
+    directory = cache_directory() / f"{digest[:16]}-{VERSION}" / file.stem
     if not directory.is_dir():
         _convert(path, directory, digest)
     return directory
@@ -59,11 +59,12 @@ def _convert(path: Path, directory: Path, digest: str) -> None:
     from align.io.manifest import write_manifest
     from align.io.state_files import save_state
     from align.tokenizer import Tokenizer
+    from align.tokenizer.files import gguf_spec
 
     start = time.monotonic()
     opened = open_gguf(path)
-    tokenizer = Tokenizer.load(path)
     values = opened.metadata.values
+    tokenizer = Tokenizer(gguf_spec(path, values))
     source = {
         "file": str(path),
         "sha256": digest,

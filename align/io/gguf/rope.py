@@ -70,7 +70,10 @@ def read_scaling(
     Raises:
         ValueError: the type is not supported, or the divisors are not Llama-3's.
     """
-    kind = metadata.get("rope.scaling.type", "none")
+    factor = metadata.get("rope.scaling.factor", metadata.get("rope.scale_linear", 1.0))
+    kind = metadata.get("rope.scaling.type", "linear")  # llama.cpp's default
+    if kind == "linear" and factor in (0.0, 1.0):
+        kind = "none"
     if kind not in _KINDS:
         raise metadata.unsupported("rope.scaling.type", kind, " or ".join(map(repr, _KINDS)))
     if divisors is not None:
@@ -79,7 +82,6 @@ def read_scaling(
         return _of_divisors(metadata, settings, divisors, own)
     if kind == "none":
         return None
-    factor = metadata.get("rope.scaling.factor", 1.0)
     if kind == "linear":
         return LinearScaling(factor).to_dict()
     scaling = YarnScaling(
