@@ -1,7 +1,9 @@
 """``align compare``: several models on the same prompts, with paired statistics and a report."""
 
 import json
+import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +17,7 @@ from align.io.atomic import replacing_file
 from align.io.progress import progress_bar
 
 if TYPE_CHECKING:
+    from align.compare.candidates import Candidate
     from align.compare.comparison import Task
     from align.compare.judges import Judge
 
@@ -48,6 +51,13 @@ class CompareSettings:
     OpenAI-compatible endpoint that compares pairs; several sources separated by commas are one per seed; the first
     judge decides the headline; by default sandbox where data/sandbox.json exists beside the baseline's run, and
     reward/model where that exists"""
+    best_of: tuple[str, ...] = setting((), metavar="NAME=MODEL:N:JUDGE")
+    """Further models that are the best of N: of N responses of the model MODEL the one that the judge JUDGE, a name of
+    --judge, scores highest, as in best4=sft:4:reward"""
+    keep_unfinished: bool = False
+    """--best_of may choose truncated responses too, not only where all N are"""
+    texts: tuple[str, ...] = setting((), metavar="FILE")
+    """Ordinary documents, JSONL of {'text': ...} or .txt, whose bits per byte show what alignment cost"""
     metric: tuple[str, ...] = setting((), metavar="CLASS")
     """Class paths of further comparison metrics, or of tuples of them"""
     n: int = 4
@@ -111,6 +121,7 @@ def _task(options: CompareSettings) -> "Task":
 
     models = named_models(options.models, several=True)
     candidates = [Candidate(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]
+    candidates += [_best_of(word, candidates, options) for word in options.best_of]
     beside = candidates[0].runs[0].model.parent.parent
     file = _prompts_file(options.prompts, beside)
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
@@ -123,9 +134,39 @@ def _task(options: CompareSettings) -> "Task":
             config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
             metrics=[*DEFAULT_METRICS, *(metric for path in options.metric for metric in load_metrics(path))],
+            texts=_texts(options.texts),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _best_of(word: str, candidates: Sequence["Candidate"], options: CompareSettings) -> "Candidate":
+    """The candidate that a word of ``--best_of`` describes."""
+    from align.compare.best_of import BestOf
+    from align.compare.candidates import Candidate
+
+    match = re.fullmatch(r"([^=]+)=([^:]+):(\d+):(.+)", word)
+    if match is None:
+        raise UsageError(f"--best_of {word}: give NAME=MODEL:N:JUDGE, such as best4=sft:4:reward")
+    name, model, n, judge = match.groups()
+    runs = {candidate.name: candidate.runs for candidate in candidates}
+    if model not in runs:
+        raise UsageError(f"--best_of {word}: no model is called {model!r}; the models are {', '.join(runs)}")
+    try:
+        rule = BestOf(model=model, n=int(n), judge=judge, keep_unfinished=options.keep_unfinished)
+    except ValueError as error:
+        raise UsageError(f"--best_of {word}: {error}") from error
+    return Candidate(name, runs[model], rule)
+
+
+def _texts(files: tuple[str, ...]) -> list[str]:
+    """The documents of files."""
+    from align.data.formats.texts import Text
+    from align.data.readers import BadRecords, find_sources
+    from align.data.tokenize import encode_records
+
+    sources, bad = find_sources(files), BadRecords("stop", hint="")
+    return list(encode_records(sources, bad, format=Text(), formats=(), encode=str))
 
 
 def _prompts_file(given: str | None, beside: Path) -> str:
@@ -165,10 +206,13 @@ def _show(report: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from align.compare.markdown import models_table, pairs_table
+    from align.compare.markdown import models_table, pairs_table, texts_table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    for title, (head, rows) in (("Models", models_table(report)), ("Pairs", pairs_table(report))):
+    tables = [("Models", models_table(report)), ("Pairs", pairs_table(report))]
+    if report["texts"]:
+        tables.append(("What alignment cost", texts_table(report)))
+    for title, (head, rows) in tables:
         shown = Table(title=title, title_justify="left")
         for name in head:
             shown.add_column(name)

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
+    "BestOf": "best_of",
     "Candidate": "candidates",
     "Judge": "judges",
     "Metric": "metrics",
@@ -19,6 +20,7 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from align.compare.best_of import BestOf as BestOf
     from align.compare.candidates import Candidate as Candidate
     from align.compare.candidates import Run as Run
     from align.compare.comparison import Task as Task

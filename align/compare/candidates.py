@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from align.compare.best_of import BestOf
 from align.io.directory import load_network
 from align.io.lightning_checkpoint import load_checkpoint
 from align.io.manifest import read_manifest, weights_fingerprint
@@ -99,10 +100,13 @@ class Candidate(NamedTuple):
     Attributes:
         name: of the model in reports.
         runs: at least one.
+        best_of: how its responses are chosen from another candidate's, which has the same runs; None: they are the
+            model's own.
     """
 
     name: str
     runs: tuple[Run, ...]
+    best_of: BestOf | None = None
 
 
 def check_candidates(candidates: Sequence[Candidate]) -> int:
@@ -132,9 +136,9 @@ def settings_diff(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 
     Returns:
         list: ``{"setting": dotted name, "values": {NAME: value}}``; a model without the setting has no value. Models
-        without a recipe, such as a pretrained one, are left out.
+        without a recipe of their own, such as a published one or the best of N, are left out.
     """
-    recipes = {candidate.name: candidate.runs[0].manifest.get("recipe") for candidate in candidates}
+    recipes = {of.name: of.runs[0].manifest.get("recipe") for of in candidates if of.best_of is None}
     flat = {name: _flatten(recipe) for name, recipe in recipes.items() if recipe}
     if len(flat) < 2:
         return []
@@ -152,8 +156,11 @@ def costs(candidate: Candidate) -> dict[str, Any] | None:
 
     Returns:
         dict: the fields of ``COSTS``, None for one that was not measured, and ``reward_model``: the same of the reward
-        model that the stage trained with, or None; None altogether if a run's manifest has no cost.
+        model that the stage trained with, or None; None altogether if a run's manifest has no cost, and for the best
+        of N, which trains nothing.
     """
+    if candidate.best_of is not None:
+        return None
     own = _mean_cost([run.manifest for run in candidate.runs])
     if own is None:
         return None

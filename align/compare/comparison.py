@@ -4,12 +4,14 @@
 2. every judge scores the responses, or compares them in pairs;
 3. of each model: rewards, KL to the baseline, comparison metrics, cost;
 4. of each pair of models: win-rate, length-controlled win-rate and difference of the means, each with its verdict;
-5. the frontier: every checkpoint's reward against its KL.
+5. the frontier: every checkpoint's reward against its KL;
+6. what alignment cost: each model's loss on ordinary documents, against the baseline's.
 
 Legend: S seeds, P prompts, N responses to a prompt.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
@@ -23,10 +25,20 @@ from align.compare.endpoint import Endpoint, compare_pairs
 from align.compare.judges import Judge, score
 from align.compare.metrics import DEFAULT_METRICS, Metric, measured
 from align.compare.respond import Advance, Response, ResponseConfig, Sampler
-from align.compare.statistics import Estimate, higher, interval, length_controlled_wins, share_interval, wins
+from align.compare.statistics import (
+    Estimate,
+    higher,
+    interval,
+    length_controlled_wins,
+    ratio_values,
+    share_interval,
+    wins,
+)
+from align.compare.texts import TextLoss, text_losses
+from align.tokenizer import Tokenizer
 from align.tokenizer.prompts import Prompt
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 NO_DIFFERENCE = "no difference shown"
 """Verdict where an interval contains equality, or there are too few prompts"""
 _DIGITS = 5
@@ -40,7 +52,8 @@ class Task:
     """The models, the prompts, the judges and the metrics of a comparison.
 
     Raises:
-        ValueError: there is no prompt or no judge, or two judges or two metrics share a name.
+        ValueError: there is no prompt or no judge, two judges or two metrics share a name, or a best of N names a model
+            or a judge that is not there.
     """
 
     candidates: Sequence[Candidate]
@@ -53,6 +66,8 @@ class Task:
     """Responses of each checkpoint to each prompt; 0: no frontier"""
     metrics: Sequence[Metric] = DEFAULT_METRICS
     """Of each model's responses"""
+    texts: Sequence[str] = ()
+    """Ordinary documents whose loss shows what alignment cost; may be empty"""
 
     def __post_init__(self) -> None:
         """Reject an invalid comparison."""
@@ -73,8 +88,26 @@ class Task:
         for name in measured_names:
             if measured_names.count(name) > 1:
                 raise ValueError(f"two metrics are called {name!r}: give the class a name of its own")
+        for candidate in self.candidates:
+            self._check_best_of(candidate)
         if self.frontier_n < 0:
             raise ValueError(f"frontier_n is {self.frontier_n}: it must be at least 0")
+
+    def _check_best_of(self, candidate: Candidate) -> None:
+        rule = candidate.best_of
+        if rule is None:
+            return
+        sampled = [of.name for of in self.candidates if of.best_of is None]
+        if candidate is self.candidates[0]:
+            raise ValueError(f"{candidate.name} is the best of {rule.n}, and no baseline: name a model first")
+        if rule.model not in sampled:
+            raise ValueError(f"{candidate.name} samples {rule.model!r}, which is none of {', '.join(sampled)}")
+        scoring = [judge.name for judge in self.judges if not judge.compares]
+        if rule.judge not in scoring:
+            raise ValueError(
+                f"{candidate.name} is chosen by {rule.judge!r}, which is none of the judges that score: "
+                f"{', '.join(scoring) or 'none'}"
+            )
 
     @property
     def seeds(self) -> int:
@@ -85,21 +118,47 @@ class Task:
         """The weights of a candidate under a seed."""
         return candidate.runs[seed % len(candidate.runs)].final
 
+    def same_tokenizer(self, a: Candidate, b: Candidate) -> bool:
+        """Whether two candidates have the same tokenizer under every seed."""
+        return all(
+            Tokenizer.load(self.point(a, seed).model).fingerprint
+            == Tokenizer.load(self.point(b, seed).model).fingerprint
+            for seed in range(self.seeds)
+        )
+
 
 class Sampled(NamedTuple):
-    """An candidate's responses and scores.
+    """A candidate's responses and scores.
 
     Attributes:
         responses: ``S`` tables of ``P`` rows of ``N``.
         scores: judge -> ``[S, P, N]``; a judge that compares has none.
+        drawn: ``[S, P, N]`` tokens that were sampled for each response: of the best of several, the tokens of all.
     """
 
     responses: list[list[list[Response]]]
     scores: dict[str, np.ndarray]
+    drawn: np.ndarray
 
-    def array(self, field: str) -> np.ndarray:
-        """``[S, P, N]`` of a field of the responses."""
-        return np.array([[[getattr(response, field) for response in row] for row in table] for table in self.responses])
+    @property
+    def tokens(self) -> np.ndarray:
+        """``[S, P, N]`` tokens of the responses."""
+        return _array(self.responses, lambda response: response.tokens)
+
+    @property
+    def letters(self) -> np.ndarray:
+        """``[S, P, N]`` characters of the responses."""
+        return _array(self.responses, lambda response: len(response.text))
+
+    @property
+    def log_ratios(self) -> np.ndarray:
+        """``[S, P, N]`` log-ratios to the baseline, nats; NaN where there is none."""
+        ratios = _array(self.responses, lambda response: response.log_ratio)
+        return ratios.astype(np.float64)
+
+
+def _array(responses: list[list[list[Response]]], of: Callable[[Response], Any]) -> np.ndarray:
+    return np.array([[[of(response) for response in row] for row in table] for table in responses])
 
 
 def compare(task: Task, folder: Path, progress: Progress) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -119,6 +178,8 @@ def compare(task: Task, folder: Path, progress: Progress) -> tuple[dict[str, Any
     sampler = Sampler(task.prompts, task.config, folder)
     sampled = {candidate.name: _sample(task, candidate, sampler, progress) for candidate in task.candidates}
     models = {candidate.name: _describe(task, candidate, sampled) for candidate in task.candidates}
+    for name, described in _text_costs(task, folder, progress).items():
+        models[name]["texts"] = described
     pairs = list(_pairs(task, sampled, folder, progress))
     report = {
         "schema_version": SCHEMA_VERSION,
@@ -140,42 +201,71 @@ def compare(task: Task, folder: Path, progress: Progress) -> tuple[dict[str, Any
         "judges": [{"name": judge.name, "sources": list(judge.sources)} for judge in task.judges],
         "models": models,
         "pairs": pairs,
-        "frontier": list(_frontier(task, folder, progress)) if task.frontier_n else [],
+        "frontier": list(_frontier(task, sampled, folder, progress)) if task.frontier_n else [],
+        "texts": {"documents": len(task.texts), "bytes": sum(len(text.encode()) for text in task.texts)}
+        if task.texts
+        else None,
         "settings": settings_diff(task.candidates),
     }
     return report, list(_rows(task, sampled))
 
 
 def _sample(task: Task, candidate: Candidate, sampler: Sampler, progress: Progress) -> Sampled:
+    rule = candidate.best_of
+    if rule is None:
+        tables = _respond(task, candidate, sampler, progress)
+        drawn = _array(tables, lambda response: response.tokens)
+    else:
+        # The models' own responses are the first n; these come after them.
+        config = replace(task.config, n=task.config.n * rule.n)
+        choice = Sampler(task.prompts, config, sampler.folder, first=task.config.n)
+        every = _respond(task, candidate, choice, progress)
+        judge = next(judge for judge in task.judges if judge.name == rule.judge)
+        chosen = [
+            rule.choose(table, _score(task, judge, seed, table, sampler.folder)) for seed, table in enumerate(every)
+        ]
+        tables = [
+            [[row[k] for k in numbers] for row, numbers in zip(table, of, strict=True)]
+            for table, of in zip(every, chosen, strict=True)
+        ]
+        tokens = _array(every, lambda response: response.tokens)
+        drawn = tokens.reshape(*tokens.shape[:2], -1, rule.n).sum(-1)
+    scores = {
+        judge.name: np.stack([_score(task, judge, seed, table, sampler.folder) for seed, table in enumerate(tables)])
+        for judge in task.judges
+        if not judge.compares
+    }
+    return Sampled(tables, scores, drawn)
+
+
+def _respond(task: Task, candidate: Candidate, sampler: Sampler, progress: Progress) -> list[list[list[Response]]]:
+    """``S`` tables of responses."""
     tables = []
     for seed in range(task.seeds):
         with progress(f"{candidate.name} responds", len(task.prompts)) as advance:
             tables.append(sampler.sample(task.point(candidate, seed), task.point(task.candidates[0], seed), advance))
-    scores = {
-        judge.name: np.stack(
-            [
-                score(judge, seed, task.prompts, table, folder=sampler.folder, device=task.config.device)
-                for seed, table in enumerate(tables)
-            ]
-        )
-        for judge in task.judges
-        if not judge.compares
-    }
-    return Sampled(tables, scores)
+    return tables
+
+
+def _score(task: Task, judge: Judge, seed: int, table: Sequence[Sequence[Response]], folder: Path) -> np.ndarray:
+    return score(judge, seed, task.prompts, table, folder=folder, device=task.config.device)
 
 
 def _describe(task: Task, candidate: Candidate, sampled: dict[str, Sampled]) -> dict[str, Any]:
     own, baseline = sampled[candidate.name], sampled[task.candidates[0].name]
-    quantiles = np.quantile(own.array("tokens"), [0.1, 0.5, 0.9])
+    quantiles = np.quantile(own.tokens, [0.1, 0.5, 0.9])
     described = {
         "runs": [str(run.model) for run in candidate.runs],
         "stage": candidate.runs[0].manifest.get("stage"),
         "step": candidate.runs[0].manifest.get("step"),
-        "kl": _estimate(interval(own.array("log_ratio").mean(-1))) | {"by": _kl_by(task, candidate)},
+        "best_of": candidate.best_of and asdict(candidate.best_of),
+        "sampled_tokens": _estimate(interval(own.drawn.mean(-1))),
+        "kl": _kl(task, candidate, own),
         "length_quantiles": {f"p{p}": float(q) for p, q in zip((10, 50, 90), quantiles, strict=True)},
         "metrics": {metric.name: _measure(metric, task.prompts, own.responses) for metric in task.metrics},
         "rewards": {name: _estimate(interval(scores.mean(-1))) for name, scores in own.scores.items()},
         "cost": costs(candidate),
+        "texts": None,
     }
     described["proxies"] = _proxies(task, own, baseline)
     return described
@@ -194,14 +284,63 @@ def _measure(
     return _estimate((share_interval if metric.is_share else interval)(values))
 
 
-def _kl_by(task: Task, candidate: Candidate) -> str:
-    from align.tokenizer import Tokenizer
+def _kl(task: Task, candidate: Candidate, own: Sampled) -> dict[str, Any]:
+    """The KL to the baseline, what it is based on, and no number if a response does not fit the baseline's context."""
+    ratios = own.log_ratios.mean(-1)
+    if not np.isfinite(ratios).all():
+        return {"mean": None, "ci95": None, "by": "not comparable"}
+    rule = candidate.best_of
+    if rule is not None:
+        # KL(best || baseline) = KL(best || sampled model) + E_best[log sampled model - log baseline].
+        return _estimate(interval(ratios + rule.kl_bound)) | {"by": "bound"}
+    by = "tokens" if task.same_tokenizer(candidate, task.candidates[0]) else "text"
+    return _estimate(interval(ratios)) | {"by": by}
 
-    places = [
-        (task.point(candidate, seed).model, task.point(task.candidates[0], seed).model) for seed in range(task.seeds)
-    ]
-    same = all(Tokenizer.load(a).fingerprint == Tokenizer.load(b).fingerprint for a, b in places)
-    return "tokens" if same else "text"
+
+def _text_costs(task: Task, folder: Path, progress: Progress) -> dict[str, dict[str, Any]]:
+    """What each model with weights of its own loses on the texts, and how much more than the baseline."""
+    if not task.texts:
+        return {}
+    baseline, found = task.candidates[0], {}
+    losses = {
+        candidate.name: _text_losses(task, candidate, folder, progress)
+        for candidate in task.candidates
+        if candidate.best_of is None
+    }
+    bits = {name: ratio_values(of["nats"] / np.log(2), of["bytes"]) for name, of in losses.items()}
+    for candidate in task.candidates:
+        if candidate.best_of is not None:
+            continue
+        of = losses[candidate.name]
+        change = None if candidate is baseline else interval(bits[candidate.name] - bits[baseline.name])
+        worse = change and higher(change, 0.0)
+        found[candidate.name] = {
+            "bits_per_byte": _estimate(interval(bits[candidate.name])),
+            "perplexity": _estimate(_exponential(interval(ratio_values(of["nats"], of["tokens"])))),
+            "tokens": float(of["tokens"].sum(-1).mean()),
+            "same_tokenizer": task.same_tokenizer(candidate, baseline),
+            "change": change and _estimate(change),
+            "verdict": change and (NO_DIFFERENCE if worse is None else ("worse", "better")[worse]),
+        }
+    return found
+
+
+def _exponential(value: Estimate) -> Estimate:
+    mean, low, high = (math.exp(nats) for nats in value[:3])
+    return value._replace(mean=mean, low=low, high=high)
+
+
+def _text_losses(task: Task, candidate: Candidate, folder: Path, progress: Progress) -> dict[str, np.ndarray]:
+    """Field of ``TextLoss`` -> ``[S, P]``."""
+    tables = []
+    for seed in range(task.seeds):
+        with progress(f"{candidate.name} reads the texts", len(task.texts)) as advance:
+            point = task.point(candidate, seed)
+            tables.append(text_losses(point, task.texts, folder=folder, device=task.config.device, advance=advance))
+    return {
+        field: np.array([[getattr(loss, field) for loss in table] for table in tables], dtype=np.float64)
+        for field in TextLoss._fields
+    }
 
 
 def _proxies(task: Task, own: Sampled, baseline: Sampled) -> dict[str, Any]:
@@ -228,12 +367,15 @@ def _proxies(task: Task, own: Sampled, baseline: Sampled) -> dict[str, Any]:
 def _pairs(task: Task, sampled: dict[str, Sampled], folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
     """Each later model against each earlier one, by each judge."""
     for judge in task.judges:
-        for b, a in itertools.combinations([candidate.name for candidate in task.candidates], 2):
+        for earlier, later in itertools.combinations(task.candidates, 2):
+            a, b = later.name, earlier.name
             if judge.compares:
                 yield _compared(task, judge, a, b, sampled, folder, progress)
                 continue
             first, second = sampled[a].scores[judge.name], sampled[b].scores[judge.name]
-            lengths = sampled[a].array("tokens"), sampled[b].array("tokens")
+            # A token of one tokenizer is no measure for another's.
+            field = "tokens" if task.same_tokenizer(later, earlier) else "letters"
+            lengths = getattr(sampled[a], field), getattr(sampled[b], field)
             yield _pair(
                 (a, b),
                 judge,
@@ -294,10 +436,13 @@ def _winner(names: tuple[str, str], estimate: Estimate | None, even: float) -> s
     return None if side is None else names[side]
 
 
-def _frontier(task: Task, folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Every checkpoint of every run, by every judge that gives scores."""
+def _frontier(task: Task, sampled: dict[str, Sampled], folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Every checkpoint of every run with a KL, by every judge that gives scores; the best of N is one point."""
     sampler = Sampler(task.prompts, replace(task.config, n=task.frontier_n), folder)
     for candidate in task.candidates:
+        if candidate.best_of is not None:
+            yield from _best_on_frontier(task, candidate, sampled[candidate.name])
+            continue
         for seed, run in enumerate(candidate.runs):
             baseline = task.point(task.candidates[0], seed)
             points = [baseline] if candidate is task.candidates[0] else run.points()
@@ -310,24 +455,43 @@ def _frontier(task: Task, folder: Path, progress: Progress) -> Iterator[dict[str
 def _on_frontier(
     task: Task, candidate: Candidate, seed: int, point: Point, responses: list[list[Response]], folder: Path
 ) -> Iterator[dict[str, Any]]:
-    ratios = np.array([[response.log_ratio for response in row] for row in responses])
+    ratios = np.array([[response.log_ratio for response in row] for row in responses], dtype=np.float64)
+    if not np.isfinite(ratios).all():
+        return
     kl = interval(ratios.mean(-1)[None])
     for judge in task.judges:
-        if judge.compares:
-            continue
-        scores = score(judge, seed, task.prompts, responses, folder=folder, device=task.config.device)
-        reward = interval(scores.mean(-1)[None])
-        yield {
-            "model": candidate.name,
-            "seed": seed,
-            "checkpoint": point.label,
-            "step": point.step,
-            "judge": judge.name,
-            "kl": _rounded(kl.mean),
-            "kl_ci95": [_rounded(kl.low), _rounded(kl.high)],
-            "reward": _rounded(reward.mean),
-            "ci95": [_rounded(reward.low), _rounded(reward.high)],
-        }
+        if not judge.compares:
+            reward = interval(_score(task, judge, seed, responses, folder).mean(-1)[None])
+            yield _frontier_point(candidate, seed, judge.name, kl, reward, point=point)
+
+
+def _best_on_frontier(task: Task, candidate: Candidate, own: Sampled) -> Iterator[dict[str, Any]]:
+    """The best of N at the bound of its KL, from the responses of the tables."""
+    rule = candidate.best_of
+    assert rule is not None
+    for seed in range(task.seeds):
+        ratios = own.log_ratios[seed].mean(-1)
+        if np.isfinite(ratios).all():
+            kl = interval(ratios[None] + rule.kl_bound)
+            for judge, scores in own.scores.items():
+                yield _frontier_point(candidate, seed, judge, kl, interval(scores[seed].mean(-1)[None]))
+
+
+def _frontier_point(
+    candidate: Candidate, seed: int, judge: str, kl: Estimate, reward: Estimate, *, point: Point | None = None
+) -> dict[str, Any]:
+    """A point; None stands for the best of N."""
+    return {
+        "model": candidate.name,
+        "seed": seed,
+        "checkpoint": f"best of {candidate.best_of.n}" if candidate.best_of else point and point.label,
+        "step": point and point.step,
+        "judge": judge,
+        "kl": _rounded(kl.mean),
+        "kl_ci95": [_rounded(kl.low), _rounded(kl.high)],
+        "reward": _rounded(reward.mean),
+        "ci95": [_rounded(reward.low), _rounded(reward.high)],
+    }
 
 
 def _rows(task: Task, sampled: dict[str, Sampled]) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from align.compare import charts, wording
 from align.compare.candidates import COSTS
+from align.compare.markdown import texts_lede
 from align.compare.picks import embedded, picks
 
 _HERE = Path(__file__).parent
@@ -63,6 +64,7 @@ def write_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
         frontier=_frontier(report),
         over_optimisation=_over_optimisation(report),
         proxies=_proxies(report),
+        texts=_texts(report),
         lengths=_lengths(report, rows),
         costs=_costs(report),
         settings=_settings(report),
@@ -82,6 +84,7 @@ def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
     models, judges = report["models"], _judges(report)
     digits = {judge: _digits([model["rewards"][judge] for model in models.values()]) for judge in judges}
     kl = _digits([model["kl"] for model in models.values()])
+    drawn = _digits([model["sampled_tokens"] for model in models.values()])
     of_metrics = {
         metric["name"]: _digits([value for model in models.values() if (value := model["metrics"][metric["name"]])])
         for metric in report["metrics"]
@@ -95,13 +98,11 @@ def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
     rows = [
         {
             "name": name,
-            "made_by": ", ".join(
-                [str(model.get("stage") or "not by align")]
-                + ([f"step {model['step']:,}"] if model.get("step") is not None else [])
-            ),
+            "made_by": wording.origin(model),
             "rewards": [wording.estimate(model["rewards"][judge], digits[judge]) for judge in judges],
-            "kl": wording.estimate(model["kl"], kl) | {"by_text": model["kl"].get("by") == "text"},
+            "kl": wording.estimate(model["kl"], kl) | {"note": wording.KL_NOTES[model["kl"]["by"]]},
             "metrics": [shown(metric, model) for metric in columns],
+            "drawn": wording.estimate(model["sampled_tokens"], drawn),
         }
         for name, model in models.items()
     ]
@@ -110,7 +111,32 @@ def _models_table(report: Mapping[str, Any]) -> dict[str, Any]:
         for metric in report["metrics"]
         if not metric["is_column"] and any(model["metrics"][metric["name"]] for model in models.values())
     ]
-    return {"judges": judges, "columns": columns, "rows": rows, "further": further}
+    chosen = any(model["best_of"] for model in models.values())
+    return {"judges": judges, "columns": columns, "rows": rows, "further": further, "drawn": chosen}
+
+
+def _texts(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Each model's loss on ordinary text."""
+    if not report["texts"]:
+        return None
+    found = {name: model["texts"] for name, model in report["models"].items() if model["texts"] is not None}
+    digits = {
+        field: _digits([of[field] for of in found.values() if of[field]])
+        for field in ("bits_per_byte", "change", "perplexity")
+    }
+    rows = [
+        {
+            "name": name,
+            "verdict": of["verdict"],
+            "same_tokenizer": of["same_tokenizer"],
+            **{
+                field: wording.estimate(of[field], digits[field], sign=field == "change")
+                for field in ("bits_per_byte", "change", "perplexity")
+            },
+        }
+        for name, of in found.items()
+    ]
+    return {"lede": texts_lede(report), "rows": rows}
 
 
 def _matrices(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -177,7 +203,7 @@ def _checkpoints(report: Mapping[str, Any], judge: str) -> list[dict[str, Any]]:
             "ci95": model["rewards"][judge]["ci95"],
         }
         for name, model in report["models"].items()
-        if judge in model["rewards"]
+        if judge in model["rewards"] and model["kl"]["mean"] is not None
     ]
 
 
@@ -305,6 +331,8 @@ def _costs(report: Mapping[str, Any]) -> dict[str, Any] | None:
     """One row per quantity, one cell per model or reward model, each with its share of the largest."""
     columns: list[tuple[str, bool, Mapping[str, Any]]] = []
     for name, model in report["models"].items():
+        if model["best_of"]:
+            continue
         columns.append((name, False, model["cost"] or {}))
         if columns[-1][2].get("reward_model"):
             columns.append((name, True, columns[-1][2]["reward_model"]))

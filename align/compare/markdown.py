@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.compare.candidates import COSTS
-from align.compare.wording import pair_verdict
+from align.compare.wording import KL_NOTES, origin, pair_verdict
 
 _SHOWN_SETTINGS = 60
 _SHOWN_SAMPLES = 3
@@ -30,6 +30,8 @@ def to_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
         "half. At equal length: the same by a regression on the difference in length. Difference: of the mean scores.",
         table(*pairs_table(report)),
     ]
+    if report["texts"]:
+        parts += ["## What alignment cost", texts_lede(report), table(*texts_table(report))]
     if any(model["proxies"] for model in report["models"].values()):
         parts += ["## Gains by other judges", table(*_proxy_table(report))]
     if report["frontier"]:
@@ -56,17 +58,54 @@ def models_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         if any(judge["name"] in m["rewards"] for m in report["models"].values())
     ]
     columns = [metric for metric in report["metrics"] if metric["is_column"]]
-    head = ["model", *judges, "KL, nats", *(metric["label"] for metric in columns)]
+    chosen = any(model["best_of"] for model in report["models"].values())
+    head = ["model", *judges, "KL, nats", *["tokens sampled"] * chosen, *(metric["label"] for metric in columns)]
     rows = []
     for name, model in report["models"].items():
         rows.append(
             [
-                name,
+                f"{name} ({origin(model)})" if model["best_of"] else name,
                 *(with_interval(model["rewards"][judge]) for judge in judges),
-                with_interval(model["kl"], 1) + (" (by text)" if model["kl"]["by"] == "text" else ""),
+                _kl(model["kl"]),
+                *[f"{model['sampled_tokens']['mean']:.3g}"] * chosen,
                 *(_metric(of, model["metrics"][of["name"]]) for of in columns),
             ]
         )
+    return head, rows
+
+
+def _kl(value: Mapping[str, Any]) -> str:
+    note = KL_NOTES[value["by"]]
+    if value["mean"] is None:
+        return note
+    return with_interval(value, 1) + (f" ({note})" if note else "")
+
+
+def texts_lede(report: Mapping[str, Any]) -> str:
+    """One sentence on what the table of texts shows."""
+    texts = report["texts"]
+    return (
+        f"Each model's loss on {texts['documents']} ordinary documents ({texts['bytes']:,} bytes), teacher-forced. An "
+        f"increase over {report['baseline']} is a cost of training. Perplexities per token compare only between models "
+        "of the same tokenizer."
+    )
+
+
+def texts_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of losses on ordinary text."""
+    head = ["model", "bits per byte", f"change from {report['baseline']}", "perplexity per token", "verdict"]
+    rows = []
+    for name, model in report["models"].items():
+        if (of := model["texts"]) is not None:
+            rows.append(
+                [
+                    name,
+                    with_interval(of["bits_per_byte"], 4),
+                    "-" if of["change"] is None else with_interval(of["change"], 4, sign="+"),
+                    with_interval(of["perplexity"], 2) + ("" if of["same_tokenizer"] else " (another tokenizer)"),
+                    of["verdict"] or "baseline",
+                ]
+            )
     return head, rows
 
 
@@ -114,10 +153,11 @@ def _metric_with_interval(metric: Mapping[str, Any], value: Mapping[str, Any] | 
     return percent(value) if metric["is_share"] else with_interval(value)
 
 
-def with_interval(value: Mapping[str, Any], digits: int = 3) -> str:
-    """``0.521 [0.514, 0.528]``."""
+def with_interval(value: Mapping[str, Any], digits: int = 3, *, sign: str = "") -> str:
+    """``0.521 [0.514, 0.528]``; ``sign="+"`` writes a plus too."""
     low, high = value["ci95"]
-    return f"{value['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    form = f"{sign}.{digits}f"
+    return f"{value['mean']:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def percent(value: Mapping[str, Any]) -> str:
@@ -164,6 +204,8 @@ def _cost_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     head = ["model", *COSTS.values()]
     rows = []
     for name, model in report["models"].items():
+        if model["best_of"]:
+            continue
         of_reward = (model["cost"] or {}).get("reward_model")
         named = [(name, model["cost"])] + [(f"{name}'s reward model", of_reward)] * (of_reward is not None)
         for whose, cost in named:

@@ -61,7 +61,7 @@ class Length(Metric):
     """Tokens of each response, the stop token included."""
 
     label = "tokens"
-    meaning = "Mean number of tokens of a response, its stop token included."
+    meaning = "Mean number of tokens of a response, its stop token included, by the model's own tokenizer."
 
     def measure(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Any:
         """See ``Metric``."""

@@ -84,7 +84,7 @@ def embedded(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> di
                     response["text"],
                     response["tokens"],
                     response["finished"],
-                    round(response["log_ratio"], 2),
+                    None if response["log_ratio"] is None else round(response["log_ratio"], 2),
                     [round(response["rewards"][judge], 4) for judge in judges],
                 ]
                 for response in row["responses"][name]

@@ -63,13 +63,14 @@ class Response(NamedTuple):
         text: decoded, without special tokens.
         tokens: number of sampled tokens, the stop token included.
         finished: ended with a stop token, not truncated at max_new_tokens.
-        log_ratio: log pi(response) - log baseline(response), nats.
+        log_ratio: log pi(response) - log baseline(response), nats; None if the response does not fit the baseline's
+            context.
     """
 
     text: str
     tokens: int
     finished: bool
-    log_ratio: float
+    log_ratio: float | None
 
 
 class Sampler:
@@ -79,11 +80,12 @@ class Sampler:
         prompts: the same for every model.
         config: see ``ResponseConfig``.
         folder: of the logs; responses that are logged there are not sampled again.
+        first: number of the first response to each prompt: response k uses the random numbers of response first + k.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], config: ResponseConfig, folder: Path) -> None:
-        """Keep all three."""
-        self.prompts, self.config, self.folder = prompts, config, folder
+    def __init__(self, prompts: Sequence[Prompt], config: ResponseConfig, folder: Path, *, first: int = 0) -> None:
+        """Keep them."""
+        self.prompts, self.config, self.folder, self.first = prompts, config, folder, first
 
     def log(self, point: Point, baseline: Point) -> Log:
         """The log of the responses of a point, with their log-ratios to a baseline."""
@@ -92,7 +94,7 @@ class Sampler:
             tokenizer = Tokenizer.load(place.model)
             facts += [place.fingerprint(), tokenizer.fingerprint, answers_chats(tokenizer, stage_of(place.model))]
         # Another type of device rounds differently; which one of its type does not matter.
-        settings = asdict(self.config) | {"device": torch.device(self.config.device).type}
+        settings = asdict(self.config) | {"device": torch.device(self.config.device).type, "first": self.first}
         return Log(self.folder / f"responses-{key_of(facts, list(self.prompts), settings)}.jsonl")
 
     def sample(self, point: Point, baseline: Point, advance: Advance) -> list[list[Response]]:
@@ -109,7 +111,7 @@ class Sampler:
         log = self.log(point, baseline)
         advance(len(log))
         if len(log) < len(self.prompts):
-            pair = _Pair(point, baseline, self.config)
+            pair = _Pair(point, baseline, self.config, first=self.first)
             group = max(1, self.config.batch_size // self.config.n)
             while len(log) < len(self.prompts):
                 first = len(log)
@@ -122,8 +124,8 @@ class Sampler:
 class _Pair:
     """A network that is sampled and the baseline's, which may have another tokenizer."""
 
-    def __init__(self, point: Point, baseline: Point, config: ResponseConfig) -> None:
-        self.config = config
+    def __init__(self, point: Point, baseline: Point, config: ResponseConfig, *, first: int) -> None:
+        self.config, self.first = config, first
         self.tokenizer, self.network = Tokenizer.load(point.model), point.load(config.device)
         self.baseline = self.network if point == baseline else baseline.load(config.device)
         self.baseline_tokenizer = Tokenizer.load(baseline.model)
@@ -135,7 +137,7 @@ class _Pair:
     def sample(self, prompts: Sequence[Prompt], first: int) -> list[list[Response]]:
         """Responses to a batch of prompts, the first of which is number ``first``."""
         n, tokenizer = self.config.n, self.tokenizer
-        asked = [encode_prompt(tokenizer, prompt, chat=self.chat) for prompt in prompts]
+        asked = [self._encoded(number, prompt) for number, prompt in enumerate(prompts, first)]
         for number, ids in enumerate(asked, first):
             if len(ids) >= self.network.config.context:
                 raise ValueError(
@@ -148,15 +150,21 @@ class _Pair:
             tokenizer,
             rows,
             SamplingConfig(temperature=self.config.temperature, max_new_tokens=self.config.max_new_tokens),
-            seeds=[response_seed(self.config.seed, first + row // n, row % n) for row in range(len(rows))],
+            seeds=[response_seed(self.config.seed, first + row // n, self.first + row % n) for row in range(len(rows))],
         )
         response_ids, texts, finished = sampled.ids, sampled.texts, sampled.finished
         ratios = self._log_ratios(rows, response_ids, prompts, texts, finished)
         responses = [
-            Response(text, len(ids), end, round(ratio, 5))
+            Response(text, len(ids), end, None if ratio is None else round(ratio, 5))
             for text, ids, end, ratio in zip(texts, response_ids, finished, ratios, strict=True)
         ]
         return [responses[start : start + n] for start in range(0, len(responses), n)]
+
+    def _encoded(self, number: int, prompt: Prompt) -> list[int]:
+        try:
+            return encode_prompt(self.tokenizer, prompt, chat=self.chat)
+        except ValueError as error:
+            raise ValueError(f"{self.where} cannot be asked prompt {number + 1}: {error}") from error
 
     def _log_ratios(
         self,
@@ -165,7 +173,7 @@ class _Pair:
         prompts: Sequence[Prompt],
         texts: Sequence[str],
         finished: Sequence[bool],
-    ) -> list[float]:
+    ) -> list[float | None]:
         if self.network is self.baseline:
             return [0.0] * len(asked)
         temperature = self.config.temperature
@@ -181,7 +189,9 @@ class _Pair:
             end = [] if other.end_of_turn_id is None else [other.end_of_turn_id]
             response_ids = [other.encode(text) + end * ended for text, ended in zip(texts, finished, strict=True)]
         theirs = logprobs(self.baseline, asked, response_ids, temperature=temperature, vocab_limit=other.vocab_size)
-        return (own - theirs).tolist()
+        longest = self.baseline.config.context + 1
+        fits = [len(prompt) + len(ids) <= longest for prompt, ids in zip(asked, response_ids, strict=True)]
+        return [ratio if fit else None for ratio, fit in zip((own - theirs).tolist(), fits, strict=True)]
 
 
 @torch.no_grad()

@@ -63,6 +63,22 @@ def share_interval(values: np.ndarray) -> Estimate:
     return estimate._replace(low=max(0.0, estimate.low), high=min(1.0, estimate.high))
 
 
+def ratio_values(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Values whose mean is ``numerators.sum() / denominators.sum()``, to take an ``interval`` of.
+
+    The delta method: the ratio plus the influence of each cell on it. The difference of two models' values is paired.
+
+    Args:
+        numerators: ``[S, P]``.
+        denominators: ``[S, P]``, with a sum above 0.
+
+    Returns:
+        ``[S, P]``.
+    """
+    ratio = numerators.sum() / denominators.sum()
+    return ratio + (numerators - ratio * denominators) / denominators.mean()
+
+
 def wins(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """``[S, P]``: share of pairs of responses to a prompt in which a's scores higher, ties half.
 

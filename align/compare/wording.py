@@ -11,6 +11,10 @@ MINUS = "\N{MINUS SIGN}"
 _SUPERSCRIPTS = str.maketrans("0123456789-", "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b")
 
 
+KL_NOTES = {"tokens": "", "text": "by text", "bound": "upper bound", "not comparable": "not comparable"}
+"""What a KL is based on (``by`` in report.json) -> the remark beside it"""
+
+
 class Note(NamedTuple):
     """A remark on a verdict.
 
@@ -114,6 +118,18 @@ def _duration(seconds: float) -> str:
     whole = round(seconds)
     hours, rest = divmod(whole, 3600)
     return f"{hours} h {rest // 60:02d} min" if hours else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def origin(model: Mapping[str, Any]) -> str:
+    """Where a model's responses come from: ``dpo, step 100``, or ``best of 4 of sft by reward``.
+
+    Args:
+        model: of report.json.
+    """
+    if (rule := model["best_of"]) is not None:
+        return f"best of {rule['n']} of {rule['model']} by {rule['judge']}"
+    step = [] if model["step"] is None else [f"step {model['step']:,}"]
+    return ", ".join([model["stage"] or "not by align", *step])
 
 
 def pair_verdict(pair: Mapping[str, Any]) -> str:

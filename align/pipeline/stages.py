@@ -84,7 +84,7 @@ def read_pipeline(
     """Read a folder's pipeline.yaml and substitute the command line's values.
 
     Args:
-        folder: the recipe folder, or another pipeline's file in one.
+        folder: the recipe folder, or another pipeline's file in one; ``${folder}`` becomes the folder.
         out: where the runs go; None: runs/NAME.
         seed: becomes ``${seed}``.
         assignments: ``NAME=VALUE`` of variables that the pipeline declares.
@@ -108,7 +108,8 @@ def read_pipeline(
         raise RecipeError(f"{file} must be a mapping with the key 'stages', itself a mapping of stages")
     _check_keys(content, _FOLDER_KEYS, str(file))
     run = Path(out) if out else Path("runs") / folder.resolve().name
-    values = _variables(file, content.get("variables") or {}, assignments) | {"run": str(run), "seed": str(seed)}
+    known = {"run": str(run), "seed": str(seed), "folder": str(folder)}
+    values = _variables(file, content.get("variables") or {}, assignments) | known
     stages = [stage for name, body in content["stages"].items() for stage in _stages(file, name, body, values)]
     return Pipeline(file, run, tuple(_overlaid(file, stages, overlays)))
 

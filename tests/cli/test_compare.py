@@ -44,7 +44,7 @@ def out(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_report_has_what_the_schema_says(out: Path, run: Path) -> None:
     report = read(out)
-    assert report["schema_version"] == 2
+    assert report["schema_version"] == 3
     assert report["baseline"] == "sft"
     assert [judge["name"] for judge in report["judges"]] == ["gold", "reward"]
     for name in ("sft", "dpo", "ppo"):
@@ -87,6 +87,31 @@ def test_numbers_are_those_of_the_samples(out: Path) -> None:
             sum(a["log_ratio"] for a in responses) / 12, abs=1e-4
         )
     assert all(response["log_ratio"] == 0 for row in samples for response in row["responses"]["sft"])
+
+
+def test_best_of_n_and_the_cost_on_ordinary_text(run: Path, tmp_path: Path) -> None:
+    """The best of 3 has a KL of at most log 3 - 2/3 = 0.43195, and weights of no model of its own."""
+    (tmp_path / "texts.jsonl").write_text('{"text": "The fox walked home."}\n{"text": "It was late, and dark."}\n')
+    (tmp_path / "more.txt").write_text("A lantern.")
+    extra = ["--best_of", "best=sft:3:gold", "--keep_unfinished", "--frontier_n", "1", "--texts"]
+    extra += [str(tmp_path / "texts.jsonl"), str(tmp_path / "more.txt")]
+    assert compare(run, tmp_path / "out", f"sft={run / 'sft'}", f"dpo={run / 'dpo'}", extra=extra) == 0
+    report = read(tmp_path / "out")
+    sft, dpo, best = (report["models"][name] for name in ("sft", "dpo", "best"))
+    assert best["kl"] == {"mean": 0.43195, "ci95": [0.43195, 0.43195], "by": "bound"}
+    assert best["best_of"] == {"model": "sft", "n": 3, "judge": "gold", "keep_unfinished": True}
+    assert (best["cost"], best["texts"], sft["best_of"]) == (None, None, None)
+    assert best["rewards"]["gold"]["mean"] >= sft["rewards"]["gold"]["mean"]
+    assert best["sampled_tokens"]["mean"] >= 2 * best["metrics"]["Length"]["mean"]
+    assert sft["sampled_tokens"] == sft["metrics"]["Length"]
+    assert {"best of 3"} == {point["checkpoint"] for point in report["frontier"] if point["model"] == "best"}
+    assert report["texts"] == {"documents": 3, "bytes": 20 + 22 + 10}
+    assert (sft["texts"]["change"], sft["texts"]["verdict"]) == (None, None)
+    assert dpo["texts"]["verdict"] == "no difference shown", "three documents show nothing"
+    difference = dpo["texts"]["bits_per_byte"]["mean"] - sft["texts"]["bits_per_byte"]["mean"]
+    assert dpo["texts"]["change"]["mean"] == pytest.approx(difference, abs=2e-5)
+    written = (tmp_path / "out/report.md").read_text()
+    assert all(words in written for words in ("best of 3 of sft by gold", "upper bound", "What alignment cost"))
 
 
 def test_every_checkpoint_is_on_the_frontier(out: Path, run: Path) -> None:
@@ -195,6 +220,12 @@ def test_a_killed_comparison_goes_on_with_the_same_responses(run: Path, tmp_path
         (["sft={run}/sft", "dpo={run}/data"], [], 1, ["{run}/data/config.json", "{run}/data/model/config.json"]),
         (["sft={run}/sft", "dpo={run}/reward"], [], 1, ["{run}/reward/model", "LlamaForSequenceClassification"]),
         (["a={run}/sft,{run}/sft", "b={run}/dpo,{run}/dpo,{run}/dpo"], [], 2, ["a", 1, 3]),
+        (["a={run}/sft", "b={run}/dpo"], ["--best_of", "c=a:4"], 2, ["c=a:4", "NAME=MODEL:N:JUDGE"]),
+        (["a={run}/sft", "b={run}/dpo"], ["--best_of", "c=d:4:gold"], 2, ["d", "a, b"]),
+        (["a={run}/sft", "b={run}/dpo"], ["--best_of", "c=a:1:gold"], 2, ["c=a:1:gold", 2]),
+        (["a={run}/sft", "b={run}/dpo"], ["--best_of", "c=a:4:nobody"], 2, ["nobody", "gold, reward"]),
+        (["a={run}/sft", "b={run}/dpo"], ["--best_of", "b=a:4:gold"], 2, ["b", "NAME=PATH"]),
+        (["a={run}/sft", "b={run}/dpo"], ["--texts", "{run}/nowhere.jsonl"], 1, ["{run}/nowhere.jsonl"]),
         (["a={run}/sft", "b={run}/dpo"], ["--judge", "nobody"], 1, ["nobody"]),
         (["a={run}/sft", "b={run}/dpo"], ["--judge", "http://127.0.0.1:9/v1"], 1, ["http://HOST/v1#MODEL"]),
         (["a={run}/sft", "b={run}/dpo"], ["--temperature", "0"], 2, ["temperature", 0]),

@@ -96,6 +96,13 @@ def test_to_runs_what_a_stage_needs(folder: Path, capsys: pytest.CaptureFixture[
     assert _status(folder, capsys, "--to", "more") == {"data": "done", "more": "done"}
 
 
+def test_data_beside_the_pipeline(folder: Path):
+    file = folder / "beside.yaml"
+    file.write_text("stages: {a: {command: x, arguments: {texts: ['${folder}/t.jsonl']}, writes: '${run}/a'}}")
+    (stage,) = read_pipeline(file, out="out", seed=0, assignments=[]).stages
+    assert str(folder / "t.jsonl") in " ".join(stage.arguments)
+
+
 def test_foreach_makes_a_stage_of_each_combination(folder: Path, capsys: pytest.CaptureFixture[str]):
     file = folder / "again.yaml"
     text = (folder / "pipeline.yaml").read_text().replace("${run}/more", "${run}/more-${a}-${seed}")

@@ -31,6 +31,8 @@ def _make(
     checkpoints: int = 4,
     cost: bool = True,
     scores: bool = True,
+    best_of: bool = False,
+    texts: bool = False,
 ) -> Content:
     """Model number i is better than number i - 1 by 0.4 standard deviations of a response's score.
 
@@ -43,6 +45,8 @@ def _make(
         checkpoints: points of each run in the frontier; 0: no frontier.
         cost: whether the manifests tell it.
         scores: whether the judges give scores, or only compare.
+        best_of: whether the last model is the best of 4 of the first.
+        texts: whether the models have read ordinary texts.
     """
     rng, words = np.random.default_rng(0), random.Random(0)
     shape = (seeds, prompts, n)
@@ -53,7 +57,7 @@ def _make(
     ]
     report = {
         "command": ["align", "compare", *(f"{name}=runs/{name}" for name in names), "--out", "a folder"],
-        "schema_version": 2,
+        "schema_version": 3,
         "baseline": names[0],
         "seeds": seeds,
         "prompts": prompts,
@@ -89,7 +93,16 @@ def _make(
             {"setting": "model.init_args.beta", "values": {names[-1]: 0.1}},
             {"setting": "data.train", "values": {name: [f"{name}.jsonl", None] for name in names}},
         ],
+        "texts": {"documents": 30, "bytes": 24_000} if texts else None,
     }
+    if texts:
+        for i, model in enumerate(report["models"].values()):
+            model["texts"] = _text_cost(i)
+    if best_of:
+        rule = {"model": names[0], "n": 4, "judge": judges[0], "keep_unfinished": False}
+        best = report["models"][names[-1]]
+        best |= {"best_of": rule, "stage": None, "step": None, "cost": None, "texts": None}
+        best["kl"] = {"mean": 0.636, "ci95": [0.636, 0.636], "by": "bound"}
     return report, rows
 
 
@@ -156,6 +169,9 @@ def _model(
         "runs": [f"runs/{name}/model"],
         "stage": "dpo" if i else None,
         "step": 100 if i else None,
+        "best_of": None,
+        "sampled_tokens": _estimate(interval(lengths.mean(-1))),
+        "texts": None,
         "kl": {"mean": 0.5 * i, "ci95": [0.4 * i, 0.6 * i], "by": "text" if i == 2 else "tokens"},
         "length_quantiles": {"p10": 8.0, "p50": 30.0, "p90": 55.0},
         "metrics": {
@@ -169,6 +185,17 @@ def _model(
         "rewards": {judge: _estimate(interval(values.mean(-1))) for judge, values in scores.items()},
         "cost": costs | {"reward_model": costs if i == 2 else None} if cost else None,
         "proxies": proxies,
+    }
+
+
+def _text_cost(i: int) -> dict[str, Any]:
+    return {
+        "bits_per_byte": {"mean": 1.1 + 0.01 * i, "ci95": [1.0 + 0.01 * i, 1.2 + 0.01 * i]},
+        "perplexity": {"mean": 20.0 + i, "ci95": [18.0 + i, 22.0 + i]},
+        "tokens": 5_000.0,
+        "same_tokenizer": i != 2,
+        "change": {"mean": 0.01 * i, "ci95": [0.005 * i, 0.015 * i]} if i else None,
+        "verdict": "worse" if i else None,
     }
 
 

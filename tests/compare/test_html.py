@@ -64,8 +64,9 @@ def _text(page: str) -> str:
         {"names": tuple(f"model {i}" for i in range(11)), "prompts": 4},
         {"seeds": 3},
         {"judges": ("gpt",), "scores": False, "checkpoints": 0},
+        {"best_of": True, "texts": True},
     ],
-    ids=["plain", "least", "eight", "eleven", "seeds", "endpoint"],
+    ids=["plain", "least", "eight", "eleven", "seeds", "endpoint", "best of n and texts"],
 )
 def test_every_comparison_has_a_page_that_needs_nothing_else(make_report: Make, case: dict[str, Any]):
     report, rows = make_report(**case)
@@ -94,6 +95,36 @@ def test_a_chart_says_in_words_what_it_shows(make_report: Make):
         assert title.text
         assert "sft" in (description.text or "")
         assert picture.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+
+
+@pytest.mark.parametrize(("kinds", "folded"), [(12, 0), (13, 1)])
+def test_many_further_metrics_are_folded(make_report: Make, kinds: int, folded: int):
+    report, rows = make_report(("sft", "dpo"), judges=("gold",))
+    for kind in range(kinds):
+        facts = {"label": f"kind {kind}", "meaning": "A test's.", "is_share": True, "is_column": False}
+        report["metrics"].append({"name": f"kind{kind}", **facts})
+        for model in report["models"].values():
+            model["metrics"][f"kind{kind}"] = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    (section,) = re.findall(r'<section id="models".*?</section>', write_html(report, rows), re.DOTALL)
+    assert section.count("<details>") == folded
+    assert all(f">kind {kind}<" in section for kind in range(kinds))
+
+
+def test_the_best_of_n_and_what_alignment_cost(make_report: Make):
+    page = write_html(*make_report(("sft", "dpo", "ppo", "best"), best_of=True, texts=True))
+    assert "best of 4 of sft by gold" in _text(page)
+    assert "upper bound" in _text(page)
+    (table,) = re.findall(r'<section id="texts".*?</section>', page, re.DOTALL)
+    rows = [_text(row) for row in re.findall(r"<tr>.*?</tr>", table, re.DOTALL)[1:]]
+    assert [row[:3] for row in rows] == ["sft", "dpo", "ppo"], "the best of N has sft's weights"
+    assert rows[0].endswith("baseline")
+    assert re.search(r"1\.11 .*\+0\.0100 .*21\.0 .*worse$", rows[1])
+    assert "another tokenizer" in rows[2]
+    (cost,) = re.findall(r'<section id="cost".*?</section>', page, re.DOTALL)
+    assert "best" not in _text(cost)
+    without = write_html(*make_report())
+    assert 'id="texts"' not in without
+    assert ">tokens sampled<" not in without
 
 
 def test_verdicts_in_plain_words(make_report: Make):

@@ -85,7 +85,9 @@ def pages(make_report: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     rows[7]["responses"]["dpo"][0] |= {"text": "", "rewards": {"gold": -9.0, "reward": 0.0}}
     (folder / "small.html").write_text(write_html(report, rows), encoding="utf-8")
     names = ("sft", *(f"a model with a long name {i}" for i in range(6)), "unbroken" * 6)
-    (folder / "large.html").write_text(write_html(*make_report(names, prompts=25)), encoding="utf-8")
+    (folder / "large.html").write_text(
+        write_html(*make_report(names, prompts=25, best_of=True, texts=True)), encoding="utf-8"
+    )
     return {path.stem: path.as_uri() for path in folder.iterdir()}
 
 

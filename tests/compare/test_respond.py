@@ -12,7 +12,7 @@ from align.model.config import GPTConfig
 from align.model.gpt import GPT
 from align.tokenizer import train_tokenizer
 
-CONFIG = GPTConfig(vocab_size=263, layers=1, heads=2, width=16, ff_width=16, context=64, init_std=0.5)
+CONFIG = GPTConfig(vocab_size=263, layers=1, heads=2, width=16, ff_width=16, context=64)
 PROMPTS = ["ab", [{"role": "user", "content": "ba"}]]
 
 
@@ -28,6 +28,8 @@ def models(tokenizer, tmp_path):
     for seed, stage in enumerate(("pretrain", "sft")):
         torch.manual_seed(seed)
         networks[stage], directory = GPT(CONFIG).eval(), tmp_path / stage
+        for parameter in networks[stage].parameters():  # a new network's logits are all the same
+            torch.nn.init.normal_(parameter, std=0.5)
         save_network(networks[stage], directory, bos_id=None, eos_ids=[], pad_id=None)
         tokenizer.save(directory)
         write_manifest(directory, {"stage": stage})
