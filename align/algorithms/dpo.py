@@ -369,7 +369,8 @@ def response_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) ->
     """
     ids, mask = batch.ids, batch.mask
     if not shared_prefix:
-        return sequence_logprobs(network.hidden(ids[:, :-1]), network.output_weight, ids, mask)
+        hidden = network.hidden(ids[:, :-1])
+        return sequence_logprobs(hidden, network.output_weight, ids, mask, softcap=network.softcap)
     # The last token of a row predicts nothing.
     distinct = share_responses(ids, (batch.lengths - 1).clamp(min=0), batch.prompt_lengths.repeat(2))
     mask = mask.new_zeros(len(distinct.ids), ids.shape[1]).index_copy_(0, distinct.row_of, mask)[:, 1:]
@@ -377,7 +378,8 @@ def response_logprobs(network: GPT, batch: PairBatch, *, shared_prefix: bool) ->
     row, column = mask.nonzero(as_tuple=True)
     line, indices = distinct.rows.line(distinct.ids), distinct.rows.tokens_at(row, column)
     states = network.hidden(line, rows=distinct.rows, indices=indices)
-    logprobs = token_logprobs(states, network.output_weight, distinct.ids[row, column + 1])
+    targets = distinct.ids[row, column + 1]
+    logprobs = token_logprobs(states, network.output_weight, targets, softcap=network.softcap)
     return logprobs.new_zeros(mask.shape).masked_scatter(mask, logprobs).sum(1)[distinct.row_of]
 
 

@@ -125,8 +125,14 @@ class LanguageModelStage(Stage):
 
     def loss(self, batch: TokenBatch) -> NextTokenLoss:
         """Steps 2 and 3: next-token loss of a batch, summed."""
+        network = self.network
         return next_token_loss(
-            self.hidden(batch), self.network.output_weight, batch.ids, batch.mask, z_loss=self.z_loss
+            self.hidden(batch),
+            network.output_weight,
+            batch.ids,
+            batch.mask,
+            softcap=network.softcap,
+            z_loss=self.z_loss,
         )
 
     def training_step(self, batch: TokenBatch, batch_idx: int) -> torch.Tensor:
@@ -162,7 +168,8 @@ class LanguageModelStage(Stage):
 
     def predict_step(self, batch: TokenBatch, batch_idx: int) -> list[dict[str, float]]:
         """``nll`` (nats), counted ``tokens`` and ``bytes`` of text of each row; padding is left out."""
-        nll, tokens = row_nll(self.hidden(batch), self.network.output_weight, batch.ids, batch.mask)
+        network = self.network
+        nll, tokens = row_nll(self.hidden(batch), network.output_weight, batch.ids, batch.mask, softcap=network.softcap)
         rows = zip(nll.tolist(), tokens.tolist(), batch.num_bytes.tolist(), strict=True)
         return [{"nll": cost, "tokens": count, "bytes": size} for cost, count, size in rows if count]
 

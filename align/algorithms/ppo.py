@@ -376,13 +376,14 @@ class PPO(Stage):
         targets = response_tokens(*responses.rows)
         with gathered(network) as whole:
             states = response_states(whole, *responses.rows, group_size=self.rollout_config.group_size)
-            weight = self._sampled_weight(whole)
-            flat = token_logprobs(states, weight, targets, temperature=self.rollout_config.temperature)
+            flat = self._token_logprobs(whole, states, targets)
         return padded(flat, responses.mask), states
 
-    def _sampled_weight(self, network: GPT) -> torch.Tensor:
-        """Rows ``[V, D]`` of an output matrix that can be sampled: log-probs leave padding out, as the sampler does."""
-        return network.output_weight[: sampled_rows(network, self._tokenizer.vocab_size)]
+    def _token_logprobs(self, network: GPT, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Log-probs ``[M]`` of ``targets`` at the temperature and over the vocabulary of the sampler."""
+        weight = network.output_weight[: sampled_rows(network, self._tokenizer.vocab_size)]
+        temperature = self.rollout_config.temperature
+        return token_logprobs(states, weight, targets, temperature=temperature, softcap=network.softcap)
 
     def _old_logprobs(self, responses: Responses) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
         """Log-probs ``[B, N]`` under the policy that sampled; its hidden states and the sampler's gap if computed."""
@@ -495,9 +496,7 @@ class PPO(Stage):
         self, batch: RolloutBatch, states: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The summed loss of the policy, its KL in the loss included, and what to log of it."""
-        temperature = self.rollout_config.temperature
-        weight = self._sampled_weight(self.network)
-        logprobs = token_logprobs(states, weight, batch.targets, temperature=temperature)
+        logprobs = self._token_logprobs(self.network, states, batch.targets)
         policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, clip=self.update_config.clip_range)
         self._check_first(batch, policy.approx_kl, policy.ratio_max)
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))

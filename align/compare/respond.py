@@ -227,4 +227,5 @@ def logprobs(
     weight = network.output_weight[: sampled_rows(network, vocab_limit)]
     ids, mask = ids.to(weight.device), mask.to(weight.device)
     hidden = network.hidden(ids[:, :-1])
-    return sequence_logprobs(hidden, weight, ids, mask, temperature=temperature).cpu().double()
+    logprobs = sequence_logprobs(hidden, weight, ids, mask, temperature=temperature, softcap=network.softcap)
+    return logprobs.cpu().double()

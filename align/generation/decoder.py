@@ -152,7 +152,7 @@ class PackedDecoder(Decoder):
         self._view()
 
     def _to_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        return soft_capped(F.linear(hidden, self.output), self.network.config.logit_softcap)
+        return soft_capped(F.linear(hidden, self.output), self.network.softcap)
 
     def _masks(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Additive masks ``[R, 1, 1, S]`` of ``slots`` ``[S]``, without a window and with it."""

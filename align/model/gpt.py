@@ -195,6 +195,11 @@ class GPT(nn.Module):
         """The output matrix ``[V, D]``: the head, or the token embedding when tied."""
         return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
+    @property
+    def softcap(self) -> float | None:
+        """Soft cap of the logits, which whoever multiplies by ``output_weight`` must apply; None: none."""
+        return self.config.logit_softcap
+
     def hidden(
         self,
         ids: torch.Tensor,
@@ -228,7 +233,7 @@ class GPT(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the next token: ``hidden`` ``[..., D]`` to ``[..., V]``."""
         logits = F.linear(hidden, self.output_weight) if self.lm_head is None else self.lm_head(hidden)
-        return soft_capped(logits, self.config.logit_softcap)
+        return soft_capped(logits, self.softcap)
 
     def forward(
         self,

@@ -63,6 +63,23 @@ def logits_into(buffer: torch.Tensor, hidden: torch.Tensor, matrix: torch.Tensor
     return logits.copy_(hidden @ matrix.t())
 
 
+def cap_logits(logits: torch.Tensor, softcap: float | None) -> torch.Tensor | None:
+    """Soft cap of logits, ``c tanh(logits / c)`` (Gemma 2, arXiv:2408.00118, section 2), in place.
+
+    Args:
+        logits: of any shape.
+        softcap: c; None: none.
+
+    Returns:
+        The cap's derivative at each logit, ``1 - tanh(logits / c)^2``; None without a cap.
+    """
+    if softcap is None:
+        return None
+    slope = logits.div_(softcap).tanh_().square().neg_().add_(1.0)
+    logits.mul_(softcap)
+    return slope
+
+
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """``total += left @ right``, accumulated in total's dtype."""
     if total.dtype == right.dtype:

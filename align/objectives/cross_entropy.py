@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from align.objectives.chunks import add_product, chunk_buffer, chunk_size, counted_positions, logits_into
+from align.objectives.chunks import add_product, cap_logits, chunk_buffer, chunk_size, counted_positions, logits_into
 
 
 class NextTokenLoss(NamedTuple):
@@ -31,6 +31,7 @@ def next_token_loss(
     ids: torch.Tensor,
     mask: torch.Tensor,
     *,
+    softcap: float | None = None,
     z_loss: float = 0.0,
 ) -> NextTokenLoss:
     """Summed cross-entropy of the counted tokens, each given the tokens before it.
@@ -40,6 +41,7 @@ def next_token_loss(
         output_weight: ``[V, D]`` the output matrix.
         ids: ``[B, T]`` int64.
         mask: ``[B, T]`` bool, True where a token counts as a target; ``mask[:, 0]`` is ignored.
+        softcap: of the logits, see ``cap_logits``; None: none.
         z_loss: coefficient of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5); 0: none.
 
     Returns:
@@ -49,12 +51,17 @@ def next_token_loss(
         ValueError: hidden does not have one position fewer than ids.
     """
     states, targets, counted = counted_positions(hidden, ids, mask)
-    loss, nll = linear_cross_entropy(states, output_weight, targets, z_loss=z_loss)
+    loss, nll = linear_cross_entropy(states, output_weight, targets, softcap=softcap, z_loss=z_loss)
     return NextTokenLoss(loss, nll, counted.sum())
 
 
 def row_nll(
-    hidden: torch.Tensor, output_weight: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor
+    hidden: torch.Tensor,
+    output_weight: torch.Tensor,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Negative log-likelihood of each row, summed over its counted tokens; not differentiable.
 
@@ -63,16 +70,26 @@ def row_nll(
         output_weight: ``[V, D]`` the output matrix.
         ids: ``[B, T]`` int64.
         mask: ``[B, T]`` bool, True where a token counts as a target.
+        softcap: of the logits, see ``cap_logits``; None: none.
 
     Returns:
         tuple: ``nll [B]`` nats, and ``tokens [B]`` int64, the number of counted tokens.
     """
-    rows = [next_token_loss(hidden[i, None], output_weight, ids[i, None], mask[i, None]) for i in range(len(ids))]
+    rows = [
+        next_token_loss(hidden[i, None], output_weight, ids[i, None], mask[i, None], softcap=softcap)
+        for i in range(len(ids))
+    ]
     return torch.stack([row.nll for row in rows]), torch.stack([row.tokens for row in rows])
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, *, z_loss: float = 0.0, chunk: int | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Summed cross-entropy of ``hidden @ weight.T`` without holding the ``[N, V]`` logits.
 
@@ -84,19 +101,26 @@ def linear_cross_entropy(
         hidden: ``[N, D]`` hidden states of any floating dtype.
         weight: ``[V, D]`` output matrix.
         targets: ``[N]`` int64 ids.
+        softcap: of the logits, see ``cap_logits``; None: none.
         z_loss: coefficient of the squared log-partition added to the loss.
         chunk: positions whose logits are computed at a time; None: ``chunk_size``.
 
     Returns:
         tuple: ``loss []`` (nll + z-loss, differentiable) and ``nll []`` (detached), sums in nats, at least float32.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, chunk or chunk_size(hidden.device))
+    return _LinearCrossEntropy.apply(hidden, weight, targets, softcap, z_loss, chunk or chunk_size(hidden.device))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, z_loss: float, chunk: int
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        targets: torch.Tensor,
+        softcap: float | None,
+        z_loss: float,
+        chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         matrix = weight.to(hidden.dtype)
@@ -110,6 +134,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 rows = slice(start, start + chunk)
                 h, t = hidden[rows], targets[rows, None]
                 logits = logits_into(buffer, h, matrix)
+                slope = cap_logits(logits, softcap)
                 peak = logits.amax(-1, keepdim=True)
                 exponentials = torch.sub(logits, peak, out=scratch[: len(h)]).exp_()
                 log_partition = exponentials.sum(-1, keepdim=True).log_().add_(peak)
@@ -122,6 +147,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if z_loss:
                     grad.mul_(1 + 2 * z_loss * log_partition)
                 grad.scatter_add_(1, t, grad.new_full((), -1.0).expand_as(t))
+                if slope is not None:
+                    grad.mul_(slope)
                 grad = grad.to(hidden.dtype)
                 if grad_hidden is not None:
                     torch.mm(grad, matrix, out=grad_hidden[rows])
@@ -138,6 +165,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if grad_hidden is None else grad_hidden * grad_loss.to(grad_hidden.dtype),
             None if grad_weight is None else grad_weight * grad_loss.to(grad_weight.dtype),
+            None,
             None,
             None,
             None,

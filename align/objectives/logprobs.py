@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from align.objectives.chunks import add_product, chunk_buffer, chunk_size, counted_positions, logits_into
+from align.objectives.chunks import add_product, cap_logits, chunk_buffer, chunk_size, counted_positions, logits_into
 
 KEEP_BYTES = 64 * 2**20
 """Memory for softmax values kept from the forward to the backward pass on a CPU; the rest is recomputed.
@@ -25,6 +25,7 @@ KEEP_BYTES_ACCELERATOR = 2**30
 
 class _Settings(NamedTuple):
     temperature: float
+    softcap: float | None
     chunk: int
     entropy: bool
     grad: bool
@@ -37,9 +38,10 @@ def token_logprobs(
     targets: torch.Tensor,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     chunk: int | None = None,
 ) -> torch.Tensor:
-    """``log softmax(hidden @ weight.T / temperature)`` at the targets, without the ``[N, V]`` logits.
+    """``log softmax(cap(hidden @ weight.T) / temperature)`` at the targets, without the ``[N, V]`` logits.
 
     Memory is ``chunk * V`` plus at most ``KEEP_BYTES`` (``KEEP_BYTES_ACCELERATOR`` on other devices than a CPU).
     Autocast has no effect: matrix products are in hidden's dtype, the softmax in at least float32. Differentiable once,
@@ -51,6 +53,7 @@ def token_logprobs(
         targets: ``[N]`` int64 ids.
         temperature: divides the logits, > 0; use the sampling temperature, so that old, new and reference log-probs
             refer to the distribution that was sampled from.
+        softcap: of the logits, see ``cap_logits``; None: none.
         chunk: positions whose logits are computed at a time; None: ``chunk_size``.
 
     Returns:
@@ -60,7 +63,8 @@ def token_logprobs(
         ValueError: temperature is not above 0.
     """
     _check_temperature(temperature)
-    settings = _Settings(temperature, chunk or chunk_size(hidden.device), entropy=False, grad=torch.is_grad_enabled())
+    chunk = chunk or chunk_size(hidden.device)
+    settings = _Settings(temperature, softcap, chunk, entropy=False, grad=torch.is_grad_enabled())
     return _TokenLogprobs.apply(hidden, weight, targets, settings)[0]
 
 
@@ -70,6 +74,7 @@ def token_logprobs_and_entropy(
     targets: torch.Tensor,
     *,
     temperature: float = 1.0,
+    softcap: float | None = None,
     chunk: int | None = None,
     entropy_grad: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,6 +85,7 @@ def token_logprobs_and_entropy(
         weight: ``[V, D]`` output matrix.
         targets: ``[N]`` int64 ids.
         temperature: divides the logits, > 0.
+        softcap: of the logits, see ``cap_logits``; None: none.
         chunk: positions whose logits are computed at a time; None: ``chunk_size``.
         entropy_grad: make the entropy differentiable, for an entropy bonus; computes every chunk's logits twice.
 
@@ -92,10 +98,10 @@ def token_logprobs_and_entropy(
     _check_temperature(temperature)
     chunk = chunk or chunk_size(hidden.device)
     if not entropy_grad:
-        settings = _Settings(temperature, chunk, entropy=True, grad=torch.is_grad_enabled())
+        settings = _Settings(temperature, softcap, chunk, entropy=True, grad=torch.is_grad_enabled())
         return _TokenLogprobs.apply(hidden, weight, targets, settings)
     parts = [
-        checkpoint(_plain_chunk, h, weight, t, temperature, use_reentrant=False)
+        checkpoint(_plain_chunk, h, weight, t, temperature, softcap, use_reentrant=False)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
     logprobs, entropies = zip(*parts, strict=True)
@@ -103,7 +109,13 @@ def token_logprobs_and_entropy(
 
 
 def response_logprobs(
-    hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, *, temperature: float = 1.0
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Log-prob of each counted token given the tokens before it. No other position reaches the output matrix.
 
@@ -113,6 +125,7 @@ def response_logprobs(
         ids: ``[B, T]`` int64.
         mask: ``[B, T]`` bool, True where a token counts; ``mask[:, 0]`` is ignored.
         temperature: divides the logits, > 0.
+        softcap: of the logits, see ``cap_logits``; None: none.
 
     Returns:
         ``[B, T]`` nats, at least float32; 0 where the mask is False and in column 0.
@@ -121,19 +134,25 @@ def response_logprobs(
         ValueError: hidden does not have one position fewer than ids, or temperature is not above 0.
     """
     states, targets, counted = counted_positions(hidden, ids, mask)
-    logprobs = token_logprobs(states, weight, targets, temperature=temperature)
+    logprobs = token_logprobs(states, weight, targets, temperature=temperature, softcap=softcap)
     return F.pad(logprobs.new_zeros(counted.shape).masked_scatter(counted, logprobs), (1, 0))
 
 
 def sequence_logprobs(
-    hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, *, temperature: float = 1.0
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Log-prob of each row, summed over its counted tokens; arguments as in ``response_logprobs``.
 
     Returns:
         ``[B]`` nats, at least float32; 0 for a row in which nothing counts.
     """
-    return response_logprobs(hidden, weight, ids, mask, temperature=temperature).sum(1)
+    return response_logprobs(hidden, weight, ids, mask, temperature=temperature, softcap=softcap).sum(1)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -165,7 +184,7 @@ class _TokenLogprobs(torch.autograd.Function):
             for start in range(0, len(hidden), settings.chunk):
                 rows = slice(start, start + settings.chunk)
                 t = targets[rows, None]
-                logits = _logits(hidden[rows], matrix, settings.temperature, buffer)
+                logits, cap_slope = _logits(hidden[rows], matrix, settings, buffer)
                 peak = logits.amax(-1, keepdim=True)
                 keeps = wants_weight and start + len(t) <= keep_rows
                 softmax = torch.softmax(logits, -1, out=None if keeps else scratch[: len(t)])
@@ -178,7 +197,7 @@ class _TokenLogprobs(torch.autograd.Function):
                     entropy[rows] = (log_partition - peak)[:, 0] - mean
                 if not (wants_hidden or wants_weight):
                     continue
-                residual = _residual(softmax, t).to(hidden.dtype)
+                residual = _residual(softmax, t, cap_slope).to(hidden.dtype)
                 if slope is not None:
                     torch.mm(residual, matrix, out=slope[rows])
                 if keeps:
@@ -207,29 +226,35 @@ class _TokenLogprobs(torch.autograd.Function):
                 if i < len(kept):
                     residual = kept[i]
                 else:
-                    softmax = torch.softmax(_logits(hidden[rows], matrix, temperature, buffer), -1)
-                    residual = _residual(softmax, targets[rows, None]).to(hidden.dtype)
+                    logits, cap_slope = _logits(hidden[rows], matrix, ctx.settings, buffer)
+                    residual = _residual(torch.softmax(logits, -1), targets[rows, None], cap_slope).to(hidden.dtype)
                 add_product(grad_weight, residual.T, (hidden[rows] * upstream[rows]).to(hidden.dtype))
         return grad_hidden, grad_weight, None, None
 
 
-def _logits(hidden: torch.Tensor, matrix: torch.Tensor, temperature: float, buffer: torch.Tensor) -> torch.Tensor:
-    """Logits ``[N, V]`` of a chunk of N positions, in ``buffer``."""
+def _logits(
+    hidden: torch.Tensor, matrix: torch.Tensor, settings: _Settings, buffer: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Logits ``[N, V]`` of a chunk of N positions, in ``buffer``, and the derivative of their soft cap, if any."""
     logits = logits_into(buffer, hidden, matrix)
-    return logits if temperature == 1.0 else logits.div_(temperature)
+    slope = cap_logits(logits, settings.softcap)
+    return logits if settings.temperature == 1.0 else logits.div_(settings.temperature), slope
 
 
-def _residual(softmax: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Softmax minus onehot ``[N, V]``, in place."""
-    return softmax.scatter_add_(1, targets, softmax.new_full((), -1.0).expand_as(targets))
+def _residual(softmax: torch.Tensor, targets: torch.Tensor, cap_slope: torch.Tensor | None) -> torch.Tensor:
+    """Softmax minus onehot, times the soft cap's derivative, ``[N, V]``, in place."""
+    residual = softmax.scatter_add_(1, targets, softmax.new_full((), -1.0).expand_as(targets))
+    return residual if cap_slope is None else residual.mul_(cap_slope)
 
 
 def _plain_chunk(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float, softcap: float | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies of a chunk, in differentiable operations."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = F.linear(hidden, weight.to(hidden.dtype)).to(torch.promote_types(hidden.dtype, torch.float32))
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     scores = torch.log_softmax(logits / temperature, -1)
     return scores.gather(1, targets[:, None])[:, 0], -(scores.exp() * scores).sum(-1)
 

@@ -40,13 +40,18 @@ def test_z_loss_by_hand():
     vocab=st.integers(2, 7),
     chunk=st.integers(1, 10),
     z_loss=st.sampled_from([0.0, 0.1]),
+    softcap=st.sampled_from([None, 0.7]),
     seed=st.integers(0, 99),
 )
-def test_value_and_gradients_equal_plain_torch(n: int, vocab: int, chunk: int, z_loss: float, seed: int):
+def test_value_and_gradients_equal_plain_torch(
+    n: int, vocab: int, chunk: int, z_loss: float, softcap: float | None, seed: int
+):
     hidden, weight, targets = _random(n, 3, vocab, seed)
-    loss, _ = linear_cross_entropy(hidden, weight, targets, z_loss=z_loss, chunk=chunk)
+    loss, _ = linear_cross_entropy(hidden, weight, targets, softcap=softcap, z_loss=z_loss, chunk=chunk)
     ours = torch.autograd.grad(3 * loss, (hidden, weight))
     logits = F.linear(hidden, weight)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
     plain = F.cross_entropy(logits, targets, reduction="sum") + z_loss * logits.logsumexp(-1).square().sum()
     theirs = torch.autograd.grad(3 * plain, (hidden, weight))
     torch.testing.assert_close(loss, plain, rtol=1e-12, atol=1e-12)

@@ -17,8 +17,17 @@ def _random(n: int, width: int, vocab: int, seed: int = 0) -> tuple[torch.Tensor
     return hidden, weight, torch.randint(vocab, (n,), generator=g)
 
 
-def _plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, temperature: float) -> torch.Tensor:
-    return F.log_softmax(F.linear(hidden, weight) / temperature, -1).gather(1, targets[:, None])[:, 0]
+def _plain(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    logits = F.linear(hidden, weight)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return F.log_softmax(logits / temperature, -1).gather(1, targets[:, None])[:, 0]
 
 
 def test_two_positions_by_hand():
@@ -42,20 +51,21 @@ def test_two_positions_by_hand():
     vocab=st.integers(2, 7),
     chunk=st.integers(1, 10),
     temperature=st.sampled_from([0.5, 1.0, 1.7]),
+    softcap=st.sampled_from([None, 0.7]),
     keep=st.sampled_from([0, 100, 2**20]),
     seed=st.integers(0, 99),
 )
 def test_value_and_gradients_equal_plain_torch(
-    n: int, vocab: int, chunk: int, temperature: float, keep: int, seed: int
+    n: int, vocab: int, chunk: int, temperature: float, softcap: float | None, keep: int, seed: int
 ):
     """With all, some or none of the softmax kept for the backward pass."""
     hidden, weight, targets = _random(n, 3, vocab, seed)
     upstream = torch.randn(n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "KEEP_BYTES", keep)
-        ours = token_logprobs(hidden, weight, targets, temperature=temperature, chunk=chunk)
+        ours = token_logprobs(hidden, weight, targets, temperature=temperature, softcap=softcap, chunk=chunk)
         ours_grad = torch.autograd.grad(ours, (hidden, weight), upstream)
-    plain = _plain(hidden, weight, targets, temperature)
+    plain = _plain(hidden, weight, targets, temperature, softcap)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(
         ours_grad, torch.autograd.grad(plain, (hidden, weight), upstream), rtol=1e-10, atol=1e-10
@@ -64,14 +74,16 @@ def test_value_and_gradients_equal_plain_torch(
 
 @pytest.mark.parametrize("keep", [0, 2**20])
 @pytest.mark.parametrize("with_entropy", [False, True])
-def test_gradcheck(monkeypatch: pytest.MonkeyPatch, keep: int, with_entropy: bool):
+@pytest.mark.parametrize("softcap", [None, 0.7])
+def test_gradcheck(monkeypatch: pytest.MonkeyPatch, keep: int, with_entropy: bool, softcap: float | None):
     monkeypatch.setattr(module, "KEEP_BYTES", keep)
     hidden, weight, targets = _random(5, 3, 4)
 
     def run(h: torch.Tensor, w: torch.Tensor):
+        settings = {"temperature": 0.7, "softcap": softcap, "chunk": 2}
         if with_entropy:
-            return token_logprobs_and_entropy(h, w, targets, temperature=0.7, chunk=2, entropy_grad=True)
-        return token_logprobs(h, w, targets, temperature=0.7, chunk=2)
+            return token_logprobs_and_entropy(h, w, targets, **settings, entropy_grad=True)
+        return token_logprobs(h, w, targets, **settings)
 
     assert torch.autograd.gradcheck(run, (hidden, weight))
 
