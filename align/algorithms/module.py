@@ -302,11 +302,15 @@ class Stage(pl.LightningModule):
     def _take_recipe_rates(self) -> None:
         """Resume with the learning rate and weight decay of the recipe, where they differ from the checkpoint's."""
         groups, schedule = self.trainer.optimizers[0].param_groups, self.trainer.lr_scheduler_configs[0].scheduler
-        stored = [{"lr": float(group["initial_lr"]), "weight_decay": float(group["weight_decay"])} for group in groups]
+        # The schedule's rates: an optimizer state from a sharded checkpoint has no initial_lr.
+        stored = [
+            {"lr": float(rate), "weight_decay": float(group["weight_decay"])}
+            for group, rate in zip(groups, schedule.base_lrs, strict=True)
+        ]
         if stored == self._recipe_groups:
             return
-        for group, recipe in zip(groups, self._recipe_groups, strict=True):
-            group["lr"] *= recipe["lr"] / float(group["initial_lr"])
+        for group, before, recipe in zip(groups, stored, self._recipe_groups, strict=True):
+            group["lr"] *= recipe["lr"] / before["lr"]
             group["initial_lr"], group["weight_decay"] = recipe["lr"], recipe["weight_decay"]
         schedule.base_lrs = [recipe["lr"] for recipe in self._recipe_groups]
         there, here = (

@@ -17,7 +17,7 @@ from align.io.directory import save_network
 from align.model.gpt import ScalarGPT
 from align.objectives import GRPO, K1, K3, RLOO, DrGRPO
 from align.rewards.reward_model import RewardModel
-from align.training.optimization import OptimizerConfig
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 
 def reward_that(monkeypatch, function) -> str:
@@ -174,7 +174,8 @@ def test_the_trainers_log_probs_replace_the_samplers_beyond_the_tolerance(monkey
 def test_the_run_ends_before_it_trains_on_a_kl_beyond_the_budget():
     """At this learning rate the second rollout is beyond any budget: 4 steps were made, and the rollout is logged."""
     logged = Logged()
-    stage = ppo(kl=KLConfig(stop_kl=1e-4), optimizer=OptimizerConfig(lr=1e-2))
+    schedule = ScheduleConfig(kind="constant", warmup_steps=0)
+    stage = ppo(kl=KLConfig(stop_kl=1e-4), optimizer=OptimizerConfig(lr=1e-2), schedule=schedule)
     trainer = fit(stage, max_epochs=9, callbacks=[logged])
     assert trainer.global_step == 4
     assert trainer.callback_metrics["rollout/kl"] > 1e-4

@@ -12,6 +12,7 @@ from align.data.pair_data import PreferenceData, PromptData
 from align.data.text_data import ChatData, TextData
 from align.tokenizer import Tokenizer
 from align.tokenizer.given_template import PLAIN, with_chat_template
+from align.tokenizer.spec import OPENING
 
 POST = "SUBREDDIT: r/cats\n\nTITLE: A cat\n\nPOST: one two\n\nthree four\n\nTL;DR:"
 DIALOGUE = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:"
@@ -83,7 +84,7 @@ def bare_dir(tokenizer_dir, tmp_path):
     tokenizer = Tokenizer.load(tokenizer_dir)
     tokenizer.save(path)
     config = json.loads((path / "tokenizer_config.json").read_text())
-    del config["chat_template"], config["pad_token"]
+    del config["chat_template"], config["pad_token"], config[OPENING]
     file = path / "tokenizer.json"
     content = json.loads(file.read_text().replace("<|pad|>", "<|unused|>"))
     file.write_text(json.dumps(content | {"post_processor": None}))

@@ -135,7 +135,7 @@ def test_a_tokenizer_without_a_chat_template(kind, build, tokenizer_dir, tmp_pat
     config = json.loads(file.read_text())
     del config["chat_template"]
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"chat_template\.jinja") as caught:
+    with pytest.raises(ValueError, match="chat_template") as caught:
         build(kind, {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}, tokenizer=str(directory))
     assert "records.jsonl" not in str(caught.value)
 

@@ -33,10 +33,10 @@ def recipe(copy_example: Callable[[str], None], toys: Path) -> str:
 
 
 def test_it_warns_beside_our_own_checks(recipe: str):
-    """Three equal losses: the third validation is the second without a new minimum."""
+    """Equal losses, the first one before training: the second step's is the second without a new minimum."""
     assert main(["fit", "--config", recipe]) == 0
     (line,) = map(json.loads, Path("run/health.jsonl").read_text().splitlines())
-    assert (line["step"], line["check"], line["metric"]) == (3, "Plateau", "val/loss")
+    assert (line["step"], line["check"], line["metric"]) == (2, "Plateau", "val/loss")
     saved = yaml.safe_load(Path("run/config.yaml").read_text())["health"]["checks"]
     assert saved[-1] == {"class_path": "health_check.Plateau", "init_args": {"patience": 2}}
     assert len(saved) > 5
