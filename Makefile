@@ -1,4 +1,5 @@
 # make demo   install what is needed and run the whole tiny pipeline
+# make real   align SmolLM2-135M-Instruct, a pretrained chat model: docs/main_road.md; SEED=1 for another seed
 # make test   lint, types and the fast tests
 # make slow   the tests marked slow: kill drills, two-process runs, the demo from an empty folder
 # make docs   the documentation as a site in build/site; broken links are errors
@@ -6,10 +7,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint docs clean
+SEED ?= 0
+
+.PHONY: demo real test slow lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/align run recipes/tiny
+
+real: $(VENV)/installed-serve
+	$(BIN)/align run recipes/smollm2-135m --seed $(SEED) --out runs/smollm2-135m/seed$(SEED) \
+	  --set model=$$($(BIN)/python tools/smollm2.py)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest

@@ -13,7 +13,7 @@ from align.pipeline.recipe_error import RecipeError, nearest
 from align.pipeline.recipes import read_recipe, shipped_root
 from align.pipeline.stage_record import content_hash
 
-_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional", "foreach"}
+_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "reads_if_local", "writes", "optional", "foreach"}
 _FOLDER_KEYS = {"variables", "stages"}
 
 
@@ -168,6 +168,8 @@ def _stage(file: Path, name: str, family: str, body: Mapping[str, Any], values: 
     for key, value in (body.get("arguments") or {}).items():
         arguments += _argument(key, value, flags=recipe is None)
     reads = tuple(Path(path) for path in body.get("reads") or [])
+    # What may be on the Hub instead: its id is among the arguments.
+    reads += tuple(path for path in map(Path, body.get("reads_if_local") or []) if path.exists())
     optional = body.get("optional", False)
     if not isinstance(optional, bool):
         raise RecipeError(f"{where}: optional is {optional!r}: it must be true or false")
@@ -188,7 +190,7 @@ def _argument(key: str, value: Any, *, flags: bool) -> list[str]:
     if flags and isinstance(value, bool):
         return [f"--{key}"] if value else []
     if flags and isinstance(value, list):
-        return [f"--{key}", *map(str, value)]
+        return [f"--{key}", *map(str, value)] if value else []
     text = json.dumps(value) if isinstance(value, list | dict | bool | None) else str(value)
     return [f"--{key}={text}"]
 

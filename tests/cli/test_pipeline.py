@@ -96,6 +96,16 @@ def test_to_runs_what_a_stage_needs(folder: Path, capsys: pytest.CaptureFixture[
     assert _status(folder, capsys, "--to", "more") == {"data": "done", "more": "done"}
 
 
+def test_an_input_that_may_be_on_the_hub(folder: Path):
+    """A path counts by its content; an id, which does not exist here, by its name alone. An empty list is no flag."""
+    file = folder / "hub.yaml"
+    text = "stages: {a: {command: x, arguments: {texts: []}, reads_if_local: ['%s'], writes: '${run}/a'}}"
+    for name, reads in (("owner/model", ()), (str(file), (file,))):
+        file.write_text(text % name)
+        (stage,) = read_pipeline(file, out="out", seed=0, assignments=[]).stages
+        assert (stage.reads, stage.arguments) == (reads, ())
+
+
 def test_data_beside_the_pipeline(folder: Path):
     file = folder / "beside.yaml"
     file.write_text("stages: {a: {command: x, arguments: {texts: ['${folder}/t.jsonl']}, writes: '${run}/a'}}")

@@ -1,13 +1,22 @@
 """Small random checkpoints that transformers writes, tiny data in the schemas of the Hub, and recipes of two steps."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 QWEN_PATTERN = (
@@ -59,6 +68,34 @@ def write_qwen2(directory: Path) -> Path:
     )
     torch.manual_seed(0)
     Qwen2ForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+def write_smollm2(directory: Path) -> Path:
+    """Llama as SmolLM2-Instruct has it: ChatML, single digits, bos <|im_start|>, pad and eos <|im_end|>, tied."""
+    digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = _train([digits, byte_level], ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    end = "<|im_end|>"
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token=end, pad_token=end, chat_template=CHATML
+    )
+    fast.save_pretrained(directory)
+    config = LlamaConfig(
+        vocab_size=fast.vocab_size + 3,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=fast.bos_token_id,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+        initializer_range=0.2,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(directory)
     return directory
 
 
@@ -140,7 +177,7 @@ def write_hh(folder: Path) -> dict[str, str]:
     return dict.fromkeys(("summaries", "comparisons", "prompts", "prompts_test"), file) | {"format": "HHText"}
 
 
-def shrink(name: str, folder: Path) -> Path:
+def shrink(name: str, folder: Path, *, context: int = 200) -> Path:
     """A copy of a recipe whose stages take two steps on short rows; models and data are the caller's to set."""
     folder.mkdir(parents=True)
     source = ROOT / "recipes" / name
@@ -148,6 +185,12 @@ def shrink(name: str, folder: Path) -> Path:
     for stage in pipeline["stages"].values():
         if stage["command"] in ("generate", "compare"):
             stage["arguments"] |= {"limit": 4, "max_new_tokens": 8}
+        if stage["command"] == "preferences":
+            # A random network satisfies few constraints.
+            stage["arguments"] |= {"skip": 0, "limit": 100, "max_new_tokens": 16, "keep_unfinished": True}
+            stage["arguments"].pop("least_score", None)
+    for file in source.glob("*.jsonl"):
+        shutil.copy(file, folder)
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     for file in source.glob("*.yaml"):
         if file.name == "pipeline.yaml":
@@ -158,7 +201,7 @@ def shrink(name: str, folder: Path) -> Path:
         trainer |= {"max_steps": 2, "max_epochs": 1, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}
         trainer |= {"val_check_interval": 1.0}
         settings["schedule"].pop("warmup_steps", None)
-        data |= {"context": 200, "batch_size": 2}
+        data |= {"context": context, "batch_size": 2}
         if "max_prompt_tokens" in data:
             data["max_prompt_tokens"] = 190
         if "val_fraction" in data:

@@ -9,19 +9,29 @@ from typing import Any
 
 import pytest
 import yaml
-from published import ROOT, shrink, write_chats, write_gpt_neox, write_hh, write_qwen2, write_records, write_tldr
+from published import (
+    ROOT,
+    shrink,
+    write_chats,
+    write_gpt_neox,
+    write_hh,
+    write_qwen2,
+    write_records,
+    write_smollm2,
+    write_tldr,
+)
 
 from align.cli import main
 from align.tokenizer import Tokenizer
 from align.tokenizer.given_template import PLAIN
 
 
-def run(name: str, folder: Path, model: Path, variables: dict[str, str], *words: str) -> Path:
+def run(name: str, folder: Path, model: Path, variables: dict[str, str], *words: str, context: int = 200) -> Path:
     """Run a shrunken recipe; returns its folder of runs."""
     out = folder / "runs"
     assignments = {"model": str(model), **variables}
     sets = [word for key, value in assignments.items() for word in ("--set", f"{key}={value}")]
-    assert main(["run", str(shrink(name, folder / name)), "--out", str(out), *sets, *words]) == 0
+    assert main(["run", str(shrink(name, folder / name, context=context)), "--out", str(out), *sets, *words]) == 0
     return out
 
 
@@ -53,6 +63,17 @@ def check_responses(out: Path, *comparisons: str) -> None:
         assert report["models"][report["baseline"]]["kl"]["mean"] == 0
 
 
+@pytest.mark.slow
+def test_smollm2(tmp_path: Path):
+    """With a pretrained chat model of SmolLM2's kind; the checks score a random network's few tokens."""
+    model = write_smollm2(tmp_path / "model")
+    out = run("smollm2-135m", tmp_path, model, {}, context=480)
+    check_stages(out, "smollm2-135m")
+    check_responses(out, "compare", "compare_heldout_kinds")
+    report = json.loads((out / "compare/report.json").read_text())
+    assert set(report["models"]) == {"sft", "base", "best4", "dpo", "ppo", "grpo"}
+
+
 @pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qwen")
@@ -68,6 +89,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sys.path.remove(str(folder))
 
 
+@pytest.mark.slow
 def test_qwen(qwen: Path):
     check_stages(qwen, "qwen2.5-0.5b")
     check_responses(qwen, "compare", "compare_math")
@@ -91,6 +113,7 @@ def test_the_answer_is_the_last_number(tmp_path: Path):
         FinalAnswer((file,))(["r"], ["1"])
 
 
+@pytest.mark.slow
 def test_pythia(pythia: Path):
     check_stages(pythia, "pythia-160m")
     check_responses(pythia, "compare")
@@ -100,6 +123,7 @@ def test_pythia(pythia: Path):
     assert tokenizer.pad_id == tokenizer.special_tokens["<|padding|>"]
 
 
+@pytest.mark.slow
 def test_pythia_on_dialogues(tmp_path: Path):
     model = write_gpt_neox(tmp_path / "model")
     out = run("pythia-160m", tmp_path, model, write_hh(tmp_path))
