@@ -109,7 +109,7 @@ class ModelDirectory(pl.Callback):
         with replacing_directory(model.with_name("adapter")) as directory:
             save_adapter(network, directory, base=record["base"])
             for path in model.iterdir():
-                if path.name.startswith(("tokenizer", "chat_template")):
+                if path.name.startswith(("tokenizer", "chat_template", "generation_config")):
                     shutil.copyfile(path, directory / path.name)
             base = record["base"]
             parent = None if base is None else {"directory": base, "weights": record["weights"], "stage": _stage(base)}

@@ -93,6 +93,7 @@ class Sampler:
         for place in (point, baseline):
             tokenizer = Tokenizer.load(place.model)
             facts += [place.fingerprint(), tokenizer.fingerprint, answers_chats(tokenizer, stage_of(place.model))]
+            facts += map(str, tokenizer.stop_ids)
         # Another type of device rounds differently; which one of its type does not matter.
         settings = asdict(self.config) | {"device": torch.device(self.config.device).type, "first": self.first}
         return Log(self.folder / f"responses-{key_of(facts, list(self.prompts), settings)}.jsonl")
