@@ -174,6 +174,11 @@ class Tokenizer:
         real[list(self._name_of)] = True
         return real
 
+    @cached_property
+    def missing_ids(self) -> tuple[int, ...]:
+        """The gaps: ids below `vocab_size` that are no tokens, in order; empty for most tokenizers."""
+        return tuple((~self.real_ids).nonzero()[0].tolist())
+
     def is_token(self, number: int) -> bool:
         """Whether an id is one of this tokenizer's; rows of an embedding beyond `vocab_size` are not."""
         return number in self._name_of
