@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.io.gguf.container import gguf_in, open_container
+from align.io.gguf.container import gguf_from_hub, gguf_in, open_container
 from align.tokenizer.byte_level import OtherKindError, parse_byte_level
 from align.tokenizer.gguf_metadata import spec_from_gguf
 from align.tokenizer.library import parse_library
@@ -35,7 +35,10 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     """See `Tokenizer.load`."""
     path = Path(source)
     if not path.exists():
-        path = _from_hub(str(source))
+        named = gguf_from_hub(str(source)) if path.suffix == ".gguf" else None
+        path = named or _from_hub(str(source))
+        if named is None and not (path / "tokenizer.json").is_file() and gguf_in(path) is None:
+            path = gguf_from_hub(str(source)) or path
     if (file := gguf_in(path)) is not None:
         return gguf_spec(file, open_container(file).values)
     directory = path if path.is_dir() else path.parent
