@@ -35,7 +35,7 @@ from align.export.source import open_source
 from align.export.verify_llama import LlamaReading
 from align.generation.generate import generate
 from align.generation.sampling_config import SamplingConfig
-from align.io.adapter_directory import save_adapter, why_not_written
+from align.io.adapter_directory import save_adapter
 from align.io.directory import load_network, save_network
 from align.io.families import family_of
 from align.io.state_files import in_file
@@ -179,8 +179,6 @@ def lora(checkpoint: Checkpoint) -> str:
     from peft import PeftModel
 
     ours, ids = checkpoint.here(torch.float32), checkpoint.ids
-    if why_not_written(ours.config):
-        return "not in peft's format: fused matrices"
     add_adapter(ours, LoraConfig(rank=4), seed=3)
     trained = [parameter for parameter in ours.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.05)

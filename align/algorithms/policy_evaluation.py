@@ -11,8 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from align.generation.generate import sampled_rows
 from align.generation.responses import sample_responses
+from align.generation.sampled_ids import SampledIds
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
@@ -203,7 +203,7 @@ class PolicyEvaluation(WideMetric):
                 rows,
                 lengths,
                 temperature=config.temperature,
-                vocab_limit=tokenizer.vocab_size,
+                sampled=SampledIds.of(tokenizer),
             )
             self.kl += wide(kl.sum())
             self.compared += len(rows)
@@ -221,7 +221,7 @@ def sampled_kl(
     response_lengths: Sequence[int],
     *,
     temperature: float = 1.0,
-    vocab_limit: int | None = None,
+    sampled: SampledIds = SampledIds(),  # noqa: B008 (frozen)
 ) -> torch.Tensor:
     """KL(policy || reference) of responses that the policy sampled, nats each.
 
@@ -233,12 +233,12 @@ def sampled_kl(
         rows: B lists of ids, prompt and response.
         response_lengths: B, tokens of each response, at the end of its row.
         temperature: divides the logits of both.
-        vocab_limit: ids that can be sampled; rows of the output matrices beyond them are padding. None: all.
+        sampled: ids that can be sampled, by default all rows of the output matrices.
 
     Returns:
         ``[B]`` float32, never negative beyond rounding.
     """
-    device, limit = policy.output_weight.device, sampled_rows(policy, vocab_limit)
+    device = policy.output_weight.device
     longest = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
     ends = torch.tensor([len(row) for row in rows], device=device)[:, None]
@@ -248,7 +248,9 @@ def sampled_kl(
     read = (positions >= begins - 1) & (positions < ends - 1)
     ours, theirs = (network.hidden(ids[:, :-1])[read].split(_CHUNK) for network in (policy, reference))
     kl = [
-        distribution_kl(policy.logits(mine)[:, :limit], reference.logits(other)[:, :limit], temperature=temperature)
+        distribution_kl(
+            sampled.columns(policy.logits(mine)), sampled.columns(reference.logits(other)), temperature=temperature
+        )
         for mine, other in zip(ours, theirs, strict=True)
     ]
     return torch.zeros(len(rows), device=device).index_add(0, read.nonzero()[:, 0], torch.cat(kl))

@@ -35,7 +35,7 @@ from align.algorithms.rollout import (
 from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, join_ranks
 from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
-from align.generation.generate import sampled_rows
+from align.generation.sampled_ids import SampledIds
 from align.io.progress import Advance, progress_bar
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states, response_tokens
@@ -381,7 +381,8 @@ class PPO(Stage):
 
     def _token_logprobs(self, network: GPT, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Log-probs ``[M]`` of ``targets`` at the temperature and over the vocabulary of the sampler."""
-        weight = network.output_weight[: sampled_rows(network, self._tokenizer.vocab_size)]
+        sampled = SampledIds.of(self._tokenizer)
+        weight, targets = sampled.rows(network.output_weight), sampled.indices(targets, network.config.vocab_size)
         temperature = self.rollout_config.temperature
         return token_logprobs(states, weight, targets, temperature=temperature, softcap=network.softcap)
 

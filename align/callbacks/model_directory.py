@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from align.adapters.lora import adapters
 from align.callbacks.model_card import model_card
-from align.io.adapter_directory import save_adapter, why_not_written
+from align.io.adapter_directory import save_adapter
 from align.io.atomic import replacing_directory
 from align.io.directory import save_network
 from align.io.location import as_directory
@@ -105,16 +105,11 @@ class ModelDirectory(pl.Callback):
 
     def _write_adapter(self, model: Path, pl_module: Any, network: Any) -> None:
         """The adapter by itself, after ``model/``: a kill between the two leaves an adapter of an earlier step."""
-        if reason := why_not_written(network.config):
-            rank_zero_info(
-                f"no adapter/: {reason}, which an adapter cannot represent; {model} holds the merged weights"
-            )
-            return
         record = pl_module.adapter_record or {"base": None, "weights": None}
         with replacing_directory(model.with_name("adapter")) as directory:
             save_adapter(network, directory, base=record["base"])
             for path in model.iterdir():
-                if path.name.startswith(("tokenizer", "chat_template")):
+                if path.name.startswith(("tokenizer", "chat_template", "generation_config")):
                     shutil.copyfile(path, directory / path.name)
             base = record["base"]
             parent = None if base is None else {"directory": base, "weights": record["weights"], "stage": _stage(base)}

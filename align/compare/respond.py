@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 
 from align.compare.candidates import Point
-from align.generation.generate import sampled_rows
 from align.generation.responses import sample_responses
+from align.generation.sampled_ids import SampledIds
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.io.log import Log, key_of
@@ -93,6 +93,7 @@ class Sampler:
         for place in (point, baseline):
             tokenizer = Tokenizer.load(place.model)
             facts += [place.fingerprint(), tokenizer.fingerprint, answers_chats(tokenizer, stage_of(place.model))]
+            facts += map(str, tokenizer.stop_ids)
         # Another type of device rounds differently; which one of its type does not matter.
         settings = asdict(self.config) | {"device": torch.device(self.config.device).type, "first": self.first}
         return Log(self.folder / f"responses-{key_of(facts, list(self.prompts), settings)}.jsonl")
@@ -178,7 +179,7 @@ class _Pair:
             return [0.0] * len(asked)
         temperature = self.config.temperature
         own = logprobs(
-            self.network, asked, response_ids, temperature=temperature, vocab_limit=self.tokenizer.vocab_size
+            self.network, asked, response_ids, temperature=temperature, sampled=SampledIds.of(self.tokenizer)
         )
         other = self.baseline_tokenizer
         if not self.same_ids or self.chat != self.baseline_chat:
@@ -188,7 +189,7 @@ class _Pair:
             # The same text in the baseline's ids, with the end of the turn where the policy wrote one.
             end = [] if other.end_of_turn_id is None else [other.end_of_turn_id]
             response_ids = [other.encode(text) + end * ended for text, ended in zip(texts, finished, strict=True)]
-        theirs = logprobs(self.baseline, asked, response_ids, temperature=temperature, vocab_limit=other.vocab_size)
+        theirs = logprobs(self.baseline, asked, response_ids, temperature=temperature, sampled=SampledIds.of(other))
         longest = self.baseline.config.context + 1
         fits = [len(prompt) + len(ids) <= longest for prompt, ids in zip(asked, response_ids, strict=True)]
         return [ratio if fit else None for ratio, fit in zip((own - theirs).tolist(), fits, strict=True)]
@@ -201,7 +202,7 @@ def logprobs(
     responses: Sequence[Sequence[int]],
     *,
     temperature: float = 1.0,
-    vocab_limit: int | None = None,
+    sampled: SampledIds = SampledIds(),  # noqa: B008 (frozen)
 ) -> torch.Tensor:
     """Log-probabilities of whole responses, nats; tokens beyond the network's context are left out.
 
@@ -210,7 +211,7 @@ def logprobs(
         prompts: ids of each prompt.
         responses: ids of each response.
         temperature: divides the logits.
-        vocab_limit: ids that can be sampled; rows of the output matrix beyond them are padding. None: all.
+        sampled: ids that can be sampled, by default all rows of the output matrix; the responses have no others.
 
     Returns:
         ``[B]`` float64 on the CPU, whatever the network's device.
@@ -224,8 +225,9 @@ def logprobs(
     for row, (prompt, whole) in enumerate(zip(prompts, rows, strict=True)):
         ids[row, : len(whole)] = torch.tensor(whole)
         mask[row, len(prompt) : len(whole)] = True
-    weight = network.output_weight[: sampled_rows(network, vocab_limit)]
+    weight = sampled.rows(network.output_weight)
     ids, mask = ids.to(weight.device), mask.to(weight.device)
     hidden = network.hidden(ids[:, :-1])
+    ids = sampled.indices(ids, network.config.vocab_size)
     logprobs = sequence_logprobs(hidden, weight, ids, mask, temperature=temperature, softcap=network.softcap)
     return logprobs.cpu().double()

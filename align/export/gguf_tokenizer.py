@@ -245,9 +245,11 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
     writer.add_tokenizer_pre(form.pre)
     writer.add_token_list(table.texts)
     writer.add_token_types(table.types)
-    writer.add_eos_token_id(stops[0])
-    if len(stops) > 1:
-        writer.add_eot_token_id(stops[1])
+    # llama.cpp stops at all three, and at tokens that it knows by name.
+    for add, stop in zip(
+        (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), stops, strict=False
+    ):
+        add(stop)
     if tokenizer.bos_id is not None:
         writer.add_bos_token_id(tokenizer.bos_id)
     if tokenizer.pad_id is not None:

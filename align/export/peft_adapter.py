@@ -5,20 +5,19 @@ Kalajdzievski 2023); DoRA then sets each row to its learned length (Liu et al. 2
 module, and biases and whole modules may be trained. peft itself would need transformers, which an export does not.
 """
 
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from align.io.adapter_directory import StoredAdapter, base_of, checked_base, read_adapter
-from align.io.directory import is_scalar, load_network, load_scalar
+from align.io.adapter_directory import StoredAdapter, base_of, checked_base, read_adapter, scale_of
+from align.io.directory import is_scalar, load_network, load_scalar, split_parts
 from align.io.families import family_of
 from align.io.families.family import FileTensor
 from align.io.location import read_fields
 from align.io.manifest import ADAPTER_WEIGHTS
+from align.io.state_files import shape_in_file
 from align.io.weight_files import StoredTensor, read_tensor
 from align.model.gpt import GPT, ScalarGPT
 from align.model.meta import built_without_memory
@@ -52,6 +51,7 @@ def merged(adapter: Path, base: str | None) -> tuple[GPT | ScalarGPT, Path]:
     if isinstance(network, GPT) and network.config.tied_embeddings and _unties(stored, network):
         network = untied(network)
     state = network.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     parts_of = {tensor.name: tensor for tensor in family_of(network.config).layout(state, network.config)}
     with torch.no_grad():
         for name, tensor in stored.items():
@@ -61,17 +61,16 @@ def merged(adapter: Path, base: str | None) -> tuple[GPT | ScalarGPT, Path]:
             target = f"{name}.weight"
             if target not in parts_of:
                 raise ValueError(f"{weights}: {name} is not part of {directory}")
-            # A fused matrix of a file is ours concatenated along the outputs.
-            for ours, part in zip(parts_of[target].parts, delta.chunk(len(parts_of[target].parts)), strict=True):
-                if state[ours].shape != part.shape:
-                    raise ValueError(
-                        f"{weights}: {name} is {list(part.shape)}, but {directory} has {list(state[ours].shape)}: "
-                        "another base?"
-                    )
+            rows = parts_of[target]._replace(transposed=False)
+            if (right := shape_in_file(rows, shapes)) != tuple(delta.shape):
+                raise ValueError(
+                    f"{weights}: {name} is {list(delta.shape)}, but {directory} has {list(right)}: another base?"
+                )
+            for ours, part in split_parts(rows, delta):
                 state[ours] += part
         for name, tensor in stored.items():
             if match := _MAGNITUDES.fullmatch(name):
-                _set_row_norms([state[ours] for ours in parts_of[f"{match[1]}.weight"].parts], tensor)
+                _set_row_norms(state, parts_of[f"{match[1]}.weight"], tensor)
     return network, directory
 
 
@@ -105,34 +104,19 @@ def _deltas(adapter: StoredAdapter) -> list[tuple[str, torch.Tensor]]:
         if pair not in adapter.tensors:
             raise ValueError(f"{tensor.path}: {name} has no {pair}")
         a, b = read_tensor(tensor).float(), read_tensor(adapter.tensors[pair]).float()
-        product = (b @ a) * _scale(match[1], adapter)
+        product = (b @ a) * scale_of(match[1], adapter).scale
         found.append((match[1], product.T if embedding else product))
     return found
 
 
-def _scale(module: str, adapter: StoredAdapter) -> float:
-    rank = _by_pattern(module, adapter.config.get("rank_pattern")) or adapter.config.get("r")
-    alpha = _by_pattern(module, adapter.config.get("alpha_pattern")) or adapter.config.get("lora_alpha")
-    if not isinstance(rank, int) or rank < 1:
-        raise adapter.unsupported("r", "an integer, at least 1")
-    if not isinstance(alpha, int | float):
-        raise adapter.unsupported("lora_alpha", "a number")
-    return alpha / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank)
-
-
-def _by_pattern(module: str, patterns: dict[str, Any] | None) -> Any:
-    """A module's own value, if one is set; by peft's rule a pattern matches the end of the name."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), None)
-
-
-def _set_row_norms(matrices: list[torch.Tensor], stored: StoredTensor) -> None:
-    """Scale the rows of ``[out, in]`` matrices, stacked, to the norms that DoRA learned."""
+def _set_row_norms(state: dict[str, torch.Tensor], target: FileTensor, stored: StoredTensor) -> None:
+    """Scale the rows of a file's matrix, ``[out, in]`` in ours, to the norms that DoRA learned."""
     lengths = read_tensor(stored).float().flatten()
-    rows = sum(len(matrix) for matrix in matrices)
+    rows = sum(len(state[ours]) for ours in target.parts)
     if len(lengths) != rows:
         raise ValueError(f"{stored.path}: {stored.name} has {len(lengths)} values; the base has {rows} rows")
-    for matrix, part in zip(matrices, lengths.split([len(matrix) for matrix in matrices]), strict=True):
-        matrix *= (part / torch.linalg.vector_norm(matrix, dim=1))[:, None]
+    for ours, part in split_parts(target._replace(transposed=False), lengths):
+        state[ours] *= (part / torch.linalg.vector_norm(state[ours], dim=1))[:, None]
 
 
 def _replace(state: dict[str, torch.Tensor], parts_of: dict[str, FileTensor], name: str, tensor: StoredTensor) -> None:
@@ -141,11 +125,8 @@ def _replace(state: dict[str, torch.Tensor], parts_of: dict[str, FileTensor], na
     if plain not in parts_of:
         raise ValueError(f"{tensor.path}: {tensor.name} is neither a LoRA matrix nor a tensor of the base")
     target = parts_of[plain]
-    values = read_tensor(tensor).float()
-    values = values.T if target.transposed else values
-    for ours, part in zip(target.parts, values.chunk(len(target.parts)), strict=True):
-        if state[ours].shape != part.shape:
-            raise ValueError(
-                f"{tensor.path}: {tensor.name} is {list(part.shape)}; the base has {list(state[ours].shape)}"
-            )
+    shapes = {ours: tuple(state[ours].shape) for ours in target.parts}
+    if (right := shape_in_file(target, shapes)) != tensor.shape:
+        raise ValueError(f"{tensor.path}: {tensor.name} is {list(tensor.shape)}; the base has {list(right)}")
+    for ours, part in split_parts(target, read_tensor(tensor).float()):
         state[ours].copy_(part)

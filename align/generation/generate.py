@@ -12,6 +12,7 @@ from torch import nn
 
 from align.generation.decoder import Decoder, PackedDecoder, StaticDecoder
 from align.generation.packed_blocks import can_pack
+from align.generation.sampled_ids import SampledIds
 from align.generation.sampling import next_tokens, row_seeds, row_uniforms
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
@@ -49,7 +50,7 @@ def generate(
     on_token: Callable[[int, int], None] | None = None,
     on_step: Callable[[], None] | None = None,
     static: bool = False,
-    vocab_limit: int | None = None,
+    sampled: SampledIds = SampledIds(),  # noqa: B008 (frozen)
 ) -> Samples:
     """Sample one response to each prompt.
 
@@ -68,8 +69,8 @@ def generate(
         on_step: called before each step; an exception it raises ends the sampling.
         static: fixed shapes, replayed as a CUDA graph on a GPU; equal up to rounding. No effect on networks that use
             their own forward pass.
-        vocab_limit: sample only ids below this; the distribution is the softmax over their logits. None: all rows of
-            the output matrix.
+        sampled: ids that may be sampled; the distribution is the softmax over their logits. By default all rows of the
+            output matrix.
 
     Returns:
         Samples on the network's device.
@@ -78,7 +79,7 @@ def generate(
         ValueError: a prompt is empty or leaves no room in the context; a prompt or stop id is not in the vocabulary;
             there is not one seed per row; or the logits are not finite.
     """
-    vocab_size, context = sampled_rows(network, vocab_limit), network.config.context
+    vocab_size, context = sampled.count(network.config.vocab_size), network.config.context
     _check(prompts, stop_ids, vocab_size=vocab_size, context=context)
     seeds = row_seeds(seeds, len(prompts))
     # Longest first: the decoder processes adjacent rows together.
@@ -93,7 +94,7 @@ def generate(
         samples = _sample(
             decoder,
             sampling,
-            vocab_size=vocab_size,
+            sampled=sampled,
             stops=_stop_table(stop_ids, vocab_size, device=decoder.positions.device),
             rooms=rooms,
             seeds=[seeds[row] for row in order],
@@ -108,7 +109,7 @@ def _sample(
     decoder: Decoder,
     sampling: SamplingConfig,
     *,
-    vocab_size: int,
+    sampled: SampledIds,
     stops: torch.Tensor | None,
     rooms: Sequence[int],
     seeds: Sequence[int],
@@ -123,8 +124,8 @@ def _sample(
 
     Args, besides those of ``generate``:
         decoder: with the prompts.
-        vocab_size: V, ids that may be sampled; the logits of further rows are dropped.
-        stops: ``[V]`` bool, True on stop tokens; None if there are none.
+        sampled: ids that may be sampled.
+        stops: ``[ids]`` bool, True on stop tokens; None if there are none.
         rooms: maximum new tokens of each row.
     """
     device, batch, longest = decoder.positions.device, len(rooms), max(rooms)
@@ -133,7 +134,7 @@ def _sample(
     room = torch.tensor(rooms, device=device)
     rows = torch.arange(batch, device=device)  # the decoder's rows, including finished ones not dropped yet
     alive = torch.ones_like(rows, dtype=torch.bool)
-    logits = decoder.read_prompts()[:, :vocab_size]
+    logits = sampled.without_missing(decoder.read_prompts())
     seen = None if sampling.repetition_penalty == 1 else _seen(decoder.prompts, logits)
     for step in range(longest):
         tokens, chosen = next_tokens(logits, sampling, uniforms=uniforms[rows, step], seen=seen)
@@ -163,24 +164,9 @@ def _sample(
             seen.scatter_(1, tokens[:, None], True)
         if on_step is not None:
             on_step()
-        logits = decoder.step(tokens)[:, :vocab_size]
+        logits = sampled.without_missing(decoder.step(tokens))
     length = int(mask.sum(1).max())
     return Samples(ids[:, :length], logprobs[:, :length], mask[:, :length], finished)
-
-
-def sampled_rows(network: GPT, vocab_limit: int | None) -> int:
-    """How many of the first rows of the output matrix can be sampled.
-
-    Many published models have more rows than their tokenizer has ids, as padding (Qwen2.5-0.5B: 151,936 and 151,665).
-    Such a row has no text, so it is never sampled, and log-probs that are compared with the sampler's leave it out of
-    the softmax.
-
-    Args:
-        network: whose output matrix may be padded.
-        vocab_limit: ids of its tokenizer; None: every row is an id.
-    """
-    rows = network.config.vocab_size
-    return rows if vocab_limit is None else min(vocab_limit, rows)
 
 
 def _put_back(samples: Samples, order: Sequence[int]) -> Samples:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from align.generation.generate import Samples, generate
+from align.generation.sampled_ids import SampledIds
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.tokenizer import Tokenizer
@@ -50,8 +51,8 @@ def sample_responses(
 
     Args:
         network: sampled in evaluation mode, and left in the mode it was in.
-        tokenizer: the network's own; it names the tokens that end a response, and rows of the output matrix beyond
-            its ids are never sampled.
+        tokenizer: the network's own; it names the tokens that end a response, and rows of the output matrix that
+            are not its ids are never sampled.
         prompts: B lists of token ids, as ``encode_prompt`` gives them.
         sampling: temperature, filters, and maximum length.
         seeds: B seeds, from ``response_seed``: a response depends neither on its batch nor on earlier ones.
@@ -70,7 +71,7 @@ def sample_responses(
         pad_id=tokenizer.pad_id or 0,
         on_token=on_token,
         on_step=on_step,
-        vocab_limit=tokenizer.vocab_size,
+        sampled=SampledIds.of(tokenizer),
     )
     lengths = samples.mask.sum(1).tolist()
     ids = [row[:length] for row, length in zip(samples.ids.tolist(), lengths, strict=True)]

@@ -5,6 +5,8 @@ be trained further here. ``align.export.peft_adapter`` merges those that can't b
 """
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,20 +14,24 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from align.adapters.lora import LAYERS, NAME, LoraConfig, adapter_parameters, adapters, add_adapter, share_base
-from align.adapters.merging import lora_layers
 from align.adapters.token_rows import row_parameters, trained_rows
+from align.io.adapter_tensors import NORMS, A, B, is_block_diagonal, matrices, module_of, split_adapter, to_peft
 from align.io.directory import load_network, load_scalar
 from align.io.families import family_of
-from align.io.location import locate
+from align.io.families.family import FileTensor
+from align.io.location import locate, read_config
 from align.io.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, is_adapter, read_manifest, weights_fingerprint
+from align.io.state_files import shape_in_file
 from align.io.weight_files import StoredTensor, read_header, read_tensor, write_tensors
-from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
+from align.model.meta import built_without_memory
 
 PREFIX = "base_model.model."
 
 HEAD = "score.weight"
 """A reward model's head, which is stored with its adapter"""
+
+EMBEDDING = "model.embed_tokens.weight"
 
 _READ = {
     *(
@@ -52,7 +58,7 @@ _UNCHANGED_BASE = (True, False, "gaussian", "eva", "orthogonal")
 """``init_lora_weights`` under which training starts from the base as it is. The others (PiSSA, OLoRA, CorDA, LoftQ,
 LoRA-GA) move a part of the base's weights into the adapter, which then fits a base that no file contains."""
 
-_UNEVEN = ("rank_pattern", "alpha_pattern", "layers_to_transform", "exclude_modules", "layer_replication")
+_UNEVEN = ("layers_to_transform", "exclude_modules", "layer_replication")
 
 Network = TypeVar("Network", GPT, ScalarGPT)
 
@@ -66,7 +72,6 @@ __all__ = [
     "read_adapter",
     "read_lora",
     "save_adapter",
-    "why_not_written",
 ]
 
 
@@ -80,14 +85,6 @@ class Base:
     """``weights_fingerprint`` of the directory they were loaded from"""
 
 
-def why_not_written(config: GPTConfig) -> str | None:
-    """Why an adapter over this network can't be written in peft's format; None if it can."""
-    (first,) = family_of(config).layout(["model.layers.0.self_attn.q_proj.weight"], config)
-    if not first.transposed and len(first.parts) == 1:
-        return None
-    return f"files of {family_of(config).architecture} have queries, keys and values in one matrix, {first.name}"
-
-
 def save_adapter(network: GPT | ScalarGPT, directory: str | Path, *, base: str | None = None, name: str = NAME) -> None:
     """Write an adapter, and the head of a ScalarGPT, which was trained with it.
 
@@ -98,35 +95,42 @@ def save_adapter(network: GPT | ScalarGPT, directory: str | Path, *, base: str |
         name: of the adapter.
 
     Raises:
-        ValueError: there is no such adapter, or the network's family stores fused matrices.
+        ValueError: there is no such adapter.
         OSError: the disk is full.
     """
     import peft
 
     if name not in adapters(network):
         raise ValueError(f"the network has no adapter named {name!r}; it has {', '.join(adapters(network)) or 'none'}")
-    if reason := why_not_written(network.config):
-        raise ValueError(f"{reason}: peft could not read this adapter; write the merged model instead")
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = adapters(network)[name]
-    tensors: dict[str, torch.Tensor] = {**adapter_parameters(network, name)}
+    theirs = to_peft(network, name)
+    tensors = theirs.tensors
     scalar = isinstance(network, ScalarGPT)
     rows: dict[str, list[int]] | None = None
     if isinstance(network, ScalarGPT):
         tensors[HEAD] = network.score.weight
     elif trained_rows(network):
-        tensors |= row_parameters(network)
-        heads = ["embed_tokens"] if network.lm_head is None else ["embed_tokens", "lm_head"]
-        rows = dict.fromkeys(heads, trained_rows(network))
+        (embedding,) = family_of(network.config).layout([EMBEDDING], network.config)
+        ours, module = module_of(EMBEDDING), module_of(embedding.name)
+        tensors |= {part.replace(ours, module): tensor for part, tensor in row_parameters(network).items()}
+        modules = [module] if network.lm_head is None else [module, "lm_head"]
+        rows = {module.rpartition(".")[2]: trained_rows(network) for module in modules}
     if base is not None and Path(base).is_dir():
         base = str(Path(base).resolve())
-    present = {module.rpartition(".")[2] for module, layer in lora_layers(network) if name in layer.lora_A}
     peft.LoraConfig(
         r=config.rank,
         lora_alpha=int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,  # type: ignore[arg-type]
         lora_dropout=config.dropout,
-        target_modules=[layer for layer in LAYERS if layer in present],
+        target_modules=theirs.targets,
+        rank_pattern={target: count * config.rank for target, count in theirs.parts.items()},
+        # The same scale, alpha / rank or alpha / sqrt(rank).
+        alpha_pattern={
+            target: config.alpha * (math.sqrt(count) if config.rslora else count)
+            for target, count in theirs.parts.items()
+        },
+        fan_in_fan_out=theirs.transposed,
         use_rslora=config.rslora,
         use_dora=config.dora,
         task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
@@ -165,11 +169,12 @@ def load_adapter(
         ValueError: it is damaged, of another kind, or belongs to another base; the message names file and field.
     """
     directory = Path(source).expanduser()
-    config, stored = read_lora(directory)
-    if kind is GPT and HEAD in stored:
+    adapter = read_adapter(directory)
+    if kind is GPT and HEAD in adapter.tensors:
         raise ValueError(f"{directory}: a reward model's adapter, which scores text; a language model's is needed here")
     base_directory = base_of(directory, base)
     weights = checked_base(directory, base_directory)
+    config, stored = read_lora(adapter, base_directory)
     network: Any
     if onto is not None and onto.weights == weights:
         network = share_base(onto.network, kind)
@@ -239,17 +244,20 @@ def read_adapter(directory: Path) -> StoredAdapter:
     return adapter._replace(tensors={name.removeprefix(PREFIX): tensor for name, tensor in stored})
 
 
-def read_lora(directory: Path) -> tuple[LoraConfig, dict[str, StoredTensor]]:
+def read_lora(adapter: StoredAdapter, base: Path) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
     """Read an adapter that can be trained further: one rank everywhere, and at most a scalar head besides.
+
+    Args:
+        adapter: on disk.
+        base: directory of its base.
 
     Returns:
         Its settings, and its tensors by their names in our networks.
 
     Raises:
-        FileNotFoundError: the directory has no adapter, or no weights.
-        ValueError: it is damaged, or an adapter of another kind.
+        ValueError: it is damaged, an adapter of another kind, or of another base.
     """
-    adapter = read_adapter(directory)
+    directory = adapter.directory
     for field in _UNEVEN:
         if adapter.config.get(field):
             raise adapter.unsupported(field, "adapters without it (they can still be merged by align export)")
@@ -257,7 +265,8 @@ def read_lora(directory: Path) -> tuple[LoraConfig, dict[str, StoredTensor]]:
         raise adapter.unsupported("bias", "'none'")
     if set(adapter.config.get("modules_to_save") or ()) - {"score", "classifier"}:
         raise adapter.unsupported("modules_to_save", "a scalar head alone")
-    targets = tuple(layer for layer in LAYERS if any(f".{layer}.lora_A." in name for name in adapter.tensors))
+    tensors = _ours(adapter, base)
+    targets = tuple(layer for layer in LAYERS if any(f".{layer}.lora_A." in name for name in tensors))
     if not targets:
         first = ", ".join(sorted(adapter.tensors)[:1]) or "nothing"
         raise ValueError(f"{directory / ADAPTER_WEIGHTS}: has {first}, but no lora_A of any of {', '.join(LAYERS)}")
@@ -272,7 +281,80 @@ def read_lora(directory: Path) -> tuple[LoraConfig, dict[str, StoredTensor]]:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{directory / ADAPTER_CONFIG}: r, lora_alpha or lora_dropout: {error}") from None
-    return config, adapter.tensors
+    return config, tensors
+
+
+def _ours(adapter: StoredAdapter, base: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter by their names in our networks; those of no block under their own."""
+    with built_without_memory():
+        network = GPT(read_config(base))
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found: dict[str, torch.Tensor] = {}
+    rest = dict(adapter.tensors)
+    for module, matrix in matrices(network.config).items():
+        names = [name for name in rest if name.startswith(f"{module}.")]
+        stored = {name.removeprefix(f"{module}."): read_tensor(rest.pop(name)) for name in names}
+        if not stored:
+            continue
+        if len(matrix.parts) > 1:
+            _check_fused(adapter, module, stored, shape_in_file(matrix._replace(transposed=False), shapes), base)
+        rank = _common_rank(adapter, module, matrix, stored)
+        found |= split_adapter(matrix, stored, rank)
+    return found | {name: read_tensor(tensor) for name, tensor in rest.items()}
+
+
+def _common_rank(adapter: StoredAdapter, module: str, matrix: FileTensor, stored: dict[str, torch.Tensor]) -> int:
+    """The rank of the adapter on each part of a matrix, which is that of every matrix, as is its scale."""
+    own, common = scale_of(module, adapter), scale_of("", adapter)
+    parts = len(matrix.parts) if len(matrix.parts) > 1 and is_block_diagonal(matrix, stored, common.rank) else 1
+    supported = "one rank and scale everywhere (other adapters can still be merged by align export)"
+    if own.rank != parts * common.rank:
+        raise adapter.unsupported("rank_pattern", supported)
+    if not math.isclose(own.scale, common.scale):
+        raise adapter.unsupported("alpha_pattern", supported)
+    return common.rank
+
+
+def _check_fused(
+    adapter: StoredAdapter, module: str, stored: dict[str, torch.Tensor], shape: tuple[int, ...], base: Path
+) -> None:
+    """Check an adapter on a matrix of several parts, ``[out, in]``, before it is split."""
+    path, (rows, width) = adapter.directory / ADAPTER_WEIGHTS, shape
+    for kind in (A, B):
+        if kind not in stored:
+            raise ValueError(f"{path}: {PREFIX}{module}.{kind} is missing")
+    rank = len(stored[A])
+    for kind, right in ((A, [rank, width]), (B, [rows, rank]), (NORMS, [rows])):
+        if kind in stored and list(stored[kind].shape) != right:
+            found = list(stored[kind].shape)
+            raise ValueError(f"{path}: {PREFIX}{module}.{kind} is {found}; over {base} it is {right}: another base?")
+
+
+class Scale(NamedTuple):
+    """How an adapter changes a matrix: by ``scale`` B A, of so much ``rank``."""
+
+    rank: int
+    scale: float
+
+
+def scale_of(module: str, adapter: StoredAdapter) -> Scale:
+    """Rank and scale of an adapter on a module, which may have its own; those of most modules for "".
+
+    Raises:
+        ValueError: the rank or lora_alpha is not a number.
+    """
+    rank = _by_pattern(module, adapter.config.get("rank_pattern")) or adapter.config.get("r")
+    alpha = _by_pattern(module, adapter.config.get("alpha_pattern")) or adapter.config.get("lora_alpha")
+    if not isinstance(rank, int) or rank < 1:
+        raise adapter.unsupported("r", "an integer, at least 1")
+    if not isinstance(alpha, int | float):
+        raise adapter.unsupported("lora_alpha", "a number")
+    return Scale(rank, alpha / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank))
+
+
+def _by_pattern(module: str, patterns: dict[str, Any] | None) -> Any:
+    """A module's own value, if one is set; by peft's rule a pattern matches the end of the name."""
+    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module)), None)
 
 
 def base_of(directory: Path, base: str | Path | None = None) -> Path:
@@ -328,18 +410,18 @@ def _recorded_base(directory: Path) -> str | None:
 
 
 @torch.no_grad()
-def _fill(network: GPT | ScalarGPT, stored: dict[str, StoredTensor], path: Path, base: str) -> None:
+def _fill(network: GPT | ScalarGPT, stored: dict[str, torch.Tensor], path: Path, base: str) -> None:
     expected: dict[str, torch.Tensor] = {**adapter_parameters(network)}
     if isinstance(network, ScalarGPT) and HEAD in stored:
         expected[HEAD] = network.score.weight
     for name, parameter in expected.items():
         if name not in stored:
             raise ValueError(f"{path}: {PREFIX}{name} is missing, which {base} needs: another base?")
-        if stored[name].shape != tuple(parameter.shape):
+        if stored[name].shape != parameter.shape:
             raise ValueError(
                 f"{path}: {PREFIX}{name} is {list(stored[name].shape)}; over {base} it is {list(parameter.shape)}: "
                 "another base?"
             )
-        parameter.copy_(read_tensor(stored[name]))
+        parameter.copy_(stored[name])
     if unexpected := sorted(stored.keys() - expected.keys()):
         raise ValueError(f"{path}: {PREFIX}{unexpected[0]} is not part of an adapter over {base}")

@@ -94,7 +94,9 @@ def fill(
     _drop_tied_copy(stored, config, layout)
     _check_complete(stored, layout, shapes, directory)
     ours = {
-        name: part.to(dtype) for tensor in layout for name, part in _parts(tensor, read_tensor(stored[tensor.name]))
+        name: part.to(dtype)
+        for tensor in layout
+        for name, part in split_parts(tensor, read_tensor(stored[tensor.name]))
     }
     network.load_state_dict(ours, assign=True, strict=not fresh)
 
@@ -179,7 +181,7 @@ def _check_complete(
             raise ValueError(f"{tensor.path}: {tensor.name} is {list(tensor.shape)}; config.json says {list(right)}")
 
 
-def _parts(tensor: FileTensor, values: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def split_parts(tensor: FileTensor, values: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
     """Our tensors from one tensor of a file, each in memory of its own."""
     if tensor.transposed:
         values = values.T

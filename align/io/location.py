@@ -7,7 +7,7 @@ from pathlib import Path
 from align.io.atomic import recover
 from align.io.families import config_from
 from align.io.families.family import ConfigJson
-from align.io.gguf.container import gguf_in
+from align.io.gguf.container import gguf_from_hub, gguf_in
 from align.io.gguf.conversion import converted
 from align.model.config import GPTConfig
 
@@ -33,7 +33,8 @@ def locate(source: str | Path) -> Path:
     Args:
         source: a directory, a GGUF file or a directory that has one and no config.json (see ``gguf.conversion``), or
             the id of a model on the Hub, such as ``openai-community/gpt2``, whose configuration, weights (safetensors
-            only) and tokenizer are downloaded into the Hub's cache.
+            only) and tokenizer are downloaded into the Hub's cache. Of a repository that has only GGUF files, one is
+            named as ``owner/name/FILE.gguf``, unless there is but one.
 
     Returns:
         A directory that has a config.json.
@@ -48,6 +49,10 @@ def locate(source: str | Path) -> Path:
         recover(path)
     if not path.exists() and _HUB_ID.fullmatch(str(source)):
         path = _from_hub(str(source))
+        if not (path / "config.json").is_file() and gguf_in(path) is None:
+            path = gguf_from_hub(str(source)) or path
+    elif not path.exists() and path.suffix == ".gguf":
+        path = gguf_from_hub(str(source)) or path
     if (file := gguf_in(path)) is not None:
         return converted(file)
     if not path.is_dir():
@@ -63,7 +68,7 @@ def locate(source: str | Path) -> Path:
 def as_directory(source: str) -> str:
     """The source of a model as others can open it: a GGUF file's converted directory; anything else as it is."""
     path = Path(source).expanduser()
-    return source if gguf_in(path) is None else str(locate(path))
+    return str(locate(source)) if path.suffix == ".gguf" or gguf_in(path) is not None else source
 
 
 def read_config(source: str | Path) -> GPTConfig:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from align.io.adapter_directory import HEAD, Base, base_of, load_adapter, read_lora
+from align.io.adapter_directory import HEAD, Base, base_of, load_adapter, read_adapter
 from align.io.directory import is_scalar, load_scalar
 from align.io.families import family_in
 from align.io.location import locate, read_fields
@@ -80,7 +80,7 @@ class RewardModel(Reward):
 
     @classmethod
     def _of_adapter(cls, directory: Path, *, dtype: torch.dtype, onto: Base | None) -> "RewardModel":
-        if HEAD not in read_lora(directory)[1]:
+        if HEAD not in read_adapter(directory).tensors:
             raise ValueError(
                 f"{directory}: a language model's adapter, not a reward model's; train one with the reward stage, with "
                 "lora"

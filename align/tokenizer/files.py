@@ -2,12 +2,12 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.io.gguf.container import gguf_in, open_container
+from align.io.gguf.container import gguf_from_hub, gguf_in, open_container
 from align.tokenizer.byte_level import OtherKindError, parse_byte_level
 from align.tokenizer.gguf_metadata import spec_from_gguf
 from align.tokenizer.library import parse_library
@@ -16,7 +16,10 @@ from align.tokenizer.spec import OPENING, TokenizerSpec, begins_with, token_text
 PLAIN_CONFIG = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
 """tokenizer_config.json of any tokenizer that its tokenizer.json describes completely"""
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+GENERATION = "generation_config.json"
+"""How a model is sampled; its ``eos_token_id`` is one id or a list of ids that end a response"""
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", GENERATION)
 # Settings of the class that loaded the files, of the machine that wrote them, and what the post-processor says.
 _NOT_WRITTEN = frozenset(
     (
@@ -32,7 +35,10 @@ def read_spec(source: str | Path) -> TokenizerSpec:
     """See `Tokenizer.load`."""
     path = Path(source)
     if not path.exists():
-        path = _from_hub(str(source))
+        named = gguf_from_hub(str(source)) if path.suffix == ".gguf" else None
+        path = named or _from_hub(str(source))
+        if named is None and not (path / "tokenizer.json").is_file() and gguf_in(path) is None:
+            path = gguf_from_hub(str(source)) or path
     if (file := gguf_in(path)) is not None:
         return gguf_spec(file, open_container(file).values)
     directory = path if path.is_dir() else path.parent
@@ -52,7 +58,20 @@ def read_spec(source: str | Path) -> TokenizerSpec:
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
     if (directory / "chat_template.jinja").is_file():
         template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
-    return replace(spec, config=config, chat_template=template)
+    return replace(spec, config=config, chat_template=template, stops=_stops(directory / GENERATION))
+
+
+def _stops(file: Path) -> tuple[int, ...]:
+    """The ids of a generation_config.json that end a response.
+
+    Raises:
+        ValueError: the file is not a JSON object, or eos_token_id is neither an integer nor a list of them.
+    """
+    named = _read_object(file, missing_ok=True).get("eos_token_id")
+    ids = [] if named is None else named if isinstance(named, list) else [named]
+    if any(type(number) is not int for number in ids):
+        raise ValueError(f"{file}: eos_token_id is {named!r}; it must be an integer or a list of integers")
+    return tuple(ids)
 
 
 def gguf_spec(file: Path, values: Mapping[str, Any]) -> TokenizerSpec:
@@ -67,8 +86,14 @@ def gguf_spec(file: Path, values: Mapping[str, Any]) -> TokenizerSpec:
         raise ValueError(f"{file}: {error}") from None
 
 
-def write_spec(spec: TokenizerSpec, directory: Path) -> None:
-    """See `Tokenizer.save`."""
+def write_spec(spec: TokenizerSpec, directory: Path, *, stops: Sequence[int]) -> None:
+    """See `Tokenizer.save`.
+
+    Args:
+        spec: what is written.
+        directory: created if needed.
+        stops: for generation_config.json, which is not written if there are none, or if the directory has one.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     config = {name: value for name, value in spec.config.items() if name not in _NOT_WRITTEN}
     # transformers 5 lists further special tokens under a name for which transformers 4 expects an object.
@@ -80,6 +105,8 @@ def write_spec(spec: TokenizerSpec, directory: Path) -> None:
         config["chat_template"] = spec.chat_template
     _write_object(directory / "tokenizer.json", spec.tokenizer_json() | {"post_processor": _post_processor(spec)})
     _write_object(directory / "tokenizer_config.json", config)
+    if stops and not (directory / GENERATION).exists():
+        _write_object(directory / GENERATION, {"eos_token_id": list(stops)})
 
 
 def _post_processor(spec: TokenizerSpec) -> dict[str, Any] | None:

@@ -96,6 +96,10 @@ def spec_from_gguf(metadata: Mapping[str, Any]) -> TokenizerSpec:
     return _READERS[kind](fields)
 
 
+_STOPS = ("eot_token_id", "eom_token_id")
+"""Fields of tokens that end a response beside eos"""
+
+
 class _Fields:
     """The fields ``tokenizer.ggml.*``."""
 
@@ -145,6 +149,7 @@ class _Fields:
             "post_processor": begins_with(self.tokens[bos], bos) if opens else None,
             "config": {role: self.tokens[number] for role, number in ids.items() if number is not None},
             "chat_template": self.chat_template,
+            "stops": tuple(number for name in _STOPS if (number := self.get(name)) is not None),
         }
 
 

@@ -75,6 +75,8 @@ class TokenizerSpec(ABC):
     """tokenizer_config.json without the chat template"""
     chat_template: str | None = None
     """Jinja source"""
+    stops: tuple[int, ...] = ()
+    """Ids that the model's own generation settings name as the end of a response; they decide no ids of texts"""
 
     @abstractmethod
     def coder(self) -> Coder:

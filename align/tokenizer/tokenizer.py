@@ -89,8 +89,12 @@ class Tokenizer:
             raise ValueError(f"{source}: not a tokenizer that align can read: {error}") from None
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which transformers 4 and 5 can read."""
-        write_spec(self.spec, Path(directory))
+        """Write tokenizer.json and tokenizer_config.json, which transformers 4 and 5 can read.
+
+        `stop_ids` that these files don't tell go to generation_config.json, unless the directory has one.
+        """
+        told = self.stop_ids == self._own_stop_ids
+        write_spec(self.spec, Path(directory), stops=() if told else self.stop_ids)
 
     # -- text to ids ---------------------------------------------------------------------------------------------------
 
@@ -169,6 +173,11 @@ class Tokenizer:
         real = np.zeros(self.vocab_size, dtype=bool)
         real[list(self._name_of)] = True
         return real
+
+    @cached_property
+    def missing_ids(self) -> tuple[int, ...]:
+        """The gaps: ids below `vocab_size` that are no tokens, in order; empty for most tokenizers."""
+        return tuple((~self.real_ids).nonzero()[0].tolist())
 
     def is_token(self, number: int) -> bool:
         """Whether an id is one of this tokenizer's; rows of an embedding beyond `vocab_size` are not."""
@@ -297,11 +306,11 @@ class Tokenizer:
 
     @cached_property
     def pad_id(self) -> int | None:
-        """The padding token; never one of ``stop_ids``, which would then be masked."""
+        """The padding token; never eos or the end of a turn, which would then be masked."""
         named = self._named("pad_token")
-        if named is not None and named not in self.stop_ids:
+        if named is not None and named not in self._own_stop_ids:
             return named
-        return self._first_special(name for name in _PAD_NAMES if self.spec.id_of(name) not in self.stop_ids)
+        return self._first_special(name for name in _PAD_NAMES if self.spec.id_of(name) not in self._own_stop_ids)
 
     @cached_property
     def end_of_turn_id(self) -> int | None:
@@ -321,7 +330,13 @@ class Tokenizer:
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end a response: eos and the end of a turn."""
+        """The tokens that end a response: eos, the end of a turn, and those of the model's generation settings."""
+        # Rows beyond the tokenizer's ids are never sampled.
+        return tuple(dict.fromkeys((*self._own_stop_ids, *filter(self.is_token, self.spec.stops))))
+
+    @cached_property
+    def _own_stop_ids(self) -> tuple[int, ...]:
+        """Eos and the end of a turn."""
         return tuple(dict.fromkeys(i for i in (self.eos_id, self.end_of_turn_id) if i is not None))
 
     @cached_property

@@ -1,10 +1,12 @@
 """LoRA adapters: same logits as peft on transformers, an unchanged base, files in both directions."""
 
 import json
+from dataclasses import replace
 
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from align.adapters.lora import (
@@ -33,6 +35,10 @@ from align.model.gpt import GPT, ScalarGPT
 IDS = torch.arange(7, 47)[None]
 SHAPE = {"vocab_size": 61, "layers": 2, "heads": 4, "width": 32, "ff_width": 64, "context": 64}
 GPT2 = {"norm": "layernorm", "positions": "learned", "feed_forward": "gelu", "qkv_bias": True, "bias": True}
+NEOX = {"norm": "layernorm", "feed_forward": "gelu_exact", "qkv_bias": True, "bias": True, "rope_fraction": 0.5} | {
+    "parallel_residual": True,
+    "tied_embeddings": False,
+}
 SMALL = LoraConfig(rank=4, alpha=6.0)
 
 
@@ -54,6 +60,10 @@ def adapted(config=SMALL, kind=GPT, *, seed=4, **shape):
     network = make(kind, **shape)
     add_adapter(network, config)
     return shaken(network, seed)
+
+
+def targets_of(network):
+    return tuple(dict.fromkeys(name.split(".")[-3] for name in adapter_parameters(network) if "lora_A" in name))
 
 
 def write(network, directory):
@@ -85,8 +95,17 @@ def stored(tmp_path):
         ({}, {"dora": True}),
         ({"qkv_bias": True}, {"dora": True, "rslora": True, "alpha": 2.5}),
         ({"qk_norm": "head"}, {"dropout": 0.5}),
+        (GPT2, {}),
+        (GPT2, {"rslora": True, "targets": ("q_proj", "v_proj", "o_proj")}),
+        (GPT2, {"dora": True, "targets": ("k_proj", "down_proj")}),
+        (NEOX, {}),
+        (NEOX, {"rslora": True, "targets": ("q_proj", "v_proj"), "rank": 3, "alpha": 7.0}),
+        (NEOX, {"dora": True, "targets": ("v_proj", "up_proj")}),
     ],
-    ids=["llama", "rank-stabilised, some targets", "dora", "qwen2 with both", "qwen3 with dropout"],
+    ids=[
+        *("llama", "rank-stabilised, some targets", "dora", "qwen2 with both", "qwen3 with dropout"),
+        *(f"{name}, {kind}" for name in ("gpt2", "gpt-neox") for kind in ("all", "some targets", "dora")),
+    ],
 )
 def test_peft_on_transformers_gives_our_logits(tmp_path, shape, settings):
     """Our adapter in PeftModel on transformers' base; merged, saved and loaded; exported."""
@@ -103,7 +122,9 @@ def test_peft_on_transformers_gives_our_logits(tmp_path, shape, settings):
     theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
     with torch.no_grad():
         torch.testing.assert_close(theirs(IDS).logits, ours, atol=1e-5, rtol=0)
-    assert torch.equal(logits(load_adapter(tmp_path / "adapter", GPT).eval()), ours)
+    again = load_adapter(tmp_path / "adapter", GPT).eval()
+    assert torch.equal(logits(again), ours)
+    assert adapters(again)["default"].same_weights(replace(adapters(network)["default"], targets=targets_of(network)))
     assert torch.equal(logits(network), ours)
     whole = load_network(write(network, tmp_path / "merged")).eval()
     torch.testing.assert_close(logits(whole), ours, atol=3e-5, rtol=0)
@@ -288,13 +309,70 @@ def test_frozen_matrices_cost_no_gradient_of_their_own():
     assert value.flops_per_token(10, forward_only=True) * 3 == value.flops_per_token(10)
 
 
-def test_fused_matrices_are_refused_by_name(tmp_path):
-    network = adapted(**GPT2)
-    with pytest.raises(ValueError, match=r"GPT2LMHeadModel.*c_attn\.weight"):
-        save_adapter(network, tmp_path / "adapter")
-    torch.testing.assert_close(
-        logits(load_network(write(network, tmp_path / "m")).eval()), logits(network), atol=3e-5, rtol=0
+@pytest.mark.parametrize(
+    ("shape", "targets"), [(GPT2, ["c_attn", "mlp.c_proj"]), (NEOX, ["query_key_value", "dense"])], ids=["gpt2", "neox"]
+)
+@pytest.mark.parametrize("dora", [False, True])
+def test_an_adapter_of_peft_on_a_fused_matrix_is_one_of_its_rank_on_each_part(tmp_path, shape, targets, dora):
+    base = write(make(**shape), tmp_path / "base")
+    config = peft.LoraConfig(
+        r=6, lora_alpha=9, target_modules=targets, use_dora=dora, fan_in_fan_out=shape is GPT2, task_type="CAUSAL_LM"
     )
+    model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
+    shaken(model).eval().save_pretrained(tmp_path / "adapter")
+    network = load_adapter(tmp_path / "adapter", GPT, trained=True).eval()
+    fourth = "down_proj" if shape is GPT2 else "o_proj"
+    expected = LoraConfig(rank=6, alpha=9.0, targets=("q_proj", "k_proj", "v_proj", fourth), dora=dora)
+    assert adapters(network)["default"].same_weights(expected)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(network), model(IDS).logits, atol=1e-5, rtol=0)
+    save_adapter(network, tmp_path / "again", base=str(base))
+    theirs = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "again").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(IDS).logits, logits(network), atol=3e-5, rtol=0)
+
+
+def test_the_adapter_of_a_fused_matrix_by_hand(tmp_path):
+    """GPT-NeoX has q, k and v of head 0, then those of head 1: 4 rows each, of which k's start at rows 4 and 16."""
+    network = adapted(
+        LoraConfig(rank=2, alpha=3.0, targets=("k_proj",)), **NEOX | {"width": 8, "heads": 2, "layers": 1}
+    )
+    save_adapter(network, tmp_path / "adapter")
+    stored = load_file(tmp_path / "adapter" / ADAPTER_WEIGHTS)
+    name = "base_model.model.gpt_neox.layers.0.attention.query_key_value.lora_{}.weight"
+    assert stored.keys() == {name.format("A"), name.format("B")}
+    a, b = stored[name.format("A")], stored[name.format("B")]
+    ours = adapter_parameters(network)
+    expected_a, expected_b = torch.zeros(6, 8), torch.zeros(24, 6)
+    expected_a[2:4] = ours["model.layers.0.self_attn.k_proj.lora_A.weight"].detach()
+    block = ours["model.layers.0.self_attn.k_proj.lora_B.weight"].detach()
+    expected_b[4:8, 2:4], expected_b[16:20, 2:4] = block[:4], block[4:]
+    assert torch.equal(a, expected_a)
+    assert torch.equal(b, expected_b)
+    config = json.loads((tmp_path / "adapter" / ADAPTER_CONFIG).read_text())
+    assert (config["r"], config["rank_pattern"]) == (2, {"query_key_value": 6})
+    assert (config["lora_alpha"], config["alpha_pattern"]) == (3, {"query_key_value": 9.0})
+
+
+def test_a_reward_models_adapter_on_fused_matrices(tmp_path):
+    base = write(make(**NEOX), tmp_path / "base")
+    network = load_scalar(base).eval()
+    add_adapter(network, SMALL)
+    save_adapter(shaken(network), tmp_path / "adapter", base=str(base))
+    assert torch.equal(logits(load_adapter(tmp_path / "adapter", ScalarGPT).eval()), logits(network))
+
+
+def test_fused_adapters_that_cannot_be_trained_further(tmp_path):
+    base = write(make(**NEOX), tmp_path / "base")
+    network = load_network(base)
+    add_adapter(network, SMALL)
+    save_adapter(shaken(network), tmp_path / "adapter", base=str(base))
+    wide = write(make(**NEOX, width=64), tmp_path / "wide")
+    with pytest.raises(ValueError, match=r"query_key_value\.lora_A\.weight.*\[12, 32\].*/wide\b.*\[12, 64\]"):
+        load_adapter(tmp_path / "adapter", GPT, base=wide)
+    changed(tmp_path / "adapter" / ADAPTER_CONFIG, rank_pattern={"query_key_value": 5})
+    with pytest.raises(ValueError, match=r"rank_pattern.*'query_key_value': 5"):
+        load_adapter(tmp_path / "adapter", GPT)
 
 
 def changed(path, **fields):
@@ -306,9 +384,10 @@ def changed(path, **fields):
     [
         ({"peft_type": "IA3"}, r"adapter_config\.json.*peft_type.*'IA3'.*'LORA'"),
         ({"rank_pattern": {"q_proj": 2}}, r"adapter_config\.json.*rank_pattern.*\{'q_proj': 2\}"),
+        ({"alpha_pattern": {"q_proj": 2}}, r"adapter_config\.json.*alpha_pattern.*\{'q_proj': 2\}"),
         ({"bias": "all"}, r"adapter_config\.json.*bias.*'all'"),
         ({"modules_to_save": ["lm_head"]}, r"adapter_config\.json.*modules_to_save.*\['lm_head'\]"),
-        ({"r": 0}, r"adapter_config\.json.*lora\.rank\D*0\b"),
+        ({"r": 0}, r"adapter_config\.json.*\br is 0\b"),
         ({"r": 8}, r"q_proj\.lora_A\.weight.*\[4, 32\].*/base\b.*\[8, 32\]"),
         ({"use_dora": True}, r"lora_magnitude_vector.*/base\b"),
         ({"base_model_name_or_path": None}, r"adapter_config\.json.*base_model_name_or_path"),

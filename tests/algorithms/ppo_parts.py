@@ -24,6 +24,7 @@ class Tokens:
     """A tokenizer whose text is the ids, separated by spaces."""
 
     vocab_size, pad_id, stop_ids, fingerprint = VOCAB, PAD, (EOS,), "tokens"
+    missing_ids: tuple[int, ...] = ()
 
     def decode(self, ids):
         return " ".join(map(str, ids))

@@ -2,12 +2,13 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import peft
 import pytest
 import torch
-from dpo_pairs import Log, World, fit, policy
+from dpo_pairs import CONFIG, Log, World, fit, policy
 from lightning.pytorch.callbacks import ModelCheckpoint
 from test_language_model import Batches, make_batch
 from test_reward import CONFIG as REWARD_CONFIG
@@ -216,6 +217,25 @@ def test_the_run_folder_has_the_merged_model_and_the_adapter(world):
     source = open_source(str(root / "adapter"))
     assert source.tokenizer.fingerprint == manifest["tokenizer"]
     assert "7.87k" in (root / "model/README.md").read_text(), "the base's, not the adapter's too"
+
+
+def test_an_adapter_over_fused_matrices_is_written_and_trained_further(world):
+    """GPT-NeoX: peft computes what the stage does, and the next stage finds rank and targets as they were."""
+    shape = {"norm": "layernorm", "feed_forward": "gelu_exact", "qkv_bias": True, "bias": True, "rope_fraction": 0.5}
+    torch.manual_seed(1)
+    world.start = world.save(GPT(replace(CONFIG, **shape, parallel_residual=True)), "gpt-neox")
+    settings = replace(LORA, targets=("q_proj", "v_proj", "up_proj"))
+    root, ids = world.folder / "first", torch.arange(30)[None]
+    stage = world.stage(lora=settings)
+    fit(stage, world.data(), callbacks=[ModelDirectory(which="last")], default_root_dir=root)
+    base = AutoModelForCausalLM.from_pretrained(world.start)
+    assert "gpt_neox" in base.config.model_type
+    theirs = peft.PeftModel.from_pretrained(base, root / "adapter").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, stage.network.eval()(ids), atol=1e-5, rtol=0)
+    again = world.stage(init_from=str(root / "adapter"), lora=settings)
+    fit(again, world.data(), max_steps=1)
+    assert adapters(again.network)["default"].same_weights(settings)
 
 
 def test_an_adapter_that_is_not_the_recipes_is_refused(world):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig, sampled_kl
+from align.generation.sampled_ids import SampledIds
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
 
@@ -18,6 +19,7 @@ class Words:
     """Letters for ids; 4 ends a response."""
 
     stop_ids = (4,)
+    missing_ids = ()
     pad_id = 0
     vocab_size = 5
 
@@ -61,7 +63,7 @@ def test_padding_rows_are_outside_the_kl():
     policy, reference, prompt = network(1, 30.0), network(2, 30.0), [1, 2]
     with torch.no_grad():
         p, q = (net(torch.tensor([prompt]))[0, -1, :3].log_softmax(-1) for net in (policy, reference))
-        found = sampled_kl(policy, reference, [[*prompt, 0]], [1], vocab_limit=3)
+        found = sampled_kl(policy, reference, [[*prompt, 0]], [1], sampled=SampledIds(3))
     assert float(found) == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
 
 

@@ -62,6 +62,18 @@ def test_a_failing_reward_leaves_the_last_checkpoint(tmp_path, monkeypatch, then
     assert fit(ppo(reward=name), ckpt_path=str(tmp_path / "last.ckpt")).global_step == 8
 
 
+def test_log_probs_leave_out_the_ids_that_the_tokenizer_lacks():
+    """Trainer and sampler agree on the distribution; over all rows they would differ by the missing ids' share."""
+
+    class Gaps(Tokens):
+        missing_ids = (1, 2)
+
+    data, logged = PromptModule(), Logged()
+    data.tokenizer = Gaps()
+    fit(ppo(), data=data, callbacks=[logged], max_epochs=1)
+    assert logged.rows[0]["rollout/logprob_gap"] < 1e-4
+
+
 def test_every_response_without_an_end_is_penalised_and_counted():
     class Endless(Tokens):
         stop_ids = ()

@@ -126,7 +126,8 @@ def test_the_source_s_sampling_defaults_and_ids_are_kept(make, tmp_path):
     assert source.tokenizer.pad_id != 7
     export(source, tmp_path / "out", ExportSettings())
     written = json.loads((tmp_path / "out" / "generation_config.json").read_text())
-    stops = [7, *source.tokenizer.stop_ids]
+    assert source.tokenizer.stop_ids[-1] == 7
+    stops = [7, *source.tokenizer.stop_ids[:-1]]
     assert written == defaults | ids | {"eos_token_id": stops}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert [config[name] for name in ids] == [3, stops, 7]

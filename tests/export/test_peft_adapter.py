@@ -24,6 +24,10 @@ UNSUPPORTED = ("target_parameters", "trainable_token_indices", "layer_replicatio
 CHANGED_BASE = ("pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga")
 IDS = torch.arange(7, 47)[None]
 ATTENTION = ["q_proj", "v_proj"]
+NEOX = {"norm": "layernorm", "feed_forward": "gelu_exact", "qkv_bias": True, "bias": True, "rope_fraction": 0.5} | {
+    "parallel_residual": True,
+    "tied_embeddings": False,
+}
 
 
 def adapted(base, directory, **options):
@@ -58,11 +62,13 @@ def adapted(base, directory, **options):
         ({"kv_heads": 2}, {"use_dora": True, "use_rslora": True}),
         (GPT2, {"target_modules": ["c_attn"], "fan_in_fan_out": True, "use_dora": True}),
         (GPT2, {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
+        (NEOX, {"target_modules": ["query_key_value"], "bias": "lora_only"}),
+        (NEOX, {"target_modules": "all-linear", "use_dora": True}),
     ],
     ids=[
         *("plain", "rank-stabilised", "patterns", "saved head", "saved embedding, tied", "saved head, tied"),
         *("saved embedding and head, tied", "embedding, tied", "head, tied", "some layers"),
-        *("biases", "dora", "gpt2 dora", "gpt2"),
+        *("biases", "dora", "gpt2 dora", "gpt2", "gpt-neox, biases", "gpt-neox, dora"),
     ],
 )
 def test_merged_as_peft_does(make, tmp_path, shape, options):

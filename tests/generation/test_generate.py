@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from align.generation.decoder import Decoder, PackedDecoder, StaticDecoder
 from align.generation.generate import generate
 from align.generation.packed_blocks import can_pack
+from align.generation.sampled_ids import SampledIds
 from align.generation.sampling import row_uniforms, sampling_probs
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
@@ -307,19 +308,24 @@ def test_greedy_equals_transformers_generate(network_of):
 
 @pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=["greedy", "filtered"])
 @pytest.mark.parametrize("kind", ["plain", "packed", "static"])
+@pytest.mark.parametrize("missing", [(), (3, 17)], ids=["padding", "gaps"])
 @torch.no_grad()
-def test_padding_rows_are_never_sampled(network_of, kind, sampling):
-    """61 rows of which 20 are ids: as if the other 41 did not exist, though they are the likeliest."""
+def test_rows_that_are_no_tokens_are_never_sampled(network_of, kind, sampling, missing):
+    """61 rows of which 20, but for two, are ids: as if the others did not exist, though they are the likeliest."""
     network, prompts, seeds = network_of(tied_embeddings=False), [[5, 1, 9], [7], [2, 3, 4]], [1, 2, 3]
-    network.lm_head.weight[20:] *= 3
+    network.lm_head.weight[[*missing, *range(20, 61)]] *= 3
+    some = SampledIds(20, missing)
     if kind == "plain":
         network.model.layers[0].register_forward_hook(lambda *_: None)
     assert can_pack(network) == (kind != "plain")
-    samples = generate(network, prompts, sampling, stop_ids=(19,), seeds=seeds, static=kind == "static", vocab_limit=20)
+    samples = generate(network, prompts, sampling, stop_ids=(19,), seeds=seeds, static=kind == "static", sampled=some)
     assert int(samples.ids.max()) < 20
+    assert not set(samples.ids[samples.mask].tolist()) & set(missing)
 
     def cropped(ids):
-        return network(ids)[..., :20]
+        logits = network(ids)[..., :20].clone()
+        logits[..., list(missing)] = -torch.inf
+        return logits
 
     cropped.config = network.config
     for row, prompt in enumerate(prompts):
@@ -333,4 +339,4 @@ def test_padding_rows_are_never_sampled(network_of, kind, sampling):
 
 def test_a_prompt_beyond_the_ids_is_refused(network_of):
     with pytest.raises(ValueError, match="prompt 0 .* 20"):
-        generate(network_of(), [[20]], SamplingConfig(), vocab_limit=20)
+        generate(network_of(), [[20]], SamplingConfig(), sampled=SampledIds(20))

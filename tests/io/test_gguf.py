@@ -1,5 +1,6 @@
 """GGUF files as models: written by our export or by the gguf package, read through ``locate``."""
 
+import json
 import sys
 
 import gguf
@@ -255,6 +256,54 @@ def test_missing_and_unexpected_tensors_are_named(small):
     rewrite(small, dropped=["output_norm.weight", "blk.0.attn_gate.weight"])
     with pytest.raises(ValueError, match=naming(small, "output_norm.weight", "missing")):
         locate(small)
+
+
+def test_the_tokens_that_end_a_response_are_kept(tmp_path, tokenizer):
+    network = GPT(GPTConfig(vocab_size=tokenizer.vocab_size, layers=1, heads=2, width=32, context=32))
+    extra = tokenizer.encode("\n")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/generation_config.json").write_text(json.dumps({"eos_token_id": extra}))
+    tokenizer.save(tmp_path / "model")
+    several = Tokenizer.load(tmp_path / "model")
+    assert several.stop_ids == (*tokenizer.stop_ids, *extra)
+    file = exported(network, several, tmp_path)
+    assert Tokenizer.load(file).stop_ids == Tokenizer.load(locate(file)).stop_ids == several.stop_ids
+
+
+@pytest.fixture
+def hub(small, tmp_path, monkeypatch):
+    """A repository of the Hub with GGUF files only: its list of files, which may be changed."""
+    import huggingface_hub
+
+    snapshot, files = tmp_path / "snapshot", ["README.md", "model.gguf"]
+    snapshot.mkdir()
+
+    def download(repository, file):
+        assert (repository, file) == ("owner/name", "model.gguf")
+        return str(small)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(snapshot))
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda _: files)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return files
+
+
+def test_a_repository_that_has_only_a_gguf_file(small, hub):
+    assert locate("owner/name") == locate("owner/name/model.gguf") == locate(small)
+    expected = Tokenizer.load(small).fingerprint
+    assert Tokenizer.load("owner/name").fingerprint == Tokenizer.load("owner/name/model.gguf").fingerprint == expected
+
+
+def test_one_of_several_gguf_files_must_be_named(small, hub):
+    hub.append("small.gguf")
+    for load in (locate, Tokenizer.load):
+        with pytest.raises(ValueError, match=naming("owner/name", 2, "owner/name/model.gguf")):
+            load("owner/name")
+    assert locate("owner/name/model.gguf") == locate(small)
+    hub[:] = ["README.md"]
+    for load in (locate, Tokenizer.load):
+        with pytest.raises(FileNotFoundError):
+            load("owner/name")
 
 
 @pytest.mark.parametrize("kept", [0, 3, 50, 5000, -100])

@@ -44,7 +44,7 @@ def _train(steps: list[Any], names: list[str], normalizer: Any = None) -> Tokeni
 
 
 def write_qwen2(directory: Path) -> Path:
-    """Qwen2 as Qwen2.5-Instruct has it: ChatML, eos <|im_end|>, pad <|endoftext|>, tied, and more rows than ids."""
+    """Qwen2 as Qwen2.5-Instruct has it: ChatML, two tokens that end a response, tied, and more rows than ids."""
     split = pre_tokenizers.Split(Regex(QWEN_PATTERN), "isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -62,7 +62,7 @@ def write_qwen2(directory: Path) -> Path:
         num_key_value_heads=1,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        eos_token_id=fast.eos_token_id,
+        eos_token_id=[fast.eos_token_id, fast.pad_token_id],
         pad_token_id=fast.pad_token_id,
         initializer_range=0.2,
     )

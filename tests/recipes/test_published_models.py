@@ -93,6 +93,11 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_qwen(qwen: Path):
     check_stages(qwen, "qwen2.5-0.5b")
     check_responses(qwen, "compare", "compare_math")
+    tokenizer = Tokenizer.load(qwen / "dpo/model")
+    assert [tokenizer.token_text(i) for i in tokenizer.stop_ids] == ["<|im_end|>", "<|endoftext|>"]
+    written = json.loads((qwen / "dpo/model/generation_config.json").read_text())
+    assert written["eos_token_id"] == list(tokenizer.stop_ids)
+    assert written["pad_token_id"] == tokenizer.special_tokens["<|endoftext|>"]
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,19 @@
 """Tokenizer files: ours open in transformers, theirs open here, with the same ids."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from naming import naming
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as PeerTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from align.tokenizer import Tokenizer
+from align.tokenizer.given_template import with_chat_template
 from align.tokenizer.spec import AddedToken as AlignToken
 
 FAMILIES = ["gpt2", "llama", "qwen"]
@@ -161,6 +164,35 @@ def test_names_of_special_ids(gpt2_directory, llama_directory, qwen_directory):
         assert [t.bos_id, t.eos_id, t.pad_id, t.end_of_turn_id] == ids
         assert t.stop_ids == tuple(dict.fromkeys(i for i in (ids[1], ids[3]) if i is not None))
         assert not t.token_bytes[list(t.special_tokens.values())].any()
+
+
+def test_generation_settings_name_further_tokens_that_end_a_response(qwen_directory, tmp_path):
+    """As Qwen2.5-Instruct does; its padding token stays, and an id that the tokenizer lacks is never sampled."""
+    folder = shutil.copytree(qwen_directory, tmp_path / "model")
+    before = Tokenizer.load(folder)
+    (end,), text_end = before.stop_ids, before.special_tokens["<|endoftext|>"]
+    named = {"eos_token_id": [end, text_end, before.vocab_size + 5], "temperature": 0.7}
+    (folder / "generation_config.json").write_text(json.dumps(named))
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.stop_ids == (end, text_end)
+    assert (tokenizer.pad_id, tokenizer.eos_id) == (before.pad_id, before.eos_id) == (text_end, end)
+    assert tokenizer.fingerprint == before.fingerprint
+    assert with_chat_template(tokenizer, "{{ messages[0].content }}").stop_ids == (end, text_end)
+    assert tokenizer.with_added_tokens(["<|x|>"]).stop_ids == (end, text_end)
+    tokenizer.save(tmp_path / "saved")
+    assert Tokenizer.load(tmp_path / "saved").stop_ids == (end, text_end)
+    tokenizer.save(folder)
+    assert json.loads((folder / "generation_config.json").read_text()) == named
+    before.save(tmp_path / "plain")
+    assert not (tmp_path / "plain/generation_config.json").exists()
+
+
+@pytest.mark.parametrize("value", ["2", [1, "2"], [True], 2.0])
+def test_ids_that_end_a_response_are_integers(qwen_directory, tmp_path, value):
+    folder = shutil.copytree(qwen_directory, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ValueError, match=naming("generation_config.json", "eos_token_id", repr(value))):
+        Tokenizer.load(folder)
 
 
 def test_bos_from_the_post_processor_alone(llama_directory, tmp_path):
