@@ -189,7 +189,8 @@ class Prompts(pl.LightningDataModule):
         super().__init__()
         self.tokenizer: Any = train_tokenizer(["ab"], vocab_size=263)
         self.tokenizer.stop_ids, self.tokenizer.decode = (), lambda ids: ""
-        self.tokenizer.vocab_size = config.vocab_size  # otherwise the other rows were padding, which is never sampled
+        # Otherwise the other rows were padding, which is never sampled.
+        self.tokenizer.vocab_size, self.tokenizer.missing_ids = config.vocab_size, ()
         self.context, self.batch_size = config.context, batch_size
         generator = torch.Generator().manual_seed(0)
         self.ids = torch.randint(263, config.vocab_size, (4 * batch_size, length), generator=generator)
