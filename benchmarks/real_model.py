@@ -5,11 +5,11 @@
 PATH is a Hugging Face directory with weights, tokenizer and chat template that both sides can read. Peers: ``trl``
 TRL's trainers with peft, gradient checkpointing off; ``trl-precomputed`` (DPO) with reference log-probs before
 training; ``align`` our stages through the Trainer with its callbacks, as `align fit` runs them, where DPO precomputes;
-``align-on-the-fly`` (DPO) with the reference in every step.
+``align-on-the-fly`` (DPO) with the reference in every step; ``align-bfloat16`` (GRPO) with `rollout.dtype: bfloat16`.
 
 Equal on both sides: weights, float32, rank, alpha and matrices of the adapters, AdamW, gradient clipping at 1.0, and
 conversations of random words with exact numbers of tokens. GRPO samples the same number of tokens for every response;
-without KL (``grpo``) TRL has no reference, with it (``grpo-kl``) both sides run the reference once per iteration.
+without KL (``grpo``) neither side runs a reference, with it (``grpo-kl``) both run it once per iteration.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from measure import Numbers, Setting, main, parser
 METHODS = {
     "sft": {"peers": ("trl", "align"), "batch": 6},
     "dpo": {"peers": ("trl", "trl-precomputed", "align", "align-on-the-fly"), "batch": 4},
-    "grpo": {"peers": ("trl", "align"), "batch": 2, "group": 8, "kl_coef": 0.0},
-    "grpo-kl": {"peers": ("trl", "align"), "batch": 2, "group": 8, "kl_coef": 0.05},
+    "grpo": {"peers": ("trl", "align", "align-bfloat16"), "batch": 2, "group": 8, "kl_coef": 0.0},
+    "grpo-kl": {"peers": ("trl", "align", "align-bfloat16"), "batch": 2, "group": 8, "kl_coef": 0.05},
 }
 """The peers of each, and rows, pairs or prompts of a step; with ``group``, responses to each prompt"""
 
@@ -61,6 +61,7 @@ PEERS = {
     "trl-precomputed": lambda setting: _trl(setting, precomputed=True),
     "align": _align,
     "align-on-the-fly": lambda setting: _align(setting, reference_logprobs="on_the_fly"),
+    "align-bfloat16": lambda setting: _align(setting | {"dtype": "bfloat16"}),
 }
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ from align.objectives import (
     ppo_policy_loss,
     ppo_value_loss,
     token_logprobs,
+    truncated_importance_weights,
 )
 from align.rewards.functions import load_reward
 from align.rewards.reward import Reward
@@ -69,9 +70,10 @@ class PPO(Stage):
     One epoch of the Trainer is one iteration:
         1. sample responses to the next prompts;
         2. score them: reward, normalisation, clipping, penalty for a missing end;
-        3. log-probs of their tokens under the reference and under the policy that sampled;
+        3. log-probs of their tokens under the reference, where the KL is used, and under the policy that sampled;
         4. values before each token, where the estimator needs them;
         5. KL penalty of each token where it is in the reward, then advantages and returns from the estimator;
+           importance weights where the sampler's probabilities are not the trainer's;
         6. the controller moves the KL coefficient for the next iteration;
         7. fill the rollout buffer;
         8. for each micro-batch of each pass, update: clipped policy loss, KL where it is in the loss, clipped value
@@ -158,7 +160,8 @@ class PPO(Stage):
         self._moved: list[torch.Tensor] = []
         # What outlives an iteration; see rollout_state.
         self.controller, self.statistics = kl.controller(), RewardStatistics()
-        self.recompute_logprobs: bool | None = None
+        # In another precision the sampler may agree with the trainer in the first iteration by chance.
+        self.recompute_logprobs: bool | None = None if rollout.dtype is None else True
         self.work = dict.fromkeys(("samples", "tokens_sampled", "tokens_read"), 0)
 
     # Networks.
@@ -326,34 +329,39 @@ class PPO(Stage):
                 self.reward, self.gold, responses, self.scoring_config, statistics=self.statistics, total=self._total
             )
         # 3. Log-probs under the reference, and under the policy that sampled.
-        reference_logprobs, _ = self._logprobs(self.reference, responses)
-        logprobs, states, gap = self._old_logprobs(responses)
+        reference_logprobs = kl = None
+        if self.kl_config.needs_reference:
+            reference_logprobs, _ = self._logprobs(self.reference, responses)
+        logprobs, states, gaps = self._old_logprobs(responses)
         # 4. Values.
         values = self._values(responses, states)
         # 5. KL penalty and advantages.
-        kl, kl_coef = K1().estimate(logprobs, reference_logprobs), self.controller.value
-        penalties = torch.zeros_like(logprobs)
-        if self._kl_in_reward is not None:
-            penalties = kl_coef * self._kl_in_reward.estimate(logprobs, reference_logprobs)
+        penalties, kl_coef = torch.zeros_like(logprobs), self.controller.value
+        if reference_logprobs is not None:
+            kl = K1().estimate(logprobs, reference_logprobs)
+            if self._kl_in_reward is not None:
+                penalties = kl_coef * self._kl_in_reward.estimate(logprobs, reference_logprobs)
         scored = ScoredResponses(scores.scores, penalties, values, responses.mask, group_size)
         estimate = self.estimator.estimate(scored, total=self._total)
         estimate.check(responses.mask, type(self.estimator).__name__)
         advantages, returns = estimate
+        if self.recompute_logprobs and (cap := self.rollout_config.importance_cap) is not None:
+            # The policy loss is proportional to the advantages for any positive weight.
+            advantages = advantages * truncated_importance_weights(logprobs, responses.logprobs, cap=cap)
         metrics = rollout_metrics(responses, scores, kl, logprobs, group_size=group_size, total=self._total)
-        metrics["rollout/kl_coef"] = kl_coef
-        if gap is not None:
-            metrics["rollout/logprob_gap"] = gap
+        metrics |= {"rollout/kl_coef": kl_coef, **gaps}
         if self.value is not None:
             critic, targets = wide(values), wide(returns)
             mask = responses.mask.to(critic.device)
             explained = explained_variance(critic, targets, mask, total=self._total)
             metrics["rollout/explained_variance"] = float(explained)
-        if iteration == 0:
-            self._check_start(metrics["rollout/kl"], responses)
         # 6. Controller.
-        self.controller.update(metrics["rollout/kl"], self.rollout_config.episodes)
-        if self.kl_config.stop_kl is not None and metrics["rollout/kl"] > self.kl_config.stop_kl:
-            return None, metrics
+        if kl is not None:
+            if iteration == 0:
+                self._check_start(metrics["rollout/kl"], responses)
+            self.controller.update(metrics["rollout/kl"], self.rollout_config.episodes)
+            if self.kl_config.stop_kl is not None and metrics["rollout/kl"] > self.kl_config.stop_kl:
+                return None, metrics
         # 7. Fill the buffer.
         device = responses.ids.device
         rollout = Rollout(
@@ -386,12 +394,14 @@ class PPO(Stage):
         temperature = self.rollout_config.temperature
         return token_logprobs(states, weight, targets, temperature=temperature, softcap=network.softcap)
 
-    def _old_logprobs(self, responses: Responses) -> tuple[torch.Tensor, torch.Tensor | None, float | None]:
-        """Log-probs ``[B, N]`` under the policy that sampled; its hidden states and the sampler's gap if computed."""
+    def _old_logprobs(self, responses: Responses) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]:
+        """Log-probs ``[B, N]`` under the policy that sampled; its hidden states and the sampler's gaps if computed."""
         if self.recompute_logprobs is False:
-            return responses.logprobs, None, None
+            return responses.logprobs, None, {}
         ours, states = self._logprobs(self.network, responses)
-        gap = float(self.reduce((ours - responses.logprobs).abs().max(), "max"))
+        distances = (ours - responses.logprobs).abs()
+        gap = float(self.reduce(distances.max(), "max"))
+        gaps = {"rollout/logprob_gap": gap}
         if self.recompute_logprobs is None:
             tolerance = self.rollout_config.logprob_tolerance
             self.recompute_logprobs = not gap <= tolerance
@@ -400,7 +410,10 @@ class PPO(Stage):
                 f"(rollout.logprob_tolerance {tolerance:g}): "
                 + ("the trainer recomputes them" if self.recompute_logprobs else "the sampler's are used")
             )
-        return ours if self.recompute_logprobs else responses.logprobs, states, gap
+        if not self.recompute_logprobs:
+            return responses.logprobs, states, gaps
+        added, tokens = self._total(torch.stack([distances.sum(), responses.mask.sum()])).tolist()
+        return ours, states, gaps | {"rollout/logprob_gap_mean": added / tokens}
 
     def _values(self, responses: Responses, states: torch.Tensor | None) -> torch.Tensor:
         """Value ``[B, N]`` before each token; 0 without a value model.
@@ -503,7 +516,7 @@ class PPO(Stage):
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
         metrics = {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
         metrics |= {"train/approx_kl": policy.approx_kl, "train/ratio_max": policy.ratio_max}
-        if self._kl_in_loss is None:
+        if self._kl_in_loss is None or batch.reference_logprobs is None:
             return policy.loss, metrics
         kl = self._kl_in_loss.estimate(logprobs, batch.reference_logprobs)
         return policy.loss + batch.kl_coef * kl.sum(), metrics
@@ -595,7 +608,7 @@ class PPO(Stage):
         """Restore ``rollout_state``."""
         self.controller.load_state_dict(state["controller"])
         self.statistics.load_state_dict(state["statistics"])
-        self.recompute_logprobs = state["recompute_logprobs"]
+        self.recompute_logprobs = self.rollout_config.dtype is not None or state["recompute_logprobs"]
         self.work = dict(state["work"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -30,6 +30,12 @@ class RolloutConfig:
     logprob_tolerance: float = 1e-3
     """Use the sampler's log-probs as the old ones if they differ from the trainer's by at most this, nats per token;
     otherwise the trainer recomputes them"""
+    dtype: Literal["bfloat16"] | None = None
+    """Precision of sampling. bfloat16: faster on CPUs with bfloat16 instructions; the trainer then recomputes old
+    log-probs in every iteration. None: that of the update"""
+    importance_cap: float | None = 2.0
+    """Where the trainer recomputes old log-probs, weight the policy loss of each token by its probability under the
+    trainer over that under the sampler, at most this; None: no weights"""
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
@@ -38,6 +44,9 @@ class RolloutConfig:
         _require("rollout.temperature", self.temperature, self.temperature > 0, "above 0")
         _require("rollout.max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
         _require("rollout.logprob_tolerance", self.logprob_tolerance, self.logprob_tolerance >= 0, "at least 0")
+        _require("rollout.dtype", self.dtype, self.dtype in (None, "bfloat16"), "bfloat16, or null")
+        cap = self.importance_cap
+        _require("rollout.importance_cap", cap, cap is None or cap >= 1, "at least 1, or null")
         if self.episodes % self.group_size:
             raise ValueError(
                 f"rollout.group_size {self.group_size} does not divide rollout.episodes {self.episodes}: "
@@ -77,7 +86,8 @@ class KLConfig:
     """
 
     kl_coef: float = 0.05
-    """Reward per nat of KL; with kl_target, the initial value"""
+    """Reward per nat of KL; with kl_target, the initial value. At 0 and without stop_kl, only policy evaluation
+    measures the KL"""
     kl_in: KLUse | None = None
     """Whether the KL is subtracted from the reward or added to the loss; None: what the estimator defaults to"""
     estimator: KLEstimator | None = None
@@ -95,6 +105,11 @@ class KLConfig:
         _require("kl.kl_target", self.kl_target, self.kl_target is None or self.kl_target > 0, "above 0, or null")
         _require("kl.kl_horizon", self.kl_horizon, self.kl_horizon >= 1, "at least 1")
         _require("kl.stop_kl", self.stop_kl, self.stop_kl is None or self.stop_kl > 0, "above 0, or null")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether an iteration depends on the KL of its rollout."""
+        return self.kl_coef > 0 or self.stop_kl is not None
 
     def estimators(self, default_use: KLUse) -> dict[KLUse, KLEstimator]:
         """The one use of the KL, with its estimator.

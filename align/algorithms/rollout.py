@@ -93,7 +93,7 @@ def sample_rollout(
     Args:
         policy: samples over the whole vocabulary: tokens outside a top-k or top-p would have no old log-prob.
         prompts: a prompt that occurs twice gets different responses.
-        config: temperature and length.
+        config: temperature, length and precision.
         tokenizer: decodes, and knows which tokens end a response.
         seed: of the run.
         iteration: of the run.
@@ -108,7 +108,7 @@ def sample_rollout(
             policy,
             tokenizer,
             [prompt.ids for prompt in repeated],
-            SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens),
+            SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens, dtype=config.dtype),
             seeds=sample_seeds(seed, iteration, [prompt.number for prompt in repeated]),
             on_step=on_step,
         )
@@ -270,14 +270,20 @@ def check_reward(reward: Reward, tokenizer: Any) -> None:
 
 
 def rollout_metrics(
-    responses: Responses, scores: Scores, kl: torch.Tensor, logprobs: torch.Tensor, *, group_size: int, total: Total
+    responses: Responses,
+    scores: Scores,
+    kl: torch.Tensor | None,
+    logprobs: torch.Tensor,
+    *,
+    group_size: int,
+    total: Total,
 ) -> dict[str, float]:
     """What is logged of a rollout: means over the responses of all ranks, of the entropy over their tokens.
 
     Args:
         responses: B of this rank.
         scores: of them.
-        kl: ``[B, N]`` K1 of each token, nats.
+        kl: ``[B, N]`` K1 of each token, nats; None: not computed.
         logprobs: ``[B, N]`` under the policy that sampled, nats.
         group_size: responses to each prompt.
         total: sums over ranks.
@@ -285,11 +291,12 @@ def rollout_metrics(
     values = {
         "rollout/reward": scores.rewards,
         "rollout/score": scores.scores,
-        "rollout/kl": kl.sum(1),
         "rollout/length": responses.mask.sum(1),
         "rollout/eos_rate": responses.finished,
         "rollout/entropy": -logprobs[responses.mask],
     }
+    if kl is not None:
+        values["rollout/kl"] = kl.sum(1)
     if scores.gold is not None:
         values["rollout/gold"] = scores.gold
     if group_size > 1:

@@ -32,7 +32,7 @@ class Rollout(NamedTuple):
         lengths: ``[B]`` int64, tokens of each row.
         mask: ``[B, N]`` bool, True on tokens of the response.
         logprobs: ``[B, N]`` under the policy that sampled, nats.
-        reference_logprobs: ``[B, N]`` under the reference, nats.
+        reference_logprobs: ``[B, N]`` under the reference, nats; None where the KL is not used.
         values: ``[B, N]`` before the update; 0 without a value model.
         advantages: ``[B, N]`` as the loss uses them.
         returns: ``[B, N]`` targets of the values; 0 without a value model.
@@ -45,7 +45,7 @@ class Rollout(NamedTuple):
     lengths: torch.Tensor
     mask: torch.Tensor
     logprobs: torch.Tensor
-    reference_logprobs: torch.Tensor
+    reference_logprobs: torch.Tensor | None
     values: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
@@ -62,7 +62,7 @@ class RolloutBatch(NamedTuple):
         lengths: R, tokens of each row.
         targets: ``[M]`` int64, the tokens of the responses.
         logprobs: ``[M]`` under the policy that sampled.
-        reference_logprobs: ``[M]``.
+        reference_logprobs: ``[M]``; None where the KL is not used.
         values: ``[M]`` before the update.
         advantages: ``[M]``.
         returns: ``[M]``.
@@ -77,7 +77,7 @@ class RolloutBatch(NamedTuple):
     lengths: tuple[int, ...]
     targets: torch.Tensor
     logprobs: torch.Tensor
-    reference_logprobs: torch.Tensor
+    reference_logprobs: torch.Tensor | None
     values: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
@@ -371,7 +371,8 @@ class RolloutLoader:
         lengths = rollout.lengths[chosen].tolist()
         prompt_lengths = rollout.prompt_lengths[chosen].tolist()
         ids, mask = rollout.ids[chosen, : max(lengths)], rollout.mask[chosen]
-        tokens = {name: getattr(rollout, name)[chosen][mask] for name in _PER_TOKEN}
+        statistics = {name: getattr(rollout, name) for name in _PER_TOKEN}
+        tokens = {name: None if of is None else of[chosen][mask] for name, of in statistics.items()}
         return RolloutBatch(
             ids=ids,
             prompt_lengths=tuple(prompt_lengths),

@@ -3,8 +3,10 @@
 Legend: B rows, N tokens of the longest response, V vocabulary.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -89,7 +91,7 @@ def generate(
     # The last token of a row is never processed.
     slots = max(len(prompt) + room - 1 for prompt, room in zip(prompts, rooms, strict=True))
     kind = Decoder if not can_pack(network) else StaticDecoder if static else PackedDecoder
-    with evaluating(network):
+    with evaluating(network), _computing_in(sampling.dtype, network.output_weight.device.type):
         decoder = kind(network, prompts, slots=slots)
         samples = _sample(
             decoder,
@@ -103,6 +105,34 @@ def generate(
             on_step=on_step,
         )
     return _put_back(samples, order)
+
+
+def _computing_in(dtype: str | None, device_type: str) -> AbstractContextManager[object]:
+    """Autocast, which decoders follow: products, packed weights and cache in ``dtype``, the residual stream as it is.
+
+    Args:
+        dtype: of ``SamplingConfig``.
+        device_type: of the network.
+    """
+    if dtype is None:
+        return nullcontext()
+    if device_type == "cpu" and not _cpu_has_bfloat16():
+        _warn_of_emulation(dtype)
+    return torch.autocast(device_type, dtype=getattr(torch, dtype))
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor multiplies bfloat16 numbers (AVX512-BF16, AMX, Arm's BF16)."""
+    return any(present for name, present in torch.cpu.get_capabilities().items() if "bf16" in name)
+
+
+@cache  # once per process
+def _warn_of_emulation(dtype: str) -> None:
+    warnings.warn(
+        f"sampling in {dtype} on a processor without {dtype} instructions is correct but slower than in float32: "
+        "remove the setting dtype",
+        stacklevel=2,
+    )
 
 
 def _sample(

@@ -29,7 +29,7 @@ from align.objectives.kl import (
 from align.objectives.kl_control import AdaptiveKL, FixedKL
 from align.objectives.logprobs import response_logprobs, sequence_logprobs, token_logprobs, token_logprobs_and_entropy
 from align.objectives.masked import Total, explained_variance, masked_whiten, one_process
-from align.objectives.policy import PolicyLoss, ppo_policy_loss, ppo_value_loss
+from align.objectives.policy import PolicyLoss, ppo_policy_loss, ppo_value_loss, truncated_importance_weights
 from align.objectives.preference import PairLogprobs, PairLosses, PreferenceLoss
 
 __all__ = [
@@ -71,4 +71,5 @@ __all__ = [
     "sequence_logprobs",
     "token_logprobs",
     "token_logprobs_and_entropy",
+    "truncated_importance_weights",
 ]

@@ -69,6 +69,26 @@ def ppo_policy_loss(
     return PolicyLoss(torch.maximum(plain, clipped).sum(), clip_fraction, approx_kl, ratio_max, tokens)
 
 
+def truncated_importance_weights(logprobs: torch.Tensor, sampled: torch.Tensor, *, cap: float) -> torch.Tensor:
+    """min(p / q, cap) of each token: the policy gradient of p from samples of q (Ionides 2008; Yao et al. 2025).
+
+    Yao et al. correct a sampler that computes otherwise than the trainer ("Your Efficient RL Framework Secretly Brings
+    You Off-Policy RL Training"). The cap bounds the variance, and biases tokens above it towards q.
+
+    Args:
+        logprobs: of the sampled tokens under p, the trainer, nats.
+        sampled: the same under q, the sampler, nats.
+        cap: at least 1.
+
+    Raises:
+        ValueError: the cap is below 1, or shapes differ.
+    """
+    if not cap >= 1:
+        raise ValueError(f"cap is {cap}; it must be at least 1")
+    _check_shapes(None, logprobs=logprobs, sampled=sampled)
+    return (logprobs - sampled).exp().clamp(max=cap)
+
+
 def ppo_value_loss(
     values: torch.Tensor,
     old_values: torch.Tensor,

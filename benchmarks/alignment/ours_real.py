@@ -59,7 +59,9 @@ def _parts(setting: dict[str, Any], variant: dict[str, Any], folder: Path, chats
             start,
             "ours_alignment:reward_length",
             estimator=GRPO(),
-            rollout=RolloutConfig(setting["batch"] * group, group, max_new_tokens=setting["new"]),
+            rollout=RolloutConfig(
+                setting["batch"] * group, group, max_new_tokens=setting["new"], dtype=setting.get("dtype")
+            ),
             scoring=ScoringConfig(missing_eos_penalty=0.0),
             update=UpdateConfig(epochs=1, minibatches=1, target_kl=None),
             kl=KLConfig(kl_coef=setting["kl_coef"]),
