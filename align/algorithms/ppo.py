@@ -345,9 +345,8 @@ class PPO(Stage):
         estimate = self.estimator.estimate(scored, total=self._total)
         estimate.check(responses.mask, type(self.estimator).__name__)
         advantages, returns = estimate
-        if self.recompute_logprobs and (cap := self.rollout_config.importance_cap) is not None:
-            # The policy loss is proportional to the advantages for any positive weight.
-            advantages = advantages * truncated_importance_weights(logprobs, responses.logprobs, cap=cap)
+        if self.recompute_logprobs and not self._defers_logprobs:
+            advantages = self._weighted(advantages, logprobs, responses.logprobs)
         metrics = rollout_metrics(responses, scores, kl, logprobs, group_size=group_size, total=self._total)
         metrics |= {"rollout/kl_coef": kl_coef, **gaps}
         if self.value is not None:
@@ -396,7 +395,7 @@ class PPO(Stage):
 
     def _old_logprobs(self, responses: Responses) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]:
         """Log-probs ``[B, N]`` under the policy that sampled; its hidden states and the sampler's gaps if computed."""
-        if self.recompute_logprobs is False:
+        if self.recompute_logprobs is False or self._defers_logprobs:
             return responses.logprobs, None, {}
         ours, states = self._logprobs(self.network, responses)
         distances = (ours - responses.logprobs).abs()
@@ -415,6 +414,30 @@ class PPO(Stage):
         added, tokens = self._total(torch.stack([distances.sum(), responses.mask.sum()])).tolist()
         return ours, states, gaps | {"rollout/logprob_gap_mean": added / tokens}
 
+    @property
+    def _defers_logprobs(self) -> bool:
+        """Whether the update recomputes old log-probs: in the only step of an iteration they are its own.
+
+        Not where the rollout needs them: for the KL, or for hidden states that a value model reads.
+        """
+        return (
+            self.rollout_config.dtype is not None
+            and self.update_config.epochs * self.update_config.minibatches == 1
+            and not self.kl_config.needs_reference
+            and self.value_config is None
+        )
+
+    def _weighted(self, advantages: torch.Tensor, logprobs: torch.Tensor, sampled: torch.Tensor) -> torch.Tensor:
+        """Advantages with importance weights; the policy loss is proportional to them for any positive weight.
+
+        Args:
+            advantages: of the tokens, of any shape.
+            logprobs: under the trainer, nats.
+            sampled: under the sampler, nats.
+        """
+        cap = self.rollout_config.importance_cap
+        return advantages if cap is None else advantages * truncated_importance_weights(logprobs, sampled, cap=cap)
+
     def _values(self, responses: Responses, states: torch.Tensor | None) -> torch.Tensor:
         """Value ``[B, N]`` before each token; 0 without a value model.
 
@@ -432,8 +455,11 @@ class PPO(Stage):
             return padded(token_values(value, states, *responses.rows, group_size), responses.mask)
 
     def _count_work(self, responses: Responses) -> None:
-        """Add to ``work``: responses, tokens sampled, and tokens that each frozen network reads, over all ranks."""
-        here = [len(responses.lengths), int(responses.mask.sum()), sum(responses.lengths)]
+        """Add to ``work``: responses, tokens sampled, and tokens read without a backward pass, over all ranks."""
+        readers = sum(network is not None for network in (self.reward_network, self.gold_network))
+        readers += isinstance(self.value, ScalarGPT) + self.kl_config.needs_reference
+        readers += bool(self.recompute_logprobs) and not self._defers_logprobs
+        here = [len(responses.lengths), int(responses.mask.sum()), readers * sum(responses.lengths)]
         totals = self._total(torch.tensor(here, device=responses.ids.device)).tolist()
         self.work = {name: done + int(new) for (name, done), new in zip(self.work.items(), totals, strict=True)}
 
@@ -494,13 +520,13 @@ class PPO(Stage):
         if warming_up and self.sharing.ranks > 1 and self.device_mesh is None:
             # DDP waits for every gradient.
             loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters() if parameter.requires_grad)
-        largest = metrics.pop("train/ratio_max", None)
+        largest = {name: metrics.pop(name) for name in ("train/ratio_max", "rollout/logprob_gap") if name in metrics}
         means = self.mean_over_ranks({"train/loss": loss / tokens, **metrics}, tokens)
         mean = means.pop("train/loss")
         self.log("train/loss", mean, prog_bar=True)
         self.log_dict(means)
-        if largest is not None:
-            self.log("train/ratio_max", self.reduce(largest, "max"))
+        for name, value in largest.items():
+            self.log(name, self.reduce(value, "max"))
         self._log_rollout()
         self.refuse_nonfinite(mean)
         longest = len(batch.lengths) * self.rollout_config.max_new_tokens
@@ -511,10 +537,16 @@ class PPO(Stage):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The summed loss of the policy, its KL in the loss included, and what to log of it."""
         logprobs = self._token_logprobs(self.network, states, batch.targets)
-        policy = ppo_policy_loss(logprobs, batch.logprobs, batch.advantages, clip=self.update_config.clip_range)
+        old, advantages, metrics = batch.logprobs, batch.advantages, {}
+        if self._defers_logprobs:
+            old = logprobs.detach()
+            advantages = self._weighted(advantages, old, batch.logprobs)
+            gaps = (old - batch.logprobs).abs()
+            metrics = {"rollout/logprob_gap": gaps.max(), "rollout/logprob_gap_mean": gaps.mean()}
+        policy = ppo_policy_loss(logprobs, old, advantages, clip=self.update_config.clip_range)
         self._check_first(batch, policy.approx_kl, policy.ratio_max)
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
-        metrics = {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
+        metrics |= {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
         metrics |= {"train/approx_kl": policy.approx_kl, "train/ratio_max": policy.ratio_max}
         if self._kl_in_loss is None or batch.reference_logprobs is None:
             return policy.loss, metrics

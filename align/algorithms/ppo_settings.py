@@ -32,7 +32,8 @@ class RolloutConfig:
     otherwise the trainer recomputes them"""
     dtype: Literal["bfloat16"] | None = None
     """Precision of sampling. bfloat16: faster on CPUs with bfloat16 instructions; the trainer then recomputes old
-    log-probs in every iteration. None: that of the update"""
+    log-probs in every iteration, within the update if it is a single step that no KL or value precedes. None: that of
+    the update"""
     importance_cap: float | None = 2.0
     """Where the trainer recomputes old log-probs, weight the policy loss of each token by its probability under the
     trainer over that under the sampler, at most this; None: no weights"""

@@ -31,7 +31,7 @@ class Rollout(NamedTuple):
         prompt_lengths: ``[B]`` int64, tokens of each prompt.
         lengths: ``[B]`` int64, tokens of each row.
         mask: ``[B, N]`` bool, True on tokens of the response.
-        logprobs: ``[B, N]`` under the policy that sampled, nats.
+        logprobs: ``[B, N]`` under the policy that sampled, nats; the sampler's where the update recomputes them.
         reference_logprobs: ``[B, N]`` under the reference, nats; None where the KL is not used.
         values: ``[B, N]`` before the update; 0 without a value model.
         advantages: ``[B, N]`` as the loss uses them.

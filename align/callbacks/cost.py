@@ -87,13 +87,11 @@ class Cost(pl.Callback):
         network = module.network
         assert isinstance(network, GPT | ScalarGPT)
         learning = 1 + isinstance(getattr(module, "value", None), ScalarGPT)
-        frozen = sum(getattr(module, name, None) is not None for name in getattr(module, "frozen_names", ()))
         trained = self.state_dict()
-        read = work["tokens_read"] * (frozen + learning - 1) + work["tokens_sampled"]
         peak = trained["peak_memory_mib"]
         row = round(trained["tokens_trained"] / max(1, trained["rows"]))
         flops = network.flops_per_token(row) * trained["tokens_trained"] * learning
-        flops += network.flops_per_token(row, forward_only=True) * read
+        flops += network.flops_per_token(row, forward_only=True) * (work["tokens_read"] + work["tokens_sampled"])
         return {
             **{name: round(trained[name], 2) for name in _TOTALS},
             "tokens_sampled": work["tokens_sampled"],

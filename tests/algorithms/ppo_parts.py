@@ -95,6 +95,14 @@ def policy(seed=0, config=CONFIG):
     return network
 
 
+@torch.no_grad()
+def plain_logprobs(network, row, prompt_length):
+    """Log-probs of a row's response, one row at a time, from whole logits."""
+    logits = network.eval()(row[None])[0].float()
+    picked = logits.log_softmax(-1)[:-1].gather(1, row[1:, None])[:, 0]
+    return picked[prompt_length - 1 :]
+
+
 def ppo(**settings):
     rollout = {"episodes": 8, "max_new_tokens": 6} | settings.pop("rollout", {})
     update = {"epochs": 2, "minibatches": 2} | settings.pop("update", {})

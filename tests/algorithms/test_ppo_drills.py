@@ -254,6 +254,8 @@ def test_bfloat16_products_pass_the_first_minibatch():
             lambda: ppo(estimator=RLOO(), rollout={"group_size": 2}, value=ValueConfig()),
             "value.*RLOO",
         ),
+        (lambda: RolloutConfig(dtype="float16"), r"rollout\.dtype.*float16.*bfloat16"),
+        (lambda: RolloutConfig(importance_cap=0.5), r"rollout\.importance_cap.*0\.5.*1"),
         (lambda: UpdateConfig(clip_range=1.0), r"update\.clip_range.*1\.0.*\(0, 1\)"),
         (lambda: ValueConfig(shared_trunk=True, init_from="x"), r"value\.init_from.*value\.shared_trunk"),
         (lambda: PPO(), "PPO.*init_from"),

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
-from ppo_parts import Logged, PromptModule, Prompts, fit, policy, ppo, share
+from ppo_parts import Logged, PromptModule, Prompts, fit, plain_logprobs, policy, ppo, share
 
 from align.algorithms.ppo_settings import KLConfig, ScoringConfig
 from align.algorithms.rollout import sample_seeds
@@ -26,14 +26,6 @@ class Keeper(Callback):
     def on_train_batch_start(self, trainer, stage, batch, batch_idx):
         if self.rollout is None:
             self.rollout, self.value = stage._loader.rollout, copy.deepcopy(stage.value)
-
-
-@torch.no_grad()
-def plain_logprobs(network, row, prompt_length):
-    """Log-probs of a row's response, one row at a time, from whole logits."""
-    logits = network.eval()(row[None])[0].float()
-    picked = logits.log_softmax(-1)[:-1].gather(1, row[1:, None])[:, 0]
-    return picked[prompt_length - 1 :]
 
 
 def test_an_iterations_numbers_recomputed_from_its_rollout():

@@ -1,4 +1,5 @@
 import itertools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from network_options import STYLES, any_options
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+import align.generation.generate as generate_module
 from align.generation.decoder import Decoder, PackedDecoder, StaticDecoder
 from align.generation.generate import generate
 from align.generation.packed_blocks import can_pack
@@ -243,6 +245,34 @@ def test_hooks_and_the_reference_path_are_not_packed(network_of):
     handle.remove()
     network.model.reference_attention = True
     assert not can_pack(network)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_setting_dtype_is_autocast(network_of, monkeypatch, packed):
+    """Bitwise, with packed weights and the network's own forward pass; a float32 network stays float32 after it."""
+    monkeypatch.setattr(generate_module, "_cpu_has_bfloat16", lambda: True)
+    network = network_of().float()
+    network.model.reference_attention = not packed
+    plain = generate(network, PROMPTS, SamplingConfig(max_new_tokens=6))
+    rounded = generate(network, PROMPTS, SamplingConfig(max_new_tokens=6, dtype="bfloat16"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = generate(network, PROMPTS, SamplingConfig(max_new_tokens=6))
+    assert torch.equal(rounded.ids, expected.ids)
+    assert torch.equal(rounded.logprobs, expected.logprobs)
+    assert not torch.equal(rounded.logprobs, plain.logprobs)
+    assert torch.equal(plain.logprobs, generate(network, PROMPTS, SamplingConfig(max_new_tokens=6)).logprobs)
+
+
+def test_bfloat16_without_its_instructions_warns_once(network_of, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": False})
+    generate_module._warn_of_emulation.cache_clear()
+    network, sampling = network_of().float(), SamplingConfig(max_new_tokens=2, dtype="bfloat16")
+    with pytest.warns(UserWarning, match=r"bfloat16.*instructions.*dtype"):
+        generate(network, PROMPTS, sampling)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(network, PROMPTS, sampling)
+    generate_module._warn_of_emulation.cache_clear()
 
 
 @pytest.mark.parametrize(

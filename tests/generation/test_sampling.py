@@ -37,6 +37,7 @@ PROBS = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]])
         ("min_p", 1.5, r"\[0, 1\]"),
         ("repetition_penalty", 0.0, "0"),
         ("max_new_tokens", 0, "1"),
+        ("dtype", "float16", "bfloat16"),
     ],
 )
 def test_an_impossible_setting_is_named_with_its_value_and_the_cure(name, value, right):

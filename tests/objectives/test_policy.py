@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from naming import naming
 
-from align.objectives import ppo_policy_loss, ppo_value_loss
+from align.objectives import ppo_policy_loss, ppo_value_loss, truncated_importance_weights
 
 
 def test_policy_loss_by_hand():
@@ -25,6 +25,14 @@ def test_policy_loss_by_hand():
     assert got.approx_kl.item() == pytest.approx(0.25)
     assert got.ratio_max.item() == pytest.approx(2)
     assert got.tokens.item() == 4
+
+
+def test_importance_weights_by_hand():
+    """Probabilities 0.6 / 0.3, 0.1 / 0.4, 0.9 / 0.1 and padding: 2, 1/4, 9 truncated to 3, and 1."""
+    trainer, sampler = torch.tensor([[0.6, 0.1, 0.9, 1]]).log(), torch.tensor([[0.3, 0.4, 0.1, 1]]).log()
+    assert truncated_importance_weights(trainer, sampler, cap=3.0)[0].tolist() == pytest.approx([2, 0.25, 3, 1])
+    with pytest.raises(ValueError, match=naming("cap", 0.5)):
+        truncated_importance_weights(trainer, sampler, cap=0.5)
 
 
 def test_policy_gradient_vanishes_only_where_the_clip_agrees_with_the_advantage():
