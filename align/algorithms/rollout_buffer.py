@@ -372,7 +372,7 @@ class RolloutLoader:
         prompt_lengths = rollout.prompt_lengths[chosen].tolist()
         ids, mask = rollout.ids[chosen, : max(lengths)], rollout.mask[chosen]
         statistics = {name: getattr(rollout, name) for name in _PER_TOKEN}
-        tokens = {name: None if of is None else of[chosen][mask] for name, of in statistics.items()}
+        tokens: dict[str, Any] = {name: None if of is None else of[chosen][mask] for name, of in statistics.items()}
         return RolloutBatch(
             ids=ids,
             prompt_lengths=tuple(prompt_lengths),
