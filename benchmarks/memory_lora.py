@@ -172,7 +172,7 @@ def _prompts(setting: Setting, vocab_size: int) -> Any:
     class Ids:
         """A tokenizer whose texts are not used."""
 
-        pad_id, stop_ids = PAD, (EOS,)
+        pad_id, stop_ids, missing_ids = PAD, (EOS,), ()
         fingerprint = Tokenizer.load(Path(setting["folder"]) / "start").fingerprint
 
         def __init__(self) -> None:
