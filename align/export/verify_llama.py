@@ -9,7 +9,7 @@ import torch
 
 from align.export.extra import need
 from align.io.gguf.container import open_container
-from align.model.gpt import soft_capped
+from align.model.attention import soft_capped
 
 
 class LlamaReading:

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 from align.generation.packed_blocks import Attend, PackedBlock, normalise, pack, rotations_of
-from align.model.attention import attend_fast, narrow
+from align.model.attention import attend_fast, narrow, soft_capped
 from align.model.config import GPTConfig
-from align.model.gpt import GPT, soft_capped
+from align.model.gpt import GPT
 from align.model.kv_cache import KVCache
 from align.model.layers import Block
 
@@ -251,7 +251,7 @@ def _attend_slots(
     if softcap is None:
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
     scores = queries @ keys.transpose(-2, -1) * (queries.shape[-1] ** -0.5 if scale is None else scale)
-    scores = softcap * torch.tanh(scores / softcap) + mask
+    scores = soft_capped(scores, softcap) + mask
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     return weights.to(values.dtype) @ values
 

@@ -1,7 +1,7 @@
 """The model directory, in the Hugging Face layout: the input and the output of every stage.
 
-Directories written here open in transformers where it has the architecture, and a local directory or Hub id of Llama,
-Qwen2, Qwen3 or GPT-2 opens here. ``align.io.families`` maps each family's tensor names and configuration to ours.
+Directories written here open in transformers where it has the architecture, and a local directory or Hub id of those
+opens here. ``align.io.families`` maps each family's tensor names and configuration to ours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

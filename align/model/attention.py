@@ -27,6 +27,11 @@ class Attend(Protocol):
         ...
 
 
+def soft_capped(scores: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """``cap tanh(scores / cap)`` (Gemma 2, arXiv:2408.00118, section 2), or the scores if there is no cap."""
+    return scores if cap is None else cap * torch.tanh(scores / cap)
+
+
 def document_mask(documents: torch.Tensor) -> torch.Tensor:
     """Block-diagonal causal mask: a token sees itself and earlier tokens of its own document.
 
@@ -98,7 +103,7 @@ def attend_reference(
         mask: bool, True = attend, broadcastable to ``[B, H, T, S]``; None means causal and requires T = S.
         dropout: probability of zeroing an attention weight.
         scale: factor of the products; None: 1 / sqrt(E).
-        softcap: c of ``cap(s) = c tanh(s / c)`` (Gemma 2, arXiv:2408.00118, section 2); None: none.
+        softcap: of the scores, see ``soft_capped``; None: none.
 
     Returns:
         ``[B, H, T, E]``.
@@ -108,8 +113,7 @@ def attend_reference(
     if mask is None:
         mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril()
     scores = queries @ keys.transpose(-2, -1) * (queries.shape[-1] ** -0.5 if scale is None else scale)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
+    scores = soft_capped(scores, softcap)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~mask, float("-inf"))
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return weights.to(values.dtype) @ values

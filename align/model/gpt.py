@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from align.model.attention import Attend, attend_fast, attend_reference, cache_mask, document_mask, narrow
+from align.model.attention import (
+    Attend,
+    attend_fast,
+    attend_reference,
+    cache_mask,
+    document_mask,
+    narrow,
+    soft_capped,
+)
 from align.model.config import GPTConfig
 from align.model.four_bit import numel
 from align.model.kv_cache import KVCache
@@ -302,11 +310,6 @@ class GPT(nn.Module):
         inner = self.config.heads * self.config.resolved_head_width
         attention = 12 * inner * _attended(self.config, context)
         return matrix_flops([*matrices, self.output_weight], forward_only) + attention // (3 if forward_only else 1)
-
-
-def soft_capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """``cap tanh(logits / cap)`` (Gemma 2, arXiv:2408.00118, section 2), or the logits if there is no cap."""
-    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _attended(config: GPTConfig, context: int) -> int:

@@ -350,6 +350,27 @@ def renamed(names: Iterable[str], parts: Mapping[str, str]) -> list[FileTensor]:
     return tensors
 
 
+_FUSED = re.compile(r"\.self_attn\.([qkv])_proj\.")
+
+
+def fused_layout(names: Iterable[str], table: Mapping[str, str], *, groups: int = 1) -> list[FileTensor]:
+    """A layout in which the query, key and value matrices of a block are one tensor.
+
+    Args:
+        names: of our tensors.
+        table: patterns of our names and their replacements; q_proj stands for the fused tensor.
+        groups: of the rows of a fused tensor, as in ``FileTensor``.
+    """
+    tensors = []
+    for name in names:
+        fused = _FUSED.search(name)
+        if fused and fused[1] != "q":
+            continue
+        parts = tuple(_FUSED.sub(f".self_attn.{kind}_proj.", name) for kind in "qkv") if fused else (name,)
+        tensors.append(FileTensor(rename(name, table), parts, groups=groups if fused else 1))
+    return tensors
+
+
 def rename(name: str, table: Mapping[str, str]) -> str:
     """Replace the first pattern of ``table`` that matches ``name``.
 

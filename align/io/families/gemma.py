@@ -33,7 +33,7 @@ class _Gemma(RotaryFamily):
     soft_caps: tuple[float | None, float | None]
     """Of attention and logits, in a file that says nothing"""
     window_interval: int
-    """Every how manyth block has no window, in a file that says nothing"""
+    """One block in this many has no window, the last of each group, in a file that says nothing"""
 
     def misfits(self, config: GPTConfig) -> list[str]:
         """Also requires an attention scale that is 1 / sqrt of an integer, and a width that transformers accepts."""

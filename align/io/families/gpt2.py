@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from align.io.families.family import ConfigJson, Family, FileTensor, rename
+from align.io.families.family import ConfigJson, Family, FileTensor, fused_layout
 from align.model.config import GPTConfig
 
 _LAYER = r"model\.layers\.(\d+)\."
@@ -22,8 +22,6 @@ _NAMES = {
     r"lm_head\.weight": "lm_head.weight",
     r"score\.weight": "score.weight",
 }
-
-_FUSED = re.compile(r"\.self_attn\.([qkv])_proj\.")
 
 _CONV1D = re.compile(r"\.c_(attn|proj|fc)\.weight$")
 
@@ -96,15 +94,8 @@ class GPT2(Family):
 
     def layout(self, names: Iterable[str], config: GPTConfig) -> list[FileTensor]:
         """Our tensors under GPT-2's names; the query, key and value matrices of a layer are one tensor."""
-        tensors = []
-        for name in names:
-            fused = _FUSED.search(name)
-            if fused and fused[1] != "q":
-                continue
-            parts = tuple(_FUSED.sub(f".self_attn.{kind}_proj.", name) for kind in "qkv") if fused else (name,)
-            theirs = rename(name, _NAMES)
-            tensors.append(FileTensor(theirs, parts, transposed=bool(_CONV1D.search(theirs))))
-        return tensors
+        tensors = fused_layout(names, _NAMES)
+        return [tensor._replace(transposed=bool(_CONV1D.search(tensor.name))) for tensor in tensors]
 
     def canonical(self, name: str) -> str | None:
         """Adds the prefix that older files omit; skips the causal mask that they contain."""

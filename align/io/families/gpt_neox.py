@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from align.io.families.family import ConfigJson, Family, FileTensor, read_rope, rename, write_rope
+from align.io.families.family import ConfigJson, Family, FileTensor, fused_layout, read_rope, write_rope
 from align.model.config import GPTConfig
 
 _LAYER = r"model\.layers\.(\d+)\."
@@ -20,8 +20,6 @@ _NAMES = {
     r"lm_head\.weight": "embed_out.weight",
     r"score\.weight": "score.weight",
 }
-
-_FUSED = re.compile(r"\.self_attn\.([qkv])_proj\.")
 
 _BUFFER = re.compile(r"\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)$")
 
@@ -98,14 +96,7 @@ class GPTNeoX(Family):
 
     def layout(self, names: Iterable[str], config: GPTConfig) -> list[FileTensor]:
         """Our tensors under GPT-NeoX's names; queries, keys and values alternate head by head."""
-        tensors = []
-        for name in names:
-            fused = _FUSED.search(name)
-            if fused and fused[1] != "q":
-                continue
-            parts = tuple(_FUSED.sub(f".self_attn.{kind}_proj.", name) for kind in "qkv") if fused else (name,)
-            tensors.append(FileTensor(rename(name, _NAMES), parts, groups=config.heads if fused else 1))
-        return tensors
+        return fused_layout(names, _NAMES, groups=config.heads)
 
     def canonical(self, name: str) -> str | None:
         """Skips the causal mask and the rotary frequencies that older files contain."""

@@ -287,7 +287,7 @@ class _Gemma(Architecture):
 
     needs = {"norm_placement": "both", "norm_offset": True, "scale_embeddings": True, "feed_forward": "geglu"}
     interval: ClassVar[int]
-    """Every how manyth block has no window"""
+    """One block in this many has no window, the last of each group"""
     largest: ClassVar[int]
     """Blocks of the model whose attention scale is 1 / sqrt(D / H) instead of 1 / sqrt(W)"""
 
