@@ -183,14 +183,14 @@ def shrink(name: str, folder: Path, *, context: int = 200) -> Path:
     source = ROOT / "recipes" / name
     pipeline = yaml.safe_load((source / "pipeline.yaml").read_text())
     for stage in pipeline["stages"].values():
-        if stage["command"] == "compare":
+        if stage["command"] in ("generate", "compare"):
             stage["arguments"] |= {"limit": 4, "max_new_tokens": 8}
-        if stage["command"] == "generate":
-            # Few texts of a random network can be edited to satisfy constraints.
-            stage["arguments"] |= {"limit": 40, "max_new_tokens": 16}
         if stage["command"] == "preferences":
             # A random network satisfies few constraints.
             stage["arguments"] |= {"skip": 0, "limit": 100, "max_new_tokens": 16, "keep_unfinished": True}
+    if "drafts" in pipeline["stages"]:
+        # Few texts of a random network have words to edit.
+        pipeline["stages"]["drafts"]["arguments"] |= {"limit": 400, "max_new_tokens": 32}
     for file in source.glob("*.jsonl"):
         shutil.copy(file, folder)
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))

@@ -7,6 +7,7 @@ from random import Random
 from align.sandbox.constraints.constraint import Constraint
 from align.sandbox.constraints.editing import append, opened
 from align.sandbox.constraints.english import OPENINGS, spoken, wording
+from align.sandbox.world import pick
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Postscript(Constraint):
 
     def edit(self, draft: str, request: str, rng: Random) -> str:
         """See ``Constraint``."""
-        return f"{draft}\n\nP.S. {spoken(request, wording(request).postscripts, rng)}"
+        return f"{draft}\n\nP.S. {pick(rng, spoken(request, wording(request).postscripts))}"
 
 
 def _begins(text: str, phrase: str) -> bool:

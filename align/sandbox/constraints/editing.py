@@ -2,11 +2,12 @@
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from random import Random
 
 from align.sandbox.constraints.constraint import number_of_words, word_set
 from align.sandbox.constraints.english import spoken, wording
+from align.sandbox.world import pick
 
 _SENTENCE = re.compile(r"\S.*?(?:[.!?][\"')\]*_]*(?=\s|\Z)|\Z)", re.DOTALL)
 _MARKER = re.compile(r"^\s*(?:[*-]|\d+[.):]|#{1,6}|>)\s+", re.MULTILINE)
@@ -41,8 +42,8 @@ _PLAIN_STARTS = _INCOMPLETE | word_set("""
 """First words that lose their capital letter inside a sentence"""
 SHORTEST = 4
 """Words of a sentence that may stand alone"""
-_WHOLE = 20
-"""Words up to which a draft without a full stop at its end counts as whole: it was not truncated"""
+_WHOLE = 30
+"""Words up to which a draft without a full stop at its end counts as whole: a sampler truncates later than that"""
 
 
 def split_sentences(text: str) -> list[str]:
@@ -101,7 +102,7 @@ def tidied(draft: str, request: str) -> str:
         if good or not line.strip():
             kept.append(" ".join(good))
     remaining = cleared("\n".join(kept))
-    return remaining if number_of_words(remaining) >= SHORTEST else ""
+    return remaining if number_of_words(re.sub(r"<<.*>>|# .*", "", remaining)) >= SHORTEST else ""
 
 
 def cleared(text: str) -> str:
@@ -159,10 +160,9 @@ def split_head(text: str) -> tuple[str, str]:
 
 def extended(text: str, request: str, rng: Random, *, until: Callable[[str], bool]) -> str:
     """The text and as many further sentences as it takes, while there are any."""
-    choices = list(wording(request).more)
+    choices = spoken(request, wording(request).more)
     while choices and not until(text):
-        chosen = spoken(request, tuple(choices), rng)
-        choices = [choice for choice in choices if choice.split("{")[0] != chosen[: len(choice.split("{")[0])]]
+        choices.remove(chosen := pick(rng, choices))
         text = append(text, chosen)
     return text
 
@@ -177,12 +177,7 @@ def trimmed(text: str, fits: Callable[[str], bool]) -> str:
     Returns:
         The beginning with a full stop; the text itself if nothing fits.
     """
-    ends: list[int] = []
-    whole = 0
-    for part in split_sentences(text):
-        first = text.index(part.split()[0], whole)
-        whole = text.index(part.split()[-1], max(first, whole)) if len(part.split()) == 1 else _after(text, part, whole)
-        ends.append(whole)
+    ends = [found.end() for found in _SENTENCE.finditer(text) if any(map(str.isalpha, found[0]))]
     for end in reversed(ends):
         if is_finished(text[:end]) and fits(text[:end]):
             return cleared(text[:end])
@@ -191,8 +186,8 @@ def trimmed(text: str, fits: Callable[[str], bool]) -> str:
     others: list[int] = []
     for (_, end), (start, stop) in zip(words, words[1:], strict=False):
         head = text[:end]
-        fragment = _DEPENDENT.match(text) and "," not in head
-        if fragment or number_of_words(head) < SHORTEST or text[:end].split()[-1].strip(",;:").lower() in _INCOMPLETE:
+        fragment = _DEPENDENT.match(text) and "," not in head[:-1]
+        if fragment or number_of_words(head) < SHORTEST or head.split()[-1].strip(",;:").lower() in _INCOMPLETE:
             continue
         follows = text[start:stop].strip(",;:").lower()
         (clauses if head[-1] in ",;:" or follows in _CLAUSE else others).append(end)
@@ -202,12 +197,6 @@ def trimmed(text: str, fits: Callable[[str], bool]) -> str:
         if fits(finished):
             return cleared(finished)
     return text
-
-
-def _after(text: str, part: str, start: int) -> int:
-    for word in part.split():
-        start = text.index(word, start) + len(word)
-    return start
 
 
 def without(text: str, wrong: Callable[[str], bool]) -> str:
@@ -225,24 +214,27 @@ def opened(text: str, clause: str, sentence: str) -> str:
     """A text that opens with a clause before its first word, or with a sentence where that would not read well."""
     first = re.match(r"[A-Za-z']+", text)
     if first is None or first[0].lower() not in _PLAIN_STARTS:
-        return f"{sentence}{chr(10) if _MARKER.match(text) else ' '}{text}"
+        between = "\n" if _MARKER.match(text) else " "
+        return f"{sentence}{between}{text}"
     keep = first[0] in ("I", "I'm", "I'd", "I've", "I'll")
     return clause + (text if keep else text[0].lower() + text[1:])
 
 
+def sentences_of(text: str, least: int, request: str, rng: Random) -> list[str]:
+    """The sentences of a text in one paragraph, and further ones where there are fewer than ``least``."""
+    return split_sentences(extended(flat(text), request, rng, until=lambda so: len(split_sentences(so)) >= least))
+
+
 def grouped(text: str, count: int, between: str, request: str, rng: Random) -> str:
-    """The sentences in ``count`` groups of about the same size; a heading counts as the first line of the text."""
-    sentences = split_sentences(extended(flat(text), request, rng, until=lambda so: len(split_sentences(so)) >= count))
-    bounds = [round(index * len(sentences) / count) for index in range(count + 1)]
-    groups = [" ".join(sentences[start:stop]) for start, stop in zip(bounds, bounds[1:], strict=False)]
-    return between.join(group for group in groups if group)
+    """The sentences in ``count`` groups of about the same size, with ``between`` between them."""
+    parts = sentences_of(text, count, request, rng)
+    bounds = [round(index * len(parts) / count) for index in range(count + 1)]
+    return between.join(" ".join(parts[start:stop]) for start, stop in itertools.pairwise(bounds))
 
 
-def points(text: str, count: int, request: str, rng: Random) -> Sequence[str]:
+def points(text: str, count: int, request: str, rng: Random) -> list[str]:
     """``count`` points of a list: the items of the text if it is a list, else its sentences, else further ones."""
     items = [_MARKER.sub("", line).strip() for line in text.splitlines() if _MARKER.match(line)]
     if len(items) < count:
-        items = split_sentences(flat(text))
-    if len(items) < count:
-        items = split_sentences(extended(flat(text), request, rng, until=lambda so: len(split_sentences(so)) >= count))
+        items = sentences_of(text, count, request, rng)
     return [item.replace("*", "") for item in items[:count]]

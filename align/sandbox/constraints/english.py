@@ -1,7 +1,8 @@
 """Short English sentences with which an edit completes a draft, by the form of the request."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from random import Random
 
 from align.sandbox.constraints.constraint import word_set
@@ -22,6 +23,8 @@ class Wording:
         number_clause: ends a sentence and has a number in digits.
         questions: to end with.
         postscripts: sentences after P.S.
+        verbs: sentences that mention a verb.
+        adjectives: sentences that mention an adjective.
     """
 
     name: str
@@ -33,7 +36,7 @@ class Wording:
     questions: tuple[str, ...]
     postscripts: tuple[str, ...]
     verbs: tuple[str, ...] = ("Take the time to {word}.", "It is good to {word} now and then.")
-    adjectives: tuple[str, ...] = field(default=("Something {word} comes to mind.", "It may be {word} as well."))
+    adjectives: tuple[str, ...] = ("Something {word} comes to mind.", "It may be {word} as well.")
 
 
 ADVICE = Wording(
@@ -111,8 +114,8 @@ THING = Wording(
         "No two of them are quite the same.",
         "I could talk about it for hours.",
     ),
-    nouns=("The first thing I think of is the {word}.", "I also like the {word}.", "Then there is the {word}."),
-    noun_clause=", and then there is the {word}",
+    nouns=("The first thing I think of is the {word}.", "I also like the {word}.", "People also love the {word}."),
+    noun_clause=", and people also love the {word}",
     numbers=(
         "I have seen at least 3 of them.",
         "Some of them are more than 50 years old.",
@@ -141,7 +144,7 @@ STORY = Wording(
         "The next day they came back for more.",
         "Nobody ever found out who had started it.",
     ),
-    nouns=("Nobody ever forgot the {word}.", "Then there was the {word}.", "All they remembered was the {word}."),
+    nouns=("Nobody ever forgot the {word}.", "They still talk about the {word}.", "Everyone remembered the {word}."),
     noun_clause=", and nobody ever forgot the {word}",
     numbers=(
         "It was 7 in the morning.",
@@ -235,14 +238,14 @@ _TOPICS = tuple(
 _ASIDE = re.compile(r" (?:who|whose|that|because|asking|inviting|about whose|about)\b.*")
 
 OPENINGS = {
-    "Today": ("Today, ", "Today I have a few words about this."),
-    "Sometimes": ("Sometimes ", "Sometimes a few words are enough."),
-    "First": ("First, ", "First of all, thank you for asking."),
-    "Usually": ("Usually, ", "Usually a few words are enough."),
-    "Yes": ("Yes, ", "Yes, here is what I would say."),
-    "Honestly": ("Honestly, ", "Honestly, this is what I would say."),
-    "When": ("When you think about it, ", "When you have a minute, read this."),
-    "Imagine": ("Imagine that ", "Imagine this for a moment."),
+    "Today": ("Today, ", "Today I want to say this."),
+    "Sometimes": ("Sometimes ", "Sometimes few words are enough."),
+    "First": ("First, ", "First things first."),
+    "Usually": ("Usually, ", "Usually few words are enough."),
+    "Yes": ("Yes, ", "Yes, certainly."),
+    "Honestly": ("Honestly, ", "Honestly, I mean this."),
+    "When": ("When you think about it, ", "When in doubt, start here."),
+    "Imagine": ("Imagine that ", "Imagine this."),
 }
 """First words: what precedes a sentence in the middle of which it then stands, and a sentence of its own"""
 
@@ -292,11 +295,10 @@ def topic(request: str) -> str | None:
     return next((found[1] for pattern in _TOPICS if (found := pattern.fullmatch(request))), None)
 
 
-def spoken(request: str, choices: tuple[str, ...], rng: Random) -> str:
-    """One of the sentences, about the topic of the request."""
+def spoken(request: str, choices: Sequence[str]) -> list[str]:
+    """Sentences about the topic of the request; without one, those that name none."""
     about = topic(request)
-    usable = [choice for choice in choices if about or "{topic}" not in choice]
-    return pick(rng, usable).replace("{topic}", about or "")
+    return [choice.replace("{topic}", about or "") for choice in choices if about or "{topic}" not in choice]
 
 
 def headline(request: str) -> str:

@@ -12,14 +12,14 @@ from align.sandbox.constraints.english import mention
 from align.sandbox.world import pick
 
 _INSTEAD: dict[str, tuple[tuple[str, str], ...]] = {
-    "and": (("and", "as well as"),),
-    "a": (("a", "the"),),
-    "you": (("you", "we"), ("your", "our"), ("yours", "ours"), ("yourself", "ourselves")),
-    "it": (("it", "this"),),
-    "is": (("is", "remains"),),
-    "with": (("with", "alongside"),),
+    "and": ((r",\s+and\b", ";"), (r"\band\b", "&")),
+    "a": ((r"\ba\b", "the"),),
+    "you": ((r"\byou\b", "we"), (r"\byour\b", "our"), (r"\byours\b", "ours"), (r"\byourself\b", "ourselves")),
+    "it": ((r"\bit\b", "this"),),
+    "is": ((r"\bis\b", "remains"),),
+    "with": ((r"\bwith\b", "alongside"),),
 }
-"""Replacements of a common word, with what must change along with it"""
+"""Patterns of a common word, and of what must change along with it, and their replacements"""
 
 
 @dataclass(frozen=True)
@@ -155,8 +155,8 @@ class ForbidCommon(Constraint):
     def edit(self, draft: str, request: str, rng: Random) -> str:
         """See ``Constraint``."""
         text = _avoided(draft, self.word)
-        for word, instead in _INSTEAD.get(self.word, ()):
-            text = re.sub(rf"(?<!\w){word}(?!\w)", partial(_as_written, instead), text, flags=re.IGNORECASE)
+        for pattern, instead in _INSTEAD.get(self.word, ()):
+            text = re.sub(pattern, partial(_as_written, instead), text, flags=re.IGNORECASE)
         return text
 
 

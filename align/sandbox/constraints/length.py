@@ -5,7 +5,16 @@ from dataclasses import dataclass
 from random import Random
 
 from align.sandbox.constraints.constraint import Constraint, lines, number_of_words, sentences
-from align.sandbox.constraints.editing import SHORTEST, extended, flat, grouped, split_head, split_sentences, trimmed
+from align.sandbox.constraints.editing import (
+    SHORTEST,
+    extended,
+    flat,
+    grouped,
+    sentences_of,
+    split_head,
+    split_sentences,
+    trimmed,
+)
 from align.sandbox.world import pick
 
 _ROOM = (0, 0, 8)
@@ -133,8 +142,7 @@ class Sentences(Constraint):
 
     def edit(self, draft: str, request: str, rng: Random) -> str:
         """See ``Constraint``."""
-        text = extended(flat(draft), request, rng, until=lambda so: len(sentences(so)) >= self.count)
-        parts = split_sentences(text)
+        parts = sentences_of(draft, self.count, request, rng)
         # A draft may end with what another constraint asks for.
         first = self.count - int(rng.random() * 2)
         return " ".join([*parts[:first], *parts[len(parts) - (self.count - first) :]])

@@ -6,7 +6,7 @@ from random import Random
 from typing import Self
 
 from align.sandbox.constraints.constraint import Constraint, Request
-from align.sandbox.constraints.editing import extended, flat, split_sentences
+from align.sandbox.constraints.editing import sentences_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,6 @@ class TwoAnswers(Constraint):
 
     def edit(self, draft: str, request: str, rng: Random) -> str:
         """See ``Constraint``."""
-        parts = split_sentences(extended(flat(draft), request, rng, until=lambda text: len(split_sentences(text)) > 1))
+        parts = sentences_of(draft, 2, request, rng)
         half = len(parts) // 2
         return f"{' '.join(parts[:half])}\n***\n{' '.join(parts[half:])}"
