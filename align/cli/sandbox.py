@@ -1,19 +1,23 @@
 """``align sandbox``: write the data of a task with a known reward."""
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.cli.settings import parse_settings
+from align.io.atomic import replacing_file
 from align.sandbox import SandboxConfig, write_sandbox
-from align.sandbox.constraints import ConstraintsConfig, write_constraints
+from align.sandbox.constraints import ConstraintsConfig, Draft, Tally, demonstrations, write_constraints
 
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxSettings:
     """Write the synthetic world: raw text, chats, preference pairs and prompts as JSONL.
 
-    `align sandbox constraints` writes instructions with verifiable constraints instead; see its --help.
+    `align sandbox constraints` writes instructions with verifiable constraints instead, and `align sandbox
+    demonstrations` edits drafts so that they satisfy them; see their --help.
     """
 
     out: str
@@ -36,6 +40,29 @@ class ConstraintsSettings:
     """Sizes and rates"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DemonstrationsSettings:
+    """Edit drafts so that they satisfy the constraints of their prompts, and write them as chats for SFT.
+
+    Raises:
+        ValueError: a setting is invalid.
+    """
+
+    drafts: str
+    """JSONL file of {'prompt': text with constraints, 'text': response}, as `align generate --out` writes it"""
+    out: str
+    """JSONL file to write; OUT.meta.json beside it counts what became of the drafts"""
+    rate: float = 1.0
+    """Probability that a draft is edited, in [0, 1]; the others keep their mistakes"""
+    seed: int = 0
+    """Seed of everything random"""
+
+    def __post_init__(self) -> None:
+        """Reject invalid settings."""
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"rate is {self.rate}; it is a probability and must lie in [0, 1]")
+
+
 def main(args: list[str]) -> int:
     """Write the files of a task.
 
@@ -46,26 +73,61 @@ def main(args: list[str]) -> int:
         int: 0.
     """
     write = TASKS.get(args[0]) if args else None
-    return _report(*(_stories(args) if write is None else write(args[1:])))
-
-
-def _stories(args: list[str]) -> tuple[Path, Mapping[str, int]]:
-    options = parse_settings(SandboxSettings, "sandbox", args)
-    out = Path(options.out)
-    return out, write_sandbox(out, seed=options.seed, config=options.config)
-
-
-def _constraints(args: list[str]) -> tuple[Path, Mapping[str, int]]:
-    options = parse_settings(ConstraintsSettings, "sandbox constraints", args)
-    out = Path(options.out)
-    return out, write_constraints(out, seed=options.seed, config=options.config)
-
-
-def _report(out: Path, counts: Mapping[str, int]) -> int:
-    for name, count in counts.items():
-        print(f"{out / name}: {count} records")
+    for file, count in (_stories(args) if write is None else write(args[1:])).items():
+        print(f"{file}: {count} records")
     return 0
 
 
-TASKS: dict[str, Callable[[list[str]], tuple[Path, Mapping[str, int]]]] = {"constraints": _constraints}
+def _stories(args: list[str]) -> dict[Path, int]:
+    options = parse_settings(SandboxSettings, "sandbox", args)
+    return _inside(options.out, write_sandbox(Path(options.out), seed=options.seed, config=options.config))
+
+
+def _constraints(args: list[str]) -> dict[Path, int]:
+    options = parse_settings(ConstraintsSettings, "sandbox constraints", args)
+    return _inside(options.out, write_constraints(Path(options.out), seed=options.seed, config=options.config))
+
+
+def _inside(folder: str, counts: Mapping[str, int]) -> dict[Path, int]:
+    return {Path(folder) / name: count for name, count in counts.items()}
+
+
+def _demonstrations(args: list[str]) -> dict[Path, int]:
+    options = parse_settings(DemonstrationsSettings, "sandbox demonstrations", args)
+    source, out, tally = Path(options.drafts), Path(options.out), Tally()
+    with replacing_file(out) as file:
+        for prompt, text in demonstrations(_drafts(source), tally, rate=options.rate, seed=options.seed):
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+            file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
+        if not tally.records:
+            raise ValueError(f"nothing to write: none of the {tally.drafts} drafts of {source} became a demonstration")
+        summary = {
+            "what": "edited drafts",
+            "drafts": {"file": options.drafts, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
+            "rate": options.rate,
+            "seed": options.seed,
+            "counts": tally.counts(),
+        }
+        with replacing_file(out.with_name(f"{out.name}.meta.json")) as meta:
+            meta.write(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    return {out: tally.records}
+
+
+def _drafts(file: Path) -> Iterator[Draft]:
+    with file.open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                fields = json.loads(line)
+                draft = Draft(fields["prompt"], fields["text"])
+                if not all(isinstance(text, str) for text in draft):
+                    raise TypeError
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"{file}:{number}: a draft needs the texts 'prompt' and 'text'") from None
+            yield draft
+
+
+TASKS: dict[str, Callable[[list[str]], dict[Path, int]]] = {
+    "constraints": _constraints,
+    "demonstrations": _demonstrations,
+}
 """Tasks by the word that names them; without one, the synthetic world"""

@@ -188,7 +188,9 @@ def shrink(name: str, folder: Path, *, context: int = 200) -> Path:
         if stage["command"] == "preferences":
             # A random network satisfies few constraints.
             stage["arguments"] |= {"skip": 0, "limit": 100, "max_new_tokens": 16, "keep_unfinished": True}
-            stage["arguments"].pop("least_score", None)
+    if "drafts" in pipeline["stages"]:
+        # Few texts of a random network have words to edit.
+        pipeline["stages"]["drafts"]["arguments"] |= {"limit": 400, "max_new_tokens": 32}
     for file in source.glob("*.jsonl"):
         shutil.copy(file, folder)
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))

@@ -1,6 +1,7 @@
-"""Instructions with constraints that a program can verify (Zhou et al. 2023, IFEval): prompts and checks of our own."""
+"""Instructions with constraints that a program can verify (Zhou et al. 2023, IFEval): prompts, checks and edits."""
 
 from align.sandbox.constraints.constraint import Constraint
+from align.sandbox.constraints.demonstrations import Draft, Tally, demonstrations, edited
 from align.sandbox.constraints.kinds import HELD_OUT, KINDS, TRAINED, from_record
 from align.sandbox.constraints.prompts import Verdict, read_prompt, verdicts
 from align.sandbox.constraints.write import ConstraintsConfig, write_constraints
@@ -11,6 +12,10 @@ __all__ = [
     "TRAINED",
     "Constraint",
     "ConstraintsConfig",
+    "Draft",
+    "Tally",
+    "demonstrations",
+    "edited",
     "Verdict",
     "from_record",
     "read_prompt",

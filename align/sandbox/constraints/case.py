@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from random import Random
 
 from align.sandbox.constraints.constraint import Constraint
 
@@ -22,6 +23,10 @@ class Lowercase(Constraint):
     def _holds(self, text: str) -> bool:
         return text.islower()
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return draft.lower()
+
 
 @dataclass(frozen=True)
 class Uppercase(Constraint):
@@ -38,6 +43,10 @@ class Uppercase(Constraint):
 
     def _holds(self, text: str) -> bool:
         return text.isupper()
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return draft.upper()
 
 
 @dataclass(frozen=True)

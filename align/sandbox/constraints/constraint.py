@@ -62,6 +62,16 @@ class Constraint(ABC):
     def _holds(self, text: str) -> bool:
         """Whether a text that is neither empty nor surrounded by white space satisfies the constraint."""
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """A draft changed so that it satisfies the constraint, by the smallest natural edit, if there is one.
+
+        Args:
+            draft: a response in whole sentences that does not satisfy it.
+            request: the instruction that it responds to.
+            rng: chooses among several edits.
+        """
+        return draft
+
     @classmethod
     def sample(cls, rng: Random, request: Request) -> Self:
         """A constraint of this kind that suits a request."""
@@ -99,6 +109,11 @@ def compatible(constraints: Sequence[Constraint | type[Constraint]]) -> bool:
     """Whether a response can satisfy all of the constraints: no two of them share a claim."""
     claims = [claim for constraint in constraints for claim in constraint.claims]
     return len(claims) == len(set(claims))
+
+
+def word_set(text: str) -> frozenset[str]:
+    """The words between white space."""
+    return frozenset(text.split())
 
 
 def number_of_words(text: str) -> int:

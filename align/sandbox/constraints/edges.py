@@ -2,8 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from random import Random
 
 from align.sandbox.constraints.constraint import Constraint
+from align.sandbox.constraints.editing import append, opened
+from align.sandbox.constraints.english import OPENINGS, spoken, wording
+from align.sandbox.world import pick
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,11 @@ class FirstWord(Constraint):
 
     def _holds(self, text: str) -> bool:
         return _begins(text, self.word)
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        clause, sentence = OPENINGS.get(self.word, (f"{self.word}, ", f"{self.word}, here is my answer."))
+        return opened(draft, clause, sentence)
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,10 @@ class EndsWith(Constraint):
     def _holds(self, text: str) -> bool:
         return _ends(text, self.phrase)
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return append(draft, self.phrase if self.phrase[-1] in ".!?" else f"{self.phrase}.")
+
 
 @dataclass(frozen=True)
 class LastWord(Constraint):
@@ -119,6 +132,10 @@ class Postscript(Constraint):
 
     def _holds(self, text: str) -> bool:
         return re.search(r"\S\s*\n\s*\**P\.\s?S\.[^\n]*\w[^\n]*\Z", text) is not None
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return f"{draft}\n\nP.S. {pick(rng, spoken(request, wording(request).postscripts))}"
 
 
 def _begins(text: str, phrase: str) -> bool:

@@ -1,11 +1,25 @@
 """Constraints on words; their words suit the request, and case does not matter."""
 
+import re
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Self
 
 from align.sandbox.constraints.constraint import Constraint, Request, occurrences
+from align.sandbox.constraints.editing import add_clause, append, split_sentences, trimmed, without
+from align.sandbox.constraints.english import mention
 from align.sandbox.world import pick
+
+_INSTEAD: dict[str, tuple[tuple[str, str], ...]] = {
+    "and": ((r",\s+and\b", ";"), (r"\band\b", "&")),
+    "a": ((r"\ba\b", "the"),),
+    "you": ((r"\byou\b", "we"), (r"\byour\b", "our"), (r"\byours\b", "ours"), (r"\byourself\b", "ourselves")),
+    "it": ((r"\bit\b", "this"),),
+    "is": ((r"\bis\b", "remains"),),
+    "with": ((r"\bwith\b", "alongside"),),
+}
+"""Patterns of a common word, and of what must change along with it, and their replacements"""
 
 
 @dataclass(frozen=True)
@@ -30,6 +44,10 @@ class Include(Constraint):
 
     def _holds(self, text: str) -> bool:
         return occurrences(self.word, text) > 0
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return _woven(draft, request, (self.word,), rng)
 
 
 @dataclass(frozen=True)
@@ -56,6 +74,10 @@ class IncludeBoth(Constraint):
 
     def _holds(self, text: str) -> bool:
         return occurrences(self.first, text) > 0 and occurrences(self.second, text) > 0
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return _woven(draft, request, (self.first, self.second), rng)
 
 
 @dataclass(frozen=True)
@@ -106,6 +128,10 @@ class Forbid(Constraint):
     def _holds(self, text: str) -> bool:
         return occurrences(self.word, text) == 0
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return _avoided(draft, self.word)
+
 
 @dataclass(frozen=True)
 class ForbidCommon(Constraint):
@@ -125,3 +151,33 @@ class ForbidCommon(Constraint):
 
     def _holds(self, text: str) -> bool:
         return occurrences(self.word, text) == 0
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        text = _avoided(draft, self.word)
+        for pattern, instead in _INSTEAD.get(self.word, ()):
+            text = re.sub(pattern, partial(_as_written, instead), text, flags=re.IGNORECASE)
+        return text
+
+
+def _woven(text: str, request: str, words: tuple[str, ...], rng: Random) -> str:
+    """The text with a sentence, or a clause of its last sentence, for each word that is missing."""
+    for word in words:
+        if not occurrences(word, text):
+            sentence, clause = mention(request, word, rng)
+            text = append(text, sentence) if clause is None or rng.random() < 0.5 else add_clause(text, clause)
+    return text
+
+
+def _avoided(text: str, word: str) -> str:
+    """The text without the sentences that have the word, or up to the word if all of them have it."""
+    parts = split_sentences(text)
+    bad = [part for part in parts if occurrences(word, part)]
+    # Sentences that refer to each other stay together where most of them would go.
+    if 2 * len(bad) <= len(parts):
+        return without(text, lambda part: occurrences(word, part) > 0)
+    return trimmed(text, lambda part: occurrences(word, part) == 0) if word not in _INSTEAD else text
+
+
+def _as_written(instead: str, found: re.Match[str]) -> str:
+    return instead.capitalize() if found[0][0].isupper() else instead

@@ -3,8 +3,11 @@
 import json
 import re
 from dataclasses import dataclass
+from random import Random
 
 from align.sandbox.constraints.constraint import Constraint, lines
+from align.sandbox.constraints.editing import content_words, points
+from align.sandbox.constraints.english import headline, wording
 
 _BULLET = re.compile(r"[*-]\s+\S")
 _NUMBERED = re.compile(r"(\d+)[.)]\s+\S")
@@ -30,6 +33,10 @@ class Bullets(Constraint):
     def _holds(self, text: str) -> bool:
         return sum(bool(_BULLET.match(line)) for line in lines(text)) == self.count
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return "\n".join(f"* {point}" for point in points(draft, self.count, request, rng))
+
 
 @dataclass(frozen=True)
 class NumberedList(Constraint):
@@ -51,6 +58,12 @@ class NumberedList(Constraint):
         found = [int(item[1]) for line in lines(text) if (item := _NUMBERED.match(line))]
         return found == list(range(1, self.count + 1))
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return "\n".join(
+            f"{number}. {point}" for number, point in enumerate(points(draft, self.count, request, rng), 1)
+        )
+
 
 @dataclass(frozen=True)
 class Title(Constraint):
@@ -68,6 +81,10 @@ class Title(Constraint):
     def _holds(self, text: str) -> bool:
         return re.search(r"<<[^<>\n]*\w[^<>\n]*>>", text) is not None
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return f"<<{headline(request)}>>\n{draft}"
+
 
 @dataclass(frozen=True)
 class Heading(Constraint):
@@ -83,6 +100,10 @@ class Heading(Constraint):
 
     def _holds(self, text: str) -> bool:
         return re.match(r"#{1,6} +\S[^\n]*\n\s*\S", text) is not None
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return f"# {headline(request)}\n{draft}"
 
 
 @dataclass(frozen=True)
@@ -106,6 +127,10 @@ class JSONObject(Constraint):
             return False
         return isinstance(value, dict) and bool(value)
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return json.dumps({wording(request).name: draft}, ensure_ascii=False)
+
 
 @dataclass(frozen=True)
 class Quoted(Constraint):
@@ -122,6 +147,11 @@ class Quoted(Constraint):
 
     def _holds(self, text: str) -> bool:
         return text[0] in '"“' and text[-1] in '"”' and any(map(str.isalnum, text))
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        inner = draft.replace('"', "'")
+        return f'"{inner}"'
 
 
 @dataclass(frozen=True)
@@ -142,6 +172,15 @@ class Highlights(Constraint):
 
     def _holds(self, text: str) -> bool:
         return len(re.findall(r"(\*{1,2})(?![\s*])[^*\n]*[^*\s]\1", text)) >= self.least
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        text = re.sub(r"\*+(?=\S)|(?<=\S)\*+", "", draft)
+        asked = request.lower()
+        words = sorted(set(content_words(text)), key=lambda word: (word.lower() not in asked, -len(word), word))
+        for word in words[: self.least]:
+            text = re.sub(rf"(?<!\w){word}(?!\w)", f"*{word}*", text, count=1)
+        return text
 
 
 @dataclass(frozen=True)

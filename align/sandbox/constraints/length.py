@@ -2,8 +2,23 @@
 
 import re
 from dataclasses import dataclass
+from random import Random
 
 from align.sandbox.constraints.constraint import Constraint, lines, number_of_words, sentences
+from align.sandbox.constraints.editing import (
+    SHORTEST,
+    extended,
+    flat,
+    grouped,
+    sentences_of,
+    split_head,
+    split_sentences,
+    trimmed,
+)
+from align.sandbox.world import pick
+
+_ROOM = (0, 0, 8)
+"""Words that an edit may leave for what another constraint adds"""
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,12 @@ class WordsAtMost(Constraint):
     def _holds(self, text: str) -> bool:
         return number_of_words(text) <= self.most
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        room = pick(rng, _ROOM)
+        text = trimmed(draft, lambda text: number_of_words(text) <= self.most - room)
+        return text if self._holds(text) else trimmed(draft, self._holds)
+
 
 @dataclass(frozen=True)
 class WordsAtLeast(Constraint):
@@ -45,6 +66,10 @@ class WordsAtLeast(Constraint):
 
     def _holds(self, text: str) -> bool:
         return number_of_words(text) >= self.least
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return extended(draft, request, rng, until=self._holds)
 
 
 @dataclass(frozen=True)
@@ -67,6 +92,12 @@ class WordsBetween(Constraint):
     def _holds(self, text: str) -> bool:
         return self.least <= number_of_words(text) <= self.most
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return trimmed(
+            extended(draft, request, rng, until=lambda text: number_of_words(text) >= self.least), self._holds
+        )
+
 
 @dataclass(frozen=True)
 class OneSentence(Constraint):
@@ -83,6 +114,11 @@ class OneSentence(Constraint):
 
     def _holds(self, text: str) -> bool:
         return len(sentences(text)) == 1
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        whole = [part for part in split_sentences(flat(draft)) if number_of_words(part) >= SHORTEST]
+        return whole[0] if whole else draft
 
 
 @dataclass(frozen=True)
@@ -103,6 +139,13 @@ class Sentences(Constraint):
 
     def _holds(self, text: str) -> bool:
         return len(sentences(text)) == self.count
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        parts = sentences_of(draft, self.count, request, rng)
+        # A draft may end with what another constraint asks for.
+        first = self.count - int(rng.random() * 2)
+        return " ".join([*parts[:first], *parts[len(parts) - (self.count - first) :]])
 
 
 @dataclass(frozen=True)
@@ -144,6 +187,11 @@ class Paragraphs(Constraint):
     def _holds(self, text: str) -> bool:
         return len([part for part in re.split(r"\n\s*\n", text) if part.strip()]) == self.count
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        head, body = split_head(draft)
+        return head + grouped(body, self.count, "\n\n", request, rng)
+
 
 @dataclass(frozen=True)
 class Lines(Constraint):
@@ -163,3 +211,8 @@ class Lines(Constraint):
 
     def _holds(self, text: str) -> bool:
         return len(lines(text)) == self.count
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        head, body = split_head(draft)
+        return head.rstrip("\n") + "\n" * bool(head) + grouped(body, self.count - bool(head), "\n", request, rng)

@@ -2,8 +2,19 @@
 
 import re
 from dataclasses import dataclass
+from random import Random
 
-from align.sandbox.constraints.constraint import Constraint
+from align.sandbox.constraints.constraint import NUMBER_WORDS, Constraint
+from align.sandbox.constraints.editing import add_clause, append, split_sentences, trimmed, without
+from align.sandbox.constraints.english import REMARKS, wording
+from align.sandbox.world import pick
+
+_CLAUSE = re.compile(r", ((?:which|such as|like|especially|including|even|for example)\b[^,.()!?\n]{5,60})(?=[,.!?])")
+_END = re.compile(r"(?<=\w)[.!?](?=\s|\Z)")
+_PAUSE = re.compile(r"(?<=\w)(?:,| (?:and|because|when|but|while)\b)(?= )")
+"""Where a remark may stand: before the end of a sentence, or before a pause in it"""
+_CLAUSE_RATE = 0.5
+"""How often a number comes in a clause of the last sentence instead of a sentence of its own"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,10 @@ class EndsWithQuestion(Constraint):
     def _holds(self, text: str) -> bool:
         return text.rstrip('"”*').endswith("?")
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return append(draft, pick(rng, wording(request).questions))
+
 
 @dataclass(frozen=True)
 class EndsWithExclamation(Constraint):
@@ -51,6 +66,10 @@ class EndsWithExclamation(Constraint):
 
     def _holds(self, text: str) -> bool:
         return text.rstrip('"”*').endswith("!")
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return re.sub(r"[.,:;!]*([\"')\]*_]*)\Z", r"!\1", draft, count=1).rstrip("')]_")
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,13 @@ class Exclamations(Constraint):
     def _holds(self, text: str) -> bool:
         return text.count("!") >= self.least
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        ends = [found.start() for found in re.finditer(r"(?<=\w)\.(?=\s|\Z)(?<!\d\.)", draft)]
+        for end in ends[len(ends) - max(0, self.least - draft.count("!")) :] if ends else ():
+            draft = f"{draft[:end]}!{draft[end + 1 :]}"
+        return draft if self._holds(draft) else f"{draft} Enjoy it!"
+
 
 @dataclass(frozen=True)
 class Parentheses(Constraint):
@@ -90,6 +116,17 @@ class Parentheses(Constraint):
 
     def _holds(self, text: str) -> bool:
         return len(re.findall(r"\([^()]*\w[^()]*\)", text)) >= self.least
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        text = _CLAUSE.sub(r" (\1)", draft, count=self.least)
+        remarks = list(REMARKS)
+        for gap in (_END, _PAUSE):
+            for found in reversed(list(gap.finditer(text))):
+                if not self._holds(text):
+                    remarks.remove(chosen := pick(rng, remarks))
+                    text = f"{text[: found.start()]} {chosen}{text[found.start() :]}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -110,6 +147,14 @@ class LetterAtMost(Constraint):
 
     def _holds(self, text: str) -> bool:
         return text.lower().count(self.letter) <= self.most
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        text = draft
+        while not self._holds(text) and len(parts := split_sentences(text)) > 1:
+            worst = max(parts, key=lambda part: part.lower().count(self.letter))
+            text = without(text, lambda part: part == worst)  # noqa: B023
+        return text if self._holds(text) else trimmed(text, self._holds)
 
 
 @dataclass(frozen=True)
@@ -150,3 +195,16 @@ class NumbersAtLeast(Constraint):
 
     def _holds(self, text: str) -> bool:
         return len(re.findall(r"\d+(?:[.,]\d+)*", text)) >= self.least
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        text = draft
+        for number in range(2, len(NUMBER_WORDS)):
+            text = re.sub(rf"(?<![\w-]){NUMBER_WORDS[number]}(?![\w-])", str(number), text)
+        if not self._holds(text) and rng.random() < _CLAUSE_RATE:
+            text = add_clause(text, wording(request).number_clause)
+        choices = list(wording(request).numbers)
+        while not self._holds(text):
+            choices.remove(chosen := pick(rng, choices))
+            text = append(text, chosen)
+        return text

@@ -6,6 +6,7 @@ from random import Random
 from typing import Self
 
 from align.sandbox.constraints.constraint import Constraint, Request
+from align.sandbox.constraints.editing import sentences_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class RepeatRequest(Constraint):
         written, wanted = (" ".join(part.lower().split()) for part in (text.lstrip('"“*'), self.request.rstrip(".")))
         return written.startswith(wanted) and any(map(str.isalnum, written[len(wanted) :]))
 
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        return f"{self.request}\n{draft}"
+
 
 @dataclass(frozen=True)
 class TwoAnswers(Constraint):
@@ -49,3 +54,9 @@ class TwoAnswers(Constraint):
     def _holds(self, text: str) -> bool:
         parts = [part.strip() for part in re.split(r"\*{3,}", text)]
         return len(parts) == 2 and all(parts) and parts[0] != parts[1]
+
+    def edit(self, draft: str, request: str, rng: Random) -> str:
+        """See ``Constraint``."""
+        parts = sentences_of(draft, 2, request, rng)
+        half = len(parts) // 2
+        return f"{' '.join(parts[:half])}\n***\n{' '.join(parts[half:])}"
