@@ -15,8 +15,8 @@ demo: $(VENV)/installed
 	$(BIN)/align run recipes/tiny
 
 real: $(VENV)/installed-serve
-	$(BIN)/align run recipes/smollm2-135m --seed $(SEED) --out runs/smollm2-135m/seed$(SEED) \
-	  --set model=$$($(BIN)/python tools/smollm2.py)
+	model=$$($(BIN)/python tools/smollm2.py) && \
+	  $(BIN)/align run recipes/smollm2-135m --seed $(SEED) --out runs/smollm2-135m/seed$(SEED) --set model=$$model
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest

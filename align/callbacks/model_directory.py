@@ -11,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from align.adapters.lora import adapters
 from align.callbacks.model_card import model_card
-from align.io.adapter_directory import save_adapter
+from align.io.adapter_directory import base_of, save_adapter
 from align.io.atomic import replacing_directory
 from align.io.directory import save_network
-from align.io.location import as_directory
-from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
+from align.io.generation_config import add_sampling_defaults, sampling_defaults
+from align.io.location import as_directory, locate
+from align.io.manifest import is_adapter, read_manifest, weights_fingerprint, write_manifest
 from align.training.sharding import gathered, is_sharded, whole_copy
 from align.training.trainer_state import begins, validating_in_fit
 from align.training.weight_average import WeightAverage
@@ -39,6 +40,13 @@ class ModelDirectory(pl.Callback):
         self.which = which
         self.monitor = monitor
         self.best: float | None = None
+        self._sampling: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read the sampling defaults of the model that training starts from."""
+        source: Any = getattr(pl_module, "parent", None)
+        if trainer.is_global_zero and source is not None:
+            self._sampling = sampling_defaults(locate(base_of(Path(source)) if is_adapter(source) else source))
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""
@@ -96,6 +104,7 @@ class ModelDirectory(pl.Callback):
                     eos_ids=tokenizer.stop_ids if tokenizer is not None else (),
                     pad_id=tokenizer.pad_id if tokenizer is not None else None,
                 )
+                add_sampling_defaults(directory, self._sampling)
                 # The manifest measures the weights that are written, so it comes within the same context.
                 write_manifest(directory, self._manifest(trainer, pl_module) | extras())
                 (directory / "README.md").write_text(model_card(read_manifest(directory), network))

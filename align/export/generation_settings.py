@@ -1,14 +1,11 @@
 """generation_config.json of an export: the source's sampling defaults and token ids."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.export.source import Source
-
-FILE = "generation_config.json"
-_OF_THE_FILE = ("transformers_version", "_from_model_config")
-"""Fields that tell how the source's file was written"""
+from align.io.generation_config import FILE, add_sampling_defaults, sampling_defaults
+from align.io.json_files import read_object
 
 
 class SpecialIds(NamedTuple):
@@ -50,22 +47,16 @@ def write_generation_config(source: Source, directory: Path) -> None:
         ValueError: the source's file is not a JSON object.
         OSError: the disk is full.
     """
-    path = directory / FILE
-    kept = {name: value for name, value in _fields(source, FILE).items() if name not in _OF_THE_FILE}
-    fields = kept | json.loads(path.read_bytes())
-    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    add_sampling_defaults(directory, sampling_defaults(_folder(source, FILE)))
 
 
 def _fields(source: Source, name: str) -> dict[str, Any]:
     """The fields of a JSON file of the source, or of the base of an adapter."""
+    path = _folder(source, name) / name
+    return read_object(path) if path.is_file() else {}
+
+
+def _folder(source: Source, name: str) -> Path:
+    """The directory that has a file of the source: its own, or the one of an adapter's base."""
     folders = [source.directory] if source.adapter is None else [source.directory, source.adapter.base]
-    path = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if path is None:
-        return {}
-    try:
-        fields = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: contains a JSON {type(fields).__name__}; it must contain an object")
-    return fields
+    return next((folder for folder in folders if (folder / name).is_file()), source.directory)

@@ -4,7 +4,6 @@
 be trained further here. ``align.export.peft_adapter`` merges those that can't be.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from align.io.adapter_tensors import NORMS, A, B, is_block_diagonal, matrices, m
 from align.io.directory import load_network, load_scalar
 from align.io.families import family_of
 from align.io.families.family import FileTensor
+from align.io.json_files import read_object
 from align.io.location import locate, read_config
 from align.io.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, is_adapter, read_manifest, weights_fingerprint
 from align.io.state_files import shape_in_file
@@ -220,12 +220,7 @@ def read_adapter(directory: Path) -> StoredAdapter:
     path, weights = directory / ADAPTER_CONFIG, directory / ADAPTER_WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{directory}: not an adapter directory, it has no {ADAPTER_CONFIG}")
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: is a JSON {type(config).__name__}, not an object")
+    config = read_object(path)
     adapter = StoredAdapter(directory, config, {})
     if config.get("peft_type") != "LORA":
         raise adapter.unsupported("peft_type", "'LORA'")
@@ -370,7 +365,7 @@ def base_of(directory: Path, base: str | Path | None = None) -> Path:
         ValueError: adapter_config.json names none.
     """
     path = directory / ADAPTER_CONFIG
-    name = str(base or json.loads(path.read_bytes()).get("base_model_name_or_path") or "")
+    name = str(base or read_object(path).get("base_model_name_or_path") or "")
     if not name:
         raise ValueError(f"{path}: base_model_name_or_path is {name!r}; it must name the base, or pass --base")
     for candidate in (Path(name), directory / name):

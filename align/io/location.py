@@ -1,6 +1,5 @@
 """Find a model directory, on disk or on the Hub, and read its config.json. Does not need torch."""
 
-import json
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from align.io.families import config_from
 from align.io.families.family import ConfigJson
 from align.io.gguf.container import gguf_from_hub, gguf_in
 from align.io.gguf.conversion import converted
+from align.io.json_files import read_object
 from align.model.config import GPTConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
@@ -88,16 +88,11 @@ def read_fields(directory: Path) -> ConfigJson:
     """The fields of a model directory's config.json.
 
     Raises:
+        FileNotFoundError: there is none.
         ValueError: it is not a JSON object.
     """
     path = directory / "config.json"
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: is a JSON {type(values).__name__}, not an object")
-    return ConfigJson(values, path)
+    return ConfigJson(read_object(path), path)
 
 
 def _from_hub(name: str) -> Path:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from align.io.json_files import read_object
 from align.io.weight_files import read_header, stored_weights, tensor_bytes
 
 MANIFEST = "align.json"
@@ -66,12 +67,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
     path = Path(directory, MANIFEST)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; only directories written by a stage of align have one")
-    try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from None
-    if not isinstance(manifest, dict):
-        raise ValueError(f"{path}: holds {type(manifest).__name__}, not a mapping")
+    manifest = read_object(path)
     _check(manifest, path)
     return manifest
 
@@ -99,7 +95,7 @@ def weights_fingerprint(directory: str | Path) -> str:
     directory, digest = Path(directory), hashlib.sha256()
     tensors = read_header(directory / ADAPTER_WEIGHTS) if is_adapter(directory) else stored_weights(directory)
     if is_adapter(directory):
-        config = json.loads((directory / ADAPTER_CONFIG).read_bytes())
+        config = read_object(directory / ADAPTER_CONFIG)
         digest.update(json.dumps([config.get(field) for field in _ADAPTER_FIELDS], sort_keys=True).encode())
     for name, stored in sorted(tensors.items()):
         digest.update(json.dumps([name, stored.dtype, stored.shape]).encode())
