@@ -166,6 +166,13 @@ def test_sentences_keep_their_marks() -> None:
     assert split_sentences('1. Buy oil. Say "Now!" Leave at 3.30') == ["1. Buy oil.", 'Say "Now!"', "Leave at 3.30"]
 
 
+@pytest.mark.parametrize(("most", "wanted"), [(2, "Go now. Bob\nSit."), (1, "Go now.\nSit.")])
+def test_a_line_without_a_full_stop_ends_a_sentence(most: int, wanted: str) -> None:
+    """Across the lines the worst sentence would be "Bob / Buy bread for Bob.", which no line has."""
+    constraint = KINDS["letter_at_most"](letter="b", most=most)
+    assert constraint.edit("Go now. Bob\nBuy bread for Bob. Sit.", ADVICE, Random(0)) == wanted
+
+
 @pytest.mark.parametrize(
     ("most", "wanted"),
     [(60, "Go out. Take a coat, because it rains."), (20, "Go out."), (6, "Go out. Take a coat, because it rains.")],

@@ -199,6 +199,11 @@ def trimmed(text: str, fits: Callable[[str], bool]) -> str:
     return text
 
 
+def sentences_by_line(text: str) -> list[str]:
+    """The sentences of a text, which end with their line, whether it has a full stop or not."""
+    return [sentence for line in text.split("\n") for sentence in split_sentences(line)]
+
+
 def without(text: str, wrong: Callable[[str], bool]) -> str:
     """The text without the sentences that are wrong; lines that lose everything go too."""
     kept = []

@@ -7,7 +7,7 @@ from random import Random
 from typing import Self
 
 from align.sandbox.constraints.constraint import Constraint, Request, occurrences
-from align.sandbox.constraints.editing import add_clause, append, split_sentences, trimmed, without
+from align.sandbox.constraints.editing import add_clause, append, sentences_by_line, trimmed, without
 from align.sandbox.constraints.english import mention
 from align.sandbox.world import pick
 
@@ -171,7 +171,7 @@ def _woven(text: str, request: str, words: tuple[str, ...], rng: Random) -> str:
 
 def _avoided(text: str, word: str) -> str:
     """The text without the sentences that have the word, or up to the word if all of them have it."""
-    parts = split_sentences(text)
+    parts = sentences_by_line(text)
     bad = [part for part in parts if occurrences(word, part)]
     # Sentences that refer to each other stay together where most of them would go.
     if 2 * len(bad) <= len(parts):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 
 from align.sandbox.constraints.constraint import NUMBER_WORDS, Constraint
-from align.sandbox.constraints.editing import add_clause, append, split_sentences, trimmed, without
+from align.sandbox.constraints.editing import add_clause, append, sentences_by_line, trimmed, without
 from align.sandbox.constraints.english import REMARKS, wording
 from align.sandbox.world import pick
 
@@ -151,7 +151,7 @@ class LetterAtMost(Constraint):
     def edit(self, draft: str, request: str, rng: Random) -> str:
         """See ``Constraint``."""
         text = draft
-        while not self._holds(text) and len(parts := split_sentences(text)) > 1:
+        while not self._holds(text) and len(parts := sentences_by_line(text)) > 1:
             worst = max(parts, key=lambda part: part.lower().count(self.letter))
             text = without(text, lambda part: part == worst)  # noqa: B023
         return text if self._holds(text) else trimmed(text, self._holds)
