@@ -11,7 +11,8 @@ RECIPES = sorted(ROOT.glob("recipes/**/*.y*ml"))
 PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
 OVERLAYS = [path for path in RECIPES if path.parent.name == "hardware"]
 SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
-STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS]
+SEEDS = [path for path in RECIPES if path.name == "seeds.yaml"]
+STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS + SEEDS]
 
 
 def _parse(*files: Path) -> object:
@@ -116,6 +117,42 @@ def test_comparisons_are_command_lines_that_compare_reads():
         assert options.judge[0] == "gold=sandbox"
         for model in options.models:
             assert {Path(folder) / "model" for folder in model.partition("=")[2].split(",")} <= written
+
+
+@pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.parent.name)
+def test_pooled_seeds_are_compared_as_each_seed_was(path: Path):
+    """Else the logged responses of the seeds' own comparisons are not those that the pooled one needs."""
+    from align.cli.compare import CompareSettings
+    from align.cli.settings import parse_settings
+    from align.pipeline.stages import Stage, read_pipeline
+
+    def comparisons(file: Path, out: str) -> list[Stage]:
+        stages = read_pipeline(file, out=out, seed=0, assignments=["model=given"]).stages
+        return [stage for stage in stages if stage.command == ("compare",)]
+
+    seeds = [comparisons(path.parent, f"out/seed{seed}") for seed in range(3)]
+    for pooled, *own in zip(comparisons(path, "out"), *seeds, strict=True):
+        options = parse_settings(CompareSettings, "compare", list(pooled.arguments))
+        each = [parse_settings(CompareSettings, "compare", list(stage.arguments)) for stage in own]
+        assert {read for stage in own for read in stage.reads if "data" not in read.parts} <= {*pooled.reads}
+        assert options.prompts == each[0].prompts
+        for field in (
+            "limit",
+            "n",
+            "seed",
+            "temperature",
+            "max_new_tokens",
+            "batch_size",
+            "best_of",
+            "texts",
+            "metric",
+        ):
+            assert all(getattr(options, field) == getattr(one, field) for one in each), field
+        for field in ("models", "judge"):
+            for word, *words in zip(getattr(options, field), *(getattr(one, field) for one in each), strict=True):
+                name, _, value = word.partition("=")
+                assert {name} == {other.partition("=")[0] for other in words}
+                assert value.split(",") == list(dict.fromkeys(other.partition("=")[2] for other in words))
 
 
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
