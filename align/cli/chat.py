@@ -41,7 +41,7 @@ class ChatSettings:
     """
 
     models: tuple[str, ...] = setting(positional=True, metavar="[NAME=]PATH")
-    """Model directory, folder of a stage, or Hugging Face directory of each model"""
+    """Model directory, folder of a stage, Hugging Face directory, GGUF file or Hub id of each model"""
     system: str | None = None
     """System message; null: none"""
     seed: int = 0

@@ -34,8 +34,8 @@ class CompareSettings:
     """
 
     models: tuple[str, ...] = setting(positional=True, metavar="[NAME=]PATH[,PATH...]")
-    """Folder of a stage, model directory or Hub id; several paths are several seeds of one model; the first model is
-    the baseline; the default name is the folder's"""
+    """Folder of a stage, model directory, GGUF file or Hub id; several paths are several seeds of one model; the first
+    model is the baseline; the default name is the folder's"""
     out: str
     """Folder of the report"""
     prompts: str | None = None

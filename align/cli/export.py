@@ -32,8 +32,9 @@ class VerifySettings:
     max_new_tokens: int = 128
     """Longest response that --judge compares, tokens"""
     judge: str | None = None
-    """Reward that scores the greedy responses of both models: sandbox, module:function, or the directory of a reward
-    model"""
+    """Reward that scores the greedy responses of both models: sandbox, constraints, constraints_strict (both with
+    --prompts that state constraints), module:function (prompts, responses) -> scores, the class path of a Reward, or
+    the directory of a reward model"""
     tolerance_kl: float | None = None
     """Largest mean KL divergence of the export from the source, nats; null: by precision (docs/export.md)"""
     tolerance_rounded: float | None = None
@@ -66,7 +67,7 @@ class ExportArguments:
     """
 
     model: str = setting(positional=True)
-    """Run folder (its model/), .ckpt of a run, LoRA adapter, model directory, or Hub id"""
+    """Run folder (its model/), .ckpt of a run, LoRA adapter, model directory, GGUF file, or Hub id"""
     out: str
     """Directory to write: a new one, or an earlier export, which is replaced"""
     best: str | None = None
