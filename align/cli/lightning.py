@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
@@ -41,7 +42,7 @@ from align.pipeline.run_lock import run_lock
 from align.rewards.functions import search_working_directory
 from align.training.checkpoint_files import absence, damage, find_whole, global_step
 from align.training.checkpointing import FOLDER, Checkpoints
-from align.training.preemption import Preempted, forget, requeue
+from align.training.preemption import Preempted, forget, interrupted, requeue
 from align.training.qlora import WRONG_PLUGIN
 from align.training.weight_average import WeightAverage
 
@@ -245,7 +246,11 @@ def main(verb: str, args: list[str]) -> int:
 
 
 def _fit(cli: "AlignCLI") -> None:
-    """Train; when preempted, exit normally after the checkpoint is saved."""
+    """Train; when preempted, return after the checkpoint is saved.
+
+    Raises:
+        KeyboardInterrupt: the run was interrupted with Ctrl-C, whether a checkpoint could be saved or not.
+    """
     forget()
     trainer = cli.trainer
     if not (trainer.max_epochs and trainer.max_steps):
@@ -276,6 +281,13 @@ def _fit(cli: "AlignCLI") -> None:
             ):
                 if line:
                     print(line, file=sys.stderr, flush=True)
+        if interrupted():
+            raise KeyboardInterrupt from None
+    except SystemExit:
+        # Lightning exits with 1 on Ctrl-C before or after training, when no checkpoint can be saved.
+        if trainer.state.status == TrainerStatus.INTERRUPTED:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _rank() -> int:

@@ -44,9 +44,9 @@ class Checkpoints(Checkpoint):
     With gradient accumulation a step ends with its last micro-batch; a checkpoint that becomes due in between is saved
     there.
 
-    On SIGTERM, or SIGUSR1 in a SLURM job, all ranks save a checkpoint after the same step and ``fit`` raises
-    ``Preempted``. A signal during a validation or a rollout saves the step before it; the resumed run repeats the
-    validation or rollout.
+    On SIGTERM, SIGINT (Ctrl-C), or SIGUSR1 in a SLURM job, all ranks save a checkpoint after the same step and ``fit``
+    raises ``Preempted``. A signal during a validation or a rollout saves the step before it; the resumed run repeats
+    the validation or rollout.
 
     Args:
         every_n_train_steps: Optimizer steps between checkpoints
@@ -65,7 +65,7 @@ class Checkpoints(Checkpoint):
     def __init__(
         self,
         every_n_train_steps: int = 100,
-        every_minutes: float | None = None,
+        every_minutes: float | None = 15.0,
         keep_last: int = 2,
         keep_every_n_train_steps: int | None = None,
         keep_every_hours: float | None = None,
@@ -238,7 +238,8 @@ class Checkpoints(Checkpoint):
             self._publish(trainer, self._held)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Wait until the last checkpoint is written; not every strategy does."""
+        """Wait until the last checkpoint is written, as not every strategy does, and let Ctrl-C interrupt again."""
+        preemption.release_interrupt()
         writer = trainer.strategy.checkpoint_io
         if isinstance(writer, files.BackgroundIO):
             writer.finish()

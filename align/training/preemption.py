@@ -1,4 +1,4 @@
-"""Preemption: on SIGTERM, or SIGUSR1 from SLURM (which also requeues the job), all ranks save and exit together.
+"""Preemption: on SIGTERM, Ctrl-C, or SIGUSR1 from SLURM (which also requeues the job), all ranks save and exit.
 
 A signal reaches some of a run's processes at any moment, but all of them must stop at the same step. Between steps and
 between batches the ranks agree (``any_of``, ``leave_validation``). During long work that ranks do independently, each
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PATIENCE = 2.0
 """Seconds within which a second signal counts as the first: a job and its launcher both forward it"""
 
-_SIGNALS = ("SIGTERM", "SIGUSR1")
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 _KEY = "align/preempted"
 
@@ -56,7 +56,7 @@ class _Request:
 
 
 def listen() -> None:
-    """Replace Lightning's signal handlers, which end a run on SIGTERM without a checkpoint.
+    """Replace Lightning's signal handlers and Python's of SIGINT, which end a run without a checkpoint.
 
     The first signal is recorded (``asked``), a second one ends the process. Does nothing outside the main thread, where
     Python can't install handlers.
@@ -67,6 +67,12 @@ def listen() -> None:
                 signal.signal(getattr(signal, name), _note)
 
 
+def release_interrupt() -> None:
+    """After training: SIGINT raises KeyboardInterrupt again."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _note:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def forget() -> None:
     """Forget an earlier signal, for a new run."""
     _Request.signal, _Request.announced = None, False
@@ -75,6 +81,11 @@ def forget() -> None:
 def asked() -> bool:
     """Whether this process received a signal."""
     return _Request.signal is not None
+
+
+def interrupted() -> bool:
+    """Whether that signal was SIGINT."""
+    return _Request.signal == signal.SIGINT
 
 
 def any_of(trainer: "pl.Trainer", *flags: bool) -> tuple[bool, ...]:

@@ -25,7 +25,7 @@ from align.training.checkpoint_files import global_step
 
 
 class Terminate(Callback):
-    """SIGTERM to this process before a step."""
+    """A signal to this process before a step."""
 
     def __init__(self, step: int = 3, name: str = "SIGTERM") -> None:
         self.step, self.number = step, getattr(signal, name)
@@ -118,8 +118,14 @@ def test_usr1_in_a_slurm_job_queues_it_again(folder, fit, tmp_path, monkeypatch,
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
 
 
-def test_a_pipeline_stops_behind_a_stage_that_was_asked_to_leave(recipes, tmp_path, monkeypatch, capsys):
-    """The stage stays half done: the next `align run` resumes it and goes on to the stages behind."""
+@pytest.mark.parametrize(
+    ("number", "code", "told"),
+    [(signal.SIGTERM, 0, ["done", "done", "preempted"]), (signal.SIGINT, 130, ["done", "done"])],
+)
+def test_a_pipeline_stops_after_a_stage_that_was_asked_to_exit(
+    recipes, tmp_path, monkeypatch, capsys, number, code, told
+):
+    """The stage stays half done: the next `align run` resumes it and runs the stages after it."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     from align.callbacks.throughput import Throughput
 
@@ -127,14 +133,14 @@ def test_a_pipeline_stops_behind_a_stage_that_was_asked_to_leave(recipes, tmp_pa
 
     def interrupt(self, trainer, *rest):
         if trainer.global_step == 2 and trainer.ckpt_path is None:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
         started(self, trainer, *rest)
 
     monkeypatch.setattr(Throughput, "on_train_batch_start", interrupt)
     command = ["run", str(recipes), "--out", str(tmp_path), "--json", "--only", "data", "tokenizer", "pretrain"]
-    assert main(command) == 0
+    assert main(command) == code
     status = [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()]
-    assert status == ["done", "done", "preempted"]
+    assert status == told
     assert main(command) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["status"] for line in lines] == ["up-to-date", "up-to-date", "done"]
@@ -212,6 +218,19 @@ def test_two_in_one_folder(folder, fit, capsys):
     holder.wait()
     with run_lock(folder):
         assert json.loads((folder / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_ctrl_c_writes_a_checkpoint_and_the_next_try_ends_in_the_same_bits(run, folder, fit, capsys):
+    """As on SIGTERM, but the exit code says that it was interrupted; afterwards Ctrl-C is KeyboardInterrupt again."""
+    assert fit(terminate(step=3, name="SIGINT"), "--checkpoint.every_n_train_steps=100") == 130
+    last = folder / "checkpoints/last.ckpt"
+    assert names(capsys.readouterr().err, 4, last, "--ckpt_path last")
+    assert global_step(last) == 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    preemption.forget()
+    assert fit("--ckpt_path=last") == 0
+    assert weights(folder) == weights(run / "sft")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_second_signal_ends_the_process_at_once():
