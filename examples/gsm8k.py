@@ -3,7 +3,7 @@
 Rewards see prompts and responses, not the other fields of a record, so this one reads the answers itself and finds them
 by their question. recipes/qwen2.5-0.5b trains with it, from the root of a clone:
 
-    align run recipes/qwen2.5-0.5b --only grpo
+    align run recipes/qwen2.5-0.5b --only sft grpo
 """
 
 import re

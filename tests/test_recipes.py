@@ -188,15 +188,16 @@ def test_preference_stages_are_command_lines_that_preferences_reads():
         assert (stage.sampling.temperature, stage.sampling.max_new_tokens) == (1.0, 96)
 
 
-def test_instructions_run_without_preferences():
+def test_instructions_run_without_preferences(tmp_path: Path):
     """Who gives instructions and a model alone gets SFT and samples, and nothing that runs then reads pairs."""
     from align.pipeline.stages import read_pipeline
 
     folder = ROOT / "recipes/instructions"
-    stages = read_pipeline(folder, out="out", seed=0, assignments=["data=given", "model=given"]).stages
+    assignments = [f"data={tmp_path}", "model=owner/model"]
+    stages = read_pipeline(folder, out="out", seed=0, assignments=assignments).stages
     default = [stage for stage in stages if not stage.optional]
     assert [stage.name for stage in default] == ["sft", "samples"]
-    assert {str(path) for stage in default for path in stage.reads} == {"given", "out/sft/model"}
+    assert {str(path) for stage in default for path in stage.reads} == {str(tmp_path), "out/sft/model"}
 
 
 def test_instructions_hold_out_the_same_fifth_everywhere():

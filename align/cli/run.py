@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from align.cli.settings import parse_settings, setting
+from align.io.manifest import stage_of
 from align.pipeline.recipes import find_recipe
 from align.pipeline.run_lock import run_lock
 from align.pipeline.runner import STAGE_VARIABLE, Outcome, choose_stages, preemption_requested, run_stage
@@ -81,7 +82,8 @@ def main(args: list[str]) -> int:
             report(outcome)
             if outcome.status in ("failed", "preempted") or preemption_requested():
                 return int(outcome.status == "failed")
-    models = [stage.writes for stage in pipeline.stages if stage.is_training and stage.writes.exists()]
+    trained = [stage.writes for stage in pipeline.stages if stage.is_training and stage.writes.exists()]
+    models = [model for model in trained if stage_of(model) != "reward"]
     if models and not options.json:
         print(f"Try it: align generate {models[-1]} --prompt TEXT", file=sys.stderr)
     return 0

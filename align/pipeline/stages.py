@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from align.pipeline.recipe_error import RecipeError, nearest
 from align.pipeline.recipes import read_recipe, shipped_root
 from align.pipeline.stage_record import content_hash
 
-_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "reads_if_local", "writes", "optional", "foreach"}
+_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional", "foreach"}
 _FOLDER_KEYS = {"variables", "stages"}
 
 
@@ -109,8 +110,10 @@ def read_pipeline(
     _check_keys(content, _FOLDER_KEYS, str(file))
     run = Path(out) if out else Path("runs") / folder.resolve().name
     known = {"run": str(run), "seed": str(seed), "folder": str(folder)}
-    values = _variables(file, content.get("variables") or {}, assignments) | known
-    stages = [stage for name, body in content["stages"].items() for stage in _stages(file, name, body, values)]
+    variables = _variables(file, content.get("variables") or {}, assignments)
+    given = {f"${{{name}}}": Path(value) for name, value in variables.items() if os.path.exists(value)}
+    values = variables | known
+    stages = [stage for name, body in content["stages"].items() for stage in _stages(file, name, body, values, given)]
     return Pipeline(file, run, tuple(_overlaid(file, stages, overlays)))
 
 
@@ -144,8 +147,12 @@ def _variables(file: Path, declared: Mapping[str, Any], assignments: Sequence[st
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _stages(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Iterator[Stage]:
-    """The stage, or one for each combination of the values that ``foreach`` lists."""
+def _stages(file: Path, name: str, body: Any, values: Mapping[str, str], given: Mapping[str, Path]) -> Iterator[Stage]:
+    """The stage, or one for each combination of the values that ``foreach`` lists.
+
+    A stage also reads what its arguments name by a variable: ``given`` has the variables whose values are paths that
+    exist, and not ids on the Hub.
+    """
     where = f"{file}: stage {name!r}"
     if not isinstance(body, dict) or "command" not in body or "writes" not in body:
         raise RecipeError(f"{where} must be a mapping with at least 'command' and 'writes'")
@@ -153,23 +160,30 @@ def _stages(file: Path, name: str, body: Any, values: Mapping[str, str]) -> Iter
     loops = body.get("foreach") or {}
     if not isinstance(loops, dict) or not all(isinstance(items, list) and items for items in loops.values()):
         raise RecipeError(f"{where}: foreach is {loops!r}: it must be a mapping of variables to lists of values")
+    named = json.dumps(body.get("arguments") or {})
+    inputs = [path for variable, path in given.items() if variable in named]
     body = {key: value for key, value in body.items() if key != "foreach"}
     for items in itertools.product(*loops.values()):
         chosen = {variable: str(item) for variable, item in zip(loops, items, strict=True)}
         full = "-".join([name, *(f"{variable}={item}" for variable, item in chosen.items())])
-        yield _stage(file, full, name, _substitute(body, {**values, **chosen}, where), {**values, **chosen})
+        yield _stage(file, full, name, _substitute(body, {**values, **chosen}, where), {**values, **chosen}, inputs)
 
 
-def _stage(file: Path, name: str, family: str, body: Mapping[str, Any], values: Mapping[str, str]) -> Stage:
+def _stage(
+    file: Path,
+    name: str,
+    family: str,
+    body: Mapping[str, Any],
+    values: Mapping[str, str],
+    inputs: Sequence[Path],
+) -> Stage:
     where = f"{file}: stage {name!r}"
     command = tuple(str(body["command"]).split())
     recipe = file.parent / body["recipe"] if "recipe" in body else None
     arguments = [_config(recipe), f"--run={values['run']}", f"--seed_everything={values['seed']}"] if recipe else []
     for key, value in (body.get("arguments") or {}).items():
         arguments += _argument(key, value, flags=recipe is None)
-    reads = tuple(Path(path) for path in body.get("reads") or [])
-    # What may be on the Hub instead: its id is among the arguments.
-    reads += tuple(path for path in map(Path, body.get("reads_if_local") or []) if path.exists())
+    reads = tuple(dict.fromkeys([*map(Path, body.get("reads") or []), *inputs]))
     optional = body.get("optional", False)
     if not isinstance(optional, bool):
         raise RecipeError(f"{where}: optional is {optional!r}: it must be true or false")

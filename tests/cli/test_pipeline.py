@@ -96,14 +96,21 @@ def test_to_runs_what_a_stage_needs(folder: Path, capsys: pytest.CaptureFixture[
     assert _status(folder, capsys, "--to", "more") == {"data": "done", "more": "done"}
 
 
-def test_an_input_that_may_be_on_the_hub(folder: Path):
-    """A path counts by its content; an id, which does not exist here, by its name alone. An empty list is no flag."""
+def test_a_variable_that_is_a_path_is_an_input(folder: Path):
+    """A path counts by its content; an id, which does not exist here, by its name alone."""
     file = folder / "hub.yaml"
-    text = "stages: {a: {command: x, arguments: {texts: []}, reads_if_local: ['%s'], writes: '${run}/a'}}"
-    for name, reads in (("owner/model", ()), (str(file), (file,))):
-        file.write_text(text % name)
-        (stage,) = read_pipeline(file, out="out", seed=0, assignments=[]).stages
-        assert (stage.reads, stage.arguments) == (reads, ())
+    file.write_text(
+        "variables: {model: owner/model, other: null}\n"
+        "stages:\n"
+        "  a: {command: x, arguments: {texts: [], '-': ['base=${model}']}, reads: [t], writes: '${run}/a'}\n"
+        "  b: {command: x, arguments: {texts: ['${run}']}, writes: '${run}/b'}\n"
+    )
+    for value, inputs in (("owner/model", []), (str(file), [file])):
+        given = [f"model={value}", f"other={file}"]
+        a, b = read_pipeline(file, out="out", seed=0, assignments=given).stages
+        assert list(a.reads) == [Path("t"), *inputs]
+        assert a.arguments == (f"base={value}",)
+        assert b.reads == ()
 
 
 def test_data_beside_the_pipeline(folder: Path):
