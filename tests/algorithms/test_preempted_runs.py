@@ -194,7 +194,7 @@ def test_the_clock_keeps_the_first_checkpoint_behind_each_span_of_training(tmp_p
             clock[0] += 1800
 
     def hourly(folder: Path, *more: Callback, ckpt_path: Path | None = None):
-        checkpoints = Checkpoints(every_n_train_steps=2, keep_every_hours=1.5)
+        checkpoints = Checkpoints(every_n_train_steps=2, every_minutes=None, keep_every_hours=1.5)
         callbacks = [Steps(), *more, checkpoints]
         fit(everything(), max_epochs=3, callbacks=callbacks, enable_checkpointing=True, default_root_dir=str(folder),
             ckpt_path=ckpt_path and str(ckpt_path))  # fmt: skip
