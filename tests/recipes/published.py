@@ -181,23 +181,14 @@ def shrink(name: str, folder: Path, *, context: int = 200) -> Path:
     """A copy of a recipe whose stages take two steps on short rows; models and data are the caller's to set."""
     folder.mkdir(parents=True)
     source = ROOT / "recipes" / name
-    pipeline = yaml.safe_load((source / "pipeline.yaml").read_text())
-    for stage in pipeline["stages"].values():
-        if stage["command"] in ("generate", "compare"):
-            stage["arguments"] |= {"limit": 4, "max_new_tokens": 8}
-        if stage["command"] == "preferences":
-            # A random network satisfies few constraints.
-            stage["arguments"] |= {"skip": 0, "limit": 100, "max_new_tokens": 16, "keep_unfinished": True}
-    if "drafts" in pipeline["stages"]:
-        # Few texts of a random network have words to edit.
-        pipeline["stages"]["drafts"]["arguments"] |= {"limit": 400, "max_new_tokens": 32}
     for file in source.glob("*.jsonl"):
         shutil.copy(file, folder)
-    (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
     for file in source.glob("*.yaml"):
-        if file.name == "pipeline.yaml":
-            continue
         recipe = yaml.safe_load(file.read_text())
+        if "stages" in recipe:
+            _shrink_stages(recipe["stages"])
+            (folder / file.name).write_text(yaml.safe_dump(recipe, sort_keys=False))
+            continue
         trainer, settings, data = recipe["trainer"], recipe["model"]["init_args"], recipe["data"]["init_args"]
         trainer |= {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1, "limit_val_batches": 1}
         trainer |= {"max_steps": 2, "max_epochs": 1, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1}
@@ -217,3 +208,15 @@ def shrink(name: str, folder: Path, *, context: int = 200) -> Path:
             settings["policy_evaluation"] |= {"prompts": 2, "max_new_tokens": 8}
         (folder / file.name).write_text(yaml.safe_dump(recipe, sort_keys=False))
     return folder
+
+
+def _shrink_stages(stages: dict[str, Any]) -> None:
+    for stage in stages.values():
+        if stage["command"] in ("generate", "compare"):
+            stage["arguments"] |= {"limit": 4, "max_new_tokens": 8}
+        if stage["command"] == "preferences":
+            # A random network satisfies few constraints.
+            stage["arguments"] |= {"skip": 0, "limit": 100, "max_new_tokens": 16, "keep_unfinished": True}
+    if "drafts" in stages:
+        # Few texts of a random network have words to edit.
+        stages["drafts"]["arguments"] |= {"limit": 400, "max_new_tokens": 32}

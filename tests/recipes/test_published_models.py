@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,22 @@ def test_smollm2(tmp_path: Path):
     check_responses(out, "compare", "compare_heldout_kinds")
     report = json.loads((out / "compare/report.json").read_text())
     assert set(report["models"]) == {"sft", "base", "best4", "dpo", "ppo", "grpo"}
+    check_pooling(out, tmp_path / "smollm2-135m/seeds.yaml", model, tmp_path / "pooled")
+
+
+def check_pooling(out: Path, pipeline: Path, model: Path, pooled: Path) -> None:
+    """Three copies of a run as three seeds: all responses come from its logs."""
+    for seed in range(3):
+        shutil.copytree(out, pooled / f"seed{seed}")
+    for part in ("compare", "compare_heldout_kinds"):
+        shutil.copytree(out / part / "cache", pooled / part / "cache")
+    before = {path.relative_to(pooled) for path in pooled.glob("*/cache/responses-*")}
+    assert main(["run", str(pipeline), "--out", str(pooled), "--set", f"model={model}"]) == 0
+    assert {path.relative_to(pooled) for path in pooled.glob("*/cache/responses-*")} == before
+    one, three = (json.loads((folder / "compare/report.json").read_text()) for folder in (out, pooled))
+    assert (one["seeds"], three["seeds"]) == (1, 3)
+    for name, measured in three["models"].items():
+        assert measured["rewards"]["strict"]["mean"] == one["models"][name]["rewards"]["strict"]["mean"]
 
 
 @pytest.fixture(scope="module")
