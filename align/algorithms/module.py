@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from align.adapters.lora import LoraConfig, adapters
-from align.algorithms.starting_points import adapt, adapter_record, base_source, check_record
+from align.algorithms.starting_points import adapt, adapter_record, check_record
+from align.io.adapter_directory import base_source
 from align.model.config import GPTConfig
 from align.model.four_bit import replace_matrices
 from align.model.gpt import GPT, ScalarGPT
@@ -169,7 +170,8 @@ class Stage(pl.LightningModule):
             ValueError: the network has other adapters, or lacks a target.
         """
         adapt(self.network, self.lora, source=self.parent, seed=self.run_seed())
-        self.adapter_record = adapter_record(self.network, base_source(self.parent), self._four_bit)
+        base = None if self.parent is None else base_source(self.parent)
+        self.adapter_record = adapter_record(self.network, base, self._four_bit)
         if self.adapter_record is not None:
             self.strict_loading = False
 

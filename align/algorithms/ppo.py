@@ -307,22 +307,7 @@ class PPO(Stage):
         """
         group_size = self.rollout_config.group_size
         # 1. Sample.
-        with self._breaking_off() as break_off, self._sampling_bar(iteration) as advance:
-
-            def on_step() -> None:
-                break_off()
-                advance(1)
-
-            responses = sample_rollout(
-                self.network,
-                prompts,
-                self.rollout_config,
-                tokenizer=self._tokenizer,
-                seed=self._seed,
-                iteration=iteration,
-                on_step=on_step,
-            )
-        self._count_work(responses)
+        responses = self._sampled(prompts, iteration)
         # 2. Score.
         with self._breaking_off():
             scores = score_rollout(
@@ -377,6 +362,26 @@ class PPO(Stage):
             kl_coef=kl_coef,
         )
         return rollout, metrics
+
+    def _sampled(self, prompts: list[RolloutPrompt], iteration: int) -> Responses:
+        """The responses of an iteration, with a progress bar; abandoned when the run is preempted."""
+        with self._breaking_off() as break_off, self._sampling_bar(iteration) as advance:
+
+            def on_step() -> None:
+                break_off()
+                advance(1)
+
+            responses = sample_rollout(
+                self.network,
+                prompts,
+                self.rollout_config,
+                tokenizer=self._tokenizer,
+                seed=self._seed,
+                iteration=iteration,
+                on_step=on_step,
+            )
+        self._count_work(responses)
+        return responses
 
     def _logprobs(self, network: GPT, responses: Responses) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs ``[B, N]`` of the sampled tokens under a network, and the hidden states ``[M, D]`` before them."""

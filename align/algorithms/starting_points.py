@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import torch
 
 from align.adapters.lora import LoraConfig, adapters, add_adapter, convert_base, copy_adapter, share_base
-from align.io.adapter_directory import Base, base_of, load_adapter
+from align.io.adapter_directory import Base, base_of, base_source, load_adapter
 from align.io.directory import load_network, load_scalar
-from align.io.location import as_directory, locate
+from align.io.location import locate
 from align.io.manifest import is_adapter
 from align.io.manifest import weights_fingerprint as fingerprint_of
 from align.model.gpt import GPT, ScalarGPT
@@ -123,17 +123,9 @@ def start_fingerprint(source: str, lora: LoraConfig | None) -> str:
     return found if lora is None or lora.base_dtype == "float32" else f"{found}+{lora.base_dtype}"
 
 
-def base_source(source: str | None) -> str | None:
-    """Directory or Hub id of the base weights of a stage's adapters."""
-    if source is None:
-        return None
-    return str(base_of(Path(source))) if is_adapter(source) else as_directory(source)
-
-
 def base_in_memory(network: GPT | ScalarGPT, source: str | None) -> Base | None:
     """The base of a network just loaded, for other adapters of the same base; None if it was built in Python."""
-    base = base_source(source)
-    return None if base is None else Base(network, fingerprint_of(locate(base)))
+    return None if source is None else Base(network, fingerprint_of(locate(base_source(source))))
 
 
 def adapter_record(network: GPT | ScalarGPT, base: str | None, four_bit: str | None) -> dict[str, Any] | None:
@@ -141,7 +133,7 @@ def adapter_record(network: GPT | ScalarGPT, base: str | None, four_bit: str | N
 
     Args:
         network: the trained network.
-        base: from ``base_source``.
+        base: directory or Hub id of the base weights; None: the network was built in Python.
         four_bit: format of the matrices, if they are quantized to 4 bits.
     """
     config = next(iter(adapters(network).values()), None)

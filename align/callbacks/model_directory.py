@@ -11,12 +11,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from align.adapters.lora import adapters
 from align.callbacks.model_card import model_card
-from align.io.adapter_directory import base_of, save_adapter
+from align.io.adapter_directory import base_source, save_adapter
 from align.io.atomic import replacing_directory
 from align.io.directory import save_network
 from align.io.generation_config import add_sampling_defaults, sampling_defaults
 from align.io.location import as_directory, locate
-from align.io.manifest import is_adapter, read_manifest, weights_fingerprint, write_manifest
+from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
 from align.training.sharding import gathered, is_sharded, whole_copy
 from align.training.trainer_state import begins, validating_in_fit
 from align.training.weight_average import WeightAverage
@@ -46,7 +46,7 @@ class ModelDirectory(pl.Callback):
         """Read the sampling defaults of the model that training starts from."""
         source: Any = getattr(pl_module, "parent", None)
         if trainer.is_global_zero and source is not None:
-            self._sampling = sampling_defaults(locate(base_of(Path(source)) if is_adapter(source) else source))
+            self._sampling = sampling_defaults(locate(base_source(source)))
 
     def state_dict(self) -> dict[str, Any]:
         """The best value so far."""

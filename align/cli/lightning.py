@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf.errors import OmegaConfBaseException
@@ -283,9 +282,9 @@ def _fit(cli: "AlignCLI") -> None:
                     print(line, file=sys.stderr, flush=True)
         if interrupted():
             raise KeyboardInterrupt from None
-    except SystemExit:
-        # Lightning exits with 1 on Ctrl-C before or after training, when no checkpoint can be saved.
-        if trainer.state.status == TrainerStatus.INTERRUPTED:
+    except SystemExit as end:
+        # Lightning exits with 1 on Ctrl-C before training, when no checkpoint can be saved.
+        if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
 

@@ -19,7 +19,7 @@ from align.io.directory import load_network, load_scalar
 from align.io.families import family_of
 from align.io.families.family import FileTensor
 from align.io.json_files import read_object
-from align.io.location import locate, read_config
+from align.io.location import as_directory, locate, read_config
 from align.io.manifest import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MANIFEST, is_adapter, read_manifest, weights_fingerprint
 from align.io.state_files import shape_in_file
 from align.io.weight_files import StoredTensor, read_header, read_tensor, write_tensors
@@ -66,6 +66,7 @@ __all__ = [
     "Base",
     "StoredAdapter",
     "base_of",
+    "base_source",
     "checked_base",
     "is_adapter",
     "load_adapter",
@@ -420,3 +421,13 @@ def _fill(network: GPT | ScalarGPT, stored: dict[str, torch.Tensor], path: Path,
         parameter.copy_(stored[name])
     if unexpected := sorted(stored.keys() - expected.keys()):
         raise ValueError(f"{path}: {PREFIX}{unexpected[0]} is not part of an adapter over {base}")
+
+
+def base_source(source: str) -> str:
+    """Directory or Hub id of the whole weights of a model, which for an adapter are its base's.
+
+    Raises:
+        FileNotFoundError: an adapter's base does not exist, or a GGUF file can't be found.
+        ValueError: an adapter names no base, or a GGUF file can't be converted.
+    """
+    return str(base_of(Path(source))) if is_adapter(source) else as_directory(source)

@@ -152,10 +152,15 @@ def preemption_requested(*, forget: bool = False) -> bool:
 
     Args:
         forget: discard the signals of earlier runs first.
+
+    Raises:
+        KeyboardInterrupt: the signal was Ctrl-C.
     """
     preemption = sys.modules.get("align.training.preemption")
     if preemption is not None and forget:
         preemption.forget()
+    if preemption is not None and preemption.interrupted():
+        raise KeyboardInterrupt
     return preemption is not None and preemption.asked()
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +18,20 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_only
 from naming import error_line, names
 
+from align.callbacks.model_directory import ModelDirectory
 from align.cli import main
 from align.cli.lightning import AlignCLI
 from align.pipeline.run_lock import run_lock
 from align.training import preemption
 from align.training.checkpoint_files import global_step
+
+
+class Interrupt(Callback):
+    """Ctrl-C while the run is being set up, before the handlers of checkpoints."""
+
+    def setup(self, *_, **__):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)  # ended by the signal
 
 
 class Terminate(Callback):
@@ -116,6 +126,30 @@ def test_usr1_in_a_slurm_job_queues_it_again(folder, fit, tmp_path, monkeypatch,
     assert fit(terminate(step=1, name="SIGUSR1")) == 0
     assert names(capsys.readouterr().err, "SLURM", 4711)
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+
+
+def test_ctrl_c_before_training_leaves_nothing_to_resume(folder, fit):
+    entry = json.dumps([{"class_path": "test_long_runs.Interrupt"}])
+    assert fit(f"--trainer.callbacks={entry}") == 130
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores it from then on
+    assert not (folder / "preempted.json").exists()
+    assert not list(folder.glob("checkpoints/*"))
+
+
+def test_ctrl_c_at_the_last_step_ends_the_pipeline_after_the_stage(recipes, tmp_path, monkeypatch, capsys):
+    """The stage is done, as at SIGTERM; no further one starts, and the exit code says why."""
+    ended = ModelDirectory.on_train_end
+
+    def interrupt(self, trainer, module):
+        os.kill(os.getpid(), signal.SIGINT)
+        ended(self, trainer, module)
+
+    monkeypatch.setattr(ModelDirectory, "on_train_end", interrupt)
+    command = ["run", str(recipes), "--out", str(tmp_path), "--json", "--to", "pretrain"]
+    assert main(command) == 130
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["status"] for line in lines] == ["done", "done", "done"]
+    preemption.forget()
 
 
 @pytest.mark.parametrize(
