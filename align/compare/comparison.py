@@ -25,7 +25,7 @@ from align.compare.endpoint import Endpoint, compare_pairs
 from align.compare.judges import Judge, score
 from align.compare.metrics import DEFAULT_METRICS, Metric, measured
 from align.compare.respond import Advance, Response, ResponseConfig, Sampler
-from align.compare.statistics import (
+from align.evaluate.statistics import (
     Estimate,
     higher,
     interval,
@@ -34,7 +34,8 @@ from align.compare.statistics import (
     share_interval,
     wins,
 )
-from align.compare.texts import TextLoss, text_losses
+from align.evaluate.text_loss import TextLoss
+from align.compare.texts import logged_text_losses
 from align.tokenizer import Tokenizer
 from align.tokenizer.prompts import Prompt
 
@@ -336,7 +337,9 @@ def _text_losses(task: Task, candidate: Candidate, folder: Path, progress: Progr
     for seed in range(task.seeds):
         with progress(f"{candidate.name} reads the texts", len(task.texts)) as advance:
             point = task.point(candidate, seed)
-            tables.append(text_losses(point, task.texts, folder=folder, device=task.config.device, advance=advance))
+            tables.append(
+                logged_text_losses(point, task.texts, folder=folder, device=task.config.device, advance=advance)
+            )
     return {
         field: np.array([[getattr(loss, field) for loss in table] for table in tables], dtype=np.float64)
         for field in TextLoss._fields
