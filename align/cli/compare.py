@@ -13,6 +13,7 @@ from align.cli.errors import UsageError
 from align.cli.model_path import named_models
 from align.cli.prompt_file import read_prompts
 from align.cli.settings import parse_settings, require_at_least, setting
+from align.cli.text_files import read_texts
 from align.io.atomic import replacing_file
 from align.io.progress import progress_bar
 
@@ -134,7 +135,7 @@ def _task(options: CompareSettings) -> "Task":
             config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
             metrics=[*DEFAULT_METRICS, *(metric for path in options.metric for metric in load_metrics(path))],
-            texts=_texts(options.texts),
+            texts=read_texts(options.texts),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -157,16 +158,6 @@ def _best_of(word: str, candidates: Sequence["Candidate"], options: CompareSetti
     except ValueError as error:
         raise UsageError(f"--best_of {word}: {error}") from error
     return Candidate(name, runs[model], rule)
-
-
-def _texts(files: tuple[str, ...]) -> list[str]:
-    """The documents of files."""
-    from align.data.formats.texts import Text
-    from align.data.readers import BadRecords, find_sources
-    from align.data.tokenize import encode_records
-
-    sources, bad = find_sources(files), BadRecords("stop", hint="")
-    return list(encode_records(sources, bad, format=Text(), formats=(), encode=str))
 
 
 def _prompts_file(given: str | None, beside: Path) -> str:

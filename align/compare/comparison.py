@@ -25,6 +25,7 @@ from align.compare.endpoint import Endpoint, compare_pairs
 from align.compare.judges import Judge, score
 from align.compare.metrics import DEFAULT_METRICS, Metric, measured
 from align.compare.respond import Advance, Response, ResponseConfig, Sampler
+from align.compare.texts import logged_text_losses
 from align.evaluate.statistics import (
     Estimate,
     higher,
@@ -35,7 +36,6 @@ from align.evaluate.statistics import (
     wins,
 )
 from align.evaluate.text_loss import TextLoss
-from align.compare.texts import logged_text_losses
 from align.tokenizer import Tokenizer
 from align.tokenizer.prompts import Prompt
 

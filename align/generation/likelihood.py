@@ -173,9 +173,7 @@ def _likelihoods(
     ids = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
     for number, row in enumerate(rows):
         ids[number, : len(row)] = torch.tensor(row)
-    flat = [
-        row * line.width + column for row, count in counts for column in range(lengths[row] - count, lengths[row])
-    ]
+    flat = [row * line.width + column for row, count in counts for column in range(lengths[row] - count, lengths[row])]
     places, place_of = line.token_at[torch.tensor(flat, device=device)].unique(return_inverse=True)
     hidden = network.hidden(line.line(ids.to(device)), rows=line, indices=places)
     logprobs, best = _predictions(network, hidden, place_of, torch.tensor(targets, device=device))

@@ -9,9 +9,9 @@ import torch
 
 from align.compare import texts as texts_module
 from align.compare.candidates import Point
+from align.compare.texts import logged_text_losses
 from align.evaluate.statistics import interval, ratio_values
 from align.generation import likelihood
-from align.compare.texts import logged_text_losses
 from align.io.directory import save_network
 from align.model.config import GPTConfig
 from align.model.gpt import GPT

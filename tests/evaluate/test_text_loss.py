@@ -41,5 +41,5 @@ def test_every_token_is_counted_once_after_what_stands_before_it(tokens, opened,
     for before, counted in found:
         end = whole.index(counted[-1]) + 1
         assert whole[end - len(before) - len(counted) : end] == before + counted
-        assert 1 <= len(before)
+        assert len(before) >= 1
         assert len(before) + len(counted) <= context + 1
