@@ -1,6 +1,7 @@
 """``align eval``: what a model can do, by lm-evaluation-harness's tasks and on texts."""
 
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -31,8 +32,8 @@ class EvalSettings:
     """
 
     models: tuple[str, ...] = setting(positional=True, metavar="[NAME=]PATH")
-    """Folder of a stage, model directory, GGUF file or Hub id; differences are to the first one; the default name is the
-    folder's"""
+    """Folder of a stage, model directory, GGUF file or Hub id; the first one is the baseline of the differences; the
+    default name is the folder's"""
     tasks: tuple[str, ...] = ()
     """Names of lm-evaluation-harness's tasks and groups (mmlu, hellaswag, winogrande, gsm8k, ifeval ...), arc or
     truthfulqa for both tasks of that name"""
@@ -138,6 +139,7 @@ def _evaluate(
 
 def _harness(options: EvalSettings) -> tuple[Any, Any]:
     """The function that runs the harness's tasks, and its settings."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; align has its own
     try:
         from align.evaluate.harness_tasks import HarnessSettings, run_harness
     except ImportError as error:
@@ -212,12 +214,9 @@ def _show(found: dict[str, list["Result"]], gaps: dict[str, list["Difference"]],
     table = Table(title="Results, with 95% intervals over items", title_justify="left")
     for column in ("task", "measure", *found):
         table.add_column(column)
-    for task, measure in dict.fromkeys(
-        (of.task, m.name) for some in found.values() for of in some for m in of.measures
-    ):
-        table.add_row(
-            task, measure.removesuffix(",none"), *(_cell(results, task, measure) for results in found.values())
-        )
+    rows = [(result.task, measure.name) for some in found.values() for result in some for measure in result.measures]
+    for task, name in dict.fromkeys(rows):
+        table.add_row(task, name.removesuffix(",none"), *(_cell(results, task, name) for results in found.values()))
     console.print(table)
     if gaps:
         table = Table(title=f"Differences to {baseline}, paired over items", title_justify="left")
@@ -237,8 +236,7 @@ def _cell(results: Sequence["Result"], task: str, name: str) -> str:
             if (result.task, measure.name) == (task, name):
                 estimate = measure.estimate()
                 if estimate is None:
-                    return f"{measure.value:.4f}" + (
-                        "" if measure.stderr is None else f" +- {1.96 * measure.stderr:.4f}"
-                    )
+                    tail = "" if measure.stderr is None else f" +- {1.96 * measure.stderr:.4f}"
+                    return f"{measure.value:.4f}{tail}"
                 return f"{estimate.mean:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
     return "-"

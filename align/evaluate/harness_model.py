@@ -1,7 +1,7 @@
 """A model of align as lm-evaluation-harness sees it.
 
-Texts become ids as in ``lm_eval --model hf`` on an exported directory, so that both agree on every item; the answers come
-from align's own batched log-likelihoods and sampling.
+Texts become ids as in ``lm_eval --model hf`` on an exported directory, so that both agree on every item; the answers
+come from align's own batched log-likelihoods and sampling.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -143,8 +143,8 @@ class HarnessModel(TemplateLM):
         room = self.max_length - sampling.max_new_tokens
         if room < 1:
             raise ValueError(
-                f"the task asks for {sampling.max_new_tokens} new tokens, but the context is {self.max_length}: no room "
-                "for a prompt; set max_gen_toks lower"
+                f"the task asks for {sampling.max_new_tokens} new tokens, which leaves no room for a prompt in the context "
+                f"of {self.max_length}; set max_gen_toks lower"
             )
         prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
         ends = StopTexts(self.tokens, stops, rows=len(prompts))

@@ -73,7 +73,7 @@ def run_harness(
     manager = TaskManager(include_path=settings.include)
     model = HarnessModel(subject.network, subject.tokenizer, batch_size=subject.batch_size, seed=subject.seed)
     subject.folder.mkdir(parents=True, exist_ok=True)
-    for name in (part for name in names for part in SETS.get(name, (name,))):
+    for name in [part for given in names for part in SETS.get(given, (given,))]:
         if name not in manager.all_tasks:
             raise ValueError(_unknown(name, manager.all_tasks, settings))
         with _explained(name):
