@@ -143,8 +143,8 @@ class HarnessModel(TemplateLM):
         room = self.max_length - sampling.max_new_tokens
         if room < 1:
             raise ValueError(
-                f"the task asks for {sampling.max_new_tokens} new tokens, which leaves no room for a prompt in the context "
-                f"of {self.max_length}; set max_gen_toks lower"
+                f"the task asks for {sampling.max_new_tokens} new tokens, which leaves no room for a prompt in the "
+                f"context of {self.max_length}; set max_gen_toks lower"
             )
         prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
         ends = StopTexts(self.tokens, stops, rows=len(prompts))
@@ -210,15 +210,12 @@ def _sampling(settings: dict[str, Any]) -> SamplingConfig:
     """
     greedy = not settings.pop("do_sample", False)
     temperature = settings.pop("temperature", 0.0)
-    known = {
-        "temperature": 0.0 if greedy else temperature,
-        "max_new_tokens": settings.pop("max_gen_toks"),
-        **{name: settings.pop(name) for name in ("top_k", "top_p", "repetition_penalty") if name in settings},
-    }
+    filters = {name: settings.pop(name) for name in ("top_k", "top_p", "repetition_penalty") if name in settings}
+    longest = settings.pop("max_gen_toks")
     if settings:
         names = ", ".join(map(str, settings))
         raise ValueError(f"the task's generation_kwargs set {names}, which align's sampling does not have; remove them")
-    return SamplingConfig(**known)
+    return SamplingConfig(temperature=0.0 if greedy else temperature, max_new_tokens=longest, **filters)
 
 
 class StopTexts:

@@ -70,10 +70,11 @@ def run_harness(
     Raises:
         ValueError: there is no such task, its data can't be loaded, or the model can't do it.
     """
-    manager = TaskManager(include_path=settings.include)
+    names = [part for given in names for part in SETS.get(given, (given,))]
+    manager = _manager(names, settings.include)
     model = HarnessModel(subject.network, subject.tokenizer, batch_size=subject.batch_size, seed=subject.seed)
     subject.folder.mkdir(parents=True, exist_ok=True)
-    for name in [part for given in names for part in SETS.get(given, (given,))]:
+    for name in names:
         if name not in manager.all_tasks:
             raise ValueError(_unknown(name, manager.all_tasks, settings))
         with _explained(name):
@@ -93,6 +94,15 @@ def run_harness(
             )
         assert found is not None
         yield results_of(found, chat=chat), found
+
+
+def _manager(names: Sequence[str], include: str | None) -> TaskManager:
+    """Where the tasks are found. The harness's own index, thousands of files, is read only if a name is not included."""
+    if include is not None:
+        manager = TaskManager(include_path=include, include_defaults=False)
+        if set(names) <= set(manager.all_tasks):
+            return manager
+    return TaskManager(include_path=include)
 
 
 def results_of(found: Mapping[str, Any], *, chat: bool) -> list[Result]:

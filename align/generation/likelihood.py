@@ -146,11 +146,11 @@ def _owners(rows: Sequence[_Row]) -> tuple[list[int], list[int]]:
     while stop:
         start = first[stop]
         common = len(rows[start])
-        for row in range(start, stop):
-            owners[row] = start
-            if row > start:
-                common = min(common, alike[row - 1])
-                prefixes[row] = common
+        for number in range(start, stop):
+            owners[number] = start
+            if number > start:
+                common = min(common, alike[number - 1])
+                prefixes[number] = common
         stop = start
     return owners, prefixes
 
