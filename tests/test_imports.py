@@ -15,6 +15,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": set(),
     "tokenizer": set(),
     "sandbox": set(),
+    "execution": set(),
     "model": {"objectives"},
     "adapters": {"model"},
     "generation": {"model", "adapters", "tokenizer", "objectives"},
