@@ -17,7 +17,7 @@ def programs(solution: str | None, problem: dict[str, str]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not FILE.is_file(), reason="the file of HumanEval is absent")
+@pytest.mark.skipif(not FILE.is_file(), reason="needs ../shared/data/humaneval.jsonl")
 def test_solutions_pass_and_planted_mistakes_fail() -> None:
     problems = [json.loads(line) for line in FILE.read_text().splitlines()]
     limits = Limits(wall_seconds=60.0, cpu_seconds=30)
