@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.glob("recipes/**/*.y*ml"))
 PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
 OVERLAYS = [path for path in RECIPES if path.parent.name == "hardware"]
-SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
+SWEEPS = [path for path in RECIPES if path.name in ("sweep.yaml", "kto_seeds.yaml")]
 SEEDS = [path for path in RECIPES if path.name == "seeds.yaml"]
 STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS + SEEDS]
 
@@ -53,7 +53,7 @@ def _assert_holds(config: Any, wanted: dict[str, Any]):
             assert config[key] == value, key
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "kto", "ppo"])
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
 def test_overlays_parse_over_every_stage(path: Path, stage: str):
     overlay = yaml.safe_load(path.read_text())
@@ -81,7 +81,7 @@ def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
         written.append(stage.writes)
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_goes_on_from_its_folders_pipeline(path: Path):
     from align.pipeline.stages import read_pipeline
 
@@ -110,7 +110,7 @@ def test_comparisons_are_command_lines_that_compare_reads():
     ]
     written = {stage.writes for stage in stages}
     comparing = [stage for stage in stages if stage.command == ("compare",)]
-    assert len(comparing) == 2
+    assert len(comparing) == 3
     for stage in comparing:
         options = parse_settings(CompareSettings, "compare", list(stage.arguments))
         assert Path(options.out) / "report.json" == stage.writes
