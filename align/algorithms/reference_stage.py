@@ -206,7 +206,7 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
         """
         counted = self.counted(batch)
         counts = self.reduce(counted.sum(1), "sum")
-        # Read before the forward passes, for which a GPU would otherwise be waited for.
+        # Read here: after the forward passes it would wait for a GPU to finish them.
         logged = [count > 0 for count in counts.tolist()]
         logprobs = self.policy_and_reference("train", batch)  # 1, 2
         losses = self.losses(logprobs)  # 3

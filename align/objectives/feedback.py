@@ -85,7 +85,9 @@ class FeedbackLoss(ABC):
     """Base class of the losses.
 
     Attributes:
-        needs_reference_point: whether the loss reads the reference point. If not, mismatched responses are never read.
+        needs_reference: whether the loss reads the reference's log-probs; the rewards of all feedback losses do.
+        needs_reference_point: whether the loss reads the reference point. If not, the policy reads no mismatched
+            responses.
     """
 
     needs_reference: ClassVar[bool] = True
