@@ -10,9 +10,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.glob("recipes/**/*.y*ml"))
 PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
 OVERLAYS = [path for path in RECIPES if path.parent.name == "hardware"]
-SWEEPS = [path for path in RECIPES if path.name in ("sweep.yaml", "kto_seeds.yaml")]
+SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
 SEEDS = [path for path in RECIPES if path.name == "seeds.yaml"]
-STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS + SEEDS]
+FURTHER = [path for path in RECIPES if path.name == "kto_seeds.yaml"]  # pipelines that share the recipes of a folder
+STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS + SEEDS + FURTHER]
 
 
 def _parse(*files: Path) -> object:
@@ -66,19 +67,33 @@ def test_each_says_what_it_is_and_how_to_run_it(path: Path):
     assert any("align " in line for line in header), "the header comment shows the command"
 
 
-@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", PIPELINES + FURTHER, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
     from align.pipeline.stages import read_pipeline
 
     variables = yaml.safe_load(path.read_text()).get("variables") or {}
     assignments = [f"{name}=given" for name in variables]
-    pipeline = read_pipeline(path.parent, out="out", seed=0, assignments=assignments)
+    pipeline = read_pipeline(path, out="out", seed=0, assignments=assignments)
     written: list[Path] = [Path("given"), *path.parent.glob("*.jsonl")]
     for stage in pipeline.stages:
         for read in stage.reads:
             assert any(read == w or w in read.parents for w in written), f"{stage.name} reads {read}"
         assert stage.recipe is None or stage.recipe in STAGES
         written.append(stage.writes)
+    assert len(written) == len({*written}), "no stage writes where another does"
+
+
+@pytest.mark.parametrize("path", FURTHER, ids=lambda path: path.stem)
+def test_stages_that_share_recipes_are_command_lines_that_fit_reads(path: Path):
+    """One run of each recipe; the loop changes values alone."""
+    from align.pipeline.stages import read_pipeline
+
+    stages = read_pipeline(path, out="out", seed=0, assignments=[]).stages
+    for stage in {stage.recipe: stage for stage in stages if stage.recipe is not None}.values():
+        config = _parse_words(list(stage.arguments))
+        assert Path(config.trainer.default_root_dir) / "model" == stage.writes
+        given = (*config.data.init_args.train, config.data.init_args.tokenizer)
+        assert {Path(file) for file in given} <= {*stage.reads}
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
@@ -105,7 +120,7 @@ def test_comparisons_are_command_lines_that_compare_reads():
 
     stages = [
         stage
-        for path in [ROOT / "recipes/tiny", *SWEEPS]
+        for path in [ROOT / "recipes/tiny", *SWEEPS, *FURTHER]
         for stage in read_pipeline(path, out="out", seed=0, assignments=[]).stages
     ]
     written = {stage.writes for stage in stages}
