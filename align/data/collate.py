@@ -253,26 +253,22 @@ class ResponseDataset(RecordDataset):
         widths = padded_width(batch_widths(self.sort_widths, table), self.width)
         return padding_share(self.tokens, 2 * widths, table)
 
-    def _lay_out(
-        self, prompts: np.ndarray, starts: np.ndarray, responses: np.ndarray, firsts: np.ndarray
-    ) -> ResponseRows:
+    def _lay_out(self, starts: np.ndarray, lengths: np.ndarray) -> ResponseRows:
         """Rows of a prompt and a response.
 
         Args:
-            prompts: ``[B]`` int64, tokens of each prompt.
-            starts: ``[B]`` int64, its first token in the corpus.
-            responses: ``[B, 2]`` int64, tokens of its responses; 0 leaves the row empty.
-            firsts: ``[B, 2]`` int64, their first tokens in the corpus.
+            starts: ``[B, 3]`` int64, first token in the corpus of each prompt and of its two responses.
+            lengths: ``[B, 3]`` int64, their tokens; a response of 0 leaves its row empty.
 
         Returns:
             ResponseRows: ``[2B, T]``, prompts with their first responses, then with their second ones.
         """
-        responses, firsts, starts = responses.T.ravel(), firsts.T.ravel(), np.tile(starts, 2)
-        prompts = np.where(responses > 0, np.tile(prompts, 2), 0)
+        firsts, responses = starts[:, 1:].T.ravel(), lengths[:, 1:].T.ravel()
+        prompts = np.where(responses > 0, np.tile(lengths[:, 0], 2), 0)
         filled = prompts + responses
         width = int(padded_width(filled.max(), self.width))
         row = np.arange(len(filled)) * width
-        source = np.concatenate([ranges(starts, prompts), ranges(firsts, responses)])
+        source = np.concatenate([ranges(np.tile(starts[:, 0], 2), prompts), ranges(firsts, responses)])
         target = np.concatenate([ranges(row, prompts), ranges(row + prompts, responses)])
         ids = scatter((len(filled), width), target, self.corpus.ids[source], fill=self.pad_id)
         column = np.arange(width)
@@ -300,7 +296,7 @@ class PairDataset(ResponseDataset):
             PairBatch: ``[2B, T]``; T - 1 is a multiple of 8, or T is the longest row allowed.
         """
         starts, lengths = self._spans(indices)
-        rows = self._lay_out(lengths[:, 0], starts[:, 0], lengths[:, 1:], starts[:, 1:])
+        rows = self._lay_out(starts, lengths)
         return PairBatch(
             ids=rows.ids,
             mask=rows.mask,
@@ -335,7 +331,7 @@ class FeedbackDataset(ResponseDataset):
     @property
     def response_lengths(self) -> np.ndarray:
         """``[R, 2]`` int64, tokens of the labelled response, and of what fits of the mismatched one."""
-        return np.stack([self.lengths[:, 1], self._mismatched(np.arange(len(self)))[1]], axis=1)
+        return np.column_stack([self.lengths[:, 1], self._mismatched(np.arange(len(self)))[1]])
 
     @property
     def labels(self) -> np.ndarray:
@@ -353,9 +349,8 @@ class FeedbackDataset(ResponseDataset):
             FeedbackBatch: ``[2B, T]``; T - 1 is a multiple of 8, or T is the longest row allowed.
         """
         starts, lengths = self._spans(indices)
-        firsts, mismatched = self._mismatched(indices)
-        responses = np.stack([lengths[:, 1], mismatched], axis=1)
-        rows = self._lay_out(lengths[:, 0], starts[:, 0], responses, np.stack([starts[:, 1], firsts], axis=1))
+        others, tokens = self._mismatched(indices)
+        rows = self._lay_out(np.column_stack([starts, others]), np.column_stack([lengths, tokens]))
         return FeedbackBatch(
             ids=rows.ids,
             mask=rows.mask,
