@@ -127,7 +127,7 @@ class Reward(Stage):
         """Check that the data module fits the settings.
 
         Raises:
-            ValueError: it has no tokenizer (for gold) or no ``pair_loader`` (for normalise_on), or does not fit the
+            ValueError: it has no tokenizer (for gold) or no ``record_loader`` (for normalise_on), or does not fit the
                 network (``Stage.setup``).
         """
         super().setup(stage)
@@ -136,9 +136,9 @@ class Reward(Stage):
             raise ValueError(
                 f"gold is {self.gold}, but {type(data).__name__} has no tokenizer to decode responses with"
             )
-        if stage == "fit" and self.normalise_on and not hasattr(data, "pair_loader"):
+        if stage == "fit" and self.normalise_on and not hasattr(data, "record_loader"):
             raise ValueError(
-                f"normalise_on is {self.normalise_on}, which needs the pair_loader of PreferenceData, not "
+                f"normalise_on is {self.normalise_on}, which needs the record_loader of PreferenceData, not "
                 f"{type(data).__name__}; set it to 0 to leave scores unnormalised"
             )
         self._gold_margins.clear()
@@ -222,9 +222,9 @@ class Reward(Stage):
             return {}
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         try:
-            loader = data.pair_loader("validation")
+            loader = data.record_loader("validation")
         except ValueError:
-            loader = data.pair_loader("train")
+            loader = data.record_loader("train")
         training, found, count = self.network.training, [], 0
         self.network.eval()
         for batch in loader:

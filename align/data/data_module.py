@@ -48,6 +48,8 @@ class TokenData(pl.LightningDataModule):
     """Whether a mask says which tokens are targets"""
     _with_prompts: ClassVar[bool] = False
     """Whether a text of each record is stored beside its tokens"""
+    _with_labels: ClassVar[bool] = False
+    """Whether a label of each record is stored"""
     _renders_chats: ClassVar[bool] = True
     """Whether records are rendered with the chat template"""
     _documents_per_record: ClassVar[int] = 1
@@ -215,7 +217,11 @@ class TokenData(pl.LightningDataModule):
     def _write(self, path: Path, sources: Sequence[Source], split: str) -> None:
         bad = BadRecords(self.on_bad_record)
         with CorpusWriter(
-            path, vocab_size=self.tokenizer.vocab_size, masked=self._masked, with_prompts=self._with_prompts
+            path,
+            vocab_size=self.tokenizer.vocab_size,
+            masked=self._masked,
+            with_prompts=self._with_prompts,
+            with_labels=self._with_labels,
         ) as writer:
             report = self._tokenize(sources, writer, bad, split)
             report = bad.report() + report

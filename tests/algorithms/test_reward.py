@@ -94,7 +94,7 @@ class Pairs(pl.LightningDataModule):
 
     test_dataloader = predict_dataloader = val_dataloader
 
-    def pair_loader(self, split: str):
+    def record_loader(self, split: str):
         if split == "validation" and not self.val:
             raise ValueError("no validation pairs")
         return self.val if split == "validation" else self.train
@@ -367,7 +367,7 @@ def test_data_that_lacks_something_is_refused():
         fit(reward(gold="sandbox"), data)
     plain = pl.LightningDataModule()
     plain.train_dataloader = data.train_dataloader
-    with pytest.raises(ValueError, match="normalise_on.*pair_loader"):
+    with pytest.raises(ValueError, match="normalise_on.*record_loader"):
         fit(reward(), plain)
 
 

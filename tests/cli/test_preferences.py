@@ -62,7 +62,7 @@ def test_what_is_written_can_be_read(run: Path, tmp_path: Path):
     data = PreferenceData(train=str(pairs), validation=str(pairs), batch_size=2, **common)
     data.prepare_data()
     data.setup("fit")
-    numbers = [number for batch in data.pair_loader("validation") for number in batch.numbers.tolist() if number >= 0]
+    numbers = [number for batch in data.record_loader("validation") for number in batch.numbers.tolist() if number >= 0]
     assert sorted(numbers) == list(range(len(read(pairs))))
     data = ChatData(train=str(chats), validation=str(chats), batch_size=2, **common)
     data.prepare_data()

@@ -33,6 +33,65 @@ def test_spellings_of_one_pair(record):
     assert detect(record, PAIR_FORMATS).read(record) == Pair([USER], "b", "c")
 
 
+HUMAN = {"from": "human", "value": "a"}
+
+
+@pytest.mark.parametrize(
+    ("record", "system"),
+    [
+        ({"chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "c"}}, False),
+        ({"chosen": "b", "rejected": {"from": "assistant", "value": "c"}}, False),
+        ({"chosen": "b", "rejected": "c", "system": "s"}, True),
+        ({"chosen": "b", "rejected": "c", "conversations": [{"from": "system", "value": "s"}, HUMAN]}, True),
+    ],
+)
+def test_sharegpt_pairs(record, system):
+    """LLaMA-Factory's schema; the system message is a field, or the first turn."""
+    record = {"conversations": [HUMAN]} | record
+    assert detect(record, PAIR_FORMATS).read(record) == Pair([SYSTEM, USER] if system else [USER], "b", "c")
+
+
+def test_sharegpt_pairs_of_several_turns(build):
+    """Tokens as in conftest.py. Responses of earlier turns are part of the prompt; the mask covers b end, c c end."""
+    turns = [("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "d")]
+    record = {
+        "conversations": [{"from": name, "value": value} for name, value in turns],
+        "chosen": {"from": "gpt", "value": "b"},
+        "rejected": {"from": "gpt", "value": "cc"},
+    }
+    (batch,) = build(PreferenceData, record, context=32, batch_size=1).record_loader("train")
+    a, b, c, d, s = (ord(letter) - 33 for letter in "abcds")
+    prompt = [257, 259, s, 262, 260, a, 262, 261, b, 262, 260, d, 262, 261]
+    rows = [[*prompt, b, 262], [*prompt, c, c, 262]]
+    assert [row[:length] for row, length in zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)] == rows
+    assert [row.nonzero()[:, 0].tolist() for row in batch.mask] == [[14, 15], [14, 15, 16]]
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        ({"chosen": 3}, ["chosen", "int"]),
+        ({"chosen": {"from": "gpt"}}, ["chosen[0].value"]),
+        ({"chosen": {"value": "b"}}, ["chosen[0].from"]),
+        ({"rejected": {"from": "human", "value": "c"}}, ["rejected", "user", "assistant"]),
+        ({"rejected": {"from": "function_call", "value": "c"}}, ["rejected[0].from", "function_call"]),
+        ({"rejected": {"from": "gpt", "value": "c", "weight": 0}}, ["rejected", "weight"]),
+        ({"conversations": [HUMAN, {"from": "observation", "value": "x"}]}, ["conversations[1].from", "observation"]),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": "x"}]}, ["prompt", "assistant"]),
+        ({"conversations": []}, ["prompt"]),
+        ({"conversations": "a"}, ["conversations", "str"]),
+        ({"tools": "[]"}, ["tools", "str"]),
+        ({"images": ["a.png"]}, ["images"]),
+        ({"rejected": "b"}, ["chosen", "rejected"]),
+    ],
+)
+def test_bad_sharegpt_pairs(load, record, named):
+    """File, line, field and value."""
+    record = {"conversations": [HUMAN], "chosen": {"from": "gpt", "value": "b"}, "rejected": "c"} | record
+    with pytest.raises(ValueError, match=naming("records.jsonl", 1, *named)):
+        load(PreferenceData, [record])
+
+
 def test_several_turns():
     """What precedes the last answers is the prompt, whoever said it."""
     prompt = [USER, ANSWER, {"role": "user", "content": "d\n\ne"}]

@@ -131,7 +131,7 @@ def test_a_pair_is_truncated_like_a_chat(tokenizer_dir, system, turns, chosen, r
     except ValueError:
         assert chosen[: limit - 2] == rejected[: limit - 2]
         return
-    answers = [encoded.chosen.tolist(), encoded.rejected.tolist()]
+    answers = [response.tolist() for response in encoded.responses]
     whole = [[*tokenizer.encode(answer), END] for answer in (chosen, rejected)]
     longer = int(len(rejected) > len(chosen))
     chats = [[*prompt, {"role": "assistant", "content": answer}] for answer in (chosen, rejected)]

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from align.data.formats.fields import (
-    ROLES,
+    SHAREGPT_ROLES,
     Chat,
     ChatRecord,
     Fields,
@@ -133,9 +133,8 @@ class ShareGPT(ChatFormat):
 
     def messages(self, record: Fields) -> Chat:
         """See the base class."""
-        roles = {"human": "user", "gpt": "assistant"} | ROLES
         chat = required(record, self.field)
-        return as_chat(chat, self.field, role=self.role, content=self.content, roles=roles)
+        return as_chat(chat, self.field, role=self.role, content=self.content, roles=SHAREGPT_ROLES)
 
 
 @dataclass(frozen=True)

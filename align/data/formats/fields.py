@@ -17,6 +17,8 @@ Chat = list[dict[str, Any]]
 
 ROLES = {role: role for role in chat_template.ROLES}
 
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"} | ROLES
+
 UNREAD = ("functions", "documents", "images", "videos", "chat_template_kwargs")
 """Fields that decide what other libraries render, and that are not read here"""
 
