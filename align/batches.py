@@ -44,6 +44,7 @@ class PairBatch(NamedTuple):
         prompt_lengths: ``[B]`` int64, tokens of each prompt, the same in both halves.
         numbers: ``[B]`` int64, index of the pair in its split, -1 for padding.
         prompts: B prompts, texts or messages, for rewards; an empty text for padding.
+        columns: B records, each with the columns that the run's rewards and judges read; empty for padding.
     """
 
     ids: torch.Tensor
@@ -52,6 +53,7 @@ class PairBatch(NamedTuple):
     prompt_lengths: torch.Tensor
     numbers: torch.Tensor
     prompts: tuple[str | Messages, ...]
+    columns: tuple[Mapping[str, Any], ...]
 
 
 class PromptBatch(NamedTuple):
@@ -62,9 +64,11 @@ class PromptBatch(NamedTuple):
         lengths: ``[B]`` int64, tokens of each prompt; 0 for rows that only fill the last batch.
         numbers: ``[B]`` int64, index of the prompt in its split, -1 for padding.
         prompts: B prompts, texts or messages, for rewards; an empty text for padding.
+        columns: B records, each with the columns that the run's rewards and judges read; empty for padding.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
     numbers: torch.Tensor
     prompts: tuple[str | Messages, ...]
+    columns: tuple[Mapping[str, Any], ...]

@@ -28,6 +28,7 @@ from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.packing import share_responses
 from align.objectives import PairLogprobs, PairLosses, PreferenceLoss, preference, sequence_logprobs, token_logprobs
+from align.rewards.functions import columns_read
 from align.training.defaults import PREFERENCES
 from align.training.float64 import WideMetric, wide
 from align.training.lightning_internals import batch_index
@@ -214,6 +215,10 @@ class DPO(Stage):
 
     # Validation and test.
 
+    def reward_columns(self, split: str) -> tuple[str, ...]:
+        """Of the judge of policy evaluation, in validation; see ``Stage``."""
+        return columns_read([self.policy_evaluation.config.judge] if split == "validation" else [])
+
     def on_validation_start(self) -> None:
         """Load or compute the reference log-probs of the validation pairs."""
         self._have_table("validation")
@@ -225,7 +230,9 @@ class DPO(Stage):
         if self.policy_evaluation.wanted and tokenizer is not None and not self.trainer.sanity_checking:
             if batch_idx == 0:
                 self._bound_evaluation(batch)
-            self.policy_evaluation.update(self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer)
+            self.policy_evaluation.update(
+                self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer, columns=batch.columns
+            )
 
     def _bound_evaluation(self, batch: PairBatch) -> None:
         """Limit policy evaluation to a share of the training between validations, as if its batches were like this."""

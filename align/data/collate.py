@@ -14,7 +14,7 @@ import torch
 from align.batches import PairBatch, PromptBatch, TokenBatch
 from align.data.corpus import Corpus
 from align.data.rows import Rows, ranges
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -213,9 +213,11 @@ class RecordDataset:
         starts = self.corpus.offsets[self._first + indices[:, None] * self.parts + np.arange(self.parts)]
         return starts, np.where(indices[:, None] >= 0, self.lengths[indices], 0)
 
-    def _prompts(self, indices: np.ndarray) -> tuple[Prompt, ...]:
+    def _prompts(self, indices: np.ndarray) -> tuple[tuple[Prompt, ...], tuple[Columns, ...]]:
+        """Prompts and columns of the records."""
         first = self.records.start
-        return tuple(self.corpus.prompt(first + index) if index >= 0 else "" for index in indices.tolist())
+        found = [self.corpus.prompt(first + index) if index >= 0 else ("", {}) for index in indices.tolist()]
+        return tuple(prompt for prompt, _ in found), tuple(columns for _, columns in found)
 
 
 class PairDataset(RecordDataset):
@@ -255,13 +257,15 @@ class PairDataset(RecordDataset):
         ids = scatter((len(filled), width), target, self.corpus.ids[source], fill=self.pad_id)
         column = np.arange(width)
         mask = (column >= prompts[:, None]) & (column < filled[:, None])
+        texts, columns = self._prompts(indices)
         return PairBatch(
             ids=torch.from_numpy(ids),
             mask=torch.from_numpy(mask),
             lengths=torch.from_numpy(filled),
             prompt_lengths=torch.from_numpy(lengths[:, 0].copy()),
             numbers=torch.from_numpy(indices.astype(np.int64)),
-            prompts=self._prompts(indices),
+            prompts=texts,
+            columns=columns,
         )
 
 
@@ -350,9 +354,11 @@ class PromptDataset(RecordDataset):
         width = max(1, int(lengths.max()))
         target = ranges(np.arange(len(indices)) * width, lengths)
         ids = scatter((len(indices), width), target, self.corpus.ids[ranges(starts, lengths)], fill=self.pad_id)
+        texts, columns = self._prompts(indices)
         return PromptBatch(
             ids=torch.from_numpy(ids),
             lengths=torch.from_numpy(lengths.copy()),
             numbers=torch.from_numpy(indices.astype(np.int64)),
-            prompts=self._prompts(indices),
+            prompts=texts,
+            columns=columns,
         )

@@ -99,7 +99,7 @@ class TokenData(pl.LightningDataModule):
         self.context, self.batch_size, self.seed, self.workers = context, batch_size, seed, workers
         self.val_fraction, self.on_bad_record, self.cache_dir = val_fraction, on_bad_record, Path(cache_dir)
         self._given = {"train": train, "validation": validation, "test": test}
-        self._corpora: dict[str, Corpus] = {}
+        self._corpora: dict[tuple[str, tuple[str, ...]], Corpus] = {}
         self._datasets: dict[str, Any] = {}
 
     # What subclasses define.
@@ -109,7 +109,7 @@ class TokenData(pl.LightningDataModule):
         raise NotImplementedError
 
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        """Write the corpus of ``sources`` and return lines for the report."""
+        """Write the corpus of ``sources``, with ``_columns(split)`` where prompts are stored; lines for the report."""
         raise NotImplementedError
 
     def _dataset(self, split: str) -> BatchDataset[Any]:
@@ -135,7 +135,9 @@ class TokenData(pl.LightningDataModule):
             ValueError: a file or record can't be used, or a split has too few rows.
         """
         for split in _SPLITS[stage]:
-            if split in self._datasets or not self._has(split):
+            if not self._has(split) or (
+                split in self._datasets and self._datasets[split].corpus is self._corpus(split)
+            ):
                 continue
             dataset = self._dataset(split)
             least = self._data_parallel()["num_replicas"] if split == "train" else 1
@@ -190,29 +192,40 @@ class TokenData(pl.LightningDataModule):
 
     def _corpus(self, split: str) -> Corpus:
         """The corpus of a split, written first if the cache does not have it."""
+        columns = self._columns(split)
         if split == "validation" and self.val_fraction:
             split = "train"
-        if split in self._corpora:
-            return self._corpora[split]
+        if (split, columns) in self._corpora:
+            return self._corpora[split, columns]
         given = self._given[split]
         assert given
         sources = find_sources(given)
         prints = {source.name: source.fingerprint() for source in sources}
         self.fingerprints |= prints
-        key = corpus_key(
-            kind=type(self).__name__,
-            files=[[source.kind, prints[source.name]] for source in sources],
-            tokenizer=self.tokenizer.fingerprint,
-            on_bad_record=self.on_bad_record,
+        decides = {
+            "kind": type(self).__name__,
+            "files": [[source.kind, prints[source.name]] for source in sources],
+            "tokenizer": self.tokenizer.fingerprint,
+            "on_bad_record": self.on_bad_record,
             **self._settings(),
-        )
-        path = self.cache_dir / f"{type(self).__name__}-{key}"
+        }
+        # A run may resume with a judge that reads further columns, unless records without them are left out.
+        identity = corpus_key(columns=columns if self.on_bad_record == "skip" else (), **decides)
+        path = self.cache_dir / f"{type(self).__name__}-{corpus_key(columns=columns, **decides)}"
         if not (path / "meta.json").exists():
-            self._write(path, sources, split)
-        self._corpora[split] = Corpus.open(path)
-        return self._corpora[split]
+            self._write(path, sources, split, identity=f"{type(self).__name__}-{identity}")
+        self._corpora[split, columns] = Corpus.open(path)
+        return self._corpora[split, columns]
 
-    def _write(self, path: Path, sources: Sequence[Source], split: str) -> None:
+    def _columns(self, split: str) -> tuple[str, ...]:
+        """Columns of a split's records that the stage's rewards and judges read, sorted."""
+        read = getattr(getattr(self.trainer, "lightning_module", None), "reward_columns", None)
+        if read is None or not self._with_prompts:
+            return ()
+        shared = self.val_fraction and split != "test"
+        return tuple(sorted({name for one in (("train", "validation") if shared else (split,)) for name in read(one)}))
+
+    def _write(self, path: Path, sources: Sequence[Source], split: str, *, identity: str) -> None:
         bad = BadRecords(self.on_bad_record)
         with CorpusWriter(
             path, vocab_size=self.tokenizer.vocab_size, masked=self._masked, with_prompts=self._with_prompts
@@ -223,7 +236,7 @@ class TokenData(pl.LightningDataModule):
                 raise ValueError(
                     f"{', '.join(source.name for source in sources)}: no usable record; {' '.join(report)}"
                 )
-            writer.meta["report"] = report
+            writer.meta |= {"report": report, "identity": identity}
 
     def _records(self, split: str) -> range:
         """The records of a split in its corpus."""
@@ -272,7 +285,7 @@ class TokenData(pl.LightningDataModule):
     def _identity(self) -> dict[str, Any]:
         """What gives a position in the data its meaning, besides the order: the tokens and the rows."""
         dataset = self._datasets["train"]
-        return {"data": dataset.corpus.path.name, "context": self.context}
+        return {"data": dataset.corpus.identity, "context": self.context}
 
     # Summary.
 

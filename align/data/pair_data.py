@@ -19,7 +19,7 @@ from align.data.tokenize import (
     RenderingReport,
     TruncationReport,
     encode_pair,
-    encode_records,
+    encode_with_columns,
     unlike_whole_chat,
 )
 from align.tokenizer.chat_template import RenderedChat, check_template, text_of
@@ -77,7 +77,7 @@ class PreferenceData(TokenData):
         """Hash of everything that decides the tokens and indices of a split: content, tokenizer, template, settings."""
         records = self._records(split)
         return corpus_key(
-            data=self._corpus(split).path.name, context=self.context, first=records.start, records=len(records)
+            data=self._corpus(split).identity, context=self.context, first=records.start, records=len(records)
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -94,10 +94,14 @@ class PreferenceData(TokenData):
                 pair = pair._replace(prompt=with_system(pair.prompt, self.system_prompt))
                 return pair, encode_pair(pair, self.tokenizer, limit)
 
-            for pair, encoded in encode_records(sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode):
+            pairs = encode_with_columns(
+                sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode, columns=self._columns(split)
+            )
+            for (pair, encoded), columns in pairs:
                 parts = [encoded.prompt, encoded.chosen, encoded.rejected]
                 rendering.add(encoded.dropped, unlike=unlike_whole_chat(pair, encoded, self.tokenizer))
-                writer.append(np.concatenate(parts), [len(part) for part in parts], prompt=as_prompt(pair.prompt))
+                ids, lengths = np.concatenate(parts), [len(part) for part in parts]
+                writer.append(ids, lengths, prompt=as_prompt(pair.prompt), columns=columns)
                 truncated.add(encoded.truncation)
         writer.meta["truncation"] = truncated.as_dict("pairs")
         lines = rendering.lines("pairs", total=writer.prompts)
@@ -184,10 +188,12 @@ class PromptData(TokenData):
                 self._refuse_long(len(rendered.ids))
                 return prompt, rendered
 
-            prompts = encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode)
-            for prompt, rendered in prompts:
+            prompts = encode_with_columns(
+                sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode, columns=self._columns(split)
+            )
+            for (prompt, rendered), columns in prompts:
                 rendering.add(rendered.dropped)
-                writer.append(rendered.ids, [len(rendered.ids)], prompt=as_prompt(prompt))
+                writer.append(rendered.ids, [len(rendered.ids)], prompt=as_prompt(prompt), columns=columns)
         return rendering.lines("prompts", total=writer.prompts)
 
     def _refuse_long(self, tokens: int) -> None:
