@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.cli.errors import UsageError
-from align.cli.prompt_file import read_records
+from align.cli.prompt_file import read_records, require_columns
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.export.export_settings import Dtype, ExportSettings, Format, Quantization, parse_size
 
@@ -206,6 +206,7 @@ def _check(options: VerifySettings, *, scalar: bool) -> "Check":
         from align.rewards.functions import load_reward
 
         judge = load_reward(options.judge)
+        require_columns(judge, options.prompts)
         columns = judge.columns
     prompts: Sequence[Prompt] = PLAIN_PROMPTS
     if options.prompts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align.cli.device import DeviceSettings, network_device
 from align.cli.model_path import model_directory
-from align.cli.prompt_file import read_records
+from align.cli.prompt_file import read_records, require_columns
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.tokenizer.prompts import Columns, Prompt, answers_chats, as_text, encode_prompt
@@ -116,11 +116,14 @@ def _sample(options: GenerateSettings, directory: Path, device: "torch.device") 
     from align.rewards.functions import load_reward
 
     judge = load_reward(options.judge, device=device) if options.judge else None
+    read: Sequence[str] = ()
+    if judge:
+        require_columns(judge, options.prompts)
+        read = judge.columns
     if options.prompt is not None:
         prompts: list[Prompt] = [options.prompt]
         columns: list[Columns] = [{}]
     else:
-        read = judge.columns if judge else ()
         file, limit = str(options.prompts), options.limit
         prompts, columns = read_records(file, limit=limit, format=options.prompt_format, columns=read)
     network, tokenizer, chat = _load(directory, device, raw=options.raw)

@@ -133,7 +133,6 @@ def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, A
             "name": options.judge,
             "weights": weights_fingerprint(options.judge) if Path(options.judge).is_dir() else None,
             "code": code_fingerprint(options.judge),
-            "columns": list(columns_read([options.judge])),
         },
         "prompts": {"file": options.prompts, "sha256": prompts, "skip": options.skip, "limit": options.limit},
         "sampling": sampling,

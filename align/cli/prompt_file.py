@@ -5,10 +5,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align.cli.errors import UsageError
 from align.tokenizer.prompts import Columns, Prompt, as_prompt
 
 if TYPE_CHECKING:
     from align.data.formats.fields import ChatRecord
+    from align.rewards.reward import Reward
 
 
 def read_prompts(
@@ -55,6 +57,17 @@ def read_records(
     if not records:
         raise ValueError(f"{file} holds no prompts" + (f" after the first {skip}" if skip else ""))
     return [prompt for prompt, _ in records], [record for _, record in records]
+
+
+def require_columns(judge: "Reward", file: str | None) -> None:
+    """Refuse a judge that reads columns where there is no prompt file to have them.
+
+    Raises:
+        UsageError: it reads some, and ``file`` is None.
+    """
+    if judge.columns and file is None:
+        read = ", ".join(map(repr, judge.columns))
+        raise UsageError(f"--judge {judge.name} reads {read} of the prompts' records: give --prompts FILE")
 
 
 def _prompt_of(chat: "ChatRecord") -> Prompt:

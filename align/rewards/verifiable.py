@@ -1,5 +1,6 @@
 """Rewards that check a response against its record: the right number, a regular expression."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class ExactAnswer(Reward):
         return [float(last_number(text) == number) for text, number in zip(responses, expected, strict=True)]
 
     def _number(self, answer: Any) -> Decimal:
-        if isinstance(answer, int | float) and not isinstance(answer, bool):
+        if isinstance(answer, int | float) and not isinstance(answer, bool) and math.isfinite(answer):
             return Decimal(str(answer))
         found = _numbers(answer.rpartition(_MARK)[2]) if isinstance(answer, str) else []
         if len(found) != 1:
