@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from align.cli import main
+from align.rewards import load_reward
 
 ALONE = ["--judge", "reward:score", "--max_new_tokens", "4", "--json"]
 CLASS = {"class_path": "reward.Polite", "init_args": {"words": ["a"], "cost": 0.5}}
@@ -57,3 +58,5 @@ def test_by_hand(copy_example: Callable[[str], None], monkeypatch: pytest.Monkey
     reward = import_module("reward")
     assert reward.Polite()(["p", "p"], ["Thank you, please", ""]) == pytest.approx([1.83, 0.0])
     assert reward.score(["p", "p"], ["THANKS", "no"]) == [1.0, 0.0]
+    records = [{"most_words": 2}, {"most_words": 2}]
+    assert load_reward("reward:within")(["p", "p"], ["two words", "three of them"], records) == [1.0, 0.0]
