@@ -99,8 +99,10 @@ class TokenData(pl.LightningDataModule):
         self.context, self.batch_size, self.seed, self.workers = context, batch_size, seed, workers
         self.val_fraction, self.on_bad_record, self.cache_dir = val_fraction, on_bad_record, Path(cache_dir)
         self._given = {"train": train, "validation": validation, "test": test}
-        self._corpora: dict[tuple[str, tuple[str, ...]], Corpus] = {}
+        self._corpora: dict[str, Corpus] = {}
         self._datasets: dict[str, Any] = {}
+        self._columns: dict[str, tuple[str, ...]] = dict.fromkeys(self._given, ())
+        """Split -> columns of its records that rewards and judges read, sorted"""
 
     # What subclasses define.
 
@@ -109,7 +111,7 @@ class TokenData(pl.LightningDataModule):
         raise NotImplementedError
 
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        """Write the corpus of ``sources``, with ``_columns(split)`` where prompts are stored; lines for the report."""
+        """Write the corpus of ``sources``, with ``_columns[split]`` where prompts are stored; lines for the report."""
         raise NotImplementedError
 
     def _dataset(self, split: str) -> BatchDataset[Any]:
@@ -124,6 +126,7 @@ class TokenData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenize what is not in the cache; Lightning calls this in one process per machine."""
+        self._ask_for_columns()
         for split, given in self._given.items():
             if given:
                 self._corpus(split)
@@ -134,10 +137,9 @@ class TokenData(pl.LightningDataModule):
         Raises:
             ValueError: a file or record can't be used, or a split has too few rows.
         """
+        self._ask_for_columns()
         for split in _SPLITS[stage]:
-            if not self._has(split) or (
-                split in self._datasets and self._datasets[split].corpus is self._corpus(split)
-            ):
+            if split in self._datasets or not self._has(split):
                 continue
             dataset = self._dataset(split)
             least = self._data_parallel()["num_replicas"] if split == "train" else 1
@@ -192,11 +194,10 @@ class TokenData(pl.LightningDataModule):
 
     def _corpus(self, split: str) -> Corpus:
         """The corpus of a split, written first if the cache does not have it."""
-        columns = self._columns(split)
         if split == "validation" and self.val_fraction:
             split = "train"
-        if (split, columns) in self._corpora:
-            return self._corpora[split, columns]
+        if split in self._corpora:
+            return self._corpora[split]
         given = self._given[split]
         assert given
         sources = find_sources(given)
@@ -209,21 +210,28 @@ class TokenData(pl.LightningDataModule):
             "on_bad_record": self.on_bad_record,
             **self._settings(),
         }
+        columns = self._columns[split]
         # A run may resume with a judge that reads further columns, unless records without them are left out.
         identity = corpus_key(columns=columns if self.on_bad_record == "skip" else (), **decides)
         path = self.cache_dir / f"{type(self).__name__}-{corpus_key(columns=columns, **decides)}"
         if not (path / "meta.json").exists():
             self._write(path, sources, split, identity=f"{type(self).__name__}-{identity}")
-        self._corpora[split, columns] = Corpus.open(path)
-        return self._corpora[split, columns]
+        self._corpora[split] = Corpus.open(path)
+        return self._corpora[split]
 
-    def _columns(self, split: str) -> tuple[str, ...]:
-        """Columns of a split's records that the stage's rewards and judges read, sorted."""
+    def _ask_for_columns(self) -> None:
+        """Ask the stage for the columns that its rewards read; forget corpora that were opened for other ones."""
         read = getattr(getattr(self.trainer, "lightning_module", None), "reward_columns", None)
         if read is None or not self._with_prompts:
-            return ()
-        shared = self.val_fraction and split != "test"
-        return tuple(sorted({name for one in (("train", "validation") if shared else (split,)) for name in read(one)}))
+            return
+        columns = {split: set(read(split)) for split in self._given}
+        if self.val_fraction:
+            columns["train"] |= columns["validation"]
+        asked = {split: tuple(sorted(names)) for split, names in columns.items()}
+        if asked != self._columns:
+            self._columns = asked
+            self._corpora.clear()
+            self._datasets.clear()
 
     def _write(self, path: Path, sources: Sequence[Source], split: str, *, identity: str) -> None:
         bad = BadRecords(self.on_bad_record)

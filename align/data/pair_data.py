@@ -95,7 +95,7 @@ class PreferenceData(TokenData):
                 return pair, encode_pair(pair, self.tokenizer, limit)
 
             pairs = encode_with_columns(
-                sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode, columns=self._columns(split)
+                sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode, columns=self._columns[split]
             )
             for (pair, encoded), columns in pairs:
                 parts = [encoded.prompt, encoded.chosen, encoded.rejected]
@@ -189,7 +189,7 @@ class PromptData(TokenData):
                 return prompt, rendered
 
             prompts = encode_with_columns(
-                sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode, columns=self._columns(split)
+                sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode, columns=self._columns[split]
             )
             for (prompt, rendered), columns in prompts:
                 rendering.add(rendered.dropped)
