@@ -102,7 +102,7 @@ def main(args: list[str]) -> int:
         print(f"resuming after the {len(log)} prompts in {log.file}", file=sys.stderr)
     if len(log) < len(prompts):
         _sample(options, device, prompts, columns, log)
-    summary = _write(out, prompts, log, options, origin)
+    summary = _write(out, prompts, columns, log, options, origin)
     log.remove()
     if options.json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -202,17 +202,18 @@ def _scored(
 def _write(
     out: Path,
     prompts: Sequence[Prompt],
+    columns: Sequence[Columns],
     log: Log,
     options: PreferencesSettings,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the records and the sidecar file; returns the summary."""
+    """Write the records, with the columns that the judge read, and the sidecar file; returns the summary."""
     config, tally = options.labels, Tally()
     with replacing_file(out) as file:
-        for number, (prompt, row) in enumerate(zip(prompts, log, strict=True), options.skip):
+        for number, (prompt, kept, row) in enumerate(zip(prompts, columns, log, strict=True), options.skip):
             responses = [ScoredResponse(*fields) for fields in row]
             for record in _records(number, as_messages(prompt), responses, config, tally, best_of=options.best_of):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json.dumps({**kept, **record}, ensure_ascii=False) + "\n")
         if not tally.records:
             what = "a usable response" if options.best_of else "two responses that differ"
             counts = ", ".join(f"{name} {count}" for name, count in vars(tally).items() if count and "sum" not in name)

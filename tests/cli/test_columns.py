@@ -64,6 +64,7 @@ def test_samples_and_best_responses_are_scored_by_their_columns(folder: Path, ru
     chats = [json.loads(line) for line in Path("best.jsonl").read_text().splitlines()]
     assert len(chats) == 3
     assert all(chat["score"] == expected[chat["messages"][0]["content"]] for chat in chats)
+    assert [chat["answer"] for chat in chats] == [0, 1, 2], "for the judge of a later stage"
     judge = json.loads(Path("best.jsonl.meta.json").read_text())["judge"]
     assert len(judge["code"]) == 64
 
