@@ -61,6 +61,7 @@ class PairBatch(NamedTuple):
         prompt_lengths: ``[B]`` int64, tokens of each prompt, the same in both halves.
         numbers: ``[B]`` int64, index of the pair in its split, -1 for padding.
         prompts: B prompts, texts or messages, for rewards; an empty text for padding.
+        columns: B records, each with the columns that the run's rewards and judges read; empty for padding.
     """
 
     ids: torch.Tensor
@@ -69,6 +70,7 @@ class PairBatch(NamedTuple):
     prompt_lengths: torch.Tensor
     numbers: torch.Tensor
     prompts: tuple[str | Messages, ...]
+    columns: tuple[Mapping[str, Any], ...]
 
     @property
     def rows(self) -> ResponseRows:
@@ -90,6 +92,7 @@ class FeedbackBatch(NamedTuple):
         prompt_lengths: ``[B]`` int64, tokens of each prompt, the same in both halves.
         numbers: ``[B]`` int64, index of the record in its split, -1 for padding.
         prompts: B prompts, texts or messages, for rewards; an empty text for padding.
+        columns: B records, each with the columns that the run's judges read; empty for padding.
         desirable: ``[B]`` bool, the label; False for padding.
     """
 
@@ -99,6 +102,7 @@ class FeedbackBatch(NamedTuple):
     prompt_lengths: torch.Tensor
     numbers: torch.Tensor
     prompts: tuple[str | Messages, ...]
+    columns: tuple[Mapping[str, Any], ...]
     desirable: torch.Tensor
 
     @property
@@ -130,9 +134,11 @@ class PromptBatch(NamedTuple):
         lengths: ``[B]`` int64, tokens of each prompt; 0 for rows that only fill the last batch.
         numbers: ``[B]`` int64, index of the prompt in its split, -1 for padding.
         prompts: B prompts, texts or messages, for rewards; an empty text for padding.
+        columns: B records, each with the columns that the run's rewards and judges read; empty for padding.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
     numbers: torch.Tensor
     prompts: tuple[str | Messages, ...]
+    columns: tuple[Mapping[str, Any], ...]

@@ -368,6 +368,17 @@ class Stage(pl.LightningModule):
             state = {key: value for key, value in state.items() if key in kept}
         return state
 
+    def reward_columns(self, split: str) -> tuple[str, ...]:
+        """Columns of the records of a split that rewards and judges read; the data module stores them with the prompts.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Raises:
+            ValueError: there is no such reward.
+        """
+        return ()
+
     # To be used by stages.
 
     @property

@@ -25,6 +25,7 @@ from align.algorithms.starting_points import (
 )
 from align.batches import FeedbackBatch, PairBatch, ResponseRows
 from align.model.gpt import GPT
+from align.rewards.functions import columns_read
 from align.training.defaults import PREFERENCES
 from align.training.float64 import WideMetric, wide
 from align.training.lightning_internals import batch_index
@@ -244,6 +245,10 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
 
     # Validation and test.
 
+    def reward_columns(self, split: str) -> tuple[str, ...]:
+        """Of the judge of policy evaluation, in validation; see ``Stage``."""
+        return columns_read([self.policy_evaluation.config.judge] if split == "validation" else [])
+
     def on_validation_start(self) -> None:
         """Load or compute the reference log-probs of the validation records."""
         self._have_table("validation")
@@ -255,7 +260,9 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
         if self.policy_evaluation.wanted and tokenizer is not None and not self.trainer.sanity_checking:
             if batch_idx == 0:
                 self._bound_evaluation(batch)
-            self.policy_evaluation.update(self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer)
+            self.policy_evaluation.update(
+                self.network, self.reference, prompt_ids(batch), batch.prompts, tokenizer, columns=batch.columns
+            )
 
     def _bound_evaluation(self, batch: Batch) -> None:
         """Limit policy evaluation to a share of the training between validations, as if its batches were like this."""

@@ -17,7 +17,7 @@ from align.batches import PairBatch
 from align.model.gpt import ScalarGPT
 from align.model.packing import share_responses
 from align.objectives import bradley_terry_loss
-from align.rewards.functions import load_reward
+from align.rewards.functions import columns_read, load_reward
 from align.rewards.reward import Reward as Judge
 from align.training.defaults import REWARD_MODELING
 from align.training.float64 import WideMetric, wide
@@ -62,8 +62,8 @@ class Reward(Stage):
         margin: by how much the chosen score should exceed the rejected one.
         label_smoothing: probability that a label is flipped, in [0, 0.5).
         centering: coefficient of the penalty (chosen + rejected)^2, which keeps scores around 0; usually 0 or 0.01.
-        gold: the reward whose order of the validation pairs is compared with the model's: sandbox, module:function or a
-            reward-model directory; None: no comparison.
+        gold: the reward whose order of the validation pairs is compared with the model's: sandbox, module:function,
+            class path of a reward (its settings are its init_args) or a reward-model directory; None: no comparison.
         normalise_on: number of responses, from the validation pairs if there are any, else from the training pairs,
             whose scores give the manifest's mean and standard deviation; 0: do not normalise.
         head_seed: random seed of a new head.
@@ -90,7 +90,7 @@ class Reward(Stage):
         margin: float = 0.0,
         label_smoothing: float = 0.0,
         centering: float = 0.0,
-        gold: str | None = None,
+        gold: str | Judge | None = None,
         normalise_on: int = 512,
         head_seed: int = 0,
         shared_prefix: bool = True,
@@ -122,6 +122,10 @@ class Reward(Stage):
     def build(self) -> None:
         """Set the network."""
         self.network = self._make()
+
+    def reward_columns(self, split: str) -> tuple[str, ...]:
+        """Of the gold reward, in validation and test; see ``Stage``."""
+        return columns_read([] if split == "train" else [self.gold])
 
     def setup(self, stage: str) -> None:
         """Check that the data module fits the settings.
@@ -253,7 +257,7 @@ class Reward(Stage):
         if new:
             rows = [*new, *(row + pairs for row in new)]
             texts = [tokenizer.decode(batch.ids[row][batch.mask[row]].tolist()) for row in rows]
-            scores = judge([batch.prompts[row] for row in new] * 2, texts)
+            scores = judge([batch.prompts[row] for row in new] * 2, texts, [batch.columns[row] for row in new] * 2)
             for row, better, worse in zip(new, scores[: len(new)], scores[len(new) :], strict=True):
                 self._gold_margins[split, numbers[row]] = better - worse
         margins = [self._gold_margins[split, number] for number in numbers if number >= 0]

@@ -14,9 +14,9 @@ from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.objectives import Total
-from align.rewards.reward import Reward
+from align.rewards.reward import Reward, checked_scores
 from align.rewards.reward_model import RewardModel
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 from align.training.float64 import wide
 from align.training.sharding import gathered
 
@@ -28,11 +28,13 @@ class RolloutPrompt(NamedTuple):
         ids: tokens up to the assistant's turn.
         number: index within its split.
         content: text or messages, for rewards.
+        columns: of its record, for rewards.
     """
 
     ids: list[int]
     number: int
     content: Prompt
+    columns: Columns
 
 
 class Responses(NamedTuple):
@@ -46,6 +48,7 @@ class Responses(NamedTuple):
         logprobs: ``[B, N]`` float32, the sampler's, 0 on padding.
         finished: ``[B]`` bool, False where a response reached the length limit.
         prompts: B prompts, texts or messages.
+        columns: B records, the columns that rewards read.
         texts: B texts of the responses.
     """
 
@@ -56,6 +59,7 @@ class Responses(NamedTuple):
     logprobs: torch.Tensor
     finished: torch.Tensor
     prompts: list[Prompt]
+    columns: list[Columns]
     texts: list[str]
 
     @property
@@ -125,6 +129,7 @@ def sample_rollout(
         logprobs=samples.logprobs,
         finished=samples.finished,
         prompts=[prompt.content for prompt in repeated],
+        columns=[prompt.columns for prompt in repeated],
         texts=sampled.texts,
     )
 
@@ -220,7 +225,7 @@ def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
     """The reward of each response.
 
     Args:
-        reward: a reward model reads the sampled ids, any other the prompts and texts.
+        reward: a reward model reads the sampled ids, any other the prompts, texts and columns.
         responses: B of them.
 
     Returns:
@@ -231,15 +236,11 @@ def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
     """
     device = responses.ids.device
     if not isinstance(reward, RewardModel):
-        return torch.tensor(reward(responses.prompts, responses.texts), dtype=torch.float32, device=device)
+        scores = reward(responses.prompts, responses.texts, responses.columns)
+        return torch.tensor(scores, dtype=torch.float32, device=device)
     with gathered(reward.network):
         rewards = reward.score_ids(responses.ids, torch.tensor(responses.lengths, device=device))
-    if not bool(rewards.isfinite().all()):
-        row = int((~rewards.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"reward {reward.name!r} gave {rewards[row].item()} for response {row} of {len(rewards)} "
-            f"({responses.texts[row][:60]!r}); it must be a finite number"
-        )
+    checked_scores(reward.name, rewards, responses.texts)
     return rewards
 
 

@@ -2,20 +2,22 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.cli.errors import UsageError
-from align.cli.prompt_file import read_prompts
+from align.cli.prompt_file import read_records, require_columns
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.export.export_settings import Dtype, ExportSettings, Format, Quantization, parse_size
 
 if TYPE_CHECKING:
     from align.export.export_settings import Text
     from align.export.write_export import Check
+    from align.tokenizer.prompts import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,15 +198,22 @@ def _check(options: VerifySettings, *, scalar: bool) -> "Check":
     from align.export.verify import PLAIN_PROMPTS, Tolerance
     from align.export.write_export import Check
 
-    judge = None
+    judge: Any = None
+    columns: Sequence[str] = ()
     if options.judge:
         if scalar:
             raise UsageError("--judge scores responses, and a reward model writes none; leave it out")
         from align.rewards.functions import load_reward
 
         judge = load_reward(options.judge)
+        require_columns(judge, options.prompts)
+        columns = judge.columns
+    prompts: Sequence[Prompt] = PLAIN_PROMPTS
+    if options.prompts:
+        prompts, records = read_records(options.prompts, limit=options.limit, columns=columns)
+        judge = judge and partial(judge, columns=records)
     return Check(
-        prompts=read_prompts(options.prompts, limit=options.limit) if options.prompts else PLAIN_PROMPTS,
+        prompts=prompts,
         max_new_tokens=options.max_new_tokens,
         judge=judge,
         tolerance=Tolerance(

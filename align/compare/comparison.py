@@ -37,7 +37,7 @@ from align.evaluate.statistics import (
 )
 from align.evaluate.text_loss import TextLoss
 from align.tokenizer import Tokenizer
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
 SCHEMA_VERSION = 3
 NO_DIFFERENCE = "no difference shown"
@@ -60,6 +60,8 @@ class Task:
     candidates: Sequence[Candidate]
     """The first is the baseline"""
     prompts: Sequence[Prompt]
+    columns: Sequence[Columns]
+    """Of the prompts' records, as many as prompts: those that the judges read"""
     judges: Sequence[Judge]
     """The first decides the headline, and the others' gains are compared with its"""
     config: ResponseConfig
@@ -75,6 +77,8 @@ class Task:
         seeds = check_candidates(self.candidates)
         if not self.prompts:
             raise ValueError("there are no prompts to respond to")
+        if len(self.columns) != len(self.prompts):
+            raise ValueError(f"there are {len(self.columns)} records of columns for {len(self.prompts)} prompts")
         names = [judge.name for judge in self.judges]
         if not names:
             raise ValueError("there is no judge: give at least one")
@@ -249,7 +253,7 @@ def _respond(task: Task, candidate: Candidate, sampler: Sampler, progress: Progr
 
 
 def _score(task: Task, judge: Judge, seed: int, table: Sequence[Sequence[Response]], folder: Path) -> np.ndarray:
-    return score(judge, seed, task.prompts, table, folder=folder, device=task.config.device)
+    return score(judge, seed, task.prompts, table, columns=task.columns, folder=folder, device=task.config.device)
 
 
 def _describe(task: Task, candidate: Candidate, sampled: dict[str, Sampled]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 from align.batches import FeedbackBatch, PairBatch, PromptBatch, ResponseRows, TokenBatch
 from align.data.corpus import Corpus
 from align.data.rows import Rows, ranges
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -213,9 +213,11 @@ class RecordDataset:
         starts = self.corpus.offsets[self._first + indices[:, None] * self.parts + np.arange(self.parts)]
         return starts, np.where(indices[:, None] >= 0, self.lengths[indices], 0)
 
-    def _prompts(self, indices: np.ndarray) -> tuple[Prompt, ...]:
+    def _prompts(self, indices: np.ndarray) -> tuple[tuple[Prompt, ...], tuple[Columns, ...]]:
+        """Prompts and columns of the records."""
         first = self.records.start
-        return tuple(self.corpus.prompt(first + index) if index >= 0 else "" for index in indices.tolist())
+        found = [self.corpus.prompt(first + index) if index >= 0 else ("", {}) for index in indices.tolist()]
+        return tuple(prompt for prompt, _ in found), tuple(columns for _, columns in found)
 
     @cached_property
     def prompt_numbers(self) -> np.ndarray:
@@ -297,13 +299,15 @@ class PairDataset(ResponseDataset):
         """
         starts, lengths = self._spans(indices)
         rows = self._lay_out(starts, lengths)
+        texts, columns = self._prompts(indices)
         return PairBatch(
             ids=rows.ids,
             mask=rows.mask,
             lengths=rows.lengths,
             prompt_lengths=torch.from_numpy(lengths[:, 0].copy()),
             numbers=torch.from_numpy(indices.astype(np.int64)),
-            prompts=self._prompts(indices),
+            prompts=texts,
+            columns=columns,
         )
 
 
@@ -351,13 +355,15 @@ class FeedbackDataset(ResponseDataset):
         starts, lengths = self._spans(indices)
         others, tokens = self._mismatched(indices)
         rows = self._lay_out(np.column_stack([starts, others]), np.column_stack([lengths, tokens]))
+        texts, columns = self._prompts(indices)
         return FeedbackBatch(
             ids=rows.ids,
             mask=rows.mask,
             lengths=rows.lengths,
             prompt_lengths=torch.from_numpy(lengths[:, 0].copy()),
             numbers=torch.from_numpy(indices.astype(np.int64)),
-            prompts=self._prompts(indices),
+            prompts=texts,
+            columns=columns,
             desirable=torch.from_numpy((indices >= 0) & self.labels[indices]),
         )
 
@@ -451,9 +457,11 @@ class PromptDataset(RecordDataset):
         width = max(1, int(lengths.max()))
         target = ranges(np.arange(len(indices)) * width, lengths)
         ids = scatter((len(indices), width), target, self.corpus.ids[ranges(starts, lengths)], fill=self.pad_id)
+        texts, columns = self._prompts(indices)
         return PromptBatch(
             ids=torch.from_numpy(ids),
             lengths=torch.from_numpy(lengths.copy()),
             numbers=torch.from_numpy(indices.astype(np.int64)),
-            prompts=self._prompts(indices),
+            prompts=texts,
+            columns=columns,
         )

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from align.io.atomic import creating_directory
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
-VERSION = 3
+VERSION = 4
 """Increased whenever the same input gives other tokens, so that no old cache is read."""
 
 
@@ -40,9 +40,9 @@ class Corpus:
     target_mask: np.ndarray | None
     """``[N]`` bool, True where the token is a target; None: all tokens are"""
     prompt_bytes: np.ndarray | None
-    """JSON of the prompts of all records, concatenated; None: not stored"""
+    """JSON of the prompts and columns of all records, concatenated; None: not stored"""
     prompt_offsets: np.ndarray | None
-    """``[records + 1]`` int64: the prompt of record r is ``prompt_bytes[prompt_offsets[r]:prompt_offsets[r + 1]]``"""
+    """``[records + 1]`` int64: the JSON of record r is ``prompt_bytes[prompt_offsets[r]:prompt_offsets[r + 1]]``"""
     labels: np.ndarray | None
     """``[records]`` bool, the label of each record; None: not stored"""
     meta: Mapping[str, Any]
@@ -75,13 +75,19 @@ class Corpus:
             meta=meta,
         )
 
-    def prompt(self, record: int) -> Prompt:
-        """The stored prompt of a record."""
+    @property
+    def identity(self) -> str:
+        """What decides the tokens: the name of the corpus, without the columns that are stored beside them."""
+        identity: str = self.meta["identity"]
+        return identity
+
+    def prompt(self, record: int) -> tuple[Prompt, Columns]:
+        """The stored prompt of a record, and its columns."""
         assert self.prompt_bytes is not None
         assert self.prompt_offsets is not None
         first, last = self.prompt_offsets[record : record + 2]
-        prompt: Prompt = json.loads(bytes(self.prompt_bytes[first:last]))
-        return prompt
+        prompt, columns = json.loads(bytes(self.prompt_bytes[first:last]))
+        return prompt, columns
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path, not the tokens."""
@@ -134,6 +140,7 @@ class CorpusWriter:
         *,
         prompt: Prompt | None = None,
         label: bool | None = None,
+        columns: Columns | None = None,
     ) -> None:
         """Write documents.
 
@@ -143,6 +150,7 @@ class CorpusWriter:
             target_mask: ``[n]`` bool, True on targets; required if ``masked``.
             prompt: of the record with these documents; required if ``with_prompts``.
             label: of the record with these documents; required if ``with_labels``.
+            columns: of the record, stored beside the prompt; values as JSON has them.
         """
         self._files["ids"].write(np.ascontiguousarray(ids, dtype=self.dtype).data)
         self._files["offsets"].write((self.tokens + np.cumsum(lengths, dtype=np.int64)).data)
@@ -152,7 +160,7 @@ class CorpusWriter:
             self.targets += int(target_mask.sum())
         if self._with_prompts:
             assert prompt is not None
-            data = json.dumps(prompt).encode()
+            data = json.dumps([prompt, columns or {}]).encode()
             self._files["prompts"].write(data)
             self.prompt_bytes += len(data)
             self.prompts += 1

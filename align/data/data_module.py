@@ -103,6 +103,8 @@ class TokenData(pl.LightningDataModule):
         self._given = {"train": train, "validation": validation, "test": test}
         self._corpora: dict[str, Corpus] = {}
         self._datasets: dict[str, Any] = {}
+        self._columns: dict[str, tuple[str, ...]] = dict.fromkeys(self._given, ())
+        """Split -> columns of its records that rewards and judges read, sorted"""
 
     # What subclasses define.
 
@@ -111,7 +113,7 @@ class TokenData(pl.LightningDataModule):
         raise NotImplementedError
 
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        """Write the corpus of ``sources`` and return lines for the report."""
+        """Write the corpus of ``sources``, with ``_columns[split]`` where prompts are stored; lines for the report."""
         raise NotImplementedError
 
     def _dataset(self, split: str) -> BatchDataset[Any]:
@@ -126,6 +128,7 @@ class TokenData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenize what is not in the cache; Lightning calls this in one process per machine."""
+        self._ask_for_columns()
         for split, given in self._given.items():
             if given:
                 self._corpus(split)
@@ -136,6 +139,7 @@ class TokenData(pl.LightningDataModule):
         Raises:
             ValueError: a file or record can't be used, or a split has too few rows.
         """
+        self._ask_for_columns()
         for split in _SPLITS[stage]:
             if split in self._datasets or not self._has(split):
                 continue
@@ -201,20 +205,37 @@ class TokenData(pl.LightningDataModule):
         sources = find_sources(given)
         prints = {source.name: source.fingerprint() for source in sources}
         self.fingerprints |= prints
-        key = corpus_key(
-            kind=type(self).__name__,
-            files=[[source.kind, prints[source.name]] for source in sources],
-            tokenizer=self.tokenizer.fingerprint,
-            on_bad_record=self.on_bad_record,
+        decides = {
+            "kind": type(self).__name__,
+            "files": [[source.kind, prints[source.name]] for source in sources],
+            "tokenizer": self.tokenizer.fingerprint,
+            "on_bad_record": self.on_bad_record,
             **self._settings(),
-        )
-        path = self.cache_dir / f"{type(self).__name__}-{key}"
+        }
+        columns = self._columns[split]
+        # A run may resume with a judge that reads further columns, unless records without them are left out.
+        identity = corpus_key(columns=columns if self.on_bad_record == "skip" else (), **decides)
+        path = self.cache_dir / f"{type(self).__name__}-{corpus_key(columns=columns, **decides)}"
         if not (path / "meta.json").exists():
-            self._write(path, sources, split)
+            self._write(path, sources, split, identity=f"{type(self).__name__}-{identity}")
         self._corpora[split] = Corpus.open(path)
         return self._corpora[split]
 
-    def _write(self, path: Path, sources: Sequence[Source], split: str) -> None:
+    def _ask_for_columns(self) -> None:
+        """Ask the stage for the columns that its rewards read; forget corpora that were opened for other ones."""
+        read = getattr(getattr(self.trainer, "lightning_module", None), "reward_columns", None)
+        if read is None or not self._with_prompts:
+            return
+        columns = {split: set(read(split)) for split in self._given}
+        if self.val_fraction:
+            columns["train"] |= columns["validation"]
+        asked = {split: tuple(sorted(names)) for split, names in columns.items()}
+        if asked != self._columns:
+            self._columns = asked
+            self._corpora.clear()
+            self._datasets.clear()
+
+    def _write(self, path: Path, sources: Sequence[Source], split: str, *, identity: str) -> None:
         bad = BadRecords(self.on_bad_record)
         with CorpusWriter(
             path,
@@ -229,7 +250,7 @@ class TokenData(pl.LightningDataModule):
                 raise ValueError(
                     f"{', '.join(source.name for source in sources)}: no usable record; {' '.join(report)}"
                 )
-            writer.meta["report"] = report
+            writer.meta |= {"report": report, "identity": identity}
 
     def _records(self, split: str) -> range:
         """The records of a split in its corpus."""
@@ -278,7 +299,7 @@ class TokenData(pl.LightningDataModule):
     def _identity(self) -> dict[str, Any]:
         """What gives a position in the data its meaning, besides the order: the tokens and the rows."""
         dataset = self._datasets["train"]
-        return {"data": dataset.corpus.path.name, "context": self.context}
+        return {"data": dataset.corpus.identity, "context": self.context}
 
     # Summary.
 

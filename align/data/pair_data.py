@@ -11,7 +11,7 @@ from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
 from align.data.formats.prompt_records import PROMPT_FORMATS, PromptFormat
 from align.data.readers import BadRecords, Source
 from align.data.response_data import EncodedRecord, ResponseData
-from align.data.tokenize import RenderingReport, encode_pair, encode_records
+from align.data.tokenize import RenderingReport, encode_pair, encode_with_columns
 from align.tokenizer.chat_template import RenderedChat, check_template, text_of
 from align.tokenizer.prompts import as_prompt, with_system
 
@@ -119,10 +119,12 @@ class PromptData(TokenData):
                 self._refuse_long(len(rendered.ids))
                 return prompt, rendered
 
-            prompts = encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode)
-            for prompt, rendered in prompts:
+            prompts = encode_with_columns(
+                sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode, columns=self._columns[split]
+            )
+            for (prompt, rendered), columns in prompts:
                 rendering.add(rendered.dropped)
-                writer.append(rendered.ids, [len(rendered.ids)], prompt=as_prompt(prompt))
+                writer.append(rendered.ids, [len(rendered.ids)], prompt=as_prompt(prompt), columns=columns)
         return rendering.lines("prompts", total=writer.prompts)
 
     def _refuse_long(self, tokens: int) -> None:

@@ -17,7 +17,7 @@ from align.data.tokenize import (
     EncodedResponses,
     RenderingReport,
     TruncationReport,
-    encode_records,
+    encode_with_columns,
     unlike_whole_chat,
 )
 from align.tokenizer.chat_template import Tool, check_template
@@ -100,7 +100,7 @@ class ResponseData(TokenData):
         """Hash of everything that decides the tokens and indices of a split: content, tokenizer, template, settings."""
         records = self._records(split)
         return corpus_key(
-            data=self._corpus(split).path.name, context=self.context, first=records.start, records=len(records)
+            data=self._corpus(split).identity, context=self.context, first=records.start, records=len(records)
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -111,15 +111,22 @@ class ResponseData(TokenData):
         check_template(self.tokenizer)
         truncated, rendering = TruncationReport(), RenderingReport()
         with tokenization_bar(sources, split) as advance:
-            contents = encode_records(sources, bad, format=self.format, formats=self._formats, encode=self._encode)
-            for record in (record for records in contents for record in records):
+            contents = encode_with_columns(
+                sources,
+                bad,
+                format=self.format,
+                formats=self._formats,
+                encode=self._encode,
+                columns=self._columns[split],
+            )
+            for record, columns in ((record, columns) for records, columns in contents for record in records):
                 prompt, responses, tools, encoded, label = record
                 advance(sum(map(len, (as_text(prompt), *responses))))
                 unlike = unlike_whole_chat(prompt, responses[0], encoded, self.tokenizer, tools=tools)
                 rendering.add(encoded.dropped, unlike=unlike)
                 parts = [encoded.prompt, *encoded.responses]
                 lengths = [len(part) for part in parts]
-                writer.append(np.concatenate(parts), lengths, prompt=as_prompt(prompt), label=label)
+                writer.append(np.concatenate(parts), lengths, prompt=as_prompt(prompt), label=label, columns=columns)
                 truncated.add(encoded.truncation)
         writer.meta["truncation"] = truncated.as_dict(self._kind)
         lines = rendering.lines(self._kind, total=writer.prompts)

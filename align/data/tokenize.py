@@ -8,12 +8,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from align.data.columns import columns_of
 from align.data.formats.fields import Chat
 from align.data.formats.pairs import Pair
 from align.data.formats.record_format import RecordFormat, detect
 from align.data.readers import BadRecords, Source
 from align.tokenizer import Tokenizer
 from align.tokenizer.chat_template import TEMPLATE, Tool
+from align.tokenizer.prompts import Columns
 
 Content = TypeVar("Content")
 
@@ -41,6 +43,33 @@ def encode_records(
         ValueError: the format of a file can't be detected.
         BadRecordError: see ``BadRecords``.
     """
+    for encoded, _ in encode_with_columns(sources, bad, format=format, formats=formats, encode=encode, columns=()):
+        yield encoded
+
+
+def encode_with_columns(
+    sources: Sequence[Source],
+    bad: BadRecords,
+    *,
+    format: RecordFormat[Content] | None,
+    formats: Sequence[RecordFormat[Content]],
+    encode: Callable[[Content], Encoded],
+    columns: Sequence[str],
+) -> Iterator[tuple[Encoded, Columns]]:
+    """``encode_records`` with some columns of each record, as they are in the file.
+
+    Args:
+        sources: files, in order.
+        bad: receives the records that can't be used, those without one of ``columns`` among them.
+        format: of all records; None detects each file's format from its first record.
+        formats: candidates for detection.
+        encode: as of ``encode_records``.
+        columns: names of the columns.
+
+    Raises:
+        ValueError: the format of a file can't be detected.
+        BadRecordError: see ``BadRecords``.
+    """
     for source in sources:
         chosen = format
         for record in source.records(bad):
@@ -51,10 +80,11 @@ def encode_records(
                     raise ValueError(f"{record.source}: {record.location}: {error}") from None
             try:
                 encoded = encode(chosen.read(record.fields))
+                kept = columns_of(record.fields, columns)
             except ValueError as error:
                 bad.add(record.source, record.location, str(error))
                 continue
-            yield encoded
+            yield encoded, kept
 
 
 @dataclass

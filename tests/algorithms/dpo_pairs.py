@@ -122,4 +122,4 @@ def several_pairs(pad: int = 0) -> PairBatch:
     prompt_lengths = torch.tensor([3, 3, 3, 2, 0, 3])
     column = torch.arange(6)
     mask = (column >= prompt_lengths.repeat(2)[:, None]) & (column < lengths[:, None])
-    return PairBatch(ids, mask, lengths, prompt_lengths, torch.tensor([0, 1, 2, 3, -1, 4]), ("",) * 6)
+    return PairBatch(ids, mask, lengths, prompt_lengths, torch.tensor([0, 1, 2, 3, -1, 4]), ("",) * 6, ({},) * 6)

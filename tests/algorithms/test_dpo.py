@@ -99,7 +99,7 @@ def test_responses_compared_several_times_are_computed_once(monkeypatch):
     # The same tokens with another boundary between prompt and response are another row.
     twice = torch.tensor([0, 0, 6, 7])
     ids, mask, lengths = (part[twice] for part in (batch.ids, batch.mask, batch.lengths))
-    cut = PairBatch(ids, mask, lengths, torch.tensor([3, 2]), torch.tensor([0, 1]), ("", ""))
+    cut = PairBatch(ids, mask, lengths, torch.tensor([3, 2]), torch.tensor([0, 1]), ("", ""), ({}, {}))
     cut.mask[1, 2] = cut.mask[3, 2] = True
     plain, shared = (
         response_logprobs(network, cut.rows, shared_prefix=shared_prefix) for shared_prefix in (False, True)

@@ -226,7 +226,7 @@ def test_running_statistics_normalise_by_all_rewards_so_far():
     stage.configure_model()
     judge = stage.reward
 
-    def remembering(prompts, responses):
+    def remembering(prompts, responses, columns):
         rewards.extend(judge(prompts, responses))
         return rewards[-len(responses) :]
 

@@ -47,7 +47,7 @@ def test_pairs_are_ordinary_preference_data_with_provenance(run: Path, tmp_path:
             assert record[f"score_{name}"] == gold_reward(asked, turn["content"]).total
     told = meta(out)
     assert told["model"]["weights"] == weights_fingerprint(run / "sft/model")
-    assert told["judge"] == {"name": "sandbox", "weights": None}
+    assert told["judge"] == {"name": "sandbox", "weights": None, "code": None}
     assert told["labels"]["label_temperature"] == 0.5
     assert told["counts"]["records"] == 12
     assert told["counts"]["responses"] == 12

@@ -44,7 +44,11 @@ def test_pairs(build):
     assert batch.prompt_lengths.tolist() == [5, 6]
     assert batch.numbers.tolist() == [0, 1]
     assert batch.prompts == ("a", "de")
-    assert all(part.dtype == torch.int64 for name, part in batch._asdict().items() if name not in ("mask", "prompts"))
+    assert all(
+        part.dtype == torch.int64
+        for name, part in batch._asdict().items()
+        if name not in ("mask", "prompts", "columns")
+    )
 
 
 def test_prompts(build):

@@ -119,7 +119,7 @@ def test_a_system_prompt_for_chats_that_have_none(build, tokenizer):
         assert next(iter(data.train_dataloader())).ids[0, : len(whole.ids)].tolist() == whole.ids
         prompts = build(PromptData, {"prompt": [*first, *asked]}, system_prompt="t", context=32)
         corpus = prompts._corpus("train")
-        assert corpus.prompt(0) == [system | {"content": expected}, *asked]
+        assert corpus.prompt(0)[0] == [system | {"content": expected}, *asked]
         pairs = build(
             PreferenceData, {"prompt": [*first, *asked], "chosen": "b", "rejected": "c"}, system_prompt="t", context=32
         )
