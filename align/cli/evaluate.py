@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import named_models
+from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
-from align.cli.text_files import read_texts
+from align.cli.text_files import read_problems, read_ranked_pairs, read_texts
 from align.io.atomic import replacing_file
 
 if TYPE_CHECKING:
@@ -43,6 +44,23 @@ class EvalSettings:
     """Documents, JSONL of {'text': ...} or .txt: bits per byte and perplexity"""
     stride: int | None = None
     """Tokens of --texts that a window counts after the context it reads; null: the context"""
+    prompts: str | None = setting(None, metavar="FILE")
+    """Prompts, and the columns that --judge reads: mean score of the responses"""
+    judge: str | None = None
+    """Reward that scores the responses to --prompts: constraints_strict, exact_answer, module:function, class path of a
+    Reward, directory of a reward model (docs/extend/add_a_reward.md)"""
+    programs: str | None = setting(None, metavar="FILE")
+    """Functions to write, in HumanEval's format: pass@k of programs that are run against their tests"""
+    allow_code_execution: bool = False
+    """Run the programs of --programs on this machine, shut in as far as the system allows (docs/evaluate.md)"""
+    pairs: str | None = setting(None, metavar="FILE")
+    """Pairs {'prompt', 'chosen', 'rejected'}, a category in 'subset' as in RewardBench: accuracy of a reward model"""
+    n: int = 1
+    """Responses to each prompt of --prompts and --programs"""
+    temperature: float = 0.0
+    """Of those responses; 0: greedy"""
+    max_new_tokens: int = 512
+    """Longest of those responses, tokens"""
     limit: int | None = None
     """Items of each task, from the first; null: all"""
     fewshot: int | None = None
@@ -64,9 +82,15 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        require_at_least(self, limit=1, fewshot=0, batch_size=1, stride=1)
-        if not self.tasks and not self.texts:
-            raise ValueError("nothing to evaluate; give --tasks or --texts")
+        require_at_least(self, limit=1, fewshot=0, batch_size=1, stride=1, n=1)
+        if not any((self.tasks, self.texts, self.prompts, self.programs, self.pairs)):
+            raise ValueError("nothing to evaluate; give --tasks, --texts, --prompts, --programs or --pairs")
+        if (self.prompts is None) != (self.judge is None):
+            raise ValueError("--prompts and --judge belong together; give both")
+        if self.programs is not None and not self.allow_code_execution:
+            raise ValueError("--programs runs programs that a model wrote; add --allow_code_execution to allow it")
+        if self.n > 1 and not self.temperature:
+            raise ValueError(f"n is {self.n} and temperature 0, which gives equal responses; set a temperature")
 
 
 def main(args: list[str]) -> int:
@@ -112,8 +136,26 @@ def main(args: list[str]) -> int:
 def _own_tasks(options: EvalSettings) -> list["EvalTask"]:
     """The tasks that the harness does not have."""
     from align.evaluate.perplexity import Perplexity
+    from align.evaluate.programs import Programs
+    from align.evaluate.reward_pairs import RewardPairs
+    from align.evaluate.scored import Scored
+    from align.generation.sampling_config import SamplingConfig
+    from align.rewards.functions import columns_read, load_reward
 
-    return [Perplexity(tuple(read_texts(options.texts)), options.stride)] if options.texts else []
+    sampling = SamplingConfig(temperature=options.temperature, max_new_tokens=options.max_new_tokens)
+    tasks: list[EvalTask] = []
+    if options.texts:
+        tasks.append(Perplexity(tuple(read_texts(options.texts)), options.stride))
+    if options.prompts is not None and options.judge is not None:
+        columns = columns_read([options.judge])
+        prompts, records = read_records(options.prompts, limit=options.limit, columns=columns)
+        judge = load_reward(options.judge, device=network_device(options.device.device))
+        tasks.append(Scored(prompts, records, judge, n=options.n, sampling=sampling))
+    if options.programs is not None:
+        tasks.append(Programs(read_problems(options.programs), n=options.n, sampling=sampling))
+    if options.pairs is not None:
+        tasks.append(RewardPairs(read_ranked_pairs(options.pairs, limit=options.limit)))
+    return tasks
 
 
 def _evaluate(

@@ -97,7 +97,7 @@ def run_harness(
 
 
 def _manager(names: Sequence[str], include: str | None) -> TaskManager:
-    """Where the tasks are found. The harness's own index, thousands of files, is read only if a name is not included."""
+    """Where the tasks are found; the harness's own index, thousands of files, is read only if a name needs it."""
     if include is not None:
         manager = TaskManager(include_path=include, include_defaults=False)
         if set(names) <= set(manager.all_tasks):

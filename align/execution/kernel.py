@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from typing import Any
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -11,7 +12,7 @@ PR_SET_SECCOMP = 22
 PR_SET_NO_NEW_PRIVS = 38
 
 
-def call(name: str, *arguments: int | bytes | ctypes.Array | None) -> int:
+def call(name: str, *arguments: Any) -> int:
     """Call a function of the C library.
 
     Args:

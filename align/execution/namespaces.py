@@ -49,6 +49,6 @@ def continue_as_first_process() -> None:
     if child:
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
-        sys.stdout = sys.stderr = None  # type: ignore[assignment]
+        sys.stdout = sys.stderr = None
         os._exit(128 - code if code < 0 else code)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
