@@ -1,6 +1,6 @@
 """What all data modules share: files to a cached corpus, splits, loaders, and a summary of the data."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -84,6 +84,8 @@ class TokenData(pl.LightningDataModule):
         for name, (value, least) in least_values.items():
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not train:
+            raise ValueError(f"train is {train!r}; name at least one file or Hub data set")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}; it must be at least 0 and less than 1")
         if validation and val_fraction:
@@ -111,6 +113,10 @@ class TokenData(pl.LightningDataModule):
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         """Write the corpus of ``sources`` and return lines for the report."""
         raise NotImplementedError
+
+    def _kept_columns(self) -> Collection[str]:
+        """Columns of the records that something else than the format reads, such as a reward."""
+        return ()
 
     def _dataset(self, split: str) -> BatchDataset[Any]:
         """The dataset of a split."""
@@ -213,23 +219,33 @@ class TokenData(pl.LightningDataModule):
         return self._corpora[split]
 
     def _write(self, path: Path, sources: Sequence[Source], split: str) -> None:
-        bad = BadRecords(self.on_bad_record)
+        bad = BadRecords(self.on_bad_record, kept=self._kept_columns())
         with CorpusWriter(
             path, vocab_size=self.tokenizer.vocab_size, masked=self._masked, with_prompts=self._with_prompts
         ) as writer:
-            report = self._tokenize(sources, writer, bad, split)
-            report = bad.report() + report
-            if not writer.documents:
+            try:
+                report = self._tokenize(sources, writer, bad, split)
+            except MemoryError as error:
                 raise ValueError(
-                    f"{', '.join(source.name for source in sources)}: no usable record; {' '.join(report)}"
-                )
-            writer.meta["report"] = report
+                    f"{bad.place or sources[0].name}: not enough memory to tokenize this record or the next; split "
+                    "long ones"
+                ) from error
+            if not writer.documents:
+                reason = "; ".join(bad.report()) or "there are no records"
+                raise ValueError(f"{', '.join(source.name for source in sources)}: no usable record: {reason}")
+            writer.meta["report"] = bad.report() + report
+            writer.meta["records"] = {"used": bad.used, "bad": bad.count, "unread_columns": bad.unread}
 
     def _records(self, split: str) -> range:
         """The records of a split in its corpus."""
         count = (len(self._corpus(split).offsets) - 1) // self._documents_per_record
         if not self.val_fraction or split == "test":
             return range(count)
+        if count < 2:
+            raise ValueError(
+                f"val_fraction is {self.val_fraction}, but train has only {count} record, which can't be held out and "
+                "trained on; add records, set val_fraction to 0, or name files in validation"
+            )
         held_out = min(count - 1, max(1, round(count * self.val_fraction)))
         return range(count - held_out) if split == "train" else range(count - held_out, count)
 

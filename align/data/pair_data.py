@@ -22,8 +22,8 @@ from align.data.tokenize import (
     encode_records,
     unlike_whole_chat,
 )
-from align.tokenizer.chat_template import RenderedChat, check_template, text_of
-from align.tokenizer.prompts import as_prompt, as_text, with_system
+from align.tokenizer.chat_template import RenderedChat, check_template
+from align.tokenizer.prompts import as_prompt, with_system
 
 
 class PreferenceData(TokenData):
@@ -90,11 +90,13 @@ class PreferenceData(TokenData):
         with tokenization_bar(sources, split) as advance:
 
             def encode(pair: Pair) -> tuple[Pair, EncodedPair]:
-                advance(sum(map(len, (as_text(pair.prompt), pair.chosen, pair.rejected))))
                 pair = pair._replace(prompt=with_system(pair.prompt, self.system_prompt))
                 return pair, encode_pair(pair, self.tokenizer, limit)
 
-            for pair, encoded in encode_records(sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode):
+            pairs = encode_records(
+                sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode, advance=advance
+            )
+            for pair, encoded in pairs:
                 parts = [encoded.prompt, encoded.chosen, encoded.rejected]
                 rendering.add(encoded.dropped, unlike=unlike_whole_chat(pair, encoded, self.tokenizer))
                 writer.append(np.concatenate(parts), [len(part) for part in parts], prompt=as_prompt(pair.prompt))
@@ -178,13 +180,14 @@ class PromptData(TokenData):
         with tokenization_bar(sources, split) as advance:
 
             def encode(chat: ChatRecord) -> tuple[Chat, RenderedChat]:
-                advance(sum(len(text_of(message.get("content"))) for message in chat.messages))
                 prompt = with_system(chat.messages, self.system_prompt)
                 rendered = self.tokenizer.render_chat(prompt, tools=chat.tools, add_generation_prompt=True)
                 self._refuse_long(len(rendered.ids))
                 return prompt, rendered
 
-            prompts = encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode)
+            prompts = encode_records(
+                sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode, advance=advance
+            )
             for prompt, rendered in prompts:
                 rendering.add(rendered.dropped)
                 writer.append(rendered.ids, [len(rendered.ids)], prompt=as_prompt(prompt))

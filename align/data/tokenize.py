@@ -11,7 +11,7 @@ import numpy as np
 from align.data.formats.fields import Chat
 from align.data.formats.pairs import Pair
 from align.data.formats.record_format import RecordFormat, detect
-from align.data.readers import BadRecords, Source
+from align.data.readers import BadRecords, ReadFields, Source
 from align.tokenizer import Tokenizer
 from align.tokenizer.chat_template import TEMPLATE, Tool
 
@@ -27,15 +27,17 @@ def encode_records(
     format: RecordFormat[Content] | None,
     formats: Sequence[RecordFormat[Content]],
     encode: Callable[[Content], Encoded],
+    advance: Callable[[int], None] | None = None,
 ) -> Iterator[Encoded]:
     """Read and encode the records of files.
 
     Args:
         sources: files, in order.
-        bad: receives the records that can't be used.
+        bad: receives the records that can't be used, and counts the columns that nothing read.
         format: of all records; None detects each file's format from its first record.
         formats: candidates for detection.
         encode: turns the content of a record into what a corpus stores; raises ValueError for a bad record.
+        advance: is called with the bytes of files that were read since the last call.
 
     Raises:
         ValueError: the format of a file can't be detected.
@@ -43,18 +45,23 @@ def encode_records(
     """
     for source in sources:
         chosen = format
-        for record in source.records(bad):
+        for record in source.records(bad, advance=advance):
             if chosen is None:
                 try:
                     chosen = detect(record.fields, formats)
                 except ValueError as error:
                     raise ValueError(f"{record.source}: {record.location}: {error}") from None
+            bad.place = f"{record.source}: {record.location}"
+            fields = ReadFields(record.fields)
             try:
-                encoded = encode(chosen.read(record.fields))
+                encoded = encode(chosen.read(fields))
             except ValueError as error:
                 bad.add(record.source, record.location, str(error))
-                continue
-            yield encoded
+            except RecursionError:
+                bad.add(record.source, record.location, "nested too deeply")
+            else:
+                bad.use(fields)
+                yield encoded
 
 
 @dataclass
@@ -202,7 +209,8 @@ def encode_chat(
     opening, start, length = _fit(
         ids[:response], end - response, tokenizer, opening=opening, header=header, limit=limit
     )
-    _untarget_first(mask, start, response, header)
+    if start > opening:
+        _untarget_first(mask, start, response, header)
     keep = np.r_[0:opening, start : response + length]
     report = TruncationReport(1, start - opening, end - response - length, int(response + length < end))
     return EncodedChat(ids[keep], mask[keep], report, rendered.dropped, unlike)
@@ -211,7 +219,7 @@ def encode_chat(
 def _untarget_first(mask: np.ndarray, start: int, response: int, header: int) -> None:
     """Untarget the first response after ``start``, unless its header is complete or it is the last response."""
     targets = np.flatnonzero(mask[start:response])
-    if start == 0 or len(targets) == 0:
+    if len(targets) == 0:
         return
     first = start + int(targets[0])
     if first - start < header:

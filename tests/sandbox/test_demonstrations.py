@@ -242,7 +242,7 @@ def test_a_file_of_something_else_is_an_error(
     drafts: list[Any], write: Callable[[list[Any]], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sandbox", "demonstrations", "--drafts", str(write(drafts)), "--out", str(tmp_path / "a")]) == 1
-    error_line(capsys, "drafts.jsonl:1", "prompt", "text")
+    error_line(capsys, "drafts.jsonl", 1)
     assert not (tmp_path / "a").exists()
 
 

@@ -1,7 +1,9 @@
 """Formats of chats for supervised fine-tuning."""
 
+import json
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from align.data.formats.fields import (
     ROLES,
@@ -71,7 +73,10 @@ class Messages(ChatFormat):
 
 @dataclass(frozen=True)
 class PromptCompletion(ChatFormat):
-    """``{"prompt": ..., "completion": ...}``, both either text or a list of messages."""
+    """``{"prompt": ..., "completion": ...}``, both either text or a list of messages.
+
+    Only the completion is trained on, as in TRL: responses in the prompt are context.
+    """
 
     prompt: str = "prompt"
     """Field of the prompt"""
@@ -85,7 +90,9 @@ class PromptCompletion(ChatFormat):
 
     def messages(self, record: Fields) -> Chat:
         """See the base class."""
-        return text_or_chat(record, self.prompt, "user") + text_or_chat(record, self.completion, "assistant")
+        prompt = text_or_chat(record, self.prompt, "user")
+        context = [message | {"weight": 0} if message["role"] == "assistant" else message for message in prompt]
+        return context + text_or_chat(record, self.completion, "assistant")
 
 
 @dataclass(frozen=True)
@@ -117,12 +124,16 @@ class Dolly(ChatFormat):
 
 @dataclass(frozen=True)
 class ShareGPT(ChatFormat):
-    """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``."""
+    """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``.
+
+    As LLaMA-Factory publishes tools: ``function_call`` holds the JSON of one or more calls, ``observation`` a result,
+    and ``tools`` of the record the JSON of a list of schemas.
+    """
 
     field: str = "conversations"
     """Field of the list of messages"""
     role: str = "from"
-    """Key of a message's role: human, gpt, system, developer, user, assistant or tool"""
+    """Key of a message's role: human, gpt, function_call, observation, system, developer, user, assistant or tool"""
     content: str = "value"
     """Key of a message's text"""
 
@@ -133,9 +144,45 @@ class ShareGPT(ChatFormat):
 
     def messages(self, record: Fields) -> Chat:
         """See the base class."""
-        roles = {"human": "user", "gpt": "assistant"} | ROLES
-        chat = required(record, self.field)
-        return as_chat(chat, self.field, role=self.role, content=self.content, roles=roles)
+        given = required(record, self.field)
+        chat = as_chat(given, self.field, role=self.role, content=self.content, roles=_SHAREGPT_ROLES)
+        for number, (message, told) in enumerate(zip(chat, given, strict=True), 1):
+            if told[self.role] == "function_call":
+                try:
+                    message["tool_calls"] = _calls(text_of(message.pop("content")))
+                except ValueError as error:
+                    raise ValueError(f"field {self.field!r}: message {number}: {error}") from None
+        return chat
+
+    def read(self, record: Fields) -> ChatRecord:
+        """See the base class; a schema without the ``function`` around it gets one, which chat templates expect."""
+        chat = super().read(record)
+        if chat.tools is None:
+            return chat
+        tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in chat.tools]
+        return chat._replace(tools=tools)
+
+
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"} | ROLES
+
+
+def _calls(words: str) -> list[dict[str, Any]]:
+    """The calls that the JSON of one, or of a list of them, describes.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = json.loads(words)
+    except (ValueError, RecursionError):
+        value = None
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(call, dict) and call.keys() == {"name", "arguments"} for call in calls):
+        raise ValueError(
+            f'a function_call must be the JSON of {{"name": ..., "arguments": ...}} or a list of these, found '
+            f"{words[:60]!r}"
+        )
+    return [{"type": "function", "function": call} for call in calls]
 
 
 @dataclass(frozen=True)
