@@ -267,12 +267,12 @@ class Source:
         number = 1
         for data in file:
             try:
-                lines = io.StringIO(data.decode("utf-8", "surrogatepass"), newline="")
+                text = data.decode("utf-8", "surrogatepass")
             except UnicodeDecodeError as error:
                 raise ValueError(
                     f"{self.name}: line {number}: not UTF-8: byte 0x{data[error.start]:02x} at column {error.start + 1}"
                 ) from None
-            for line in lines:
+            for line in io.StringIO(text, newline="") if "\r" in text else [text]:
                 yield line
                 number += 1
 

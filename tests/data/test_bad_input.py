@@ -166,6 +166,11 @@ def test_impossible_settings(load, settings, named):
         load(TextData, "a.txt", "abc", **settings)
 
 
+def test_no_files(tokenizer_dir):
+    with pytest.raises(ValueError, match=naming("train", "[]")):
+        TextData(tokenizer_dir, [])
+
+
 def test_test_files_missing(load):
     """`align test` without test files."""
     with pytest.raises(ValueError, match=naming("data.test")):

@@ -9,9 +9,12 @@ import pytest
 from naming import naming
 
 from align.data.corpus import Corpus, CorpusWriter
+from align.data.formats.chats import PromptCompletion
 from align.data.formats.texts import Text
+from align.data.pair_data import PreferenceData, PromptData
 from align.data.readers import BadRecords, find_sources
 from align.data.text_data import ChatData, TextData
+from align.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -159,6 +162,28 @@ def test_last_documents_are_held_out(build, write):
     assert [numbers[split]["documents"] for split in ("train", "validation")] == [3, 1]
     assert [numbers[split]["tokens"] for split in ("train", "validation")] == [12, 6]
     assert data.tokenizer.decode(next(iter(data.val_dataloader())).ids[0].tolist()) == "dddd"
+
+
+@pytest.mark.parametrize("kind", [ChatData, PreferenceData, PromptData])
+def test_a_single_record_is_not_held_out(kind, tokenizer_dir, write, tmp_path):
+    """It can't be in training and in validation, and half a chat is no chat."""
+    file = write("a.jsonl", [{"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}])
+    form = {"format": PromptCompletion()} if kind is ChatData else {}
+    data = kind(tokenizer_dir, file, cache_dir=str(tmp_path / "cache"), val_fraction=0.5, **form)
+    with pytest.raises(ValueError, match=naming("val_fraction", 0.5, 1)):
+        data.setup("fit")
+
+
+def test_too_little_memory_names_the_record(build, write, monkeypatch):
+    """The second line, which is in hand when memory ends."""
+    file = write("a.jsonl", [{"text": "a"}, {"text": "b" * 2_000_000}])
+    monkeypatch.setattr(Tokenizer, "encode_to_array", lambda self, texts, **_: _raise(MemoryError()))
+    with pytest.raises(ValueError, match=naming(file, 2)):
+        build(file, on_bad_record="skip")
+
+
+def _raise(error):
+    raise error
 
 
 def test_the_end_of_a_single_text_is_held_out(build, write):

@@ -209,6 +209,6 @@ def instruction(record: Fields, field: str, context: str) -> Chat:
     for number, pair in enumerate(history or (), 1):
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(words, str) for words in pair):
             raise ValueError(f"field 'history': turn {number} must be a prompt and a response, found {repr(pair)[:80]}")
-        for role, words in zip(("user", "assistant"), pair, strict=True):
-            turns.append({"role": role, "content": as_text(words, "history")})
+        for role, said in zip(("user", "assistant"), pair, strict=True):
+            turns.append({"role": role, "content": as_text(said, "history")})
     return [*turns, {"role": "user", "content": f"{task}\n\n{words}" if words else task}]
