@@ -32,8 +32,8 @@ class TokenData(pl.LightningDataModule):
         train: File, glob, Hub id (owner/name:split) or a list of them: .jsonl .json .csv .parquet .txt
         validation: The same for validation; None: see val_fraction
         test: The same for `align test`
-        val_fraction: Share of the train records, from the end, that is held out for validation instead of files; of a
-            single document the last share of its text
+        val_fraction: Share of the train records, from the end, that is held out for validation instead of files; of
+            TextData's only document the last share of its bytes
         context: Tokens the network reads at once; a row has one more
         batch_size: Rows of a batch on each rank
         seed: Seed of the order of training
@@ -115,7 +115,7 @@ class TokenData(pl.LightningDataModule):
         raise NotImplementedError
 
     def _kept_columns(self) -> Collection[str]:
-        """Columns of the records that something else than the format reads, such as a reward."""
+        """Columns that something other than the format reads, such as a reward; they are not reported as unread."""
         return ()
 
     def _dataset(self, split: str) -> BatchDataset[Any]:

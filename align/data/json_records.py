@@ -1,7 +1,7 @@
-"""JSON of records: strict where the standard library loses or breaks something, and lists read one value at a time.
+"""Parse JSON records strictly, and JSON lists one value at a time.
 
-``json`` keeps the last of two equal keys, and ends with other errors than its own at deep nesting and at long integers.
-Here each is one reason for one bad record.
+Python's ``json`` silently keeps the last of two equal keys, and raises errors other than JSONDecodeError for deep
+nesting and long integers. Here each of these is the reason for one bad record.
 """
 
 import codecs
@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 _BLOCK = 1 << 20  # bytes read at a time
-_LITERAL = 16  # characters; a syntax error nearer to the end of what was read may be an incomplete value
+_LITERAL = 16  # characters; a syntax error this close to the end of the text may only be an incomplete value
 _BRACKET_OR_STRING = re.compile(r'[\[\]{}]|"[^"\\]*(?:\\.[^"\\]*)*(?P<closed>")?', re.DOTALL)
 _NUMBER = re.compile(r"[-+.\deE]*")
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class Unreadable(NamedTuple):
-    """A value that is JSON and can't be a record.
+    """A value that is valid JSON but can't be used as a record.
 
     Attributes:
         reason: why, for the error message.
@@ -59,7 +59,7 @@ def parse(text: str) -> Any:
 
 
 def _unreadable(error: Exception) -> Unreadable:
-    """What an error says of a value; raises it if it is about the syntax."""
+    """The reason an error gives; raises it if it is a syntax error."""
     if isinstance(error, json.JSONDecodeError):
         raise error
     if isinstance(error, RecursionError):
@@ -70,7 +70,7 @@ def _unreadable(error: Exception) -> Unreadable:
 
 
 class JsonList:
-    """Iterates over the values of a JSON list without reading all of it."""
+    """Iterates over the values of a JSON list without reading the whole file first."""
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         """Begin at the start of a list.
@@ -110,7 +110,7 @@ class JsonList:
     def _next(self) -> str:
         """The next character that is not whitespace; empty at the end of the file."""
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()  # type: ignore[union-attr]: it matches nothing too
+            self._at = self._end_of(_SPACE)
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._more():
@@ -131,14 +131,14 @@ class JsonList:
                 except json.JSONDecodeError as syntax:
                     raise self._error(syntax.msg, syntax.pos) from None
                 end = self._end_of_value()
-            if end < len(self._text) or not self._more():  # a number at the end may go on
+            if end < len(self._text) or not self._more():  # a number at the end may continue
                 self._at = end
                 return value
 
     def _end_of_value(self) -> int:
-        """Where the value ends that begins here, by its brackets, since it can't be parsed."""
+        """The end of the value at the current position, found by matching brackets."""
         if self._text[self._at] not in "[{":
-            return _NUMBER.match(self._text, self._at).end()  # type: ignore[union-attr]: nothing else is unreadable
+            return self._end_of(_NUMBER)  # a string or a literal can't be unreadable
         while True:
             depth = 0
             for match in _BRACKET_OR_STRING.finditer(self._text, self._at):
@@ -151,8 +151,13 @@ class JsonList:
             if not self._more():
                 return len(self._text)
 
+    def _end_of(self, pattern: re.Pattern[str]) -> int:
+        """The end of what a pattern matches at the current position."""
+        match = pattern.match(self._text, self._at)
+        return self._at if match is None else match.end()
+
     def _more(self) -> bool:
-        """Read at least as much again as is held; False at the end of the file."""
+        """Read more, at least doubling the unparsed text; False at the end of the file."""
         if self._ended:
             return False
         data = self._file.read(max(_BLOCK, len(self._text) - self._at))
@@ -162,7 +167,7 @@ class JsonList:
         except UnicodeDecodeError as error:
             at = self._bytes - len(error.object) + error.start
             raise ValueError(f"{self._name}: not UTF-8: byte 0x{error.object[error.start]:02x} at {at}") from None
-        if not self._ended:  # or positions in the text would change
+        if not self._ended:  # at the end, callers still hold positions in the text
             self._line += self._text.count("\n", 0, self._at)
             self._text, self._at = self._text[self._at :] + text, 0
         return not self._ended

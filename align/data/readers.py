@@ -50,7 +50,7 @@ class BadRecordError(ValueError):
 
 
 class BadRecords:
-    """What becomes of records: stops at the first bad one or counts them, and counts the columns that nothing read."""
+    """Stops at the first bad record, or counts bad records; also counts good ones and the columns nobody reads."""
 
     def __init__(
         self,
@@ -64,19 +64,19 @@ class BadRecords:
         Args:
             policy: for bad records.
             hint: ends the error of the policy "stop".
-            kept: columns that are read elsewhere than by the format, which ``unread`` leaves out.
+            kept: columns that something other than the format reads; ``unread`` does not list them.
         """
         self.policy, self.hint, self.kept = policy, hint, frozenset(kept)
         self.count = 0
         """Bad records"""
         self.used = 0
-        """Records that were no bad ones"""
+        """Good records"""
         self.first = ""
         """The message of the first bad record"""
         self.place = ""
-        """Source and location of the record in hand"""
+        """Source and location of the current record"""
         self.unread: Counter[str] = Counter()
-        """Column that nothing read -> used records with a value in it"""
+        """Column that nothing reads -> number of good records with a value in it"""
 
     def add(self, source: str, location: str, reason: str) -> None:
         """Report a bad record.
@@ -91,7 +91,7 @@ class BadRecords:
         self.first = self.first or message
 
     def use(self, fields: "ReadFields") -> None:
-        """Count a record that was used, and its columns that were not."""
+        """Count a good record and its unread columns."""
         self.used += 1
         self.unread.update(name for name in fields.unread() if name not in self.kept)
 
@@ -106,7 +106,7 @@ class BadRecords:
 
 
 class ReadFields(Mapping[str, Any]):
-    """The fields of a record, which notices whose values are read; to ask whether a field is there reads no value."""
+    """The fields of a record; remembers which values were read. Testing for a name does not count as reading."""
 
     def __init__(self, fields: Mapping[str, Any]) -> None:
         """Start with all fields unread."""
@@ -132,7 +132,7 @@ class ReadFields(Mapping[str, Any]):
         return len(self._fields)
 
     def unread(self) -> list[str]:
-        """Names of the fields that have a value, and whose value was not read."""
+        """Names of fields whose value was not read, without fields that are null or empty."""
         return [name for name, value in self._fields.items() if name not in self._read and value not in _NOTHING]
 
 
@@ -162,7 +162,7 @@ class Source:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the file, as it is compressed; None for a Hub data set."""
+        """Bytes of the file on disk; None for a Hub data set."""
         return None if self.kind == "hub" else Path(self.name).stat().st_size
 
     def fingerprint(self) -> str:
@@ -179,10 +179,11 @@ class Source:
 
         Args:
             bad: receives them.
-            advance: is called with the bytes of the file that were read since the last call, out of ``size``.
+            advance: called with the number of bytes read since the last call, compressed bytes for a compressed file;
+                the sum is ``size``.
 
         Raises:
-            ValueError: the file can't be read at all: it is empty, binary, damaged, or not of the type that its name
+            ValueError: the file can't be read at all: it is empty, binary, damaged, or not of the type that its suffix
                 says.
         """
         if self.kind in ("parquet", "hub"):
@@ -237,7 +238,7 @@ class Source:
                 yield from self._object(value, location, bad)
 
     def _json(self, file: io.BufferedReader, bad: BadRecords) -> Iterator[Record]:
-        if file.peek().lstrip().startswith(b"{"):  # many publish JSON lines under this name
+        if file.peek().lstrip().startswith(b"{"):  # C4 and others name JSON Lines .json
             yield from self._jsonl(file, bad, " (a .json file is a list of records, or one record per line)")
             return
         for number, value in enumerate(JsonList(file, self.name), 1):
@@ -263,7 +264,7 @@ class Source:
             raise ValueError(f"{self.name}: line {line}: not CSV: {error}") from None
 
     def _lines(self, file: io.BufferedReader) -> Iterator[str]:
-        """Lines as ``csv`` wants them, with their ends; a carriage return is one too."""
+        """Lines with their terminators, as ``csv`` expects them; a lone carriage return also ends a line."""
         number = 1
         for data in file:
             try:
@@ -288,7 +289,7 @@ class Source:
         import pyarrow
         import pyarrow.parquet
 
-        # Not through datasets, which takes [1] and :: in a file's name for patterns.
+        # datasets would interpret [1] and :: in a file name as patterns.
         try:
             with pyarrow.parquet.ParquetFile(self.name) as file:
                 size, total, number = self.size or 0, file.metadata.num_rows, 0
@@ -311,7 +312,7 @@ class Source:
             )
             for number, fields in enumerate(rows, 1):
                 yield Record(self.name, f"record {number}", _without_nulls(fields))
-                if advance is not None:  # of bytes on the way nothing is known
+                if advance is not None:  # an estimate: datasets does not report bytes
                     advance(sum(len(str(value)) for value in fields.values()))
         except Exception as error:  # datasets, pyarrow and HTTP clients have their own types
             raise self._unreadable(error) from error
@@ -322,7 +323,7 @@ class Source:
 
 
 def _without_nulls(value: Any) -> Any:
-    """The value without keys of null, which Arrow gives to each object of a column that has the key in another one."""
+    """The value without null keys: Arrow gives every object of a column all keys that occur in any of them."""
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value

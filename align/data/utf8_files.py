@@ -1,7 +1,7 @@
-"""Open a file as UTF-8, whatever its compression, byte-order mark and encoding.
+"""Open a text file as a stream of UTF-8 bytes, whatever its compression, byte-order mark and encoding.
 
-Nothing is read ahead but a buffer, so a file may be larger than the memory. ``.gz`` and ``.zst`` may consist of several
-members or frames, as ``cat`` and parallel compressors write them.
+Files are decompressed and decoded as they are read, so they may be larger than memory. ``.gz`` and ``.zst`` files may
+consist of several members or frames, as ``cat`` and parallel compressors write them.
 """
 
 import codecs
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 COMPRESSIONS = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
-"""Suffix of a compressed file -> the bytes that it begins with"""
+"""Suffix of a compressed file -> its first bytes"""
 
-_HEAD = 8192  # bytes on which the encoding is decided
+_HEAD = 8192  # bytes from which the encoding is detected
 _MARKS = (
-    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, with whose mark it begins
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is a prefix of this one
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -28,8 +28,8 @@ _MARKS = (
 class Utf8File(io.RawIOBase):
     """The text of a file as UTF-8 bytes, decompressed and without its byte-order mark.
 
-    UTF-16 is recognized by its mark. A lone surrogate in it becomes bytes that are not UTF-8, so that the record that
-    holds it is refused and not the file.
+    UTF-16 is recognized by its mark. A lone surrogate in it is encoded as with ``surrogatepass``, so that the record
+    that contains it can be refused instead of the file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -111,12 +111,10 @@ class Utf8File(io.RawIOBase):
         return encoding
 
     def _refuse_other(self, head: bytes) -> None:
-        """Refuse what is no UTF-8 before a parser complains about something unrelated."""
+        """Refuse files that are not UTF-8 text before a parser complains about something unrelated."""
         for suffix, magic in COMPRESSIONS.items():
             if head.startswith(magic):
-                raise ValueError(
-                    f"{self._path}: compressed, but its name does not say so; rename it to end in {suffix}"
-                )
+                raise ValueError(f"{self._path}: compressed; rename it so that its name ends in {suffix}")
         if (zero := head.find(b"\0")) < 0:
             return
         if (encoding := _unmarked(head)) is not None:
@@ -130,14 +128,14 @@ def open_utf8(path: str | Path) -> tuple[io.BufferedReader, Callable[[], int]]:
     """Open a file to be read as UTF-8 bytes.
 
     Args:
-        path: its last suffix says how it is compressed.
+        path: its last suffix gives the compression.
 
     Returns:
-        tuple: the stream, to be closed by the caller, and a function that tells how many bytes of the file were read.
+        tuple: the stream, which the caller closes, and a function that returns how many bytes of the file were read.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: see ``Utf8File``; reading raises it too, where a compressed file is damaged.
+        ValueError: see ``Utf8File``; reading raises it too if a compressed file is damaged.
     """
     raw = Utf8File(path)
     return io.BufferedReader(raw, 1 << 17), lambda: raw.consumed
@@ -155,7 +153,7 @@ def _decompressed(file: BinaryIO, suffix: str) -> BinaryIO:
 
 
 def _unmarked(head: bytes) -> str | None:
-    """UTF-16 or UTF-32 if a head with zero bytes is such text without a mark."""
+    """UTF-16 or UTF-32 if the head decodes to printable text in that encoding, else None."""
     for encoding, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
         whole = head[: len(head) - len(head) % width]
         if len(whole) < len(head) < _HEAD:

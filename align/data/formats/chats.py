@@ -126,8 +126,8 @@ class Dolly(ChatFormat):
 class ShareGPT(ChatFormat):
     """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``.
 
-    As LLaMA-Factory publishes tools: ``function_call`` holds the JSON of one or more calls, ``observation`` a result,
-    and ``tools`` of the record the JSON of a list of schemas.
+    Tools are read as in LLaMA-Factory: a ``function_call`` is the JSON of one call or a list of calls, an
+    ``observation`` is a result, and ``tools`` beside the conversation is the JSON of a list of schemas.
     """
 
     field: str = "conversations"
@@ -144,10 +144,10 @@ class ShareGPT(ChatFormat):
 
     def messages(self, record: Fields) -> Chat:
         """See the base class."""
-        given = required(record, self.field)
-        chat = as_chat(given, self.field, role=self.role, content=self.content, roles=_SHAREGPT_ROLES)
-        for number, (message, told) in enumerate(zip(chat, given, strict=True), 1):
-            if told[self.role] == "function_call":
+        turns = required(record, self.field)
+        chat = as_chat(turns, self.field, role=self.role, content=self.content, roles=_SHAREGPT_ROLES)
+        for number, (message, turn) in enumerate(zip(chat, turns, strict=True), 1):
+            if turn[self.role] == "function_call":
                 try:
                     message["tool_calls"] = _calls(text_of(message.pop("content")))
                 except ValueError as error:
@@ -155,7 +155,7 @@ class ShareGPT(ChatFormat):
         return chat
 
     def read(self, record: Fields) -> ChatRecord:
-        """See the base class; a schema without the ``function`` around it gets one, which chat templates expect."""
+        """See the base class; a bare schema is wrapped in ``{"type": "function", "function": ...}`` for templates."""
         chat = super().read(record)
         if chat.tools is None:
             return chat
@@ -167,10 +167,10 @@ _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assist
 
 
 def _calls(words: str) -> list[dict[str, Any]]:
-    """The calls that the JSON of one, or of a list of them, describes.
+    """Parse the JSON of one call or a list of calls.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: it is anything else.
     """
     try:
         value = json.loads(words)

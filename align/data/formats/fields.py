@@ -156,7 +156,7 @@ def as_record(record: Fields, chat: Chat, own: Sequence[str]) -> ChatRecord:
 
 
 def _tools(value: Any) -> list[Mapping[str, Any]] | None:
-    """Schemas given as a list, or as its JSON, since columns of Arrow can't hold schemas that differ."""
+    """Schemas as a list, or as the JSON of one: a column of Arrow can't hold schemas of different shapes."""
     if value in (None, "", []):
         return None
     tools = value
@@ -207,8 +207,8 @@ def instruction(record: Fields, field: str, context: str) -> Chat:
         raise ValueError(f"field 'history' must be a list of prompts and responses, found {type(history).__name__}")
     turns = []
     for number, pair in enumerate(history or (), 1):
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(words, str) for words in pair):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise ValueError(f"field 'history': turn {number} must be a prompt and a response, found {repr(pair)[:80]}")
-        for role, said in zip(("user", "assistant"), pair, strict=True):
-            turns.append({"role": role, "content": as_text(said, "history")})
+        for role, content in zip(("user", "assistant"), pair, strict=True):
+            turns.append({"role": role, "content": as_text(content, "history")})
     return [*turns, {"role": "user", "content": f"{task}\n\n{words}" if words else task}]
