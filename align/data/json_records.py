@@ -131,7 +131,7 @@ class JsonList:
                 except json.JSONDecodeError as syntax:
                     raise self._error(syntax.msg, syntax.pos) from None
                 end = self._end_of_value()
-            if end < len(self._text) or not self._more():  # a number at the end may continue
+            if end <= len(self._text) - _LITERAL or not self._more():  # a number near the end may continue: 1, 1e-07
                 self._at = end
                 return value
 

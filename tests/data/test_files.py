@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from naming import names, naming
 
+from align.data import json_records
 from align.data.readers import BadRecords, Source, find_sources
 from align.data.text_data import TextData
 
@@ -242,3 +243,50 @@ def test_text_blocks(tmp_path):
     blocks = list(Source(str(tmp_path / "a.txt.zst"), "text").text_blocks())
     assert len(blocks) == 4
     assert all(block.endswith("\n") for block in blocks)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text('ab"[]{}\\\né', max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(
+    values=st.lists(json_values, max_size=4),
+    indent=st.none() | st.just(1),
+    block=st.integers(1, 40),
+    cut=st.none() | st.tuples(st.integers(0, 200), st.sampled_from(["", "]", "{", '"', ",", "1", "\\"])),
+)
+def test_lists_are_parsed_as_json_does(values, indent, block, cut):
+    """In blocks of any size: the same values, or the same line of the error; a mistake is one character."""
+    text = json.dumps(values, ensure_ascii=False, indent=indent)
+    if cut is not None:
+        at, sign = cut[0] % len(text), cut[1]
+        text = text[:at] + sign + text[at + 1 :]
+    before, json_records._BLOCK = json_records._BLOCK, block
+    try:
+        found, expected = _values_or_error(text), _values_or_line(text)
+    finally:
+        json_records._BLOCK = before
+    if isinstance(found, str):
+        assert names(found, "a.json", expected) if isinstance(expected, int) else names(found, "list")
+    else:
+        pairs = zip(found, expected, strict=True)
+        assert all(isinstance(one, json_records.Unreadable) or one == other for one, other in pairs)
+
+
+def _values_or_error(text):
+    try:
+        return list(json_records.JsonList(io.BytesIO(text.encode()), "a.json"))
+    except ValueError as error:
+        return str(error)
+
+
+def _values_or_line(text):
+    """None where the text is JSON and no list, or does not begin as one."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.lineno if text.startswith("[") else None
+    return values if isinstance(values, list) else None
