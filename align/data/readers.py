@@ -231,7 +231,8 @@ class Source:
             try:
                 value = parse(line.decode("utf-8", "surrogatepass"))
             except json.JSONDecodeError as error:
-                bad.add(self.name, location, f"not JSON: {error.msg} at column {error.colno}{hint}")
+                opened = " (a file with a list of records is named .json)" if line.strip() == b"[" else hint
+                bad.add(self.name, location, f"not JSON: {error.msg} at column {error.colno}{opened}")
             except UnicodeDecodeError as error:
                 bad.add(self.name, location, f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}")
             else:

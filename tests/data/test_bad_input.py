@@ -42,6 +42,7 @@ def load(tokenizer_dir, write, tmp_path):
         ("half.jsonl", b'{"text": "ab\\ud800"}\n', [1, "text", "surrogate", 2]),
         ("cut.jsonl", b'{"text": "a"}\n\n{"text": "b\n', [3, "JSON", 12]),
         ("list.jsonl", b"[1]\n", [1, "list"]),
+        ("listed.jsonl", b'[\n{"text": "a"}\n]', [1, "list", ".json"]),
         ("bytes.jsonl", b'{"text": "\xff"}\n', [1, "UTF-8", "0xff", 11]),
         ("lines.json", b'{"text": "a"}\n{"text": "b}', [2, "JSON"]),
         ("object.json", b'{\n"text": "a"}', [1, "list"]),

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from naming import names, naming
 
+from align.cli.prompt_file import read_prompts
 from align.data import json_records
 from align.data.readers import BadRecords, Source, find_sources
 from align.data.text_data import TextData
@@ -61,8 +62,7 @@ def read(file, policy="stop"):
     return list(source.records(bad)), bad
 
 
-# A lone carriage return or surrogate has no form in all of these files.
-texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r"), min_size=1, max_size=20)
+texts = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('\r\n\t",\ufeff'), min_size=1, max_size=20)
 
 
 @given(
@@ -235,6 +235,12 @@ def test_memory_does_not_grow_with_the_file(tmp_path, name):
     tracemalloc.stop()
     assert count == 12_000
     assert peak < 6e6
+
+
+def test_prompts_of_the_command_line(tmp_path):
+    """The same reader, with the formats of prompts."""
+    (tmp_path / "a.csv.zst").write_bytes(zstd("question,answer\n2+2?,4\n".encode("utf-16")))
+    assert read_prompts(tmp_path / "a.csv.zst") == ["2+2?"]
 
 
 def test_text_blocks(tmp_path):

@@ -1,5 +1,6 @@
 """Demonstrations: the edit of every trained kind on drafts written by hand, and what holds for any draft."""
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -235,6 +236,18 @@ def test_some_drafts_keep_their_mistakes() -> None:
     assert len(made) == 200 == tally.edited + tally.left
     assert sum(text == TEXT for _, text in made) == tally.left
     assert abs(tally.edited / 200 - 0.7) < 0.12
+
+
+def test_drafts_of_several_compressed_files(tmp_path: Path) -> None:
+    for number, draft in enumerate(DRAFTS):
+        (tmp_path / f"{number}.json.gz").write_bytes(gzip.compress(json.dumps([draft]).encode("utf-16")))
+    out = tmp_path / "out.jsonl"
+    assert main(["sandbox", "demonstrations", "--drafts", str(tmp_path / "*.gz"), "--out", str(out)]) == 0
+    meta = json.loads(out.with_name("out.jsonl.meta.json").read_text())
+    assert meta["counts"]["drafts"] == 3
+    assert [(Path(draft["file"]).name, len(draft["sha256"])) for draft in meta["drafts"]] == [
+        (f"{number}.json.gz", 64) for number in range(3)
+    ]
 
 
 @pytest.mark.parametrize("drafts", [[{"prompt": QUOTED}], [{"prompt": QUOTED, "text": 3}], ["text"]])
