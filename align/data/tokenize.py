@@ -13,7 +13,7 @@ from align.data.formats.pairs import Pair
 from align.data.formats.record_format import RecordFormat, detect
 from align.data.readers import BadRecords, ReadFields, Source
 from align.tokenizer import Tokenizer
-from align.tokenizer.chat_template import TEMPLATE, Tool
+from align.tokenizer.chat_template import TEMPLATE, Tool, text_of
 
 Content = TypeVar("Content")
 
@@ -204,7 +204,8 @@ def encode_chat(
 
     before = np.flatnonzero(~mask)
     response = int(before[-1]) + 1 if len(before) else 0  # its first token
-    header = _header_length(messages, tokenizer, response, tools)
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    header = _header_length(messages[:last], tokenizer, tools) if last else response
     opening = _opening_length(messages, ids[:response], tokenizer, tools)
     opening, start, length = _fit(
         ids[:response], end - response, tokenizer, opening=opening, header=header, limit=limit
@@ -217,12 +218,19 @@ def encode_chat(
 
 
 def _untarget_first(mask: np.ndarray, start: int, response: int, header: int) -> None:
-    """Untarget the first response after ``start``, unless its header is complete or it is the last response."""
+    """Untarget the first response after ``start``, unless its header is complete or it is the last response.
+
+    Args:
+        mask: ``[n]`` bool, True on targets; changed in place.
+        start: tokens before it are dropped.
+        response: first token of the last response.
+        header: tokens of the header of a response.
+    """
     targets = np.flatnonzero(mask[start:response])
     if len(targets) == 0:
         return
     first = start + int(targets[0])
-    if first - start < header:
+    if first - start < max(header, 1):
         length = int(np.flatnonzero(~mask[first:])[0])
         mask[first : first + length] = False
 
@@ -261,7 +269,7 @@ def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
     if len(prompt) + longest <= limit:
         return EncodedPair(prompt, chosen, rejected, TruncationReport(), rendered.dropped)
 
-    header = len(prompt) - _common_prefix(tokenizer.render_chat(pair.prompt, tools=pair.tools).ids, prompt)
+    header = _header_length(pair.prompt, tokenizer, pair.tools)
     opening = _opening_length(pair.prompt, prompt, tokenizer, pair.tools)
     opening, start, length = _fit(prompt, longest, tokenizer, opening=opening, header=header, limit=limit)
     if np.array_equal(chosen[:length], rejected[:length]):
@@ -318,14 +326,21 @@ def _fit(prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, opening: in
     return _Kept(opening, start, length)
 
 
-def _header_length(messages: Chat, tokenizer: Tokenizer, response: int, tools: Sequence[Tool] | None) -> int:
-    """Tokens of the header of the last response, which begins at ``response``."""
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    earlier = messages[:last]
-    if not earlier:
-        return response
-    opened = tokenizer.render_chat(earlier, tools=tools, add_generation_prompt=True).ids
-    return len(opened) - _common_prefix(tokenizer.render_chat(earlier, tools=tools).ids, np.array(opened))
+def _header_length(prompt: Chat, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> int:
+    """Tokens of the header of a response: what ``add_generation_prompt`` adds to its prompt.
+
+    Some templates add nothing, such as Mistral's; for these, what follows the content of the prompt's last message.
+    """
+    opened = np.array(tokenizer.render_chat(prompt, tools=tools, add_generation_prompt=True).ids)
+    if header := len(opened) - _common_prefix(tokenizer.render_chat(prompt, tools=tools).ids, opened):
+        return header
+    *earlier, last = prompt
+    other = last | {"content": "x" if text_of(last.get("content"))[-1:] != "x" else "y"}
+    try:
+        changed = tokenizer.render_chat([*earlier, other], tools=tools, add_generation_prompt=True).ids
+    except ValueError:  # the template accepts nothing but this content
+        return 0
+    return _common_prefix(changed[::-1], opened[::-1])
 
 
 def _opening_length(messages: Chat, ids: np.ndarray, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> int:

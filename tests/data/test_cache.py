@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,30 @@ def test_content_decides(build, write, tmp_path):
     build(write("a.jsonl", [{"text": "abd", "body": "d"}]))
     build(write("b.jsonl", [{"text": "abc", "body": "d"}]), format=Text(field="body"))
     assert len(caches(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eos_token": "<|end|>"},
+        {"document_prefix": "<|eos|>"},
+        {"document_prefix": None, "bos_token": None},
+        {"add_bos_token": False, "document_prefix": None},
+    ],
+)
+def test_settings_of_the_tokenizer_that_decide_ids(tokenizer_dir, write, tmp_path, change):
+    """tokenizer_config.json decides what opens and ends a document: after a change the old corpus is not reused."""
+    directory, cache = tmp_path / "tokenizer", str(tmp_path / "cache")
+    shutil.copytree(tokenizer_dir, directory)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    found = []
+    for settings in (config, config | change):
+        written = {name: value for name, value in settings.items() if value is not None}
+        (directory / "tokenizer_config.json").write_text(json.dumps(written))
+        corpus = TextData(str(directory), write("a.txt", "abc"), cache_dir=cache)._corpus("train")
+        found.append(corpus.ids.tolist())
+    fresh = TextData(str(directory), write("a.txt", "abc"), cache_dir=str(tmp_path / "fresh"))._corpus("train")
+    assert found[0] != found[1] == fresh.ids.tolist()
 
 
 def test_fingerprints(build, write):
