@@ -1,12 +1,9 @@
 """Formats of chats for supervised fine-tuning."""
 
-import json
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 from align.data.formats.fields import (
-    ROLES,
     Chat,
     ChatRecord,
     Fields,
@@ -19,6 +16,7 @@ from align.data.formats.fields import (
 )
 from align.data.formats.hh import is_dialogue, read_dialogue, split_dialogue
 from align.data.formats.record_format import RecordFormat
+from align.data.formats.sharegpt import read_conversation, with_wrapped_tools
 from align.data.formats.tldr import read_post, read_summary
 from align.tokenizer.chat_template import text_of
 
@@ -124,11 +122,7 @@ class Dolly(ChatFormat):
 
 @dataclass(frozen=True)
 class ShareGPT(ChatFormat):
-    """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``.
-
-    Tools are read as in LLaMA-Factory: a ``function_call`` is the JSON of one call or a list of calls, an
-    ``observation`` is a result, and ``tools`` beside the conversation is the JSON of a list of schemas.
-    """
+    """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, also with tools."""
 
     field: str = "conversations"
     """Field of the list of messages"""
@@ -144,45 +138,11 @@ class ShareGPT(ChatFormat):
 
     def messages(self, record: Fields) -> Chat:
         """See the base class."""
-        turns = required(record, self.field)
-        chat = as_chat(turns, self.field, role=self.role, content=self.content, roles=_SHAREGPT_ROLES)
-        for number, (message, turn) in enumerate(zip(chat, turns, strict=True), 1):
-            if turn[self.role] == "function_call":
-                try:
-                    message["tool_calls"] = _calls(text_of(message.pop("content")))
-                except ValueError as error:
-                    raise ValueError(f"field {self.field!r}: message {number}: {error}") from None
-        return chat
+        return read_conversation(required(record, self.field), self.field, role=self.role, content=self.content)
 
     def read(self, record: Fields) -> ChatRecord:
-        """See the base class; a bare schema is wrapped in ``{"type": "function", "function": ...}`` for templates."""
-        chat = super().read(record)
-        if chat.tools is None:
-            return chat
-        tools = [tool if "function" in tool else {"type": "function", "function": tool} for tool in chat.tools]
-        return chat._replace(tools=tools)
-
-
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "tool"} | ROLES
-
-
-def _calls(words: str) -> list[dict[str, Any]]:
-    """Parse the JSON of one call or a list of calls.
-
-    Raises:
-        ValueError: it is anything else.
-    """
-    try:
-        value = json.loads(words)
-    except (ValueError, RecursionError):
-        value = None
-    calls = value if isinstance(value, list) else [value]
-    if not calls or not all(isinstance(call, dict) and call.keys() == {"name", "arguments"} for call in calls):
-        raise ValueError(
-            f'a function_call must be the JSON of {{"name": ..., "arguments": ...}} or a list of these, found '
-            f"{words[:60]!r}"
-        )
-    return [{"type": "function", "function": call} for call in calls]
+        """See the base class."""
+        return with_wrapped_tools(super().read(record))
 
 
 @dataclass(frozen=True)
