@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -85,7 +85,7 @@ class ExportArguments:
     quantize: Quantization = ExportSettings.quantize
     """int8 (torchao, weights only), gptq and awq (4 bits, llm-compressor) in hf; q8_0 to q4_0 in gguf"""
     calibration: str | None = None
-    """For gptq and awq: JSONL file of {'text'}, {'messages'} or {'prompt', 'chosen'}, calibration data"""
+    """For gptq and awq: file, glob or Hub id of {'text'}, {'messages'} or {'prompt', 'chosen'}, calibration data"""
     calibration_limit: int = 256
     """Largest number of records to read from --calibration"""
     quantizer_python: str | None = None
@@ -165,22 +165,28 @@ def main(args: list[str]) -> int:
 
 
 def read_texts(file: str | None, limit: int) -> "Iterator[Text]":
-    """The first ``limit`` texts and chats of a JSONL file, as calibration data.
+    """The first ``limit`` texts and chats of a file, as calibration data.
+
+    Args:
+        file: what ``data.init_args.train`` takes; None: there are none.
+        limit: largest number of records to read.
 
     Raises:
-        ValueError: a line has neither; the message names file and line.
+        FileNotFoundError: there is no such file.
+        ValueError: the file can't be read, or a record has neither a text nor a chat; names the file and the line.
     """
-    if file is None:
-        return
-    with Path(file).open(encoding="utf-8") as lines:
-        for number, line in enumerate(islice(lines, limit), 1):
-            try:
-                yield _text(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(
-                    f"{file}:{number}: no calibration text: give 'text', 'messages', or 'prompt' with 'chosen' or "
-                    "'completion'"
-                ) from None
+    from align.data.readers import BadRecords, find_sources
+
+    bad = BadRecords("stop", hint="")
+    sources = [] if file is None else find_sources(file)
+    for record in islice(chain.from_iterable(source.records(bad) for source in sources), limit):
+        try:
+            yield _text(record.fields)
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{record.source}: {record.location}: no calibration text: give 'text', 'messages', or 'prompt' with "
+                "'chosen' or 'completion'"
+            ) from None
 
 
 def _text(record: dict[str, Any]) -> "Text":

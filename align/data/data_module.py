@@ -32,8 +32,8 @@ class TokenData(pl.LightningDataModule):
         train: File, glob, Hub id (owner/name:split) or a list of them: .jsonl .json .csv .parquet .txt
         validation: The same for validation; None: see val_fraction
         test: The same for `align test`
-        val_fraction: Share of the train records, from the end, that is held out for validation instead of files; of a
-            single document the last share of its text
+        val_fraction: Share of the train records, from the end, that is held out for validation instead of files; of
+            TextData's only document the last share of its bytes
         context: Tokens the network reads at once; a row has one more
         batch_size: Rows of a batch on each rank
         seed: Seed of the order of training
@@ -86,6 +86,8 @@ class TokenData(pl.LightningDataModule):
         for name, (value, least) in least_values.items():
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not train:
+            raise ValueError(f"train is {train!r}; name at least one file or Hub data set")
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}; it must be at least 0 and less than 1")
         if validation and val_fraction:
@@ -244,19 +246,29 @@ class TokenData(pl.LightningDataModule):
             with_prompts=self._with_prompts,
             with_labels=self._with_labels,
         ) as writer:
-            report = self._tokenize(sources, writer, bad, split)
-            report = bad.report() + report
-            if not writer.documents:
+            try:
+                report = self._tokenize(sources, writer, bad, split)
+            except MemoryError as error:
                 raise ValueError(
-                    f"{', '.join(source.name for source in sources)}: no usable record; {' '.join(report)}"
-                )
-            writer.meta |= {"report": report, "identity": identity}
+                    f"{bad.place or sources[0].name}: not enough memory to tokenize this record or the next; split "
+                    "long ones"
+                ) from error
+            if not writer.documents:
+                reason = "; ".join(bad.report()) or "there are no records"
+                raise ValueError(f"{', '.join(source.name for source in sources)}: no usable record: {reason}")
+            records = {"used": bad.used, "bad": bad.count, "unread_columns": bad.unread}
+            writer.meta |= {"report": bad.report() + report, "records": records, "identity": identity}
 
     def _records(self, split: str) -> range:
         """The records of a split in its corpus."""
         count = (len(self._corpus(split).offsets) - 1) // self._documents_per_record
         if not self.val_fraction or split == "test":
             return range(count)
+        if count < 2:
+            raise ValueError(
+                f"val_fraction is {self.val_fraction}, but train has only {count} record, which can't be held out and "
+                "trained on; add records, set val_fraction to 0, or name files in validation"
+            )
         held_out = min(count - 1, max(1, round(count * self.val_fraction)))
         return range(count - held_out) if split == "train" else range(count - held_out, count)
 

@@ -12,7 +12,7 @@ from align.data.formats.prompt_records import PROMPT_FORMATS, PromptFormat
 from align.data.readers import BadRecords, Source
 from align.data.response_data import EncodedRecord, ResponseData
 from align.data.tokenize import RenderingReport, encode_pair, encode_with_columns
-from align.tokenizer.chat_template import RenderedChat, check_template, text_of
+from align.tokenizer.chat_template import RenderedChat, check_template
 from align.tokenizer.prompts import as_prompt, with_system
 
 
@@ -113,14 +113,19 @@ class PromptData(TokenData):
         with tokenization_bar(sources, split) as advance:
 
             def encode(chat: ChatRecord) -> tuple[Chat, RenderedChat]:
-                advance(sum(len(text_of(message.get("content"))) for message in chat.messages))
                 prompt = with_system(chat.messages, self.system_prompt)
                 rendered = self.tokenizer.render_chat(prompt, tools=chat.tools, add_generation_prompt=True)
                 self._refuse_long(len(rendered.ids))
                 return prompt, rendered
 
             prompts = encode_with_columns(
-                sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode, columns=self._columns[split]
+                sources,
+                bad,
+                format=self.format,
+                formats=PROMPT_FORMATS,
+                encode=encode,
+                columns=self._columns[split],
+                advance=advance,
             )
             for (prompt, rendered), columns in prompts:
                 rendering.add(rendered.dropped)

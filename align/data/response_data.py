@@ -21,7 +21,7 @@ from align.data.tokenize import (
     unlike_whole_chat,
 )
 from align.tokenizer.chat_template import Tool, check_template
-from align.tokenizer.prompts import as_prompt, as_text
+from align.tokenizer.prompts import as_prompt
 
 
 class EncodedRecord(NamedTuple):
@@ -118,10 +118,10 @@ class ResponseData(TokenData):
                 formats=self._formats,
                 encode=self._encode,
                 columns=self._columns[split],
+                advance=advance,
             )
             for record, columns in ((record, columns) for records, columns in contents for record in records):
                 prompt, responses, tools, encoded, label = record
-                advance(sum(map(len, (as_text(prompt), *responses))))
                 unlike = unlike_whole_chat(prompt, responses[0], encoded, self.tokenizer, tools=tools)
                 rendering.add(encoded.dropped, unlike=unlike)
                 parts = [encoded.prompt, *encoded.responses]

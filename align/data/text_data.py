@@ -16,7 +16,7 @@ from align.data.readers import BadRecords, Source
 from align.data.rows import Rows, document_rows, single_rows, stream_rows
 from align.data.tokenize import EncodedChat, RenderingReport, TruncationReport, encode_chat, encode_records
 from align.tokenizer import Tokenizer
-from align.tokenizer.chat_template import check_template, text_of
+from align.tokenizer.chat_template import check_template
 from align.tokenizer.process_pool import chunked, ordered_map
 from align.tokenizer.prompts import with_system
 
@@ -56,15 +56,8 @@ class RowData(TokenData):
 
     def _bounds(self, split: str) -> np.ndarray:
         """``[documents + 1]`` offsets of a split's documents in its corpus."""
-        corpus = self._corpus(split)
-        offsets = np.asarray(corpus.offsets)
-        if len(offsets) > 2 or not self.val_fraction or split == "test":
-            records = self._records(split)
-            return offsets[records.start : records.stop + 1]
-        # By bytes, not tokens, so that every tokenizer holds out the same text.
-        filled = np.cumsum(self.tokenizer.token_bytes[corpus.ids])
-        end = int(np.searchsorted(filled, int(filled[-1] * (1 - self.val_fraction)))) + 1
-        return np.array([0, end] if split == "train" else [end, offsets[-1]])
+        records = self._records(split)
+        return np.asarray(self._corpus(split).offsets)[records.start : records.stop + 1]
 
     def _counts(self, split: str) -> dict[str, Any]:
         dataset, bounds = self._datasets[split], self._bounds(split)
@@ -126,15 +119,19 @@ class TextData(RowData):
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         encode = partial(_encode_documents, self.tokenizer, self.tokenizer.opening_ids, (self._eos_id(),))
         with tokenization_bar(sources, split) as advance:
-
-            def with_progress(text: str) -> str:
-                advance(len(text))
-                return text
-
-            texts = encode_records(sources, bad, format=self.format, formats=(), encode=with_progress)
+            texts = encode_records(sources, bad, format=self.format, formats=(), encode=str, advance=advance)
             for ids, lengths in ordered_map(encode, chunked(texts), self.processes):
                 writer.append(ids, lengths)
         return []
+
+    def _bounds(self, split: str) -> np.ndarray:
+        corpus = self._corpus(split)
+        if len(corpus.offsets) > 2 or not self.val_fraction or split == "test":
+            return super()._bounds(split)
+        # By bytes, not tokens, so that every tokenizer holds out the same text.
+        filled = np.cumsum(self.tokenizer.token_bytes[corpus.ids])
+        end = int(np.searchsorted(filled, int(filled[-1] * (1 - self.val_fraction)))) + 1
+        return np.array([0, end] if split == "train" else [end, corpus.offsets[-1]])
 
     def _lay_out(self, bounds: np.ndarray) -> Layout:
         width = self.context + 1
@@ -194,11 +191,13 @@ class ChatData(RowData):
         with tokenization_bar(sources, split) as advance:
 
             def encode(chat: ChatRecord) -> EncodedChat:
-                advance(sum(len(text_of(message.get("content"))) for message in chat.messages))
                 messages = with_system(chat.messages, self.system_prompt)
                 return encode_chat(messages, self.tokenizer, limit, tools=chat.tools)
 
-            for chat in encode_records(sources, bad, format=self.format, formats=CHAT_FORMATS, encode=encode):
+            chats = encode_records(
+                sources, bad, format=self.format, formats=CHAT_FORMATS, encode=encode, advance=advance
+            )
+            for chat in chats:
                 writer.append(chat.ids, [len(chat.ids)], chat.mask)
                 truncated.add(chat.truncation)
                 rendering.add(chat.dropped, unlike=chat.unlike)

@@ -12,9 +12,9 @@ from align.data.columns import columns_of
 from align.data.formats.fields import Chat
 from align.data.formats.pairs import Pair
 from align.data.formats.record_format import RecordFormat, detect
-from align.data.readers import BadRecords, Source
+from align.data.readers import BadRecords, ReadFields, Source
 from align.tokenizer import Tokenizer
-from align.tokenizer.chat_template import TEMPLATE, Tool
+from align.tokenizer.chat_template import TEMPLATE, Tool, text_of
 from align.tokenizer.prompts import Columns
 
 Content = TypeVar("Content")
@@ -29,21 +29,26 @@ def encode_records(
     format: RecordFormat[Content] | None,
     formats: Sequence[RecordFormat[Content]],
     encode: Callable[[Content], Encoded],
+    advance: Callable[[int], None] | None = None,
 ) -> Iterator[Encoded]:
     """Read and encode the records of files.
 
     Args:
         sources: files, in order.
-        bad: receives the records that can't be used.
+        bad: receives the records that can't be used, and counts the columns that nothing read.
         format: of all records; None detects each file's format from its first record.
         formats: candidates for detection.
         encode: turns the content of a record into what a corpus stores; raises ValueError for a bad record.
+        advance: is called with the bytes of files that were read since the last call.
 
     Raises:
         ValueError: the format of a file can't be detected.
         BadRecordError: see ``BadRecords``.
     """
-    for encoded, _ in encode_with_columns(sources, bad, format=format, formats=formats, encode=encode, columns=()):
+    records = encode_with_columns(
+        sources, bad, format=format, formats=formats, encode=encode, columns=(), advance=advance
+    )
+    for encoded, _ in records:
         yield encoded
 
 
@@ -55,6 +60,7 @@ def encode_with_columns(
     formats: Sequence[RecordFormat[Content]],
     encode: Callable[[Content], Encoded],
     columns: Sequence[str],
+    advance: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[Encoded, Columns]]:
     """``encode_records`` with some columns of each record, as they are in the file.
 
@@ -65,6 +71,7 @@ def encode_with_columns(
         formats: candidates for detection.
         encode: as of ``encode_records``.
         columns: names of the columns.
+        advance: as of ``encode_records``.
 
     Raises:
         ValueError: the format of a file can't be detected.
@@ -72,19 +79,24 @@ def encode_with_columns(
     """
     for source in sources:
         chosen = format
-        for record in source.records(bad):
+        for record in source.records(bad, advance=advance):
             if chosen is None:
                 try:
                     chosen = detect(record.fields, formats)
                 except ValueError as error:
                     raise ValueError(f"{record.source}: {record.location}: {error}") from None
+            bad.place = f"{record.source}: {record.location}"
+            fields = ReadFields(record.fields)
             try:
-                encoded = encode(chosen.read(record.fields))
-                kept = columns_of(record.fields, columns)
+                encoded = encode(chosen.read(fields))
+                kept = columns_of(fields, columns)
             except ValueError as error:
                 bad.add(record.source, record.location, str(error))
-                continue
-            yield encoded, kept
+            except RecursionError:
+                bad.add(record.source, record.location, "nested too deeply")
+            else:
+                bad.use(fields)
+                yield encoded, kept
 
 
 @dataclass
@@ -225,24 +237,33 @@ def encode_chat(
 
     before = np.flatnonzero(~mask)
     response = int(before[-1]) + 1 if len(before) else 0  # its first token
-    header = _header_length(messages, tokenizer, response, tools)
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    header = _header_length(messages[:last], tokenizer, tools) if last else response
     opening = _opening_length(messages, ids[:response], tokenizer, tools)
     opening, start, length = _fit(
         ids[:response], end - response, tokenizer, opening=opening, header=header, limit=limit
     )
-    _untarget_first(mask, start, response, header)
+    if start > opening:
+        _untarget_first(mask, start, response, header)
     keep = np.r_[0:opening, start : response + length]
     report = TruncationReport(1, start - opening, end - response - length, int(response + length < end))
     return EncodedChat(ids[keep], mask[keep], report, rendered.dropped, unlike)
 
 
 def _untarget_first(mask: np.ndarray, start: int, response: int, header: int) -> None:
-    """Untarget the first response after ``start``, unless its header is complete or it is the last response."""
+    """Untarget the first response after ``start``, unless its header is complete or it is the last response.
+
+    Args:
+        mask: ``[n]`` bool, True on targets; changed in place.
+        start: tokens before it are dropped.
+        response: first token of the last response.
+        header: tokens of the header of a response.
+    """
     targets = np.flatnonzero(mask[start:response])
-    if start == 0 or len(targets) == 0:
+    if len(targets) == 0:
         return
     first = start + int(targets[0])
-    if first - start < header:
+    if first - start < max(header, 1):
         length = int(np.flatnonzero(~mask[first:])[0])
         mask[first : first + length] = False
 
@@ -285,7 +306,7 @@ def encode_responses(
     if len(ids) + longest <= limit:
         return EncodedResponses(ids, encoded, TruncationReport(), rendered.dropped)
 
-    header = len(ids) - _common_prefix(tokenizer.render_chat(prompt, tools=tools).ids, ids)
+    header = _header_length(prompt, tokenizer, tools)
     opening = _opening_length(prompt, ids, tokenizer, tools)
     opening, start, length = _fit(ids, longest, tokenizer, opening=opening, header=header, limit=limit)
     lost = [max(0, len(response) - length) for response in encoded]
@@ -367,14 +388,21 @@ def _fit(prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, opening: in
     return _Kept(opening, start, length)
 
 
-def _header_length(messages: Chat, tokenizer: Tokenizer, response: int, tools: Sequence[Tool] | None) -> int:
-    """Tokens of the header of the last response, which begins at ``response``."""
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    earlier = messages[:last]
-    if not earlier:
-        return response
-    opened = tokenizer.render_chat(earlier, tools=tools, add_generation_prompt=True).ids
-    return len(opened) - _common_prefix(tokenizer.render_chat(earlier, tools=tools).ids, np.array(opened))
+def _header_length(prompt: Chat, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> int:
+    """Tokens of the header of a response: what ``add_generation_prompt`` adds to its prompt.
+
+    Some templates add nothing, such as Mistral's; for these, what follows the content of the prompt's last message.
+    """
+    opened = np.array(tokenizer.render_chat(prompt, tools=tools, add_generation_prompt=True).ids)
+    if header := len(opened) - _common_prefix(tokenizer.render_chat(prompt, tools=tools).ids, opened):
+        return header
+    *earlier, last = prompt
+    other = last | {"content": "x" if text_of(last.get("content"))[-1:] != "x" else "y"}
+    try:
+        changed = tokenizer.render_chat([*earlier, other], tools=tools, add_generation_prompt=True).ids
+    except ValueError:  # the template accepts nothing but this content
+        return 0
+    return _common_prefix(changed[::-1], opened[::-1])
 
 
 def _opening_length(messages: Chat, ids: np.ndarray, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> int:

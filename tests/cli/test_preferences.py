@@ -207,7 +207,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys, extra: list[st
         ("nonsense", ["JSON"]),
         ('{"text": "x"}', ["prompt"]),
         ('{"prompt": 3}', ["prompt", "int"]),
-        ('{"prompt": [{"role": "user"}]}', ["prompt[0].content"]),
+        ('{"prompt": [{"role": "user"}]}', ["prompt", 1, "content"]),
     ],
 )
 def test_a_bad_prompt_is_named_by_its_line(run: Path, tmp_path: Path, capsys, line: str, named: list[str]):

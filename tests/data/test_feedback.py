@@ -60,7 +60,7 @@ def test_other_labels_are_named(build, label):
         (None, {"prompt": "", "completion": "b", "label": 1}, ["prompt"]),
         (None, {"prompt": [USER, GOOD], "completion": "b", "label": 1}, ["prompt", "assistant"]),
         (None, {"prompt": "a", "completion": [GOOD, USER], "label": 1}, ["completion", "assistant, user"]),
-        (None, {"prompt": "a", "completion": [GOOD | {"tool_calls": [1]}], "label": 1}, ["completion[0]"]),
+        (None, {"prompt": "a", "completion": [GOOD | {"tool_calls": [1]}], "label": 1}, ["completion", "tool_calls"]),
         (None, {"messages": [USER], "label": 1}, ["messages", "assistant"]),
         (None, {"messages": [GOOD], "label": 1}, ["prompt"]),
         (None, {"messages": [USER, GOOD | {"reasoning_content": "d"}], "label": 1}, ["messages", "reasoning_content"]),

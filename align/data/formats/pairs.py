@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from align.data.formats.fields import (
-    SHAREGPT_ROLES,
     Chat,
+    ChatRecord,
     Fields,
-    as_chat,
     as_record,
     instruction,
     required,
@@ -18,6 +17,7 @@ from align.data.formats.fields import (
 )
 from align.data.formats.hh import is_dialogue, read_dialogue, split_dialogue
 from align.data.formats.record_format import RecordFormat, check_prompt
+from align.data.formats.sharegpt import read_conversation, with_wrapped_tools
 from align.data.formats.tldr import read_post, read_summary
 from align.tokenizer.chat_template import text_of
 
@@ -175,8 +175,13 @@ class ShareGPT(PairFormat):
             raise ValueError(f"field {field!r} must be text or a message, found {type(value).__name__}")
         return only_response([], self._messages([value], field), field)
 
+    def read(self, record: Fields) -> Pair:
+        """See the base class."""
+        pair = super().read(record)
+        return pair._replace(tools=with_wrapped_tools(ChatRecord(pair.prompt, pair.tools)).tools)
+
     def _messages(self, value: Any, field: str) -> Chat:
-        return as_chat(value, field, role=self.role, content=self.content, roles=SHAREGPT_ROLES)
+        return read_conversation(value, field, role=self.role, content=self.content)
 
 
 @dataclass(frozen=True)
