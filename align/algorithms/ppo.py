@@ -186,6 +186,16 @@ class PPO(Stage):
             )
         without_dropout(self)
 
+    def sources(self) -> dict[str, object]:
+        """See ``Stage.sources``."""
+        value = None if self.value_config is None else self.value_config.init_from
+        return {
+            **super().sources(),
+            "reference": self.reference_source,
+            "reward": self.reward_name,
+            "value.init_from": value,
+        }
+
     def add_adapters(self) -> None:
         """Adapters for policy and value model; see ``Stage.add_adapters``."""
         super().add_adapters()

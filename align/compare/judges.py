@@ -13,7 +13,7 @@ import torch
 
 from align.compare.respond import Response
 from align.io.log import Log, key_of
-from align.io.manifest import weights_fingerprint
+from align.io.manifest import scores_fingerprint
 from align.rewards.functions import SHORT_NAMES, load_reward
 from align.rewards.reward import FunctionReward, Reward
 from align.rewards.reward_model import RewardModel
@@ -85,7 +85,7 @@ def _identity(reward: Reward, source: str, device: str) -> str | None:
     if reward in SHORT_NAMES.values():
         return None  # scoring again is quicker than reading a log
     if isinstance(reward, RewardModel):
-        return f"{weights_fingerprint(source)} {torch.device(device).type}"
+        return f"{scores_fingerprint(source)} {torch.device(device).type}"
     code: Any = reward.function if isinstance(reward, FunctionReward) else type(reward)
     try:
         return f"{source} {inspect.getsource(inspect.getmodule(code) or code)}"

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from align.training.lightning_internals import (
 )
 from align.training.numerics import changes, numerics
 from align.training.preemption import Preempted
+from align.training.resume import changes_of_training, settings_changes
 from align.training.trainer_state import begins, validating_in_fit
 
 FOLDER = "checkpoints"
@@ -61,6 +62,9 @@ class Checkpoints(Checkpoint):
     Raises:
         ValueError: a setting is invalid.
     """
+
+    settings: Mapping[str, Any] | None = None
+    """The run's settings by their keys (``flat_settings``), recorded for the runs that resume; the CLI sets them."""
 
     def __init__(
         self,
@@ -108,23 +112,37 @@ class Checkpoints(Checkpoint):
         self._held: list[Path] | None = None
         self._clock = 0.0
         self._begun: float | None = None
+        self._changed: list[dict[str, Any]] = []
+
+    @property
+    def began(self) -> bool:
+        """Whether this attempt has begun to train: a checkpoint of a finished run leaves nothing to do."""
+        return self._begun is not None
+
+    def manifest(self) -> dict[str, Any]:
+        """The settings that were changed when the run resumed, for the manifest; empty if none were."""
+        return {"resumed": self._changed} if self._changed else {}
 
     def state_dict(self) -> dict[str, Any]:
         """The best checkpoints, those kept by time, whether to repeat a validation, and seconds of training."""
         kept = {"best": dict(self._best), "hourly": dict(self._hourly), "repeat_validation": self._repeat}
+        kept["ranked_by"] = [self.monitor, self.mode]
         return kept | {"trained_seconds": self._trained_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self._best = dict(state_dict["best"])
+        """Restore them; a ranking by another metric begins anew."""
+        self._best = dict(state_dict["best"]) if state_dict["ranked_by"] == [self.monitor, self.mode] else {}
         self._repeat, self._hourly = state_dict["repeat_validation"], dict(state_dict["hourly"])
         self._trained = state_dict["trained_seconds"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Record the numerics; during a rollout, store the position before it."""
+        """Record settings and numerics; during a rollout, store the position before it."""
         checkpoint["numerics"] = numerics(trainer)
+        checkpoint["changed_settings"] = self._changed
+        if self.settings is not None:
+            checkpoint[files.SETTINGS] = dict(self.settings)
         if (position := self._position) is not None:
             checkpoint["epoch"] = position["epoch"]
             replace_fit_loop(checkpoint, position["loop"])
@@ -132,7 +150,12 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember the position, in case a rollout comes first; warn if the numerics differ."""
+        """Remember the position, in case a rollout comes first, and changed settings; warn if the numerics differ."""
+        self._changed = list(checkpoint.get("changed_settings", ()))
+        if trainer.training and self.settings is not None and files.SETTINGS in checkpoint:
+            found = changes_of_training(settings_changes(checkpoint[files.SETTINGS], self.settings))
+            recorded = {change.key: [change.before, change.now] for change in found}
+            self._changed += [{"step": checkpoint["global_step"], "changed": recorded}] if recorded else []
         then = checkpoint.get("numerics")  # absent where somebody else's checkpoint is loaded
         if then and trainer.training and (changed := changes(then, numerics(trainer))):
             rank_zero_warn(
