@@ -57,6 +57,11 @@ class ModelDirectory(pl.Callback):
         """Restore the best value so far, unless it is of another metric."""
         self.best = state_dict["best"] if state_dict["monitor"] == self.monitor else None
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget a best value without its model: that is in another folder, or was deleted."""
+        if not trainer.strategy.broadcast((Path(trainer.default_root_dir) / "model").exists()):
+            self.best = None
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write if the monitor improved."""
         # Before training there is nothing to write: the initial network is where it was loaded from.

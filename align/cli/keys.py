@@ -50,7 +50,7 @@ def explain(message: str) -> str:
     for raw in message.splitlines():
         line = raw.strip().removeprefix("- ")
         if found := re.match(r"Parser key \"([^\"]+)\":", line):
-            key = f"{key}.{found[1]}" if key else found[1]
+            key = f"{key}.{found[1]}" if key and key != found[1] else found[1]
             line = line[found.end() :].strip()
         if found := re.match(r"Problem with given class_path '([^']+)':", line):
             owner = found[1]
@@ -206,6 +206,8 @@ def _subclasses(base: type) -> set[type]:
 
 def _wrong_value(key: str, reason: str) -> str:
     """The line for a value of the wrong type, or out of its set."""
+    if re.search("Unable to load config ['\"]null", reason):
+        return f"{key} is null, but it is a group of settings; leave it out for the defaults, or change one of them"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", reason):
         key = f"{key.removesuffix('.init_args')}.class_path"
         return f"{key}: {reason}{nearest(found[2], _exports(found[1]))}"

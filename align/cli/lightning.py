@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -36,6 +37,7 @@ from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import check_nulls, explain, keep_nulls, key_of
+from align.io.atomic import replacing_file
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
 from align.rewards.functions import search_working_directory
@@ -211,7 +213,7 @@ class AlignCLI(LightningCLI):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` once training begins: a run that is refused or has nothing to do keeps the one there is."""
+    """Writes ``config.yaml`` once training begins: a run that is refused or has nothing to do keeps the old one."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it for other verbs than fit, into their own folder."""
@@ -281,8 +283,8 @@ def main(verb: str, args: list[str]) -> int:
             _fit(cli)
             return 0
         result = getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
-        if verb == "predict":
-            _write_predictions(run / "predictions.jsonl", result)
+        if verb == "predict" and (rows := _rows_of_all_ranks(cli.trainer, result)) is not None:
+            _write_predictions(run / "predictions.jsonl", rows)
     return 0
 
 
@@ -395,10 +397,27 @@ def _find_checkpoint(asked: str | None, run: Path, *, judge: Callable[[Path], st
     return Path(asked)
 
 
-def _write_predictions(file: Path, batches: list[list[dict[str, float]]]) -> None:
-    rows = [json.dumps({"row": number} | row) for number, row in enumerate(row for batch in batches for row in batch)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(rows) + "\n")
+def _rows_of_all_ranks(trainer: Trainer, batches: list[list[dict[str, float]]]) -> list[dict[str, float]] | None:
+    """Rows of predictions in the order of the file, on rank 0; None on the others.
+
+    Each rank takes a strided slice of every global batch, so the rows of one are interleaved.
+    """
+    module: Any = trainer.lightning_module
+    gathered = [(module.sharing.rank, batches)]
+    if trainer.world_size > 1:
+        gathered *= trainer.world_size
+        torch.distributed.all_gather_object(gathered, (module.sharing.rank, batches))
+    if not trainer.is_global_zero:
+        return None
+    # Devices of a tensor-parallel group have the same rows.
+    ranks = [rows for _, rows in sorted(dict(gathered).items())]
+    interleaved = (row for parts in zip(*ranks, strict=True) for rows in zip_longest(*parts) for row in rows)
+    return [row for row in interleaved if row is not None]
+
+
+def _write_predictions(file: Path, rows: list[dict[str, float]]) -> None:
+    with replacing_file(file) as stream:
+        stream.writelines(json.dumps({"row": number} | row) + "\n" for number, row in enumerate(rows))
     print(f"wrote {file} ({len(rows)} rows)")
 
 

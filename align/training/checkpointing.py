@@ -194,7 +194,7 @@ class Checkpoints(Checkpoint):
             repeat_validation(trainer)
             # Only the checkpoint that owes the validation has this step, so save again after it.
             self._repeat, self._due = False, True
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             files.remove_leftovers(_folder(trainer))
             (Path(trainer.default_root_dir) / PREEMPTED).unlink(missing_ok=True)
 

@@ -65,8 +65,12 @@ def refuse_changes(changes: Iterable[Change], checkpoint: str) -> None:
         ValueError: it must not; names each setting, its values and the reason.
     """
     refused = [c for c in changes if c.rule.behaviour == Behaviour.REFUSED and not c.rule.by_content]
+    # Another class has other settings too.
+    refused = [c for c in refused if c.key == "model.class_path"] or refused
     if refused:
-        listed = "; ".join(f"{c.key} is {_short(c.now)}, there {_short(c.before)} ({c.rule.why})" for c in refused)
+        listed = "; ".join(
+            f"{c.key} is {_short(c.now)} (checkpoint: {_short(c.before)}; {c.rule.why})" for c in refused
+        )
         raise ValueError(
             f"can't resume from {checkpoint} with other settings: {listed}. Set the checkpoint's values, or start a "
             "new run in another trainer.default_root_dir, with model.init_args.init_from set to the model directory of "

@@ -128,7 +128,7 @@ RULES: dict[str, Rule] = {
     "trainer.profiler.*": _NOT_TRAINING,
     "trainer.detect_anomaly": _NOT_TRAINING,
     "trainer.barebones": _NOT_TRAINING,
-    "trainer.default_root_dir": _effect("the run continues in the new folder"),
+    "trainer.default_root_dir": _NOT_TRAINING,
     "trainer.enable_autolog_hparams": _NOT_TRAINING,
     "trainer.model_registry": _NOT_TRAINING,
     # Every stage.
