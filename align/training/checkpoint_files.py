@@ -134,11 +134,15 @@ def _write(path: Path, checkpoint: dict[str, Any]) -> None:
         cause = output.error or error
         if not isinstance(cause, OSError):
             raise
-        reason = os.strerror(cause.errno) if cause.errno else str(cause)
-        raise OSError(
-            cause.errno,
-            f"can't write the checkpoint {path}: {reason}; make room and resume; the checkpoint before it is whole",
-        ) from error
+        raise unwritten(path, cause) from error
+
+
+def unwritten(path: Path, cause: BaseException) -> OSError:
+    """The error for a checkpoint that can't be written, such as on a full disk."""
+    number = cause.errno if isinstance(cause, OSError) else None
+    reason = os.strerror(number) if number else f"{type(cause).__name__}: {cause}"
+    line = f"can't write a checkpoint to {path.parent}: {reason}; make room, then resume from the one before it"
+    return OSError(number, line) if number else OSError(line)
 
 
 class _Watched(BufferedWriter):

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.checkpoint import CheckpointException
 
 from align.io.atomic import replacing_file
 from align.training import checkpoint_files as files
@@ -130,7 +131,7 @@ class Checkpoints(Checkpoint):
         return kept | {"trained_seconds": self._trained_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them; a ranking by another metric begins anew."""
+        """Restore them; a ranking by another metric starts over."""
         self._best = dict(state_dict["best"]) if state_dict["ranked_by"] == [self.monitor, self.mode] else {}
         self._repeat, self._hourly = state_dict["repeat_validation"], dict(state_dict["hourly"])
         self._trained = state_dict["trained_seconds"]
@@ -322,7 +323,10 @@ class Checkpoints(Checkpoint):
         name = f"epoch={epoch}-step={step}.ckpt"
         self._keep_by_time(step)
         named = self.save_top_k == -1 or self._kept_permanently(step) or name in self._best
-        trainer.save_checkpoint(files.temporary(folder))
+        try:
+            trainer.save_checkpoint(files.temporary(folder))
+        except CheckpointException as error:  # of shards; names the failure of each rank
+            raise files.unwritten(files.temporary(folder), next(iter(error.failures.values()))[0]) from error
         names = [folder / name] if named else []
         if _is_last(trainer) and not publish:
             self._held = names
