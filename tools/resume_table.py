@@ -8,13 +8,10 @@ rule, a rule without a setting, and a page that is not current.
 """
 
 import inspect
-import types
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 from torch import nn
@@ -22,6 +19,7 @@ from torch import nn
 import align.algorithms
 import align.data
 from align.cli.lightning import make_cli
+from align.cli.signatures import admits_null, classes_in, settings_of
 from align.training.resume import flat_settings
 from align.training.resume_rules import RULES, Behaviour, rule_of
 
@@ -94,38 +92,16 @@ def _run_settings() -> Iterator[str]:
 
 def _settings(kind: type, prefix: str) -> Iterator[str]:
     """The settings of a class: its constructor's parameters, those of the groups and variants among them included."""
-    for name, annotation in _parameters(kind).items():
-        key, kinds = f"{prefix}.{name}", _classes(annotation)
+    for name, parameter in settings_of(kind).items():
+        key, kinds = f"{prefix}.{name}", classes_in(parameter.annotation)
         if any(issubclass(each, nn.Module) for each in kinds):  # built in Python only
             continue
         groups = [each for each in kinds if is_dataclass(each) and not inspect.isabstract(each)]
         variants = [each for base in kinds if inspect.isabstract(base) for each in _subclasses(base)]
-        if not groups or type(None) in typing.get_args(annotation):
+        if not groups or admits_null(parameter.annotation):
             yield key
         for part in (*groups, *variants):
             yield from _settings(part, key)
-
-
-def _parameters(kind: type) -> Mapping[str, Any]:
-    """Name -> annotation, including what a constructor passes on to that of its base class."""
-    found: dict[str, Any] = {}
-    for base in kind.__mro__:
-        if "__init__" not in vars(base):
-            continue
-        constructor: Any = vars(base)["__init__"]
-        parameters = list(inspect.signature(constructor).parameters.values())[1:]
-        hints = typing.get_type_hints(constructor)
-        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        found = {p.name: hints.get(p.name) for p in named} | found
-        if all(p.kind != p.VAR_KEYWORD for p in parameters):
-            break
-    return found
-
-
-def _classes(annotation: Any) -> list[type]:
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
-    parts = typing.get_args(annotation) if union else (annotation,)
-    return [part for part in parts if isinstance(part, type) and part is not type(None)]
 
 
 def _subclasses(base: type) -> list[type]:

@@ -108,8 +108,7 @@ class AlignCLI(LightningCLI):
         """Parse, with a mistake reported in one line."""
         try:
             super().parse_arguments(parser, args)
-            for group in ("model", "data"):
-                check_nulls(group, self.config[group])
+            check_nulls(self.config, parser)
         except (argparse.ArgumentError, OmegaConfBaseException, TypeError, ValueError) as error:
             raise UsageError(explain(str(error))) from error
 
