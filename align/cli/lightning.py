@@ -74,6 +74,8 @@ class AlignCLI(LightningCLI):
         **kwargs: of LightningCLI.
     """
 
+    ckpt_path: Path | None = None
+
     def __init__(self, *args: Any, verb: str = "fit", **kwargs: Any) -> None:
         """Parse and build."""
         self.verb = verb
@@ -118,6 +120,8 @@ class AlignCLI(LightningCLI):
         if trainer.precision is None and not _brings_precision(trainer.plugins):
             trainer.precision = default_precision(str(trainer.accelerator))
         self.find_run()
+        if self.verb == "fit" and self.ckpt_path is not None:
+            self.compare_settings(self.ckpt_path)
 
     def find_run(self) -> None:
         """Find the checkpoint, and have the loggers continue its run."""
@@ -125,8 +129,6 @@ class AlignCLI(LightningCLI):
         # Lightning hands the first rank's path to the others, so they need not verify the whole checkpoint again.
         follows = _rank() > 0 and _is_sharded(self.config.trainer.strategy)
         self.ckpt_path = _find_checkpoint(self.config.ckpt_path, run, judge=absence if follows else damage)
-        if self.verb == "fit" and self.ckpt_path is not None:
-            self.compare_settings(self.ckpt_path)
         loggers = self.config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if self.ckpt_path is not None and hasattr(logger, "class_path"):
