@@ -8,7 +8,11 @@ from naming import names, naming
 from test_language_model import CONFIG, Batches, join, make_batch, pretrain
 
 from align.algorithms.pretrain import Pretrain
+from align.algorithms.starting_points import content_of
 from align.data.sampler import BatchOrder, ResumableLoader
+from align.io.directory import save_network
+from align.io.manifest import write_manifest
+from align.rewards.functions import SandboxGold
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 
@@ -108,3 +112,18 @@ def test_a_trainer_refuses_another_stage_and_somebody_elses_checkpoint(tmp_path)
     torch.save(stored, file)
     with pytest.raises(ValueError, match=naming(file, "align")):
         run(pretrain(), str(file), enable_checkpointing=False)
+
+
+def test_what_a_source_stands_for(tmp_path):
+    """A directory its weights and normalisation, wherever it is; a reward by name its name, an object its class."""
+    network = pretrain()
+    network.configure_model()
+    for name in ("one", "two"):
+        save_network(network.network, tmp_path / name, bos_id=None, eos_ids=(), pad_id=None)
+    one, two = (content_of(str(tmp_path / name)) for name in ("one", "two"))
+    assert one == two
+    write_manifest(tmp_path / "two", {"stage": "reward", "reward_mean": 0.5, "reward_std": 2.0})
+    assert content_of(str(tmp_path / "two")) != one
+    assert content_of("sandbox") == "sandbox"
+    assert content_of("a_module:a_function") == "a_module:a_function"
+    assert content_of(SandboxGold()) == "align.rewards.functions.SandboxGold"
