@@ -267,7 +267,11 @@ class Stage(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and its schedule per optimizer step."""
         optimizer = self.build_optimizer()
-        self._recipe_groups = [{name: group[name] for name in _GROUP_SETTINGS} for group in optimizer.param_groups]
+        # Copied: the schedule changes a rate that is a tensor in place.
+        self._recipe_groups = [
+            {name: group[name] for name in _GROUP_SETTINGS} | {"lr": float(group["lr"])}
+            for group in optimizer.param_groups
+        ]
         schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -368,24 +372,29 @@ class Stage(pl.LightningModule):
         """
         groups, schedule = self.trainer.optimizers[0].param_groups, self.trainer.lr_scheduler_configs[0].scheduler
         assert isinstance(schedule, LambdaLR)
-        step, rate = schedule.last_epoch, groups[0]["lr"]
+        step, rate = schedule.last_epoch, float(groups[0]["lr"])
         # The schedule's rates: an optimizer state from a sharded checkpoint has no initial_lr.
-        stored = [group | {"lr": base} for group, base in zip(groups, schedule.base_lrs, strict=True)]
-        schedule.base_lrs = [recipe["lr"] for recipe in self._recipe_groups]
-        for group, recipe, factor in zip(groups, self._recipe_groups, schedule.lr_lambdas, strict=True):
+        stored = [
+            {name: _plain(group[name]) for name in _GROUP_SETTINGS} | {"lr": _plain(base)}
+            for group, base in zip(groups, schedule.base_lrs, strict=True)
+        ]
+        recipes = self._recipe_groups
+        for number, (group, recipe) in enumerate(zip(groups, recipes, strict=True)):
             group |= {name: recipe[name] for name in _GROUP_SETTINGS if name != "lr"}
-            group["initial_lr"], now = recipe["lr"], recipe["lr"] * factor(step)
-            # As the scheduler computed it; a rate that was not changed must stay bitwise identical.
-            group["lr"] = group["lr"] if math.isclose(group["lr"], now, rel_tol=1e-9) else now
+            if stored[number]["lr"] != _plain(recipe["lr"]):
+                group["initial_lr"] = schedule.base_lrs[number] = recipe["lr"]
+            now = recipe["lr"] * schedule.lr_lambdas[number](step)
+            # A rate that was not changed must stay bitwise identical; 8-bit optimizers have it as a float32 tensor.
+            if not math.isclose(group["lr"], now, rel_tol=1e-6):
+                group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], torch.Tensor) else now
         changes = [
-            f"optimizer.{name} {_plain(before[name])} -> {_plain(recipe[name])}"
-            for before, recipe in zip(stored[:1], self._recipe_groups, strict=False)
+            f"optimizer.{name} {stored[0][name]} -> {_plain(recipes[0][name])}"
             for name in _GROUP_SETTINGS
-            if _plain(before[name]) != _plain(recipe[name])
+            if stored[0][name] != _plain(recipes[0][name])
         ]
         steps, total = self._stored.get("steps"), int(self.trainer.estimated_stepping_batches)
         changes += [f"optimizer steps of the run {steps} -> {total}"] if steps not in (None, total) else []
-        if groups[0]["lr"] != rate:
+        if float(groups[0]["lr"]) != rate:
             changes.append(f"learning rate at step {step} {_plain(rate)} -> {_plain(groups[0]['lr'])}")
         if changes:
             rank_zero_warn(f"resuming with the recipe's settings instead of the checkpoint's: {', '.join(changes)}")
