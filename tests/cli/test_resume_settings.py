@@ -115,6 +115,19 @@ def test_a_start_that_was_trained_again_in_place_is_refused(fit, folder: Path, s
     assert contents(folder) == before
 
 
+def test_a_copy_of_the_data_is_the_same_and_another_order_is_not(fit, folder: Path, start: Path, run: Path, capsys):
+    lines = (run / "data/sft_train.jsonl").read_text().splitlines(keepends=True)
+    copy, turned = folder / "copy.jsonl", folder / "turned.jsonl"
+    copy.write_text("".join(lines))
+    turned.write_text("".join(reversed(lines)))
+    words = [f"--model.init_args.init_from={start}", step(folder, 4)]
+    assert fit(folder, *words, f"--data.init_args.train={copy}") == 0
+    assert names(capsys.readouterr().err, "warning", "data.init_args.train", copy)
+    assert fit(folder, *words, f"--data.init_args.train={turned}") == 1
+    line = error_line(capsys, "checkpoint")
+    assert line.count("ChatData-") == 2, "the identities of both"
+
+
 def test_a_checkpoint_of_another_stage_is_refused(fit, finished: Path, tmp_path: Path, capsys):
     assert fit(tmp_path / "dpo", step(finished, 4), recipe="dpo") == 2
     error_line(capsys, "align.algorithms.DPO", "align.algorithms.SFT", "init_from")
