@@ -28,6 +28,7 @@ from align.algorithms.rollout import (
     RewardStatistics,
     RolloutPrompt,
     check_reward,
+    earlier_occurrences,
     rollout_metrics,
     sample_rollout,
     score_rollout,
@@ -185,6 +186,16 @@ class PPO(Stage):
                 self.network, self.reward, source=source, lora=self.lora, onto=onto, adapted=adapted
             )
         without_dropout(self)
+
+    def sources(self) -> dict[str, object]:
+        """See ``Stage.sources``."""
+        value = None if self.value_config is None else self.value_config.init_from
+        return {
+            **super().sources(),
+            "reference": self.reference_source,
+            "reward": self.reward_name,
+            "value.init_from": value,
+        }
 
     def add_adapters(self) -> None:
         """Adapters for policy and value model; see ``Stage.add_adapters``."""
@@ -386,10 +397,17 @@ class PPO(Stage):
                 tokenizer=self._tokenizer,
                 seed=self._seed,
                 iteration=iteration,
+                earlier=self._earlier(prompts),
                 on_step=on_step,
             )
         self._count_work(responses)
         return responses
+
+    def _earlier(self, prompts: list[RolloutPrompt]) -> list[int]:
+        """How often each prompt occurs before in the iteration, over all ranks."""
+        numbers = torch.tensor([prompt.number for prompt in prompts], device=self.trainer.strategy.root_device)
+        parts = self.over_ranks(numbers) if self.sharing.ranks > 1 else [numbers]
+        return earlier_occurrences([part.tolist() for part in parts])[self.sharing.rank]
 
     def _logprobs(self, network: GPT, responses: Responses) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs ``[B, N]`` of the sampled tokens under a network, and the hidden states ``[M, D]`` before them."""

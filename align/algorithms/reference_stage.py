@@ -191,6 +191,10 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
         if not only_cached or self.policy_evaluation.wanted or not has_source:
             self.reference = self._make_reference(start=self.network)
 
+    def sources(self) -> dict[str, object]:
+        """See ``Stage.sources``."""
+        return {**super().sources(), "reference": self.reference_source}
+
     # Training.
 
     def on_fit_start(self) -> None:

@@ -114,7 +114,7 @@ def main(args: list[str]) -> int:
 def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, Any]:
     """Everything that responses and scores depend on; no dates, so that equal runs write equal bytes."""
     from align.io.location import locate
-    from align.io.manifest import weights_fingerprint
+    from align.io.manifest import scores_fingerprint, weights_fingerprint
     from align.tokenizer import Tokenizer
 
     # Logits depend, by rounding, on the shape of the batch and on the device.
@@ -131,7 +131,7 @@ def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, A
         },
         "judge": {
             "name": options.judge,
-            "weights": weights_fingerprint(options.judge) if Path(options.judge).is_dir() else None,
+            "weights": scores_fingerprint(options.judge) if Path(options.judge).is_dir() else None,
             "code": code_fingerprint(options.judge),
         },
         "prompts": {"file": options.prompts, "sha256": prompts, "skip": options.skip, "limit": options.limit},

@@ -12,7 +12,7 @@ import torch
 
 from align.compare.respond import Response
 from align.io.log import Log, key_of
-from align.io.manifest import weights_fingerprint
+from align.io.manifest import scores_fingerprint
 from align.rewards.functions import SHORT_NAMES, code_fingerprint, load_reward
 from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
@@ -89,6 +89,6 @@ def _identity(reward: Reward, source: str, device: str) -> str | None:
     if reward in SHORT_NAMES.values():
         return None  # scoring again is quicker than reading a log
     if isinstance(reward, RewardModel):
-        return f"{weights_fingerprint(source)} {torch.device(device).type}"
+        return f"{scores_fingerprint(source)} {torch.device(device).type}"
     code = code_fingerprint(reward)
     return code and f"{source} {code}"

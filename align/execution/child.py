@@ -6,7 +6,6 @@ names: first the protections, then, if the program came to its end, the order's 
 
 import json
 import os
-import resource
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -64,6 +63,8 @@ def _protect(order: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _limit(limits: Mapping[str, Any]) -> None:
+    import resource  # which Windows does not have
+
     mebi = 2**20
     memory, file, seconds = limits["memory_mib"] * mebi, limits["file_mib"] * mebi, limits["cpu_seconds"]
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

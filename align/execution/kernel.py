@@ -2,14 +2,19 @@
 
 import ctypes
 import os
+from functools import cache
 from typing import Any
-
-libc = ctypes.CDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_SECCOMP = 22
 PR_SET_NO_NEW_PRIVS = 38
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    """The C library of this process."""
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments: Any) -> int:
@@ -22,7 +27,7 @@ def call(name: str, *arguments: Any) -> int:
     Raises:
         OSError: it failed.
     """
-    return checked(name, getattr(libc, name)(*arguments))
+    return checked(name, getattr(_library(), name)(*arguments))
 
 
 def system_call(name: str, number: int, *arguments: object) -> int:
@@ -36,7 +41,7 @@ def system_call(name: str, number: int, *arguments: object) -> int:
     Raises:
         OSError: it failed.
     """
-    return checked(name, libc.syscall(ctypes.c_long(number), *arguments))
+    return checked(name, _library().syscall(ctypes.c_long(number), *arguments))
 
 
 def checked(name: str, result: int) -> int:

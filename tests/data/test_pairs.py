@@ -76,7 +76,7 @@ def test_sharegpt_pairs_of_several_turns(build):
         ({"rejected": {"from": "human", "value": "c"}}, ["rejected", "user", "assistant"]),
         ({"rejected": {"from": "function_call", "value": "c"}}, ["rejected", "function_call"]),
         ({"rejected": {"from": "gpt", "value": "c", "weight": 0}}, ["rejected", "weight"]),
-        ({"conversations": [HUMAN, {"from": "tool_result", "value": "x"}]}, ["conversations", 2, "from", "tool_result"]),
+        ({"conversations": [HUMAN, {"from": "api", "value": "x"}]}, ["conversations", 2, "from", "api"]),
         ({"conversations": [HUMAN, {"from": "gpt", "value": "x"}]}, ["prompt", "assistant"]),
         ({"conversations": []}, ["prompt"]),
         ({"conversations": "a"}, ["conversations", "str"]),
