@@ -36,6 +36,16 @@ class BatchDataset(Protocol[Batch]):
         ...
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each row's first token."""
+        ...
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens of each row without padding."""
+        ...
+
+    @property
     def sort_widths(self) -> np.ndarray | None:
         """``[R]`` tokens of each row, if rows of similar length should share batches; else None."""
         ...
@@ -75,9 +85,19 @@ class RowDataset:
         return len(self.rows)
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each row's first token."""
+        return self.rows.starts[self.rows.offsets[:-1]]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens of each row."""
+        return self.rows.widths
+
+    @property
     def sort_widths(self) -> np.ndarray | None:
         """``[R]`` tokens of each row; None if all batches have the same width."""
-        return None if self.fixed_width else self.rows.widths
+        return None if self.fixed_width else self.tokens
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,7 +106,7 @@ class RowDataset:
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, B]``."""
-        return padding_share(self.rows.widths, self._width(batch_widths(self.rows.widths, table)), table)
+        return padding_share(self.tokens, self._width(batch_widths(self.tokens, table)), table)
 
     def _width(self, longest: np.ndarray) -> np.ndarray:
         return np.full_like(longest, self.width) if self.fixed_width else padded_width(longest, self.width)
@@ -200,6 +220,17 @@ class RecordDataset:
         )
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each record's first token."""
+        return self._spans(np.arange(len(self)))[0][:, 0]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens that the batches have of each record."""
+        tokens: np.ndarray = self.lengths.sum(axis=1)
+        return tokens
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Which records of the corpus these are."""
         return {"first": self.records.start, "records": len(self)}
@@ -223,6 +254,12 @@ class PairDataset(RecordDataset):
 
     parts = 3
 
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens of both rows of each pair."""
+        tokens: np.ndarray = self.lengths @ np.array([2, 1, 1])
+        return tokens
+
     @property
     def sort_widths(self) -> np.ndarray:
         """``[R]`` tokens of each pair's longer row."""
@@ -231,9 +268,8 @@ class PairDataset(RecordDataset):
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, B]``."""
-        tokens = self.lengths @ np.array([2, 1, 1])
         widths = padded_width(batch_widths(self.sort_widths, table), self.width)
-        return padding_share(tokens, 2 * widths, table)
+        return padding_share(self.tokens, 2 * widths, table)
 
     def __getitem__(self, indices: np.ndarray) -> PairBatch:
         """Lay out pairs.
@@ -293,6 +329,17 @@ class PromptGroups:
         return np.array([*begins, len(prompts)])
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[prompts]`` int64, index in the corpus of the first token of each prompt's first pair."""
+        return self.pairs.starts[self.first[:-1]]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[prompts]`` int64, tokens of all rows of each prompt's pairs."""
+        tokens: np.ndarray = np.add.reduceat(self.pairs.tokens, self.first[:-1])
+        return tokens
+
+    @property
     def sort_widths(self) -> np.ndarray:
         """``[prompts]`` tokens of each prompt's longest row."""
         widths: np.ndarray = np.maximum.reduceat(self.pairs.sort_widths, self.first[:-1])
@@ -305,10 +352,9 @@ class PromptGroups:
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, prompts]``."""
-        tokens = np.add.reduceat(self.pairs.lengths @ np.array([2, 1, 1]), self.first[:-1])
         rows = np.where(table >= 0, 2 * np.diff(self.first)[table], 0).sum(axis=1)
         numel = rows * padded_width(batch_widths(self.sort_widths, table), self.pairs.width)
-        return 1 - float(tokens[table[table >= 0]].sum() / numel.sum())
+        return 1 - float(self.tokens[table[table >= 0]].sum() / numel.sum())
 
     def __getitem__(self, indices: np.ndarray) -> PairBatch:
         """Lay out all pairs of prompts.
@@ -334,8 +380,7 @@ class PromptDataset(RecordDataset):
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, B]``."""
-        tokens = self.lengths[:, 0]
-        return padding_share(tokens, batch_widths(tokens, table), table)
+        return padding_share(self.tokens, batch_widths(self.tokens, table), table)
 
     def __getitem__(self, indices: np.ndarray) -> PromptBatch:
         """Lay out prompts.

@@ -72,6 +72,11 @@ class Corpus:
             meta=meta,
         )
 
+    @property
+    def identity(self) -> str:
+        """What decides the tokens: the name of the corpus."""
+        return self.path.name
+
     def prompt(self, record: int) -> Prompt:
         """The stored prompt of a record."""
         assert self.prompt_bytes is not None

@@ -12,6 +12,7 @@ from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.fields import Chat, ChatRecord
 from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
 from align.data.formats.prompt_records import PROMPT_FORMATS, PromptFormat
+from align.data.mixing import Files
 from align.data.readers import BadRecords, Source
 from align.data.sampler import BatchLoader
 from align.data.tokenize import (
@@ -45,7 +46,7 @@ class PreferenceData(TokenData):
     def __init__(
         self,
         tokenizer: str,
-        train: str | list[str],
+        train: Files,
         *,
         format: PairFormat | None = None,
         system_prompt: str | None = None,
@@ -77,7 +78,7 @@ class PreferenceData(TokenData):
         """Hash of everything that decides the tokens and indices of a split: content, tokenizer, template, settings."""
         records = self._records(split)
         return corpus_key(
-            data=self._corpus(split).path.name, context=self.context, first=records.start, records=len(records)
+            data=self._corpus(split).identity, context=self.context, first=records.start, records=len(records)
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -136,7 +137,7 @@ class PromptData(TokenData):
     def __init__(
         self,
         tokenizer: str,
-        train: str | list[str],
+        train: Files,
         *,
         format: PromptFormat | None = None,
         system_prompt: str | None = None,
