@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from align.data.collate import BatchDataset
 from align.data.corpus import Corpus, CorpusWriter, corpus_key
 from align.data.joined_corpus import CorpusPart, JoinedCorpus
-from align.data.mixing import EpochEnd, Files, MixedLoader, MixedOrder, Mixture, WeightedSource
+from align.data.mixing import EpochEnd, Files, MixedLoader, MixedOrder, Mixture, weighted_sources
 from align.data.readers import BadRecords, OnBadRecord, Source, find_sources
 from align.data.sampler import BatchLoader, BatchOrder, Order, ResumableLoader
 from align.io.progress import Advance, progress_bar
@@ -377,18 +377,6 @@ class TokenData(pl.LightningDataModule):
         for name, weight, rows, passes, part in parts:
             yield f"train: {name}: weight {weight:.1%}, {rows:,} rows, read {passes:.2f} times in an epoch"
             yield from (f"train: {name}: {line}" for line in part.corpus.meta["report"])
-
-
-def weighted_sources(train: Files) -> list[WeightedSource]:
-    """The sources with weights that ``train`` is a list of; none if it is files.
-
-    Raises:
-        ValueError: some of its entries have weights and others do not.
-    """
-    weighted = [] if isinstance(train, str) else [one for one in train if isinstance(one, WeightedSource)]
-    if weighted and len(weighted) < len(train):
-        raise ValueError(f"train has {len(weighted)} source(s) with a weight among {len(train)}; give each one a weight")
-    return weighted
 
 
 def _rows_of_parts(dataset: BatchDataset[Any]) -> tuple[int, ...]:

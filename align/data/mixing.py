@@ -33,19 +33,8 @@ class WeightedSource:
     """
 
     files: str | list[str]
-    weight: float
+    weight: float = 1.0
     name: str | None = None
-
-    def __post_init__(self) -> None:
-        """Check the weight.
-
-        Raises:
-            ValueError: it is not a positive number.
-        """
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"weight of {self.label} is {self.weight}; it must be above 0")
-        if not self.files:
-            raise ValueError(f"files of the source with weight {self.weight} are {self.files!r}; name at least one")
 
     @property
     def label(self) -> str:
@@ -54,8 +43,27 @@ class WeightedSource:
         return self.name or Path(first).name
 
 
-Files: TypeAlias = str | list[str] | list[WeightedSource]
+Files: TypeAlias = str | list[str | WeightedSource]
 """What ``train`` takes: files that are concatenated, or sources with weights"""
+
+
+def weighted_sources(train: Files) -> list[WeightedSource]:
+    """The sources with weights that ``train`` is a list of; none if it is files.
+
+    Raises:
+        ValueError: some entries are sources and others are not, or a source has no files or an impossible weight.
+    """
+    sources = [] if isinstance(train, str) else [one for one in train if isinstance(one, WeightedSource)]
+    if sources and len(sources) < len(train):
+        raise ValueError(
+            f"train has {len(train)} entries, but only {len(sources)} of them have files and weight; give each one both"
+        )
+    for source in sources:
+        if not source.files:
+            raise ValueError(f"train: files of the source with weight {source.weight} is {source.files!r}; name a file")
+        if not (math.isfinite(source.weight) and source.weight > 0):
+            raise ValueError(f"train: weight of {source.label} is {source.weight}; it must be above 0")
+    return sources
 
 
 @dataclass(frozen=True)

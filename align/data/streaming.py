@@ -439,7 +439,11 @@ class StreamLoader:
         refuse_other_data(state, self._identity, self.ranks)
         self.delivered, self._positions = state["batches"], state["positions"]
         self.tally.load_state_dict(state["delivered"])
-        self._batches = None
+        self.close()
+
+    def close(self) -> None:
+        """End the worker processes; the next iterator starts new ones."""
+        self._batches, self._cursors = None, []
 
 
 def quick_fingerprint(source: Source) -> str:

@@ -192,6 +192,7 @@ class RowData(TokenData):
         if self._stream_loader is not None:
             for line in self._stream_loader.report():
                 rank_zero_info(f"train: read {line}")
+            self._stream_loader.close()
         self._stream_loader = None
 
     def _stream_sources(self) -> list[WeightedSource]:
