@@ -195,12 +195,12 @@ class MixedOrder:
 
     @cached_property
     def _steps(self) -> int:
-        step, sizes = self.batch_size * self.ranks, np.array(self.sizes)
-        due = sizes / np.array(self.mixture.weights)
+        step, sizes, weights = self.batch_size * self.ranks, np.array(self.sizes), np.array(self.mixture.weights)
+        slack = len(sizes)  # a row comes at most S / 2 rows before or after it is due
         if self.ends == "longest":
-            steps = max(1, math.floor(due.max() / step))
+            steps = max(1, math.floor((((sizes - 0.5) / weights).max() - slack) / step))
             return next(number for number in count(steps) if (self.mixture.counts(number * step) >= sizes).all())
-        steps = max(1, math.ceil(due.min() / step))
+        steps = max(1, math.ceil((((sizes + 0.5) / weights).min() + slack) / step))
         fits = (number for number in range(steps, 0, -1) if (self.mixture.counts(number * step) <= sizes).all())
         return next(fits, 1)
 
