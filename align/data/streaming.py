@@ -170,7 +170,6 @@ class BlockStream:
             held: list[Document] = []
             tokens, found = 0, start[1:] != (0, 0, 0)
             for document, position in self._epoch(start):
-                found = True
                 rest: Document | None = document
                 while rest is not None:
                     part, rest = self._split(rest, self.rows * self.width - tokens)
@@ -180,15 +179,17 @@ class BlockStream:
                         position = position._replace(record=document.record + 1, token=0)
                     else:
                         position = position._replace(token=position.token + len(part.ids) - 1)
-                    if tokens >= self.rows * self.width if self.packing.fixed_width else len(held) >= self.rows:
+                    full = tokens >= self.rows * self.width if self.packing.fixed_width else len(held) >= self.rows
+                    if full or rest is not None:
                         yield self._block(start, position, held)
-                        start, held, tokens = position, [], 0
-            if not found:
+                        start, held, tokens, found = position, [], 0, True
+            after = Position(start.epoch + 1)
+            last = self._block(start, after, held)
+            if not (found or last.rows):
                 names = ", ".join(source.name for source in self.sources)
                 raise ValueError(f"{names}: no usable record; {' '.join(self._bad.report())}")
-            after = Position(start.epoch + 1)
-            if held:
-                yield self._block(start, after, held)
+            if last.rows:
+                yield last
             start = after
 
     def _epoch(self, start: Position) -> Iterator[tuple[Document, Position]]:
@@ -221,7 +222,7 @@ class BlockStream:
         bounds = np.cumsum([0, *(len(document.ids) for document in held)])
         starts, lengths, offsets = self.packing.lay_out(bounds)
         index = ranges(starts, lengths)  # of the tokens in the order of the rows
-        ids = np.concatenate([document.ids for document in held])[index]
+        ids = np.concatenate([np.empty(0, np.uint8), *(document.ids for document in held)])[index]
         masks = [document.mask for document in held if document.mask is not None]
         mask = np.concatenate(masks)[index] if masks else None
         ends = np.concatenate([[0], np.cumsum(lengths)])[offsets]
