@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.data.rows import best_fit_rows, ranges, single_rows, wrapped_rows
+from align.data.rows import Rows, best_fit_rows, ranges, single_rows, wrapped_rows
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=40)
 widths = st.integers(2, 12)
@@ -75,11 +75,54 @@ def test_no_two_rows_could_be_one(sizes, width):
     assert len(lengths) < 2 or lengths[0] + lengths[1] > width
 
 
+def fewest_rows(lengths, width):
+    """By trying every row for every length, longest first."""
+    best = len(lengths)
+
+    def place(index, rooms):
+        nonlocal best
+        if len(rooms) >= best:
+            return
+        if index == len(lengths):
+            best = len(rooms)
+            return
+        for row in {room: row for row, room in enumerate(rooms) if room >= lengths[index]}.values():
+            rooms[row] -= lengths[index]
+            place(index + 1, rooms)
+            rooms[row] += lengths[index]
+        place(index + 1, [*rooms, width - lengths[index]])
+
+    lengths = sorted(lengths, reverse=True)
+    place(0, [])
+    return best
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9))
+def test_best_fit_needs_few_rows(sizes):
+    """At most 11/9 of the fewest rows, plus 1."""
+    assert len(best_fit_rows(bounds_of(sizes), 12)) <= fewest_rows(sizes, 12) * 11 / 9 + 1
+
+
+def test_best_fit_where_it_is_not_optimal():
+    """Width 10, lengths 5 4 4 3 2 2: best fit fills 5 + 4 and 4 + 3 + 2 and needs a third row for the last 2; two rows
+    would do: 5 + 3 + 2 and 4 + 4 + 2."""
+    lengths = [5, 4, 4, 3, 2, 2]
+    assert (len(best_fit_rows(bounds_of(lengths), 10)), fewest_rows(lengths, 10)) == (3, 2)
+
+
 def test_best_fit_by_hand():
     """Width 10, lengths 4 6 5 5 3: 6 + 4, 5 + 5, 3; numbered by their first documents: (4, 6), (5, 5), (3)."""
     rows = best_fit_rows(bounds_of([4, 6, 5, 5, 3]), 10)
     assert rows.lengths.tolist() == [4, 6, 5, 5, 3]
     assert rows.offsets.tolist() == [0, 2, 4, 5]
+
+
+def test_rows_of_several_parts():
+    """Two parts of a corpus: the rows of the first, then those of the second."""
+    parts = [best_fit_rows(bounds_of([4, 6, 5]), 10), best_fit_rows(bounds_of([3, 3], 15), 10)]
+    rows = Rows.concatenated(parts)
+    assert rows.starts.tolist() == [0, 4, 10, 15, 18]
+    assert rows.widths.tolist() == [10, 5, 6]
 
 
 def test_single_rows():
