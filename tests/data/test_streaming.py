@@ -265,6 +265,30 @@ def test_bad_records(make, write, capsys):
     assert any("bad.jsonl" in line and "line 2" in line for line in loader.report())
 
 
+def test_hub_data_sets_are_streamed(make, monkeypatch):
+    """Through ``datasets``, in a worker too: every record of an epoch once. Blocks have 5 documents of 16 tokens (4 rows
+    are 68), so batch 3, of two rows, begins with row 1 of the second block, after 5 records that are only read."""
+    import datasets
+
+    records = [{"text": letter * 14} for letter in "abcdefghij"]
+
+    def load_dataset(name, config, *, split, streaming):
+        assert (name, config, split, streaming) == ("owner/name", None, "train", True)
+        return datasets.IterableDataset.from_generator(lambda: iter(records))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(Source, "fingerprint", lambda source: "hub:commit")
+    for workers in (0, 1):
+        data = make("best fit", train="owner/name", workers=workers, shuffle_buffer=4, batch_size=2)
+        loader = data.train_dataloader()
+        batches = list(islice(loader, 5))
+        assert sorted(row[1] for batch in batches for row in batch.ids.tolist()) == list(range(64, 74))
+        loader.load_state_dict(loader.state_dict() | {"batches": 3, "positions": [[0, 0, 5, 0, 1]]})
+        assert [listed(batch) for batch in islice(loader, 2)] == [listed(batch) for batch in batches[3:]]
+        loader.close()
+    assert data.fingerprints == {"owner/name": "hub:commit"}
+
+
 @pytest.mark.parametrize(
     ("given", "named"),
     [
