@@ -4,8 +4,8 @@
 
 For each size it writes a JSONL file of generated words (Zipf's law over 50,000 words, records of 20 to 2,000 words)
 into a temporary folder and reads one epoch of it with ``TextData(streaming=True)`` in a process of its own. Peak memory
-is that of the reading process, and with ``--workers 1`` also that of its worker. Reading waits for nothing else here, so
-tokens per second are the most that a run could train on.
+is that of the reading process, and with ``--workers 1`` also that of its worker. Nothing is trained, so tokens per
+second are the most that a run could train on.
 """
 
 import argparse

@@ -266,8 +266,8 @@ def test_bad_records(make, write, capsys):
 
 
 def test_hub_data_sets_are_streamed(make, monkeypatch):
-    """Through ``datasets``, in a worker too: every record of an epoch once. Blocks have 5 documents of 16 tokens (4 rows
-    are 68), so batch 3, of two rows, begins with row 1 of the second block, after 5 records that are only read."""
+    """Through ``datasets``, in a worker too: every record of an epoch once. Blocks have 5 documents of 16 tokens (4
+    rows are 68), so batch 3, of two rows, begins with row 1 of the second block, after 5 records that are only read."""
     import datasets
 
     records = [{"text": letter * 14} for letter in "abcdefghij"]
