@@ -206,7 +206,7 @@ class TokenData(pl.LightningDataModule):
         """Report what training read of each source of a mixture."""
         if self._mixed_loader is not None:
             for line in self._mixed_loader.tally.lines():
-                rank_zero_info(f"train: read {line}")
+                rank_zero_info(f"train: {line}")
         self._mixed_loader = None
 
     def describe(self) -> dict[str, dict[str, float]]:

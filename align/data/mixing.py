@@ -155,7 +155,7 @@ class SourceTally:
             self.mixture.names, self.mixture.weights, self.rows.tolist(), self.tokens.tolist(), strict=True
         ):
             yield (
-                f"{name}: {rows / max(1, self.rows.sum()):.1%} of the rows (weight {weight:.1%}), "
+                f"read {name}: {rows / max(1, self.rows.sum()):.1%} of the rows (weight {weight:.1%}), "
                 f"{tokens / max(1, self.tokens.sum()):.1%} of the tokens; {rows:,} rows, {tokens:,} tokens"
             )
 
@@ -168,7 +168,7 @@ _SAMPLE = 1024
 class MixedOrder:
     """The training batches of a mixture, for one rank, as ``BatchOrder`` has those of a single source.
 
-    Each source is shuffled anew in each of its own passes, and one that runs out starts its next pass. An epoch is a
+    Each source is shuffled again in each of its own passes, and one that runs out starts its next pass. An epoch is a
     number of steps of this endless sequence. The rows of a step are shuffled, so that no rank gets one source only.
     """
 
