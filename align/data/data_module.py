@@ -12,7 +12,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from align.data.collate import BatchDataset
 from align.data.corpus import Corpus, CorpusWriter, corpus_key
 from align.data.joined_corpus import CorpusPart, JoinedCorpus
-from align.data.mixing import EpochEnd, Files, MixedLoader, MixedOrder, Mixture, weighted_sources
+from align.data.mixing import (
+    EpochEnd,
+    Files,
+    MixedLoader,
+    MixedOrder,
+    Mixture,
+    WeightedSource,
+    files_of,
+    weighted_sources,
+)
 from align.data.readers import BadRecords, OnBadRecord, Source, find_sources
 from align.data.sampler import BatchLoader, BatchOrder, Order, ResumableLoader
 from align.io.progress import Advance, progress_bar
@@ -106,7 +115,11 @@ class TokenData(pl.LightningDataModule):
         self.context, self.batch_size, self.seed, self.workers = context, batch_size, seed, workers
         self.val_fraction, self.on_bad_record, self.cache_dir = val_fraction, on_bad_record, Path(cache_dir)
         self.epoch = epoch
-        self._given = {"train": train, "validation": validation, "test": test}
+        self._given: dict[str, str | Sequence[str | WeightedSource] | None] = {
+            "train": train,
+            "validation": validation,
+            "test": test,
+        }
         self._weighted = weighted_sources(train)
         self._mixture = Mixture.of(self._weighted) if self._weighted else None
         self._streamed: tuple[str, ...] = ()
@@ -224,7 +237,7 @@ class TokenData(pl.LightningDataModule):
         if not (self._weighted and given == "train"):
             files = self._given[given]
             assert files
-            return self._tokenized(given, 0, files)  # type: ignore[arg-type]
+            return self._tokenized(given, 0, files_of(files))
         if split not in self._joined:
             corpora = [self._tokenized(given, number, one.files) for number, one in enumerate(self._weighted)]
             self._joined[split] = JoinedCorpus.of(

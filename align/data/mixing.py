@@ -47,6 +47,17 @@ Files: TypeAlias = str | list[str | WeightedSource]
 """What ``train`` takes: files that are concatenated, or sources with weights"""
 
 
+def files_of(train: str | Sequence[str | WeightedSource]) -> list[str]:
+    """All files of ``train``, without their weights."""
+    files: list[str] = []
+    for one in [train] if isinstance(train, str) else train:
+        if isinstance(one, str):
+            files.append(one)
+        else:
+            files += files_of(one.files)
+    return files
+
+
 def weighted_sources(train: Files) -> list[WeightedSource]:
     """The sources with weights that ``train`` is a list of; none if it is files.
 

@@ -11,7 +11,7 @@ from align.data.collate import RowDataset
 from align.data.corpus import Corpus, corpus_key
 from align.data.data_module import TokenData
 from align.data.joined_corpus import JoinedCorpus
-from align.data.mixing import Files, Mixture, WeightedSource
+from align.data.mixing import Files, Mixture, WeightedSource, files_of
 from align.data.readers import find_sources
 from align.data.rows import Packing, Rows
 from align.data.streaming import BlockStream, Encoder, StreamLoader, quick_fingerprint
@@ -134,7 +134,7 @@ class RowData(TokenData):
         """
         super().setup(stage)
         if self.streaming and stage == "fit":
-            sources = [source for one in self._stream_sources() for source in find_sources(one.files)]
+            sources = find_sources(files_of(self._given["train"] or ()))
             self.fingerprints |= {source.name: quick_fingerprint(source) for source in sources}
 
     def train_dataloader(self) -> Any:

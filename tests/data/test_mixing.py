@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
 from naming import naming
 
-from align.data.mixing import MixedOrder, Mixture, WeightedSource
+from align.data.mixing import MixedOrder, Mixture, WeightedSource, files_of
 from align.data.pair_data import PreferenceData, PromptData
 from align.data.text_data import ChatData, TextData
 
@@ -262,6 +262,7 @@ def test_sources_in_yaml(tokenizer_dir):
     train = "[{files: a.jsonl, weight: 0.7}, {files: [b.jsonl, c.jsonl], name: code}]"
     data = parser.instantiate_classes(parser.parse_args([given, f"--data.train={train}"])).data
     assert data._weighted == [WeightedSource("a.jsonl", 0.7), WeightedSource(["b.jsonl", "c.jsonl"], 1.0, "code")]
+    assert files_of(data._weighted) == ["a.jsonl", "b.jsonl", "c.jsonl"]
     assert parser.parse_args([given, "--data.train=[a, b]"]).data.train == ["a", "b"]
 
 
