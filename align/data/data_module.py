@@ -121,6 +121,8 @@ class TokenData(pl.LightningDataModule):
             "test": test,
         }
         self._weighted = weighted_sources(train)
+        if epoch != "longest" and not self._weighted:
+            raise ValueError(f"epoch is {epoch}, but train has no sources with weights; remove it")
         self._mixture = Mixture.of(self._weighted) if self._weighted else None
         self._streamed: tuple[str, ...] = ()
         """Splits that are neither tokenized ahead nor cached"""

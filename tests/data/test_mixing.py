@@ -252,6 +252,19 @@ def test_impossible_mixtures(tokenizer_dir, train, named):
         TextData(tokenizer_dir, train)
 
 
+def test_an_epoch_without_a_mixture(tokenizer_dir):
+    with pytest.raises(ValueError, match=naming("epoch", "shortest", "weights")):
+        TextData(tokenizer_dir, ["a.jsonl"], epoch="shortest")
+
+
+def test_a_source_without_a_row(tokenizer_dir, write, tmp_path):
+    """Of the one document a, 90% of its bytes held out, training keeps bos alone, which nothing follows."""
+    files = [write(f"{text}.jsonl", [{"text": text}]) for text in ("a", "b" * 50)]
+    train = [WeightedSource(file) for file in files]
+    with pytest.raises(ValueError, match=naming("a.jsonl", "row")):
+        TextData(tokenizer_dir, train, val_fraction=0.9, cache_dir=str(tmp_path / "cache")).setup("fit")
+
+
 def test_sources_in_yaml(tokenizer_dir):
     """A list of mappings becomes sources; the weight defaults to 1; lists of files stay what they are."""
     from jsonargparse import ArgumentParser
