@@ -106,7 +106,8 @@ def main() -> int:
             print(json.dumps(results[-1]), flush=True)
             (Path(folder) / f"{megabytes}.jsonl").unlink()
     if settings.out:
-        settings.out.write_text(json.dumps({"settings": vars(settings) | {"out": None}, "results": results}) + "\n")
+        shown = {name: getattr(settings, name) for name in ("context", "shuffle_buffer", "packing", "workers")}
+        settings.out.write_text(json.dumps({"settings": shown, "results": results}) + "\n")
     return 0
 
 
