@@ -36,6 +36,16 @@ class BatchDataset(Protocol[Batch]):
         ...
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each row's first token."""
+        ...
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens of each row without padding."""
+        ...
+
+    @property
     def sort_widths(self) -> np.ndarray | None:
         """``[R]`` tokens of each row, if rows of similar length should share batches; else None."""
         ...
@@ -75,9 +85,19 @@ class RowDataset:
         return len(self.rows)
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each row's first token."""
+        return self.rows.starts[self.rows.offsets[:-1]]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens of each row."""
+        return self.rows.widths
+
+    @property
     def sort_widths(self) -> np.ndarray | None:
         """``[R]`` tokens of each row; None if all batches have the same width."""
-        return None if self.fixed_width else self.rows.widths
+        return None if self.fixed_width else self.tokens
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,7 +106,7 @@ class RowDataset:
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, B]``."""
-        return padding_share(self.rows.widths, self._width(batch_widths(self.rows.widths, table)), table)
+        return padding_share(self.tokens, self._width(batch_widths(self.tokens, table)), table)
 
     def _width(self, longest: np.ndarray) -> np.ndarray:
         return np.full_like(longest, self.width) if self.fixed_width else padded_width(longest, self.width)
@@ -200,6 +220,17 @@ class RecordDataset:
         )
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each record's first token."""
+        return self._spans(np.arange(len(self)))[0][:, 0]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens that the batches have of each record."""
+        tokens: np.ndarray = self.lengths.sum(axis=1)
+        return tokens
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Which records of the corpus these are."""
         return {"first": self.records.start, "records": len(self)}
@@ -243,7 +274,7 @@ class ResponseDataset(RecordDataset):
         """``[R, 2]`` int64, tokens of both responses."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def tokens(self) -> np.ndarray:
         """``[R]`` int64, tokens of both rows."""
         filled = self.response_lengths > 0
@@ -400,6 +431,17 @@ class PromptGroups:
         return np.append(begins, len(self.records))
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[prompts]`` int64, index in the corpus of the first token of each prompt's first record."""
+        return self.records.starts[self.first[:-1]]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[prompts]`` int64, tokens of all rows of each prompt's records."""
+        tokens: np.ndarray = np.add.reduceat(self.records.tokens, self.first[:-1])
+        return tokens
+
+    @property
     def sort_widths(self) -> np.ndarray:
         """``[prompts]`` tokens of each prompt's longest row."""
         widths: np.ndarray = np.maximum.reduceat(self.records.sort_widths, self.first[:-1])
@@ -412,10 +454,9 @@ class PromptGroups:
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, prompts]``."""
-        tokens = np.add.reduceat(self.records.tokens, self.first[:-1])
         rows = np.where(table >= 0, 2 * np.diff(self.first)[table], 0).sum(axis=1)
         numel = rows * padded_width(batch_widths(self.sort_widths, table), self.records.width)
-        return 1 - float(tokens[table[table >= 0]].sum() / numel.sum())
+        return 1 - float(self.tokens[table[table >= 0]].sum() / numel.sum())
 
     def __getitem__(self, indices: np.ndarray) -> PairBatch | FeedbackBatch:
         """Lay out all records of prompts.
@@ -441,8 +482,7 @@ class PromptDataset(RecordDataset):
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, B]``."""
-        tokens = self.lengths[:, 0]
-        return padding_share(tokens, batch_widths(tokens, table), table)
+        return padding_share(self.tokens, batch_widths(self.tokens, table), table)
 
     def __getitem__(self, indices: np.ndarray) -> PromptBatch:
         """Lay out prompts.

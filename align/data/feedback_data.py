@@ -5,6 +5,7 @@ from typing import Any
 from align.data.collate import FeedbackDataset
 from align.data.formats.feedback import DETECTED, Feedback, FeedbackFormat, unpaired
 from align.data.formats.pairs import Pair, PairFormat
+from align.data.mixing import Files
 from align.data.response_data import EncodedRecord, ResponseData
 from align.data.tokenize import encode_responses
 from align.tokenizer.prompts import with_system
@@ -29,7 +30,7 @@ class FeedbackData(ResponseData):
     def __init__(
         self,
         tokenizer: str,
-        train: str | list[str],
+        train: Files,
         *,
         format: FeedbackFormat | PairFormat | None = None,
         **kwargs: Any,

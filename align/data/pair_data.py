@@ -9,6 +9,7 @@ from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.fields import Chat, ChatRecord
 from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
 from align.data.formats.prompt_records import PROMPT_FORMATS, PromptFormat
+from align.data.mixing import Files
 from align.data.readers import BadRecords, Source
 from align.data.response_data import EncodedRecord, ResponseData
 from align.data.tokenize import RenderingReport, encode_pair, encode_with_columns
@@ -30,9 +31,7 @@ class PreferenceData(ResponseData):
     _formats = PAIR_FORMATS
     _kind = "pairs"
 
-    def __init__(
-        self, tokenizer: str, train: str | list[str], *, format: PairFormat | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, tokenizer: str, train: Files, *, format: PairFormat | None = None, **kwargs: Any) -> None:
         """Check the settings; ``ResponseData`` has those that it shares with ``FeedbackData``."""
         super().__init__(tokenizer, train, **kwargs)
         self.format = format
@@ -71,7 +70,7 @@ class PromptData(TokenData):
     def __init__(
         self,
         tokenizer: str,
-        train: str | list[str],
+        train: Files,
         *,
         format: PromptFormat | None = None,
         system_prompt: str | None = None,

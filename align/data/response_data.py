@@ -11,6 +11,7 @@ from align.data.corpus import CorpusWriter, corpus_key
 from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.fields import Chat
 from align.data.formats.record_format import RecordFormat
+from align.data.mixing import Files
 from align.data.readers import BadRecords, Source
 from align.data.sampler import BatchLoader
 from align.data.tokenize import (
@@ -61,7 +62,7 @@ class ResponseData(TokenData):
     def __init__(
         self,
         tokenizer: str,
-        train: str | list[str],
+        train: Files,
         *,
         system_prompt: str | None = None,
         by_prompt: bool = False,

@@ -35,7 +35,7 @@ def caches(tmp_path):
 def test_content_decides(build, write, tmp_path):
     """The same bytes under another name, another context or packing: one cache. Other bytes or field: another."""
     build(write("a.jsonl", [{"text": "abc", "body": "d"}]))
-    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), context=7, packing="documents")
+    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), context=7, packing="best_fit")
     assert len(caches(tmp_path)) == 1
     build(write("a.jsonl", [{"text": "abd", "body": "d"}]))
     build(write("b.jsonl", [{"text": "abc", "body": "d"}]), format=Text(field="body"))
@@ -239,7 +239,7 @@ def test_settings_reach_the_command_line():
     ("name", "kind", "settings"),
     [
         ("tinyshakespeare.txt", TextData, {"val_fraction": 0.1}),
-        ("instructions-1100.json", ChatData, {"val_fraction": 0.1, "packing": True}),
+        ("instructions-1100.json", ChatData, {"val_fraction": 0.1, "packing": "best_fit"}),
     ],
 )
 def test_real_files(tokenizer_dir, tmp_path, name, kind, settings):
