@@ -62,6 +62,8 @@ _TRAINER_DEFAULTS = {
     "max_epochs": 1,
 }
 
+_NO_SETTINGS = ("config", "ckpt_path")
+"""What names files of the command, rather than being a setting of the run"""
 
 _TOO_FEW_BATCHES = re.compile(r"`val_check_interval` \((\d+)\) must be .* number of the training batches \((\d+)\)")
 
@@ -77,7 +79,7 @@ class AlignCLI(LightningCLI):
 
     ckpt_path: Path | None = None
     settings: Mapping[str, Any] = MappingProxyType({})
-    """Every setting by its key, without the checkpoint to resume from"""
+    """Every setting by its key"""
 
     def __init__(self, *args: Any, verb: str = "fit", **kwargs: Any) -> None:
         """Parse and build."""
@@ -122,9 +124,8 @@ class AlignCLI(LightningCLI):
         trainer = self.config.trainer
         if trainer.precision is None and not _brings_precision(trainer.plugins):
             trainer.precision = default_precision(str(trainer.accelerator))
-        self.settings = flat_settings(
-            {key: value for key, value in self.config.as_dict().items() if key != "ckpt_path"}
-        )
+        given = self.config.as_dict()
+        self.settings = flat_settings({name: given[name] for name in given if name not in _NO_SETTINGS})
         self.find_run()
         if self.verb == "fit" and self.ckpt_path is not None:
             self.compare_settings(self.ckpt_path)
