@@ -87,7 +87,9 @@ def _rule_key(key: str) -> str:
 def _run_settings() -> Iterator[str]:
     """Settings that belong to no stage and no data module, from the parser with the defaults of a recipe."""
     config = make_cli(["--config", str(ROOT / "recipes/tiny/pretrain.yaml")], parse_only=True).config.as_dict()
-    yield from flat_settings({name: value for name, value in config.items() if name not in ("model", "data")})
+    yield from flat_settings(
+        {name: value for name, value in config.items() if name not in ("model", "data", "config", "ckpt_path")}
+    )
 
 
 def _settings(kind: type, prefix: str) -> Iterator[str]:

@@ -7,10 +7,11 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from pathlib import Path
 from pydoc import locate
+from types import MappingProxyType
 from typing import Any
 
 import jsonargparse
@@ -61,6 +62,8 @@ _TRAINER_DEFAULTS = {
     "max_epochs": 1,
 }
 
+_NO_SETTINGS = ("config", "ckpt_path")
+"""What names files of the command, rather than being a setting of the run"""
 
 _TOO_FEW_BATCHES = re.compile(r"`val_check_interval` \((\d+)\) must be .* number of the training batches \((\d+)\)")
 
@@ -75,6 +78,8 @@ class AlignCLI(LightningCLI):
     """
 
     ckpt_path: Path | None = None
+    settings: Mapping[str, Any] = MappingProxyType({})
+    """Every setting by its key"""
 
     def __init__(self, *args: Any, verb: str = "fit", **kwargs: Any) -> None:
         """Parse and build."""
@@ -119,6 +124,8 @@ class AlignCLI(LightningCLI):
         trainer = self.config.trainer
         if trainer.precision is None and not _brings_precision(trainer.plugins):
             trainer.precision = default_precision(str(trainer.accelerator))
+        given = self.config.as_dict()
+        self.settings = flat_settings({name: given[name] for name in given if name not in _NO_SETTINGS})
         self.find_run()
         if self.verb == "fit" and self.ckpt_path is not None:
             self.compare_settings(self.ckpt_path)
@@ -143,7 +150,9 @@ class AlignCLI(LightningCLI):
             UsageError: one of them must not.
         """
         stored = read_fields(checkpoint)
-        changes = settings_changes(stored.get(SETTINGS, {}), self.settings()) if SETTINGS in stored else []
+        if SETTINGS not in stored:
+            _warn(f"{checkpoint} records no settings, so they are not compared with those of this run")
+        changes = settings_changes(stored.get(SETTINGS, self.settings), self.settings)
         try:
             refuse_changes(changes, f"{checkpoint} (step {stored.get('global_step')})")
         except ValueError as error:
@@ -153,10 +162,6 @@ class AlignCLI(LightningCLI):
             print(f"resuming from {checkpoint} with changed settings: {effect}", file=sys.stderr, flush=True)
         for line in warnings:
             _warn(f"resuming from {checkpoint} with {line}")
-
-    def settings(self) -> dict[str, Any]:
-        """Every setting of the run by its key, without the checkpoint to resume from."""
-        return flat_settings({name: value for name, value in self.config.as_dict().items() if name != "ckpt_path"})
 
     def instantiate_classes(self) -> None:
         """Build data, stage and Trainer; a setting that they reject is a mistake of the recipe."""
@@ -206,7 +211,7 @@ class AlignCLI(LightningCLI):
                 break
         for callback in callbacks:
             if isinstance(callback, Checkpoints):
-                callback.settings = self.settings()
+                callback.settings = self.settings
         callbacks.append(MemoryReport())
         if trainer.loggers and self.verb == "fit":
             callbacks += [Tracking(), LearningRateMonitor("step")]

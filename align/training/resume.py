@@ -97,7 +97,7 @@ def describe_changes(changes: Iterable[Change]) -> tuple[str, list[str]]:
     reported: dict[str, list[str]] = {}
     for change in changes:
         if change.rule.by_content:
-            reported.setdefault("the content must be the same", []).append(str(change))
+            reported.setdefault("what it stands for must be the same", []).append(str(change))
         elif change.rule.behaviour == Behaviour.REPORTED:
             reported.setdefault(change.rule.why, []).append(str(change))
         else:

@@ -71,7 +71,6 @@ RULES: dict[str, Rule] = {
     # The run.
     "seed_everything": _refused("it decides dropout and samples"),
     "run": _effect("names folders only; what is in them is compared"),
-    "ckpt_path": _effect("names the checkpoint"),
     "optimizer": _refused("the stage builds its optimizer itself"),
     "lr_scheduler": _refused("the stage builds its schedule itself"),
     "checkpoint.every_n_train_steps": _NOT_TRAINING,

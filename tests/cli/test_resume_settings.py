@@ -1,5 +1,6 @@
 """A run that is resumed after its recipe, its start or its checkpoint changed; and who may write into its folder."""
 
+import csv
 import json
 import resource
 import shutil
@@ -128,10 +129,41 @@ def test_a_copy_of_the_data_is_the_same_and_another_order_is_not(fit, folder: Pa
     assert line.count("ChatData-") == 2, "the identities of both"
 
 
+def test_ppo_takes_another_kl_coefficient_and_refuses_another_normalisation(fit, run: Path, tmp_path: Path, capsys):
+    """Two iterations of two steps, resumed after the first: the second logs the new coefficient."""
+    folder, reward = tmp_path / "ppo", tmp_path / "reward"
+    shutil.copytree(run / "reward/model", reward)
+    words = [f"--model.init_args.reward={reward}", "--trainer.max_epochs=2", "--trainer.logger=true"]
+    words += ["--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=1", "--model.init_args.gold=null"]
+    assert fit(folder, *words, recipe="ppo") == 0
+    resumed = [*words, f"--ckpt_path={folder}/checkpoints/epoch=0-step=2.ckpt"]
+    assert fit(folder, *resumed, "--model.init_args.kl.kl_coef=0.25", recipe="ppo") == 0
+    assert names(capsys.readouterr().err, "model.init_args.kl.kl_coef 0.1 -> 0.25")
+    with (folder / "metrics.csv").open(newline="") as file:
+        logged = [float(row["rollout/kl_coef"]) for row in csv.DictReader(file) if row["rollout/kl_coef"]]
+    assert logged == pytest.approx([0.1, 0.25])
+    assert fit(folder, *resumed, "--model.init_args.scoring.reward_clip=1.0", recipe="ppo") == 2
+    error_line(capsys, "model.init_args.scoring.reward_clip", 1.0, 3.0)
+    manifest = json.loads((reward / "align.json").read_text())
+    (reward / "align.json").write_text(json.dumps(manifest | {"reward_mean": manifest["reward_mean"] + 1}))
+    assert fit(folder, *resumed, recipe="ppo") == 1
+    error_line(capsys, "model.init_args.reward", reward)
+
+
 def test_a_checkpoint_of_another_stage_is_refused(fit, finished: Path, tmp_path: Path, capsys):
     assert fit(tmp_path / "dpo", step(finished, 4), recipe="dpo") == 2
     error_line(capsys, "align.algorithms.DPO", "align.algorithms.SFT", "init_from")
     assert not (tmp_path / "dpo").exists()
+
+
+def test_a_checkpoint_without_settings_is_reported(fit, folder: Path, start: Path, capsys):
+    """Such as one that a script of the user's saved: only stage and contents are compared."""
+    file = folder / "checkpoints/epoch=0-step=4.ckpt"
+    stored = torch.load(file, weights_only=True)
+    del stored["settings"]
+    torch.save(stored, file)
+    assert fit(folder, f"--model.init_args.init_from={start}", step(folder, 4)) == 0
+    assert names(capsys.readouterr().err, "warning", file, "settings")
 
 
 def test_a_finished_run_says_so_and_writes_a_model_that_was_deleted(fit, folder: Path, start: Path, capsys):
