@@ -30,9 +30,9 @@ class Baseline(pl.Callback):
     """Validates before training and after it, and compares, so that a run that makes the model worse shows.
 
     A new run logs ``val/*`` and ``policy/*`` at step 0, and ``train/*`` of the first step whatever
-    ``trainer.log_every_n_steps`` is. A resumed run repeats neither. The last step is validated whatever the schedule, so
-    that the metrics beside the final network are its own. At the end one line compares the first validation with the
-    last, and warns if it is worse.
+    ``trainer.log_every_n_steps`` is. A resumed run repeats neither. The last step is validated whatever the schedule,
+    so that the metrics beside the final network are its own. At the end one line compares the first validation with
+    the last, and warns if it is worse.
 
     Args:
         validate: validate before training and after the last step; each costs as much as every other validation.
