@@ -26,6 +26,7 @@ _OTHER_KINDS = ("Not a valid subclass of", "Subclass types expect", "a class pat
     "Expected a path but",
 )
 """How jsonargparse begins its lines on the other classes that a setting could have had"""
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path") + (
     "checkpoint",
     "health",
@@ -97,31 +98,48 @@ def keep_nulls(args: list[str]) -> list[str]:
 
 
 def check_nulls(group: str, spec: Any) -> None:
-    """Reject null for a group of settings: a group is left out to get its defaults.
+    """Reject null for a setting that is not an optional one; a group of settings is left out to get its defaults.
 
-    jsonargparse accepts null there, and the class would fail later without naming the setting.
+    jsonargparse accepts null everywhere, and the class would fail later without naming the setting.
 
     Args:
-        group: ``model`` or ``data``.
+        group: ``model`` or ``data``, or the key of a setting below it.
         spec: its ``class_path`` and ``init_args``.
 
     Raises:
-        UsageError: a setting that is a dataclass or a variant, and not an optional one, is null.
+        UsageError: a setting is null, also of a group or a variant below, and its type does not include None.
     """
-    parameters = _parameters(_load(spec.class_path)) if "class_path" in (spec or {}) else {}
+    if "class_path" in (spec or {}):
+        _check_values(f"{group}.init_args", _parameters(_load(spec.class_path)), spec.get("init_args") or {})
+
+
+def _check_values(key: str, parameters: dict[str, Any], values: Any) -> None:
     for name, annotation in parameters.items():
-        is_variant = isinstance(annotation, type) and inspect.isabstract(annotation)
-        if is_variant and (spec.get("init_args") or {}).get(name, annotation) is None:
-            raise UsageError(
-                f"{group}.init_args.{name} is null, but it must be a class of kind {annotation.__name__}; leave it out "
-                "for the default"
-            )
-        is_group = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
-        if is_group and (spec.get("init_args") or {}).get(name, annotation) is None:
-            raise UsageError(
-                f"{group}.init_args.{name} is null, but it is a group of settings ({annotation.__name__}); leave it "
-                "out for the defaults, or change one of its settings"
-            )
+        value = values.get(name, annotation)
+        if value is None and not _admits_null(annotation):
+            raise UsageError(f"{key}.{name} is null, but {_required(annotation)}")
+        if not hasattr(value, "as_dict"):
+            continue
+        if "class_path" in value:
+            check_nulls(f"{key}.{name}", value)
+        else:
+            _check_values(f"{key}.{name}", _parameters(_dataclass_of(annotation)), value)
+
+
+def _admits_null(annotation: Any) -> bool:
+    return annotation in (Any, None, inspect.Parameter.empty) or bool(
+        {None, type(None)} & {*typing.get_args(annotation)}
+    )
+
+
+def _required(annotation: Any) -> str:
+    """What a setting must be if not null."""
+    name = getattr(annotation, "__name__", None) if isinstance(annotation, type) else None
+    if name and inspect.isabstract(annotation):
+        return f"it must be a class of kind {name}; leave it out for the default"
+    if name and dataclasses.is_dataclass(annotation):
+        return f"it is a group of settings ({name}); leave it out for the defaults, or change one of its settings"
+    return f"it must be {name or str(annotation).replace('typing.', '')}; leave it out for the default"
 
 
 def key_of(kind: type, config: Any, prefix: str = "") -> str | None:
@@ -238,11 +256,17 @@ def _within(parameters: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]
 
 
 def _parameters(owner: Any) -> dict[str, Any]:
-    """Name -> annotation of what a constructor takes."""
+    """Name -> annotation of what a constructor takes; of what it passes on to its base's with ``**kwargs`` too."""
     if owner is None:
         return {}
-    signature = inspect.signature(owner)
-    return {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    found: dict[str, Any] = {}
+    for kind in owner.__mro__ if isinstance(owner, type) else (owner,):
+        parameters = inspect.signature(kind).parameters.values()
+        named = [parameter for parameter in parameters if parameter.kind not in _VARIADIC]
+        found = {parameter.name: parameter.annotation for parameter in named} | found
+        if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
 
 
 def _dataclass_of(annotation: Any) -> Any:

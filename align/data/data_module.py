@@ -33,7 +33,7 @@ class TokenData(pl.LightningDataModule):
         validation: The same for validation; None: see val_fraction
         test: The same for `align test`
         val_fraction: Share of the train records, from the end, that is held out for validation instead of files; of a
-            single document the last share of its text
+            single document the last share of its text. None: nothing is held out
         context: Tokens the network reads at once; a row has one more
         batch_size: Rows of a batch on each rank
         seed: Seed of the order of training
@@ -60,7 +60,7 @@ class TokenData(pl.LightningDataModule):
         *,
         validation: str | list[str] | None = None,
         test: str | list[str] | None = None,
-        val_fraction: float = 0.0,
+        val_fraction: float | None = None,
         context: int = 256,
         batch_size: int = 8,
         seed: int = 0,
@@ -84,10 +84,15 @@ class TokenData(pl.LightningDataModule):
         for name, (value, least) in least_values.items():
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
+        val_fraction = val_fraction or 0.0
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}; it must be at least 0 and less than 1")
         if validation and val_fraction:
-            raise ValueError("validation and val_fraction are both set; remove one of them")
+            raise ValueError(
+                f"validation ({validation}) and val_fraction ({val_fraction}) are both set; add "
+                "--data.init_args.val_fraction null to validate on those files, or --data.init_args.validation null "
+                "to hold out training records"
+            )
         self.tokenizer = with_chat_template(Tokenizer.load(tokenizer), chat_template)
         if self._renders_chats and self.tokenizer.spec.chat_template is None:
             raise ValueError(

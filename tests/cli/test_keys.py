@@ -127,3 +127,29 @@ def test_null_for_a_group_of_settings_is_a_mistake():
 def test_null_for_a_variant_is_a_mistake():
     with pytest.raises(UsageError, match=naming("model.init_args.estimator", "null", "AdvantageEstimator")):
         ppo("--model.init_args.estimator", "null")
+
+
+NULLS = {
+    "data.init_args.context": int,  # of the base class of the data module
+    "model.init_args.kl.kl_coef": float,
+    "model.init_args.estimator.init_args.gamma": float,
+}
+
+
+@pytest.mark.parametrize(("key", "kind"), NULLS.items())
+def test_null_for_a_number_is_a_mistake(key: str, kind: type):
+    with pytest.raises(UsageError, match=naming(key, "null", kind.__name__)):
+        ppo(f"--{key}", "null")
+
+
+def test_a_key_of_the_base_class_is_suggested():
+    """PromptData takes the settings that all data modules share as keyword arguments."""
+    with pytest.raises(UsageError, match=naming("data.init_args.contex", "context")):
+        ppo("--data.init_args.contex", "8")
+
+
+def test_files_replace_the_recipes_held_out_share():
+    recipe = Path(__file__).resolve().parents[2] / "recipes/instructions/sft.yaml"
+    words = ["--data.init_args.validation", "x.jsonl", "--data.init_args.val_fraction", "null"]
+    settings = make_cli(["--config", str(recipe), *words], parse_only=True).config.data.init_args
+    assert (settings.validation, settings.val_fraction) == ("x.jsonl", None)
