@@ -19,7 +19,7 @@ from align.io.gguf.rope import ROPE_DIVISORS, rope_divisors
 from align.model.rope_scaling import Llama3Scaling
 
 FILE = "model.gguf"
-VERSION = 2
+VERSION = 3
 """Increased whenever the same source gives different bytes, so that cached files are rewritten"""
 _BLOCK = 32
 """Weights per scale, in all quantized types"""
