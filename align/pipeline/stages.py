@@ -157,7 +157,7 @@ def _is_path(value: str) -> bool:
 def _stages(file: Path, name: str, body: Any, values: Mapping[str, str], given: Mapping[str, Path]) -> Iterator[Stage]:
     """The stage, or one for each combination of the values that ``foreach`` lists.
 
-    A stage also reads what its arguments name by a variable: ``given`` has the variables whose values are paths, and not
+    A stage also reads what its arguments name by a variable: ``given`` has the variables whose values are paths, not
     ids on the Hub.
     """
     where = f"{file}: stage {name!r}"
