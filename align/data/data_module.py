@@ -40,8 +40,9 @@ class TokenData(pl.LightningDataModule):
         workers: Processes that prepare batches; 0: none, as batches are cheap
         cache_dir: Directory of tokenized files, named by content
         on_bad_record: Stop at the first record that can't be used, or skip and count such records
-        chat_template: Jinja source that replaces the tokenizer's chat template, here and in the model that is trained;
-            plain: the contents alone, eos after each response, for a tokenizer without one. None: the tokenizer's own
+        chat_template: File (chat_template.jinja) or Jinja source that replaces the tokenizer's chat template, here and
+            in the model that is trained; plain: the contents alone, eos after each response, for a tokenizer without
+            one. None: the tokenizer's own
     """
 
     _masked: ClassVar[bool] = False
@@ -97,7 +98,7 @@ class TokenData(pl.LightningDataModule):
         if self._renders_chats and self.tokenizer.spec.chat_template is None:
             raise ValueError(
                 f"the tokenizer {tokenizer} has no chat template; set data.init_args.chat_template to plain (prompts "
-                "and responses as they are, then eos) or to Jinja source, or start from a model that has one"
+                "and responses as they are, then eos) or to a .jinja file, or start from a model that has one"
             )
         self.fingerprints: dict[str, str] = {}
         """File -> hash of its content, for all splits that were set up"""
