@@ -10,12 +10,14 @@ from align.io.gguf.container import gguf_in
 from align.io.gguf.conversion import converted
 from align.io.hub import explained, gguf_from_hub
 from align.io.json_files import read_object
+from align.io.manifest import is_adapter
 from align.model.config import GPTConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 _HUB_FILES = [
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "align.json",
     "model*.safetensors",
@@ -61,10 +63,27 @@ def locate(source: str | Path) -> Path:
         state = "is a file, not a model directory" if path.is_file() else missing
         raise FileNotFoundError(f"{source}: {state}")
     if not (path / "config.json").is_file():
+        if is_adapter(path):
+            raise FileNotFoundError(adapter_hint(path, str(source)))
         inner = path / "model"
         hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
         raise FileNotFoundError(f"{path}: not a model directory, it has no config.json{hint}")
     return path
+
+
+def adapter_hint(path: Path, name: str) -> str:
+    """What to do with an adapter where whole weights are needed.
+
+    Args:
+        path: directory of the adapter.
+        name: directory or Hub id, as the user wrote it.
+    """
+    merged = path.resolve().with_name("model")
+    beside = f"its stage wrote them to {merged}; else " if (merged / "config.json").is_file() else ""
+    return (
+        f"{name} is an adapter, and whole weights are needed here: {beside}merge it with "
+        f"`align export {name} --out DIR` and give DIR"
+    )
 
 
 def as_directory(source: str) -> str:
