@@ -52,15 +52,15 @@ class Task:
     """The models, the prompts, the judges and the metrics of a comparison.
 
     Raises:
-        ValueError: there is no prompt or no judge, two judges or two metrics share a name, or a best of N names a model
-            or a judge that is not there.
+        ValueError: there is no prompt, two judges or two metrics share a name, or a best of N names a model or a judge
+            that is not there.
     """
 
     candidates: Sequence[Candidate]
     """The first is the baseline"""
     prompts: Sequence[Prompt]
     judges: Sequence[Judge]
-    """The first decides the headline, and the others' gains are compared with its"""
+    """The first decides the headline, and the others' gains are compared with its; without any there are no verdicts"""
     config: ResponseConfig
     frontier_n: int = 1
     """Responses of each checkpoint to each prompt; 0: no frontier"""
@@ -75,8 +75,6 @@ class Task:
         if not self.prompts:
             raise ValueError("there are no prompts to respond to")
         names = [judge.name for judge in self.judges]
-        if not names:
-            raise ValueError("there is no judge: give at least one")
         for judge in self.judges:
             if names.count(judge.name) > 1:
                 raise ValueError(f"two judges are called {judge.name!r}: give each its own name (NAME=JUDGE)")
@@ -438,6 +436,8 @@ def _winner(names: tuple[str, str], estimate: Estimate | None, even: float) -> s
 
 def _frontier(task: Task, sampled: dict[str, Sampled], folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
     """Every checkpoint of every run with a KL, by every judge that gives scores; the best of N is one point."""
+    if all(judge.compares for judge in task.judges):
+        return
     sampler = Sampler(task.prompts, replace(task.config, n=task.frontier_n), folder)
     for candidate in task.candidates:
         if candidate.best_of is not None:

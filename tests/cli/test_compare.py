@@ -256,3 +256,16 @@ def test_a_checkpoint_cut_in_half_is_named(run: Path, tmp_path: Path, capsys: py
     whole.write_bytes(whole.read_bytes()[:5000])
     assert compare(run, tmp_path / "out", f"sft={run / 'sft'}", f"dpo={tmp_path / 'dpo'}") == 1
     error_line(capsys, whole, 5000, alone=True)
+
+
+def test_a_missing_judge_is_no_mistake(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside these copies is neither a sandbox nor a reward model."""
+    for name in ("sft", "dpo"):
+        shutil.copytree(run / name / "model", tmp_path / name / "model")
+    models = [f"{name}={tmp_path / name}" for name in ("sft", "dpo")]
+    extra = ["--prompts", str(run / "data/prompts_test.jsonl"), "--limit", "2"]
+    assert compare(run, tmp_path / "out", *models, extra=extra) == 0
+    captured = capsys.readouterr()
+    assert names(captured.err, "no judge", "--judge", "sandbox", "module:function", "http://HOST/v1#MODEL")
+    assert "Pairs" not in captured.out
+    assert read(tmp_path / "out")["models"]["dpo"]["kl"]["mean"] is not None
