@@ -30,8 +30,8 @@ def to_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
         parts += [
             "## Pairs",
             "Win-rate: the share of pairs of responses to the same prompt in which the first model's is better; ties "
-            "count half. At equal length: the same by a regression on the difference in length. Difference: of the mean "
-            "scores.",
+            "count half. At equal length: the same by a regression on the difference in length. Difference: of the "
+            "mean scores.",
             table(*pairs_table(report)),
         ]
     if report["texts"]:
