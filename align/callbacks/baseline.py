@@ -13,6 +13,9 @@ from align.training.trainer_state import begins, ends, validating_in_fit
 _BETTER = {"val/loss": -1, "val/accuracy": 1, "policy/reward": 1}
 """Metrics of a validation that tell better from worse, the decisive ones first: 1 if higher is better, -1 if lower"""
 
+_NOTABLE = 0.01
+"""Share of a metric by which it must get worse for a warning: another order of the data changes it as much"""
+
 
 class Validated(NamedTuple):
     """The metrics of one validation.
@@ -112,7 +115,7 @@ class Baseline(pl.Callback):
         line = f"validation, step {self.before.step} -> {self.after.step}: {', '.join(changes)}"
         decisive = shared[0]
         gain = _BETTER[decisive] * (self.after.metrics[decisive] - self.before.metrics[decisive])
-        if gain >= 0 or math.isnan(gain):
+        if gain >= -_NOTABLE * abs(self.before.metrics[decisive]) or math.isnan(gain):
             rank_zero_info(line)
             return
         lr = float(trainer.optimizers[0].param_groups[0].get("initial_lr", math.nan))

@@ -100,7 +100,9 @@ def _found(path: str) -> Path:
 
 def _report_text(outcome: Outcome) -> None:
     stage, status, seconds, reason = outcome
-    print(f"== {stage.name}: {status} in {seconds:.1f} s -> {stage.writes} ({reason})", file=sys.stderr, flush=True)
+    # Why a stage ran was said when it began.
+    why = "" if status == "done" else f" ({reason})"
+    print(f"== {stage.name}: {status} in {seconds:.1f} s -> {stage.writes}{why}", file=sys.stderr, flush=True)
 
 
 def _report_json(outcome: Outcome) -> None:

@@ -129,7 +129,7 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
             resumed = True
         else:
             _set_aside(stage.folder)
-    print(f"== {stage.name}: {reason}", file=sys.stderr, flush=True)
+    print(f"== {stage.name}: running ({reason})", file=sys.stderr, flush=True)
     record.begin(fingerprint)
     line = [*stage.command, *arguments]
     os.environ[STAGE_VARIABLE] = json.dumps(line)

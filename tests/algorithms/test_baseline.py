@@ -178,3 +178,13 @@ def test_a_run_that_makes_the_model_worse_is_said_to(tmp_path: Path, recwarn, mo
     found = [str(warning.message) for warning in recwarn if "val/loss is worse" in str(warning.message)]
     assert bool(found) == (not improves)
     assert all("0.1" in line for line in found)
+
+
+@pytest.mark.parametrize(("after", "warns"), [(2.219, False), (2.24, True), (1.0, False)])
+def test_a_change_of_a_percent_is_no_reason_to_warn(tmp_path: Path, recwarn, monkeypatch, after: float, warns: bool):
+    """2.2 + 1% = 2.222."""
+    baseline = Baseline()
+    monkeypatch.setattr(Baseline, "on_validation_end", lambda *_: None)
+    baseline.before, baseline.after = Validated(0, {"val/loss": 2.2}), Validated(4, {"val/loss": after})
+    train(tmp_path, baseline)
+    assert any("val/loss is worse" in str(warning.message) for warning in recwarn) == warns

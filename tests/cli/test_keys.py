@@ -153,3 +153,18 @@ def test_files_replace_the_recipes_held_out_share():
     words = ["--data.init_args.validation", "x.jsonl", "--data.init_args.val_fraction", "null"]
     settings = make_cli(["--config", str(recipe), *words], parse_only=True).config.data.init_args
     assert (settings.validation, settings.val_fraction) == ("x.jsonl", None)
+
+
+OTHERS = {
+    "model.init_args.lora.r": "rank",
+    "model.init_args.learning_rate": "optimizer.lr",
+    "model.init_args.kl_coef": "kl.kl_coef",
+    "model.init_args.num_train_epochs": "trainer.max_epochs",
+    "data.init_args.max_seq_length": "context",
+}
+
+
+@pytest.mark.parametrize(("key", "ours"), OTHERS.items())
+def test_a_key_of_another_library_or_group_is_known(key: str, ours: str):
+    with pytest.raises(UsageError, match=naming(key, ours)):
+        ppo(f"--{key}", "8")
