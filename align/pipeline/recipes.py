@@ -91,7 +91,7 @@ def copy_folder(name: str, target: Path) -> Path:
         text = file.read_text(encoding="utf-8")
         for old, new in ((f"recipes/{plain}", str(target)), (f"runs/{plain}", f"runs/{target.resolve().name}")):
             # Not where the name only begins with it, as recipes/tiny-2 does.
-            text = re.sub(rf"(?<![\w./-]){re.escape(old)}(?![\w-]|\.\w)", lambda _, new=new: new, text)
+            text = re.sub(rf"(?<![\w./-]){re.escape(old)}(?![\w-]|\.\w)", new.replace("\\", r"\\"), text)
         file.write_text(text, encoding="utf-8")
     return copied
 
