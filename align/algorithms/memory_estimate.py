@@ -38,13 +38,13 @@ class MemoryEstimate:
     """Memory of a training step by use, in bytes."""
 
     parameters: int
-    """Trained networks, including their frozen parameters."""
+    """Trained parameters."""
     gradients: int
     """Gradients of the trained parameters."""
     optimizer: int
     """AdamW's running means."""
     frozen: int
-    """Frozen networks, except for weights they share with trained ones."""
+    """Frozen networks, and the base weights below adapters; weights that networks share count once."""
     activations: int
     """Kept from the forward to the backward pass of a micro-batch, plus what is recomputed at a time."""
     logits: int
@@ -78,16 +78,14 @@ def estimate_memory(stage: Stage, rows: int, tokens: int) -> MemoryEstimate:
     """
     networks = _trained_networks(stage)
     trained = list(stage.trained())
-    frozen = [module for name in stage.frozen_names if (module := getattr(stage, name, None)) is not None]
     weights: set[nn.Parameter] = set().union(*(module.parameters() for module in _trained_modules(stage)))
     narrow = "bf16" in _precision(stage)
     recompute = stage.memory_config.activation_checkpointing
     return MemoryEstimate(
-        parameters=_bytes(weights),
+        parameters=_bytes(trained),
         gradients=_bytes(trained),
         optimizer=optimizer_bytes(trained, stage.optimizer_config.state_bits),
-        # A reference may share the base weights of the policy's adapters.
-        frozen=_bytes({p for module in frozen for p in module.parameters()} - weights),
+        frozen=_bytes(weights - set(trained)) + _bytes(_own_frozen(stage)),
         activations=sum(
             activation_bytes(
                 network.config, rows, tokens, recompute=recompute, narrow=narrow, adapter=_adapter(network)
@@ -227,7 +225,9 @@ def advice(stage: Stage, rows: int, tokens: int, *, batch_size: int | None = Non
     if stage.lora is None and stage.parent is not None:
         found.append(Advice("lora.rank 16", now.gradients + now.optimizer, "only low-rank updates are trained"))
     if memory.frozen_dtype == "float32":
-        found.append(Advice("memory.frozen_dtype bfloat16", now.frozen // 2, "rounded reference and rewards"))
+        found.append(
+            Advice("memory.frozen_dtype bfloat16", _bytes(_own_frozen(stage)) // 2, "rounded reference and rewards")
+        )
     if _device(stage).type == "cuda" and _precision(stage) == "32-true":
         found.append(Advice("trainer.precision bf16-mixed", now.activations // 3, "8-bit precision of matrix products"))
     return sorted((one for one in found if one.saved > 0), key=lambda one: -one.saved)
@@ -268,6 +268,13 @@ def _adapter(network: GPT | ScalarGPT) -> LoraConfig | None:
 def _trained_modules(stage: Stage) -> list[nn.Module]:
     found: list[Any] = [getattr(stage, name, None) for name in stage.trained_names]
     return [module for module in found if module is not None]
+
+
+def _own_frozen(stage: Stage) -> set[nn.Parameter]:
+    """Weights of frozen networks that no trained network shares: a reference may stand on the policy's base."""
+    frozen = [module for name in stage.frozen_names if (module := getattr(stage, name, None)) is not None]
+    shared = {parameter for module in _trained_modules(stage) for parameter in module.parameters()}
+    return {parameter for module in frozen for parameter in module.parameters()} - shared
 
 
 def _trained_networks(stage: Stage) -> list[GPT | ScalarGPT]:

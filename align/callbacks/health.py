@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 
 from align.callbacks.health_checks import DEFAULT_CHECKS, HealthCheck, Reading
 from align.training.sharding import total_norm
-from align.training.trainer_state import validating_in_fit
+from align.training.trainer_state import VALIDATED, validating_in_fit
 
 _KEPT_FIRST = 100
 """Readings of each metric that are kept from the start of a run"""
 _KEPT_LATEST = 1_000
 """Readings of each metric that are kept besides"""
-_READ = ("train/", "rollout/", "val/", "policy/")
+_READ = ("train/", "rollout/", *VALIDATED)
 """What the names of the metrics begin with that are read"""
 
 
@@ -197,7 +197,7 @@ class Health(pl.Callback):
         """Read ``val/*`` and ``policy/*``."""
         if validating_in_fit(trainer):
             self._refuse_weights(trainer, pl_module)
-            self._read(trainer, ("val/", "policy/"))
+            self._read(trainer, VALIDATED)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check the weights once more, before the model directory is written."""

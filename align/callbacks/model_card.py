@@ -3,15 +3,12 @@
 import json
 from typing import Any
 
+from align.io.provenance import first_ancestor, front_matter, hub_datasets, origin_of
 from align.model.gpt import GPT, ScalarGPT
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: {task}
-tags: [lightning-align, {stage}]
----
+_CARD = """{front}
 
-# {stage}, {parameters} parameters
+# {title}, {parameters} parameters
 
 Made by [align]({home}) {version}, stage `{stage}`, {step} optimizer steps.
 
@@ -66,8 +63,19 @@ def model_card(manifest: dict[str, Any], network: GPT | ScalarGPT) -> str:
     metrics = [f"| {name} | {float(value):.4g} |" for name, value in sorted(manifest["metrics"].items())]
     data = [f"- `{file}`: `{digest[:16]}`" for file, digest in manifest["data"].items()]
     scalar = isinstance(network, ScalarGPT)
+    base = first_ancestor(parent)
+    front = front_matter(
+        {
+            "library_name": "transformers",
+            "pipeline_tag": "text-classification" if scalar else "text-generation",
+            "base_model": base and base.hub_id,
+            "datasets": hub_datasets(manifest["data"]),
+            "tags": ["lightning-align", manifest["stage"]],
+        }
+    )
     return _CARD.format(
-        task="text-classification" if scalar else "text-generation",
+        front=front,
+        title=f"{manifest['stage']} of {base.name}" if base else manifest["stage"],
         auto="AutoModelForSequenceClassification" if scalar else "AutoModelForCausalLM",
         command="align generate POLICY --prompt TEXT --judge DIRECTORY"
         if scalar
@@ -77,7 +85,7 @@ def model_card(manifest: dict[str, Any], network: GPT | ScalarGPT) -> str:
         home="https://pypi.org/project/lightning-align/",
         version=manifest["libraries"].get("lightning-align", ""),
         step=manifest["step"],
-        parent=f"`{parent['directory']}`, weights `{(parent['weights'] or 'unknown')[:16]}`"
+        parent=f"{_shown(parent['directory'])}, weights `{(parent['weights'] or 'unknown')[:16]}`"
         if parent
         else "none: fresh",
         layers=config.layers,
@@ -90,6 +98,11 @@ def model_card(manifest: dict[str, Any], network: GPT | ScalarGPT) -> str:
         data="\n".join(data) or "not recorded",
         recipe=json.dumps(manifest["recipe"], indent=2, default=str),
     )
+
+
+def _shown(source: str) -> str:
+    origin = origin_of(source)
+    return f"`{origin.hub_id or origin.name}`"
 
 
 def _short(count: int) -> str:

@@ -19,7 +19,7 @@ from align.io.location import as_directory, locate
 from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
 from align.training.checkpointing import Checkpoints
 from align.training.sharding import gathered, is_sharded, whole_copy
-from align.training.trainer_state import begins, validating_in_fit
+from align.training.trainer_state import VALIDATED, begins, validating_in_fit
 from align.training.weight_average import WeightAverage
 
 
@@ -41,6 +41,7 @@ class ModelDirectory(pl.Callback):
         self.which = which
         self.monitor = monitor
         self.best: float | None = None
+        self._validated_at: int | None = None
         self._sampling: dict[str, Any] = {}
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -64,6 +65,8 @@ class ModelDirectory(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write if the monitor improved."""
+        if validating_in_fit(trainer):
+            self._validated_at = trainer.global_step
         # Before training there is nothing to write: the initial network is where it was loaded from.
         if self.which != "best" or not validating_in_fit(trainer) or begins(trainer) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -150,8 +153,17 @@ class ModelDirectory(pl.Callback):
             "parent": _parent(getattr(pl_module, "parent", None)),
             "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
             "data": dict(getattr(data, "fingerprints", {})),
-            "metrics": {name: _json_number(float(value)) for name, value in trainer.callback_metrics.items()},
+            "metrics": self._metrics(trainer),
             **{key: value for part in _describing(trainer) for key, value in part.manifest().items()},
+        }
+
+    def _metrics(self, trainer: pl.Trainer) -> dict[str, float | str]:
+        """The latest metrics, but those of a validation only if it measured the weights that are written."""
+        stale = () if self._validated_at == trainer.global_step else VALIDATED
+        return {
+            name: _json_number(float(value))
+            for name, value in trainer.callback_metrics.items()
+            if not name.startswith(stale)
         }
 
 

@@ -14,8 +14,8 @@ from align.cli.chat_model import load_chat_model
 from align.cli.device import DeviceSettings
 from align.cli.errors import one_line
 from align.cli.model_path import named_models
+from align.cli.sampling import SamplingFlags
 from align.cli.settings import parse_settings, setting
-from align.generation.sampling_config import SamplingConfig
 from align.pipeline.recipe_error import nearest
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ChatSettings:
     """System message; null: none"""
     seed: int = 0
     """Seed of the chat, hashed with the index of each response"""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingFlags = SamplingFlags()
     """How tokens are drawn"""
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
@@ -68,8 +68,11 @@ def main(args: list[str]) -> int:
     conversations = []
     for name, (directory,) in models.items():
         network, tokenizer = load_chat_model(directory, device=options.device.device)
+        sampling, note = options.sampling.resolve(directory)
+        if note:
+            print(f"{name}: {note}" if len(models) > 1 else note, file=sys.stderr, flush=True)
         conversations.append(
-            Conversation(name, network, tokenizer, options.sampling, seed=options.seed, system=options.system or "")
+            Conversation(name, network, tokenizer, sampling, seed=options.seed, system=options.system or "")
         )
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 must not end the chat

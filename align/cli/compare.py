@@ -51,7 +51,7 @@ class CompareSettings:
     responses) -> scores, the class path of a Reward, the directory of a reward model, or http://HOST/v1#MODEL, an
     OpenAI-compatible endpoint that compares pairs; several sources separated by commas are one per seed; the first
     judge decides the headline; by default sandbox where data/sandbox.json exists beside the baseline's run, and
-    reward/model where that exists"""
+    reward/model where that exists; with neither there is no judge, and no win-rates"""
     best_of: tuple[str, ...] = setting((), metavar="NAME=MODEL:N:JUDGE")
     """Further models that are the best of N: of N responses of the model MODEL the one that the judge JUDGE, a name of
     --judge, scores highest, as in best4=sft:4:reward"""
@@ -189,7 +189,13 @@ def _judges(given: tuple[str, ...], beside: Path) -> list["Judge"]:
     if (beside / "reward" / "model" / "config.json").is_file():
         found.append(Judge("reward", (str(beside / "reward" / "model"),)))
     if not found:
-        raise UsageError(f"--judge is missing, and {beside} has neither data/sandbox.json nor reward/model")
+        print(
+            "no judge, so the report has KL, lengths, further metrics and responses but no win-rates; --judge takes "
+            "sandbox, constraints, module:function, the class path of a Reward, the directory of a reward model or "
+            "http://HOST/v1#MODEL",
+            file=sys.stderr,
+            flush=True,
+        )
     return found
 
 
@@ -205,7 +211,9 @@ def _show(report: dict[str, Any], out: Path) -> None:
     from align.compare.markdown import models_table, pairs_table, texts_table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
-    tables = [("Models", models_table(report)), ("Pairs", pairs_table(report))]
+    tables = [("Models", models_table(report))]
+    if report["judges"]:
+        tables.append(("Pairs", pairs_table(report)))
     if report["texts"]:
         tables.append(("What alignment cost", texts_table(report)))
     for title, (head, rows) in tables:

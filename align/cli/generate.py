@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from align.cli.device import DeviceSettings, network_device
 from align.cli.model_path import model_directory
 from align.cli.prompt_file import read_records, require_columns
+from align.cli.sampling import SamplingFlags
 from align.cli.settings import parse_settings, require_at_least, setting
-from align.generation.sampling_config import SamplingConfig
 from align.tokenizer.prompts import Columns, Prompt, answers_chats, as_text, encode_prompt
 
 if TYPE_CHECKING:
     import torch
 
+    from align.generation.sampling_config import SamplingConfig
     from align.model.gpt import GPT
     from align.tokenizer import Tokenizer
 
@@ -51,7 +52,7 @@ class GenerateSettings:
     """Hashed with the indices of prompt and sample to seed each sample"""
     batch_size: int = 64
     """Sequences sampled at a time"""
-    sampling: SamplingConfig = SamplingConfig()
+    sampling: SamplingFlags = SamplingFlags()
     """How tokens are drawn"""
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
@@ -94,10 +95,13 @@ def main(args: list[str]) -> int:
     directory = model_directory(options.model)
     streamed = options.streamable and (options.stream == "yes" or (options.stream == "auto" and sys.stdout.isatty()))
     device = network_device(options.device.device)
+    sampling, note = options.sampling.resolve(directory)
+    if note:
+        print(note, file=sys.stderr, flush=True)
     if streamed:
-        samples = [_stream(options, directory, device)]
+        samples = [_stream(options, sampling, directory, device)]
     else:
-        samples = list(_with_progress(_sample(options, directory, device), sys.stderr))
+        samples = list(_with_progress(_sample(options, sampling, directory, device), sys.stderr))
     lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
     if options.out:
         Path(options.out).parent.mkdir(parents=True, exist_ok=True)
@@ -109,7 +113,9 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _sample(options: GenerateSettings, directory: Path, device: "torch.device") -> Iterator[list[dict[str, Any]]]:
+def _sample(
+    options: GenerateSettings, sampling: "SamplingConfig", directory: Path, device: "torch.device"
+) -> Iterator[list[dict[str, Any]]]:
     """Samples, one batch at a time."""
     from align.generation.responses import sample_responses
     from align.generation.sampling import response_seed
@@ -133,7 +139,7 @@ def _sample(options: GenerateSettings, directory: Path, device: "torch.device") 
         asked = [prompts[number] for number, _ in batch]
         ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in asked]
         seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
-        sampled = sample_responses(network, tokenizer, ids, options.sampling, seeds=seeds)
+        sampled = sample_responses(network, tokenizer, ids, sampling, seeds=seeds)
         scores = judge(asked, sampled.texts, [columns[number] for number, _ in batch]) if judge else ()
         rewards = [{"reward": score} for score in scores] or [{}] * len(batch)
         yield [
@@ -153,7 +159,9 @@ def _load(directory: Path, device: "torch.device", *, raw: bool) -> "tuple[GPT, 
     return network, tokenizer, not raw and answers_chats(tokenizer, stage_of(directory))
 
 
-def _stream(options: GenerateSettings, directory: Path, device: "torch.device") -> dict[str, Any]:
+def _stream(
+    options: GenerateSettings, sampling: "SamplingConfig", directory: Path, device: "torch.device"
+) -> dict[str, Any]:
     """One sample, printed token by token."""
     from align.generation.responses import sample_responses
     from align.generation.sampling import response_seed
@@ -168,7 +176,7 @@ def _stream(options: GenerateSettings, directory: Path, device: "torch.device") 
 
     print(f"> {options.prompt}", end="" if options.raw else "\n", flush=True)
     seeds = [response_seed(options.seed, 0, 0)]
-    sampled = sample_responses(network, tokenizer, [ids], options.sampling, seeds=seeds, on_token=show)
+    sampled = sample_responses(network, tokenizer, [ids], sampling, seeds=seeds, on_token=show)
     print(decoder.flush() + ("" if sampled.finished[0] else " ...") + "\n")
     return {"prompt": options.prompt, **sampled.records()[0]}
 

@@ -29,6 +29,22 @@ _OTHER_KINDS = ("Not a valid subclass of", "Subclass types expect", "a class pat
     "Expected a path but",
 )
 """How jsonargparse begins its lines on the other classes that a setting could have had"""
+_ALIASES = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "learning_rate": "lr",
+    "model_name_or_path": "init_from",
+    "max_length": "context",
+    "max_seq_length": "context",
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulate_grad_batches",
+    "max_grad_norm": "gradient_clip_val",
+    "num_train_epochs": "max_epochs",
+}
+"""Names of settings in peft, transformers and TRL -> ours"""
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", "lr_scheduler", "ckpt_path") + (
     "checkpoint",
     "health",
@@ -210,7 +226,11 @@ def _unknown_key(key: str, owner: str | None, reason: str) -> str | None:
         return None
     names = _names(owner, group)
     full = ".".join(part for part in (key, group, wrong) if part)
-    hint = nearest(wrong, names) or (f"; valid keys: {', '.join(sorted(names))}" if 0 < len(names) <= 12 else "")
+    hint = (
+        _under_another_name(wrong, owner, group)
+        or nearest(wrong, names)
+        or (f"; valid keys: {', '.join(sorted(names))}" if 0 < len(names) <= 12 else "")
+    )
     return f"{full}: no such key{hint}"
 
 
@@ -254,6 +274,24 @@ def _wrong_value(key: str, reason: str) -> str:
     return f"{key}: {reason}" if key else reason
 
 
+def _under_another_name(wrong: str, owner: str | None, group: str) -> str:
+    """A hint at the key that another library calls so, or that is in another group; empty if there is none."""
+    name = _ALIASES.get(wrong, wrong)
+    if owner and (path := _path_to(name, _within(_parameters(_load(owner)), group.split(".") if group else []))):
+        return f"; did you mean {path!r}?"
+    return f"; did you mean 'trainer.{name}'?" if owner and name in _names(None, "trainer") else ""
+
+
+def _path_to(name: str, parameters: dict[str, Any]) -> str | None:
+    """The key of a setting among parameters and the groups below them."""
+    if name in parameters:
+        return name
+    for part, annotation in parameters.items():
+        if (kind := _dataclass_of(annotation)) is not None and (below := _path_to(name, _parameters(kind))):
+            return f"{part}.{below}"
+    return None
+
+
 def _names(owner: str | None, group: str) -> list[str]:
     """Names that a class, or the dataclass of one of its parameters, accepts."""
     if owner:
@@ -275,11 +313,17 @@ def _within(parameters: dict[str, Any], groups: Iterable[str]) -> dict[str, Any]
 
 
 def _parameters(owner: Any) -> dict[str, Any]:
-    """Name -> annotation of what a constructor takes."""
+    """Name -> annotation of what a constructor takes; of what it passes on to its base's with ``**kwargs`` too."""
     if owner is None:
         return {}
-    signature = inspect.signature(owner)
-    return {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    found: dict[str, Any] = {}
+    for kind in owner.__mro__ if isinstance(owner, type) else (owner,):
+        parameters = inspect.signature(kind).parameters.values()
+        named = [parameter for parameter in parameters if parameter.kind not in _VARIADIC]
+        found = {parameter.name: parameter.annotation for parameter in named} | found
+        if all(parameter.kind != inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
 
 
 def _dataclass_of(annotation: Any) -> Any:

@@ -457,7 +457,16 @@ def make_cli(args: list[str], *, verb: str = "fit", parse_only: bool = False) ->
             save_config_kwargs={"overwrite": True},
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=0,
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
+            parser_kwargs={
+                "prog": f"align {verb}",
+                "usage": f"align {verb} --config RECIPE [--config OVERLAY ...] [--KEY VALUE ...]",
+                "description": f"Example: align {verb} --config recipes/tiny/sft.yaml --trainer.max_steps 10. "
+                "`align recipes` lists recipes; --model.help CLASS and --data.help CLASS print the settings of a stage "
+                "and of a data module.",
+                "parser_mode": "omegaconf+",
+                "exit_on_error": False,
+                "allow_abbrev": False,
+            },
             args=args,
             run=False,
             verb=verb,
@@ -468,6 +477,11 @@ def _hush() -> None:
     """Silence Lightning's advertising, and deprecation warnings that only Lightning's code can fix."""
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Baseline logs the first step of every run.
+    warnings.filterwarnings("ignore", message=".*is smaller than the logging interval")
+    # Only their callers can follow them.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torchao)\b")
+    warnings.formatwarning = _one_line
     # Our metrics are reduced over ranks before they are logged.
     warnings.filterwarnings("ignore", message="It is recommended to use .*sync_dist=True")
     # Frozen networks are in eval mode on purpose.
@@ -479,6 +493,14 @@ def _hush() -> None:
     # peft imports torchao if it is installed, which logs kernels that it lacks on this machine.
     logging.getLogger("torchao").setLevel(logging.ERROR)
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as a user reads it: where in the source it was raised helps only with those of other libraries."""
+    ours = {"align", "lightning"} & {*Path(filename).parts}
+    return f"warning: {message}\n" if ours else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 _NO_NEWS = ("litlogger", "`weights_only` was not set", "Loading `train_dataloader` to estimate", "TPU available")

@@ -23,7 +23,8 @@ def model_directory(source: str | Path) -> Path:
     """
     from align.io.atomic import recover
     from align.io.gguf.container import gguf_in
-    from align.io.location import locate
+    from align.io.location import adapter_hint, locate
+    from align.io.manifest import is_adapter
 
     path = Path(source).expanduser()
     if not path.is_dir() or _is_model(path):
@@ -35,6 +36,8 @@ def model_directory(source: str | Path) -> Path:
         return inner
     if gguf_in(path) is not None:
         return locate(path)
+    if is_adapter(path):
+        raise FileNotFoundError(adapter_hint(path, str(source)))
     raise FileNotFoundError(
         f"{path} holds no model: looked for {path / 'config.json'} and {inner / 'config.json'}{_hint(path)}"
     )

@@ -63,7 +63,7 @@ def _list(args: list[str]) -> int:
 def _copy(args: list[str]) -> int:
     options = parse_settings(CopySettings, "recipes copy", args)
     target = copy_folder(options.name, Path(options.dir))
-    print(f"copied {options.name} to {target}")
+    print(f"copied {options.name} to {target}, which writes into runs/{target.resolve().name}")
     return 0
 
 

@@ -12,7 +12,7 @@ from align.cli.settings import parse_settings, setting
 from align.io.manifest import stage_of
 from align.pipeline.recipes import find_recipe
 from align.pipeline.run_lock import run_lock
-from align.pipeline.runner import STAGE_VARIABLE, Outcome, choose_stages, preemption_requested, run_stage
+from align.pipeline.runner import STAGE_VARIABLE, Outcome, check_inputs, choose_stages, preemption_requested, run_stage
 from align.pipeline.stages import read_pipeline
 
 
@@ -73,6 +73,7 @@ def main(args: list[str]) -> int:
     folder, *overlays = [_found(path) for path in (options.folder, *options.config)]
     pipeline = read_pipeline(folder, out=options.out, seed=options.seed, assignments=options.set, overlays=overlays)
     stages = choose_stages(pipeline, only=options.only, start=options.start, end=options.end)
+    check_inputs(stages, pipeline)
     report: Callable[[Outcome], None] = _report_json if options.json else _report_text
     preemption_requested(forget=True)
     with run_lock(pipeline.run):
@@ -99,7 +100,9 @@ def _found(path: str) -> Path:
 
 def _report_text(outcome: Outcome) -> None:
     stage, status, seconds, reason = outcome
-    print(f"== {stage.name}: {status} in {seconds:.1f} s -> {stage.writes} ({reason})", file=sys.stderr, flush=True)
+    # Why a stage ran was said when it began.
+    why = "" if status == "done" else f" ({reason})"
+    print(f"== {stage.name}: {status} in {seconds:.1f} s -> {stage.writes}{why}", file=sys.stderr, flush=True)
 
 
 def _report_json(outcome: Outcome) -> None:

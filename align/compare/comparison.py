@@ -27,6 +27,7 @@ from align.compare.metrics import DEFAULT_METRICS, Metric, measured
 from align.compare.respond import Advance, Response, ResponseConfig, Sampler
 from align.compare.texts import logged_text_losses
 from align.evaluate.statistics import (
+    LEAST_PROMPTS,
     Estimate,
     higher,
     interval,
@@ -53,8 +54,8 @@ class Task:
     """The models, the prompts, the judges and the metrics of a comparison.
 
     Raises:
-        ValueError: there is no prompt or no judge, two judges or two metrics share a name, or a best of N names a model
-            or a judge that is not there.
+        ValueError: there is no prompt, two judges or two metrics share a name, or a best of N names a model or a judge
+            that is not there.
     """
 
     candidates: Sequence[Candidate]
@@ -63,7 +64,7 @@ class Task:
     columns: Sequence[Columns]
     """Of the prompts' records, as many as prompts: those that the judges read"""
     judges: Sequence[Judge]
-    """The first decides the headline, and the others' gains are compared with its"""
+    """The first decides the headline, and the others' gains are compared with its; without any there are no verdicts"""
     config: ResponseConfig
     frontier_n: int = 1
     """Responses of each checkpoint to each prompt; 0: no frontier"""
@@ -80,8 +81,6 @@ class Task:
         if len(self.columns) != len(self.prompts):
             raise ValueError(f"there are {len(self.columns)} records of columns for {len(self.prompts)} prompts")
         names = [judge.name for judge in self.judges]
-        if not names:
-            raise ValueError("there is no judge: give at least one")
         for judge in self.judges:
             if names.count(judge.name) > 1:
                 raise ValueError(f"two judges are called {judge.name!r}: give each its own name (NAME=JUDGE)")
@@ -388,7 +387,10 @@ def _pairs(task: Task, sampled: dict[str, Sampled], folder: Path, progress: Prog
                 judge,
                 first.size,
                 share_interval(wins(first, second)),
-                length_controlled=length_controlled_wins(first, second, *lengths),
+                # A regression on a few prompts fits them, and its interval is too narrow.
+                length_controlled=length_controlled_wins(first, second, *lengths)
+                if len(task.prompts) >= LEAST_PROMPTS
+                else None,
                 difference=interval(first.mean(-1) - second.mean(-1)),
             )
 
@@ -445,6 +447,8 @@ def _winner(names: tuple[str, str], estimate: Estimate | None, even: float) -> s
 
 def _frontier(task: Task, sampled: dict[str, Sampled], folder: Path, progress: Progress) -> Iterator[dict[str, Any]]:
     """Every checkpoint of every run with a KL, by every judge that gives scores; the best of N is one point."""
+    if all(judge.compares for judge in task.judges):
+        return
     sampler = Sampler(task.prompts, replace(task.config, n=task.frontier_n), folder)
     for candidate in task.candidates:
         if candidate.best_of is not None:

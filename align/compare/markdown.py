@@ -25,11 +25,15 @@ def to_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
         "## Models",
         table(*models_table(report)),
         *(["### Further metrics", table(*further)] if (further := further_table(report))[1] else []),
-        "## Pairs",
-        "Win-rate: the share of pairs of responses to the same prompt in which the first model's is better; ties count "
-        "half. At equal length: the same by a regression on the difference in length. Difference: of the mean scores.",
-        table(*pairs_table(report)),
     ]
+    if report["judges"]:
+        parts += [
+            "## Pairs",
+            "Win-rate: the share of pairs of responses to the same prompt in which the first model's is better; ties "
+            "count half. At equal length: the same by a regression on the difference in length. Difference: of the "
+            "mean scores.",
+            table(*pairs_table(report)),
+        ]
     if report["texts"]:
         parts += ["## What alignment cost", texts_lede(report), table(*texts_table(report))]
     if any(model["proxies"] for model in report["models"].values()):
@@ -228,5 +232,6 @@ def _sample(row: Mapping[str, Any]) -> str:
     lines = [f"> {' '.join(prompt.split())}", ""]
     for name, responses in row["responses"].items():
         scores = ", ".join(f"{judge} {value:.2f}" for judge, value in responses[0]["rewards"].items())
-        lines.append(f"- **{name}** ({scores}): {' '.join(responses[0]['text'].split())}")
+        shown = f" ({scores})" if scores else ""
+        lines.append(f"- **{name}**{shown}: {' '.join(responses[0]['text'].split())}")
     return "\n".join(lines)

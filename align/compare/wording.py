@@ -172,8 +172,8 @@ def verdicts(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         list: ``first``, ``second``, ``better`` (whether the first is), ``mean`` and ``ci95`` of the first's win-rate,
         ``notes``.
     """
-    judge = report["judges"][0]["name"]
-    return [_verdict(report, pair) for pair in report["pairs"] if pair["judge"] == judge]
+    first = [judge["name"] for judge in report["judges"][:1]]
+    return [_verdict(report, pair) for pair in report["pairs"] if pair["judge"] in first]
 
 
 def _verdict(report: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:

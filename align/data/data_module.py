@@ -46,7 +46,7 @@ class TokenData(pl.LightningDataModule):
         validation: The same for validation; None: see val_fraction
         test: The same for `align test`
         val_fraction: Share of the train records, from the end, that is held out for validation instead of files; of
-            TextData's only document the last share of its bytes
+            TextData's only document the last share of its bytes. None: nothing is held out
         epoch: With weights, an epoch ends when every source has been read (longest: the others repeat), or before one
             repeats (shortest: the others are not read to their end)
         context: Tokens the network reads at once; a row has one more
@@ -55,8 +55,9 @@ class TokenData(pl.LightningDataModule):
         workers: Processes that prepare batches; 0: none, as batches are cheap
         cache_dir: Directory of tokenized files, named by content
         on_bad_record: Stop at the first record that can't be used, or skip and count such records
-        chat_template: Jinja source that replaces the tokenizer's chat template, here and in the model that is trained;
-            plain: the contents alone, eos after each response, for a tokenizer without one. None: the tokenizer's own
+        chat_template: File (chat_template.jinja) or Jinja source that replaces the tokenizer's chat template, here and
+            in the model that is trained; plain: the contents alone, eos after each response, for a tokenizer without
+            one. None: the tokenizer's own
     """
 
     _masked: ClassVar[bool] = False
@@ -77,7 +78,7 @@ class TokenData(pl.LightningDataModule):
         *,
         validation: str | list[str] | None = None,
         test: str | list[str] | None = None,
-        val_fraction: float = 0.0,
+        val_fraction: float | None = None,
         epoch: EpochEnd = "longest",
         context: int = 256,
         batch_size: int = 8,
@@ -104,15 +105,20 @@ class TokenData(pl.LightningDataModule):
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not train:
             raise ValueError(f"train is {train!r}; name at least one file or Hub data set")
+        val_fraction = val_fraction or 0.0
         if not 0 <= val_fraction < 1:
             raise ValueError(f"val_fraction is {val_fraction}; it must be at least 0 and less than 1")
         if validation and val_fraction:
-            raise ValueError("validation and val_fraction are both set; remove one of them")
+            raise ValueError(
+                f"validation ({validation}) and val_fraction ({val_fraction}) are both set; add "
+                "--data.init_args.val_fraction null to validate on those files, or --data.init_args.validation null "
+                "to hold out training records"
+            )
         self.tokenizer = with_chat_template(Tokenizer.load(tokenizer), chat_template)
         if self._renders_chats and self.tokenizer.spec.chat_template is None:
             raise ValueError(
                 f"the tokenizer {tokenizer} has no chat template; set data.init_args.chat_template to plain (prompts "
-                "and responses as they are, then eos) or to Jinja source, or start from a model that has one"
+                "and responses as they are, then eos) or to a .jinja file, or start from a model that has one"
             )
         self.fingerprints: dict[str, str] = {}
         """File -> hash of its content, for all splits that were set up"""

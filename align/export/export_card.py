@@ -7,10 +7,11 @@ from typing import Any
 
 from align.export.export_settings import ExportSettings
 from align.export.gguf_file import FILE
-from align.export.lineage import Stage, data_origin
+from align.export.lineage import Stage, data_origin, title
 from align.export.source import Source
 from align.export.verify import Verification
 from align.io.families import family_of
+from align.io.provenance import front_matter, hub_datasets, origin_of
 
 _INTENDED = {
     "reward": "Scoring answers to prompts like those it was trained on, to compare models or to train a policy.",
@@ -48,8 +49,8 @@ def export_card(
     """
     scalar, stage = source.scalar, source.manifest["stage"]
     parts = [
-        _front(source, settings),
-        f"# {stage}, {_short(source.network.num_parameters())} parameters",
+        _front(source, settings, stages),
+        f"# {title(stages)}, {_short(source.network.num_parameters())} parameters",
         f"Exported by [align](https://pypi.org/project/lightning-align/) from {source.origin}.",
         _shape(source, settings, files),
         "## Use\n\n" + _use(source, settings),
@@ -65,15 +66,18 @@ def export_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _front(source: Source, settings: ExportSettings) -> str:
-    lines = [
-        f"library_name: {'gguf' if settings.format == 'gguf' else 'transformers'}",
-        f"pipeline_tag: {'text-classification' if source.scalar else 'text-generation'}",
-        f"tags: [lightning-align, {source.manifest['stage']}]",
-    ]
-    if settings.licence:
-        lines.insert(0, f"license: {settings.licence}")
-    return "---\n" + "\n".join(lines) + "\n---"
+def _front(source: Source, settings: ExportSettings, stages: Sequence[Stage]) -> str:
+    data = {name: digest for stage in stages for name, digest in stage.manifest.get("data", {}).items()}
+    return front_matter(
+        {
+            "license": settings.licence,
+            "library_name": "gguf" if settings.format == "gguf" else "transformers",
+            "pipeline_tag": "text-classification" if source.scalar else "text-generation",
+            "base_model": origin_of(stages[-1].directory).hub_id,
+            "datasets": hub_datasets(data),
+            "tags": ["lightning-align", source.manifest["stage"]],
+        }
+    )
 
 
 def _shape(source: Source, settings: ExportSettings, files: Mapping[str, int]) -> str:
@@ -108,11 +112,17 @@ def _lineage(stages: Sequence[Stage]) -> str:
         manifest = stage.manifest
         weights = (manifest.get("parent") or {}).get("weights")
         rows.append(
-            f"| {manifest['stage']} | `{stage.directory}` | {manifest.get('step', '')} | "
+            f"| {manifest['stage']} | `{_shown(stage.directory)}` | {manifest.get('step', '')} | "
             f"{f'`{weights[:16]}`' if weights else ''} | {stage.state} |"
         )
     head = "| stage | directory | optimizer steps | parent weights | directory |\n|---|---|---|---|---|\n"
     return head + "\n".join(rows)
+
+
+def _shown(directory: str) -> str:
+    """A directory as it was given, or what others call the model that is there, if that is a path of one machine."""
+    origin = origin_of(directory)
+    return origin.hub_id or (origin.name if Path(directory).is_absolute() else directory)
 
 
 def _data(stages: Sequence[Stage], directory: Path, cards: Sequence[Path]) -> str:

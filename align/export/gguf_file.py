@@ -13,13 +13,15 @@ import torch
 from align.export.export_settings import ExportSettings
 from align.export.extra import need
 from align.export.gguf_tokenizer import add_tokenizer, pre_tokenizer_name
+from align.export.lineage import lineage, title
 from align.export.source import Source
 from align.io.gguf.architectures import OURS, architecture_of
 from align.io.gguf.rope import ROPE_DIVISORS, rope_divisors
+from align.io.provenance import origin_of
 from align.model.rope_scaling import Llama3Scaling
 
 FILE = "model.gguf"
-VERSION = 2
+VERSION = 3
 """Increased whenever the same source gives different bytes, so that cached files are rewritten"""
 _BLOCK = 32
 """Weights per scale, in all quantized types"""
@@ -77,7 +79,13 @@ def write_gguf(source: Source, directory: Path, settings: ExportSettings) -> Non
         _ADD[type(value)](writer, f"{architecture.name}.{key}", value)
     if own := architecture.own_settings(config):
         writer.add_string(OURS, json.dumps(own))
-    writer.add_name(f"{source.manifest['stage']} ({Path(source.name).name})")
+    stages = lineage(source.manifest, source.directory)
+    writer.add_name(title(stages))
+    if hub_id := origin_of(stages[-1].directory).hub_id:
+        owner, _, name = hub_id.partition("/")
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, name)
+        writer.add_base_model_organization(0, owner)
     writer.add_file_type(_FILE_TYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     if settings.licence:

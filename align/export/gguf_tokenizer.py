@@ -9,6 +9,7 @@ from align.tokenizer.byte_level import ByteLevelSpec, bytes_to_chars
 from align.tokenizer.gguf_metadata import PRE_TOKENIZERS, TokenType, find_pre_tokenizer, scored_merges
 from align.tokenizer.library import LibrarySpec
 from align.tokenizer.plain_template import plain_template
+from align.tokenizer.spec import TokenizerSpec
 from align.tokenizer.splitting import split_words
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -81,6 +82,8 @@ class _ByteLevel(_Form):
 
     def write(self, writer: Any, table: TokenTable) -> None:
         writer.add_tokenizer_model("gpt2")
+        if (unknown := _named(self.spec, "unk_token")) is not None:
+            writer.add_unk_token_id(unknown)
         writer.add_token_merges([f"{table.texts[a]} {table.texts[b]}" for a, b in self.spec.ranks])
 
 
@@ -177,6 +180,12 @@ class _SentencePiece(_Form):
             writer.add_unk_token_id(number)
 
 
+def _named(spec: TokenizerSpec, role: str) -> int | None:
+    """The id of a token that tokenizer_config.json names for a role."""
+    name = spec.named(role)
+    return None if name is None else spec.id_of(name)
+
+
 def _form(tokenizer: Tokenizer) -> _Form:
     """The kind of tokenizer, checked.
 
@@ -252,8 +261,9 @@ def add_tokenizer(writer: Any, tokenizer: Tokenizer, vocab_size: int) -> None:
         add(stop)
     if tokenizer.bos_id is not None:
         writer.add_bos_token_id(tokenizer.bos_id)
-    if tokenizer.pad_id is not None:
-        writer.add_pad_token_id(tokenizer.pad_id)
+    # As the source names it, even if it ends texts too: who reads the file must find the same tokenizer.
+    if (pad := _named(tokenizer.spec, "pad_token")) is not None:
+        writer.add_pad_token_id(pad)
     writer.add_add_bos_token(bool(tokenizer.opening_ids))
     writer.add_add_eos_token(False)
     if tokenizer.spec.chat_template is not None:

@@ -15,10 +15,13 @@ from align.export.export_settings import ExportSettings
 from align.export.extra import need
 from align.export.safetensors_dir import write_hf, written_dtype
 from align.export.source import Source
+from align.io.directory import split_parts
 from align.io.families import family_of
+from align.io.families.family import FileTensor
+from align.io.state_files import in_file
 from align.io.weight_files import WEIGHTS, write_tensors
 
-_KEPT = ("lm_head", "score")
+_KEPT = ("lm_head", "embed_out", "score")
 """Modules that are not quantized: errors there affect every token's logits, or the score"""
 
 
@@ -55,7 +58,8 @@ def write_int8(source: Source, directory: Path, settings: ExportSettings) -> Non
     from torchao.quantization import Int8WeightOnlyConfig
 
     write_hf(source, directory, settings)
-    tensors, notes = flatten_tensor_state_dict(_quantized(source, written_dtype(source, settings)))
+    named = {tensor.name: values for tensor, values in _quantized(source, written_dtype(source, settings))}
+    tensors, notes = flatten_tensor_state_dict(named)
     write_tensors(directory / WEIGHTS, tensors, notes)
     path = directory / "config.json"
     fields: dict[str, Any] = json.loads(path.read_bytes())
@@ -69,24 +73,24 @@ def write_int8(source: Source, directory: Path, settings: ExportSettings) -> Non
 
 def rounded_by_int8(source: Source, settings: ExportSettings) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor by its name in the network, float32, as transformers dequantizes it."""
-    for name, tensor in _quantized(source, written_dtype(source, settings)).items():
-        values: Any = tensor
-        yield name, (values.dequantize() if type(values) is not torch.Tensor else values).float()
+    for tensor, stored in _quantized(source, written_dtype(source, settings)):
+        values: Any = stored
+        plain = (values.dequantize() if type(values) is not torch.Tensor else values).float()
+        yield from split_parts(tensor, plain)
 
 
-def _quantized(source: Source, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _quantized(source: Source, dtype: torch.dtype) -> Iterator[tuple[FileTensor, torch.Tensor]]:
     """Every tensor of the file, with the matrices of the blocks in 8 bits; the source's network is not changed."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    found: dict[str, torch.Tensor] = {}
-    for name, tensor in source.network.state_dict().items():
-        if name == "lm_head.weight" and source.network.config.tied_embeddings:
-            continue
-        values = tensor.detach().to(dtype, copy=True)
-        if tensor.dim() == 2 and ".layers." in name:
+    config, state = source.network.config, dict(source.network.state_dict())
+    if config.tied_embeddings:
+        state.pop("lm_head.weight", None)
+    for tensor in family_of(config).layout(state, config):
+        values = in_file(tensor, state).detach().to(dtype, copy=True)
+        if values.dim() == 2 and ".layers." in tensor.name:
             layer = nn.Linear(1, 1, bias=False, device="meta")
             layer.weight = nn.Parameter(values, requires_grad=False)
             quantize_(layer, Int8WeightOnlyConfig())
             values = layer.weight
-        found[name] = values
-    return found
+        yield tensor, values

@@ -2,10 +2,12 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from align.io.manifest import read_manifest, weights_fingerprint
+from align.io.provenance import origin_of
 
 _LICENCE = re.compile(r"^license:\s*(\S+)\s*$", re.MULTILINE)
 _FRONT = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
@@ -53,6 +55,18 @@ def lineage(manifest: dict[str, Any], directory: Path) -> list[Stage]:
         theirs = read_manifest(found) if written else {"stage": "foreign", "parent": None, "data": {}, "recipe": None}
         stages.append(Stage(theirs, parent["directory"], _state(found, parent.get("weights"))))
     return stages
+
+
+def title(stages: Sequence[Stage]) -> str:
+    """The name of an export: ``dpo of SmolLM2-135M-Instruct``; of a model that no stage trained, its own.
+
+    Args:
+        stages: the lineage, the model itself first.
+    """
+    stage, base = stages[0].manifest["stage"], origin_of(stages[-1].directory)
+    if len(stages) == 1:
+        return base.name if stage == "foreign" else stage
+    return f"{stage} of {base.name}"
 
 
 def data_origin(file: str, directory: Path) -> str | None:

@@ -6,15 +6,18 @@ from pathlib import Path
 from align.io.atomic import recover
 from align.io.families import config_from
 from align.io.families.family import ConfigJson
-from align.io.gguf.container import gguf_from_hub, gguf_in
+from align.io.gguf.container import gguf_in
 from align.io.gguf.conversion import converted
+from align.io.hub import explained, gguf_from_hub
 from align.io.json_files import read_object
+from align.io.manifest import is_adapter
 from align.model.config import GPTConfig
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 
 _HUB_FILES = [
     "config.json",
+    "adapter_config.json",
     "generation_config.json",
     "align.json",
     "model*.safetensors",
@@ -47,22 +50,40 @@ def locate(source: str | Path) -> Path:
     path = Path(source).expanduser()
     if not path.exists():
         recover(path)
-    if not path.exists() and _HUB_ID.fullmatch(str(source)):
+    if not path.exists() and path.suffix == ".gguf":
+        path = gguf_from_hub(str(source)) or path
+    elif not path.exists() and _HUB_ID.fullmatch(str(source)):
         path = _from_hub(str(source))
         if not (path / "config.json").is_file() and gguf_in(path) is None:
             path = gguf_from_hub(str(source)) or path
-    elif not path.exists() and path.suffix == ".gguf":
-        path = gguf_from_hub(str(source)) or path
     if (file := gguf_in(path)) is not None:
         return converted(file)
     if not path.is_dir():
-        state = "is a file, not a model directory" if path.is_file() else "no such model directory"
+        missing = "no such file" if path.suffix == ".gguf" else "no such model directory"
+        state = "is a file, not a model directory" if path.is_file() else missing
         raise FileNotFoundError(f"{source}: {state}")
     if not (path / "config.json").is_file():
+        if is_adapter(path):
+            raise FileNotFoundError(adapter_hint(path, str(source)))
         inner = path / "model"
         hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
         raise FileNotFoundError(f"{path}: not a model directory, it has no config.json{hint}")
     return path
+
+
+def adapter_hint(path: Path, name: str) -> str:
+    """What to do with an adapter where whole weights are needed.
+
+    Args:
+        path: directory of the adapter.
+        name: directory or Hub id, as the user wrote it.
+    """
+    merged = path.resolve().with_name("model")
+    beside = f"its stage wrote them to {merged}; else " if (merged / "config.json").is_file() else ""
+    return (
+        f"{name} is an adapter, and whole weights are needed here: {beside}merge it with "
+        f"`align export {name} --out DIR` and give DIR"
+    )
 
 
 def as_directory(source: str) -> str:
@@ -98,8 +119,5 @@ def read_fields(directory: Path) -> ConfigJson:
 def _from_hub(name: str) -> Path:
     import huggingface_hub
 
-    try:
+    with explained(name):
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=_HUB_FILES))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"{name}: no such directory, and the Hub could not provide it: {reason}") from None

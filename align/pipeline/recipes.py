@@ -68,7 +68,7 @@ def shipped_folders() -> Iterator[RecipeFolder]:
 
 
 def copy_folder(name: str, target: Path) -> Path:
-    """Copy a shipped recipe folder, to edit it.
+    """Copy a shipped recipe folder, to edit it; its YAML files name the copy and a run folder of its own.
 
     Args:
         name: of the folder; a leading ``recipes/`` is ignored.
@@ -86,7 +86,14 @@ def copy_folder(name: str, target: Path) -> Path:
         raise RecipeError(f"no recipe folder {name!r}{nearest(plain, names)}; shipped are {', '.join(names)}")
     if target.exists():
         raise RecipeError(f"{target} already exists; give a new folder")
-    return Path(shutil.copytree(shipped_root() / plain, target))
+    copied = Path(shutil.copytree(shipped_root() / plain, target))
+    for file in copied.rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        for old, new in ((f"recipes/{plain}", str(target)), (f"runs/{plain}", f"runs/{target.resolve().name}")):
+            # Not where the name only begins with it, as recipes/tiny-2 does.
+            text = re.sub(rf"(?<![\w./-]){re.escape(old)}(?![\w-]|\.\w)", new.replace("\\", r"\\"), text)
+        file.write_text(text, encoding="utf-8")
+    return copied
 
 
 def find_recipe(given: Path) -> tuple[Path, str | None]:

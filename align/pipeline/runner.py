@@ -81,6 +81,24 @@ def choose_stages(
     return chosen
 
 
+def check_inputs(stages: Sequence[Stage], pipeline: Pipeline) -> None:
+    """Check what the chosen stages read, before the first of them starts.
+
+    Args:
+        stages: the chosen ones, in order.
+        pipeline: all stages.
+
+    Raises:
+        RecipeError: an input doesn't exist, and no earlier chosen stage writes it.
+    """
+    for number, stage in enumerate(stages):
+        written = {earlier.writes for earlier in stages[:number]}
+        for path in stage.reads:
+            if not path.exists() and not written & {path, *path.parents}:
+                missing = f"stage {stage.name!r} of {pipeline.file} reads {path}, which does not exist"
+                raise RecipeError(missing + _how_to_write(path, stage, pipeline))
+
+
 def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool) -> Outcome:
     """Run a stage unless it is up to date; resume it if it was interrupted.
 
@@ -95,10 +113,7 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
         KeyboardInterrupt: the stage was interrupted.
     """
     begun = time.perf_counter()
-    for path in stage.reads:
-        if not path.exists():
-            missing = f"stage {stage.name!r} of {pipeline.file} reads {path}, which does not exist"
-            raise RecipeError(missing + _how_to_write(path, stage, pipeline))
+    check_inputs([stage], pipeline)
     record = StageRecord(pipeline.run / ".stages" / f"{stage.name}.json")
     fingerprint = stage.fingerprint()
     reason = "forced" if force else record.why_stale(fingerprint, stage.writes)
@@ -114,7 +129,7 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
             resumed = True
         else:
             _set_aside(stage.folder)
-    print(f"== {stage.name}: {reason}", file=sys.stderr, flush=True)
+    print(f"== {stage.name}: running ({reason})", file=sys.stderr, flush=True)
     record.begin(fingerprint)
     line = [*stage.command, *arguments]
     os.environ[STAGE_VARIABLE] = json.dumps(line)

@@ -41,7 +41,7 @@ class StageRecord:
             str: the reason; None if inputs, recipe and output are unchanged since it was done.
         """
         if not self._state:
-            return "never run"
+            return "for the first time"
         if self._state["fingerprint"] != fingerprint:
             return "its inputs or its recipe have changed"
         if self._state["state"] != "done":

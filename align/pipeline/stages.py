@@ -1,5 +1,6 @@
 """Reads a recipe folder's pipeline.yaml and substitutes the command line's values."""
 
+import glob
 import hashlib
 import itertools
 import json
@@ -15,6 +16,7 @@ from align.pipeline.recipes import read_recipe, shipped_root
 from align.pipeline.stage_record import content_hash
 
 _STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional", "foreach"}
+_DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt", ".gz", ".zst")
 _FOLDER_KEYS = {"variables", "stages"}
 
 
@@ -111,7 +113,7 @@ def read_pipeline(
     run = Path(out) if out else Path("runs") / folder.resolve().name
     known = {"run": str(run), "seed": str(seed), "folder": str(folder)}
     variables = _variables(file, content.get("variables") or {}, assignments)
-    given = {f"${{{name}}}": Path(value) for name, value in variables.items() if os.path.exists(value)}
+    given = {f"${{{name}}}": Path(value) for name, value in variables.items() if _is_path(value)}
     values = variables | known
     stages = [stage for name, body in content["stages"].items() for stage in _stages(file, name, body, values, given)]
     return Pipeline(file, run, tuple(_overlaid(file, stages, overlays)))
@@ -147,11 +149,16 @@ def _variables(file: Path, declared: Mapping[str, Any], assignments: Sequence[st
     return {name: value for name, value in values.items() if value is not None}
 
 
+def _is_path(value: str) -> bool:
+    """Whether a variable's value is a file or folder, or the name of a data file that does not exist."""
+    return os.path.exists(value) or (value.endswith(_DATA_SUFFIXES) and not glob.has_magic(value))
+
+
 def _stages(file: Path, name: str, body: Any, values: Mapping[str, str], given: Mapping[str, Path]) -> Iterator[Stage]:
     """The stage, or one for each combination of the values that ``foreach`` lists.
 
-    A stage also reads what its arguments name by a variable: ``given`` has the variables whose values are paths that
-    exist, and not ids on the Hub.
+    A stage also reads what its arguments name by a variable: ``given`` has the variables whose values are paths, not
+    ids on the Hub.
     """
     where = f"{file}: stage {name!r}"
     if not isinstance(body, dict) or "command" not in body or "writes" not in body:
@@ -161,7 +168,8 @@ def _stages(file: Path, name: str, body: Any, values: Mapping[str, str], given: 
     if not isinstance(loops, dict) or not all(isinstance(items, list) and items for items in loops.values()):
         raise RecipeError(f"{where}: foreach is {loops!r}: it must be a mapping of variables to lists of values")
     named = json.dumps(body.get("arguments") or {})
-    inputs = [path for variable, path in given.items() if variable in named]
+    # What does not exist is an input only where the variable is the whole argument, and not a part of a path.
+    inputs = [path for name, path in given.items() if (name if path.exists() else f'"{name}"') in named]
     body = {key: value for key, value in body.items() if key != "foreach"}
     for items in itertools.product(*loops.values()):
         chosen = {variable: str(item) for variable, item in zip(loops, items, strict=True)}

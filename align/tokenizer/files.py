@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.io.gguf.container import gguf_from_hub, gguf_in, open_container
+from align.io.gguf.container import gguf_in, open_container
+from align.io.hub import explained, gguf_from_hub
 from align.tokenizer.byte_level import OtherKindError, parse_byte_level
 from align.tokenizer.gguf_metadata import spec_from_gguf
 from align.tokenizer.library import parse_library
@@ -34,10 +35,13 @@ _NOT_WRITTEN = frozenset(
 def read_spec(source: str | Path) -> TokenizerSpec:
     """See `Tokenizer.load`."""
     path = Path(source)
-    if not path.exists():
-        named = gguf_from_hub(str(source)) if path.suffix == ".gguf" else None
-        path = named or _from_hub(str(source))
-        if named is None and not (path / "tokenizer.json").is_file() and gguf_in(path) is None:
+    if not path.exists() and path.suffix == ".gguf":
+        path = gguf_from_hub(str(source)) or path
+        if not path.exists():
+            raise FileNotFoundError(f"{source}: no such file")
+    elif not path.exists():
+        path = _from_hub(str(source))
+        if not (path / "tokenizer.json").is_file() and gguf_in(path) is None:
             path = gguf_from_hub(str(source)) or path
     if (file := gguf_in(path)) is not None:
         return gguf_spec(file, open_container(file).values)
@@ -155,8 +159,5 @@ def _from_hub(name: str) -> Path:
         raise FileNotFoundError(f"{name}: no such file or directory")
     from huggingface_hub import snapshot_download
 
-    try:
+    with explained(name):
         return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"{name}: no such directory, and not available from the Hub: {reason}") from None

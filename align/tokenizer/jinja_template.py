@@ -30,6 +30,9 @@ TODAY = datetime.datetime(2024, 7, 26)
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Fields of an assistant's reasoning; templates read the first or the second, transformers fills both from any"""
 
+_SHOWN = 3
+"""Tool calls and results that an error names"""
+
 
 class ChatTemplate:
     """A compiled chat template with the special tokens that it names.
@@ -83,8 +86,27 @@ class ChatTemplate:
                 **self._names,
             )
         except Exception as error:
-            raise _failure(error) from None
+            raise _failure(error, self._tools_in(messages, tools)) from None
         return text if isinstance(text, Traced) else Traced(text, pieces_of(text))
+
+    def _tools_in(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
+        """What of tools a chat has, as the end of a line that says why the template fails; empty without any."""
+        found = ["tools"] if tools else []
+        for number, message in enumerate(messages, 1):
+            if "tool_calls" in message:
+                found.append(f"tool_calls{'' if 'content' in message else ' and no content'} in message {number}")
+            elif message["role"] == "tool":
+                found.append(f"role 'tool' in message {number}")
+        if not found:
+            return ""
+        more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        advice = (
+            "check that they are as the template expects"
+            if "tool" in self.source
+            else "the template knows no tools, so use a model whose template does, or write calls and results as text "
+            "of the assistant and the user"
+        )
+        return f"; the record has {', '.join(found[:_SHOWN])}{more}: {advice}"
 
     @cached_property
     def marks_generation(self) -> bool:
@@ -240,8 +262,8 @@ def _join(environment: _Environment, value: Iterable[Any], d: str = "", attribut
     return join(map(str, value), str(d))
 
 
-def _failure(error: Exception) -> ValueError:
-    """What is wrong with the template, or what it refuses, in one line."""
+def _failure(error: Exception, cause: str = "") -> ValueError:
+    """What is wrong with the template, or what it refuses, in one line that ends in a probable cause."""
     line = getattr(error, "lineno", None)
     trace = error.__traceback__
     while trace is not None:
@@ -251,4 +273,4 @@ def _failure(error: Exception) -> ValueError:
     reason = " ".join(str(error).split())
     kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
     where = "" if line is None else f" in line {line}"
-    return ValueError(f"the chat template fails{where}: {kind}{reason}")
+    return ValueError(f"the chat template fails{where}: {kind}{reason}{cause}")

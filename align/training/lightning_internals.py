@@ -4,7 +4,8 @@ Tested one by one in ``tests/training/test_lightning_internals.py``, which fails
 what they rely on. Nothing else in align may touch a private attribute of Lightning, or the progress inside its loops.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -67,6 +68,22 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     """Whether Lightning validates after the current batch; asked by callbacks that run just before it decides."""
     loop = trainer.fit_loop
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+
+
+def force_validation(trainer: pl.Trainer) -> Callable[[], None]:
+    """Have Lightning validate after the current batch whatever its schedule; returns what restores the schedule.
+
+    A callback's own validation at the end of training would come after the last checkpoint's position is fixed.
+    """
+    forced = {"check_val_every_n_epoch": 1, "val_check_batch": 1, "_val_check_time_interval": None}
+    schedule = {name: getattr(trainer, name) for name in forced}
+
+    def apply(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(trainer, name, value)
+
+    apply(forced)
+    return partial(apply, schedule)
 
 
 def repeat_validation(trainer: pl.Trainer) -> None:

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -13,6 +14,9 @@ from test_resume import Resumable
 from align.algorithms.pretrain import Pretrain
 from align.callbacks.baseline import Baseline, Validated
 from align.callbacks.loggers import RunLog
+from align.callbacks.model_directory import ModelDirectory
+from align.io.manifest import read_manifest
+from align.training.lightning_internals import repeat_validation
 
 DATA = Batches([make_batch(2, 5, seed) for seed in range(4)], [make_batch(2, 5, seed) for seed in (7, 8)])
 
@@ -88,6 +92,67 @@ def test_a_resumed_run_keeps_its_baseline_and_does_not_validate_again(tmp_path: 
         assert torch.equal(a, b)
 
 
+ENDINGS = {
+    "max_steps within an epoch": ({"max_steps": 3}, 3),
+    "an interval that doesn't divide the epoch": ({"val_check_interval": 3}, 4),
+    "an epoch without validation": ({"max_epochs": 2, "check_val_every_n_epoch": 3}, 8),
+}
+
+
+@pytest.mark.parametrize(("settings", "last"), ENDINGS.values(), ids=ENDINGS.keys())
+def test_the_last_step_is_validated_whatever_the_schedule(tmp_path: Path, settings, last: int):
+    """Four batches per epoch, one step each; Lightning alone would leave the final network unmeasured."""
+    baseline, directory = Baseline(), ModelDirectory(which="last")
+    stage = train(tmp_path, baseline, callbacks=[directory], default_root_dir=tmp_path, **settings)
+    losses = [stage.loss(batch) for batch in DATA.val]
+    expected = sum(float(loss.nll) for loss in losses) / sum(int(loss.tokens) for loss in losses)
+    assert baseline.after == Validated(last, {"val/loss": pytest.approx(expected, rel=1e-5)})
+    assert rows(tmp_path, "val/loss")[-1] == (last - 1, pytest.approx(expected, rel=1e-5))
+    manifest = read_manifest(tmp_path / "model")
+    assert manifest["step"] == last
+    assert manifest["metrics"]["val/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_metrics_of_other_weights_are_not_in_the_manifest(tmp_path: Path):
+    """Without a validation after step 3, val/loss is that of step 2, and train/loss is the only metric of the model."""
+    directory = ModelDirectory(which="last")
+    settings = {"max_steps": 3, "val_check_interval": 2, "default_root_dir": tmp_path}
+    train(tmp_path, Baseline(validate=False), callbacks=[directory], **settings)
+    assert [step for step, _ in rows(tmp_path, "val/loss")] == [1]
+    metrics = read_manifest(tmp_path / "model")["metrics"]
+    assert "train/loss" in metrics
+    assert not [name for name in metrics if name.startswith("val/")]
+
+
+class Kill(pl.Callback):
+    """Saves a checkpoint within the validation after a step, and ends the run there."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if trainer.global_step == self.step and batch_idx == 1:
+            trainer.save_checkpoint(self.path)
+            raise InterruptedError
+
+
+class Repeat(pl.Callback):
+    def on_train_start(self, trainer, pl_module):
+        repeat_validation(trainer)
+
+
+def test_the_last_validation_is_repeated_after_a_preemption(tmp_path: Path):
+    """Two epochs of four steps, and a schedule that validates neither."""
+    schedule = {"max_epochs": 2, "check_val_every_n_epoch": 3}
+    path = tmp_path / "a.ckpt"
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "first", Baseline(), callbacks=[Kill(8, path)], **schedule)
+    baseline = Baseline()
+    train(tmp_path / "second", baseline, callbacks=[Repeat()], ckpt_path=str(path), **schedule)
+    assert baseline.after is not None
+    assert baseline.after.step == 8
+
+
 def test_an_unset_rate_is_chosen_and_recorded(tmp_path: Path):
     """The law of PRETRAINING for the size of the new network; the warm-up is a tenth of 20 steps."""
     stage = Pretrain(CONFIG, init_seed=0)
@@ -113,3 +178,13 @@ def test_a_run_that_makes_the_model_worse_is_said_to(tmp_path: Path, recwarn, mo
     found = [str(warning.message) for warning in recwarn if "val/loss is worse" in str(warning.message)]
     assert bool(found) == (not improves)
     assert all("0.1" in line for line in found)
+
+
+@pytest.mark.parametrize(("after", "warns"), [(2.219, False), (2.24, True), (1.0, False)])
+def test_a_change_of_a_percent_is_no_reason_to_warn(tmp_path: Path, recwarn, monkeypatch, after: float, warns: bool):
+    """2.2 + 1% = 2.222."""
+    baseline = Baseline()
+    monkeypatch.setattr(Baseline, "on_validation_end", lambda *_: None)
+    baseline.before, baseline.after = Validated(0, {"val/loss": 2.2}), Validated(4, {"val/loss": after})
+    train(tmp_path, baseline)
+    assert any("val/loss is worse" in str(warning.message) for warning in recwarn) == warns

@@ -178,3 +178,15 @@ def test_before_the_first_batch_there_is_no_shape():
     message = explain_out_of_memory(stage, batch_size=4)
     assert "gradients" in message
     assert " 0 " not in message
+
+
+def test_the_base_below_adapters_is_frozen_and_not_advised_to_be_rounded(tmp_path):
+    """frozen_dtype converts networks of their own, and not the base that training runs through."""
+    stage = SFT(World(tmp_path).start, lora=LoraConfig(rank=2, alpha=4))
+    fit(stage, Batches([make_batch(1, 5, 0)]), max_epochs=0)
+    sizes = {True: 0, False: 0}
+    for parameter in stage.network.parameters():
+        sizes[parameter.requires_grad] += 4 * parameter.numel()
+    found = estimate_memory(stage, 1, 8)
+    assert (found.parameters, found.gradients, found.frozen) == (sizes[True], sizes[True], sizes[False])
+    assert not [one for one in advice(stage, 1, 8) if one.setting.startswith("memory.frozen_dtype")]

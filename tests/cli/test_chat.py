@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -62,7 +63,7 @@ def chat(run, monkeypatch, capsys):
     return talk
 
 
-def answer(run, stage, messages, *, seed, new, turn=0):
+def answer(run, stage, messages, *, seed, new, turn=0, **sampling):
     """What generate answers in this turn of the chat."""
     directory = run / stage / "model"
     tokenizer = Tokenizer.load(directory)
@@ -70,7 +71,7 @@ def answer(run, stage, messages, *, seed, new, turn=0):
     samples = generate(
         load_network(directory),
         [prompt],
-        SamplingConfig(max_new_tokens=new),
+        SamplingConfig(max_new_tokens=new, **sampling),
         seeds=[response_seed(seed, turn, 0)],
         stop_ids=tokenizer.stop_ids,
     )
@@ -103,6 +104,24 @@ def test_models_answer_side_by_side_each_with_its_own_history(run, chat, tmp_pat
     shown = "\n".join(lines)
     assert shown.startswith("dpo> ")
     assert "\np> " in shown
+
+
+def test_models_sample_with_their_own_defaults_and_flags_override_them(run, chat, tmp_path):
+    for name, defaults in (("cold", {"temperature": 0.3, "top_k": 4}), ("greedy", {"temperature": 0.0})):
+        shutil.copytree(run / "dpo/model", tmp_path / name)
+        (tmp_path / name / "generation_config.json").write_text(json.dumps(defaults))
+    words = [f"{name}={tmp_path / name}" for name in ("cold", "greedy")]
+    expected = {
+        (): [{"temperature": 0.3, "top_k": 4}, {"temperature": 0.0}],
+        (("temperature", 1.0),): [{"top_k": 4}, {}],
+    }
+    for number, (flags, each) in enumerate(expected.items()):
+        file = tmp_path / f"{number}.jsonl"
+        code, _, err = chat(["a", f"/save {file}"], *words, seed=5, max_new_tokens=12, **dict(flags))
+        assert code == 0
+        found = [json.loads(line)["messages"][1]["content"] for line in file.read_text().splitlines()]
+        assert found == [answer(run, "dpo", [user("a")], seed=5, new=12, **sampling) for sampling in each]
+        assert names(err, "cold", "top_k", "generation_config.json")
 
 
 def test_a_directory_that_transformers_wrote(run, chat, tmp_path, capsys):

@@ -133,7 +133,7 @@ def test_null_for_a_group_of_settings_is_a_mistake():
         ({"samples": {"sampling": None}}, ["samples.sampling"]),
         ({"trainer": {"max_steps": None}}, ["trainer.max_steps", "int"]),
         ({"model": {"init_args": {"rollout": {"episodes": None}}}}, ["model.init_args.rollout.episodes", "int"]),
-        ({"data": {"init_args": {"val_fraction": None}}}, ["data.init_args.val_fraction", "float"]),
+        ({"data": {"init_args": {"batch_size": None}}}, ["data.init_args.batch_size", "int"]),
         (
             {"model": {"init_args": {"estimator": {"class_path": "GAE", "init_args": {"lam": None}}}}},
             ["model.init_args.estimator.init_args.lam", "float"],
@@ -162,3 +162,44 @@ def test_null_is_a_value_of_optional_settings_of_callbacks_and_trainer():
 def test_null_for_a_variant_is_a_mistake():
     with pytest.raises(UsageError, match=naming("model.init_args.estimator", "null", "AdvantageEstimator")):
         ppo("--model.init_args.estimator", "null")
+
+
+NULLS = {
+    "data.init_args.context": int,  # of the base class of the data module
+    "model.init_args.kl.kl_coef": float,
+    "model.init_args.estimator.init_args.gamma": float,
+}
+
+
+@pytest.mark.parametrize(("key", "kind"), NULLS.items())
+def test_null_for_a_number_is_a_mistake(key: str, kind: type):
+    with pytest.raises(UsageError, match=naming(key, "null", kind.__name__)):
+        ppo(f"--{key}", "null")
+
+
+def test_a_key_of_the_base_class_is_suggested():
+    """PromptData takes the settings that all data modules share as keyword arguments."""
+    with pytest.raises(UsageError, match=naming("data.init_args.contex", "context")):
+        ppo("--data.init_args.contex", "8")
+
+
+def test_files_replace_the_recipes_held_out_share():
+    recipe = Path(__file__).resolve().parents[2] / "recipes/instructions/sft.yaml"
+    words = ["--data.init_args.validation", "x.jsonl", "--data.init_args.val_fraction", "null"]
+    settings = make_cli(["--config", str(recipe), *words], parse_only=True).config.data.init_args
+    assert (settings.validation, settings.val_fraction) == ("x.jsonl", None)
+
+
+OTHERS = {
+    "model.init_args.lora.r": "rank",
+    "model.init_args.learning_rate": "optimizer.lr",
+    "model.init_args.kl_coef": "kl.kl_coef",
+    "model.init_args.num_train_epochs": "trainer.max_epochs",
+    "data.init_args.max_seq_length": "context",
+}
+
+
+@pytest.mark.parametrize(("key", "ours"), OTHERS.items())
+def test_a_key_of_another_library_or_group_is_known(key: str, ours: str):
+    with pytest.raises(UsageError, match=naming(key, ours)):
+        ppo(f"--{key}", "8")

@@ -3,9 +3,10 @@
 import os
 
 import pytest
-from naming import naming
+from naming import names, naming
 
 from align.cli.model_path import model_directory
+from align.io.location import locate
 
 
 @pytest.fixture
@@ -22,6 +23,21 @@ def run(tmp_path):
 def test_a_model_directory_and_its_stage_are_both_welcome(run):
     assert model_directory(run / "sft" / "model") == run / "sft" / "model"
     assert model_directory(str(run / "sft")) == run / "sft" / "model"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_adapter_is_named_as_one(tmp_path, beside):
+    """One of a stage has the merged weights beside it."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    if beside:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model/config.json").write_text("{}")
+    for find in (model_directory, locate):
+        with pytest.raises(FileNotFoundError, match=naming(adapter, f"align export {adapter} --out DIR")) as caught:
+            find(adapter)
+        assert names(str(caught.value), tmp_path / "model") == beside
 
 
 def test_a_model_that_was_being_replaced_is_found(run):

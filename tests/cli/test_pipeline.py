@@ -136,6 +136,23 @@ def test_foreach_makes_a_stage_of_each_combination(folder: Path, capsys: pytest.
     assert list(_status(file, capsys, "--to", names[1])) == ["data", *names[:2]]
 
 
+def test_a_missing_input_of_a_later_stage_is_found_before_the_first_starts(folder: Path, capsys):
+    """What an earlier stage writes is none; what a stage reads, or a data file that a variable names, is one."""
+    file = folder / "late.yaml"
+    file.write_text(
+        "variables: {texts: owner/texts, part: part.jsonl, other: ''}\n"
+        "stages:\n"
+        f"  data: {{command: sandbox, arguments: {{out: '${{run}}/data', {SMALL}}}, writes: '${{run}}/data'}}\n"
+        "  a: {command: x, arguments: {b: '${texts}', c: 'd/${part}'}, reads: ['${run}/data/e'], writes: '${run}/a'}\n"
+        "  b: {command: x, reads: ['${run}/a', '${other}'], writes: '${run}/b'}\n"
+    )
+    run = folder / "runs"
+    for assignment, stage, missing in (("texts=absent.jsonl", "a", "absent.jsonl"), ("other=absent", "b", "absent")):
+        assert main(["run", str(file), "--out", str(run), "--set", assignment]) == 2
+        error_line(capsys, f"stage {stage!r}", missing)
+        assert not (run / "data").exists()
+
+
 def test_a_failed_stage_stops_the_rest(folder: Path, capsys: pytest.CaptureFixture[str]):
     file = folder / "pipeline.yaml"
     file.write_text(file.read_text().replace('pretrain_documents: "${count}"', "slip_rate: 2"))

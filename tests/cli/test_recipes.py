@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from naming import names
 
 from align.cli import main
@@ -45,9 +46,19 @@ def test_a_copy_has_the_same_files(elsewhere: Path):
     assert main(["recipes", "copy", "tiny", "mine/tiny"]) == 0
     names = sorted(path.name for path in (ROOT / "recipes/tiny").iterdir())
     assert sorted(path.name for path in (elsewhere / "mine/tiny").iterdir()) == names
-    assert all(
-        (elsewhere / "mine/tiny" / name).read_text() == (ROOT / "recipes/tiny" / name).read_text() for name in names
-    )
+
+
+@pytest.mark.parametrize("name", ["tiny", "qwen2.5-0.5b"])
+def test_a_copy_names_itself_and_a_run_folder_of_its_own(elsewhere: Path, name: str):
+    """In settings and header; overlays and other recipes keep their names."""
+    assert main(["recipes", "copy", name, "my/copy"]) == 0
+    found = {path.name: path.read_text() for path in (elsewhere / "my/copy").glob("*.yaml")}
+    assert yaml.safe_load(found["dpo.yaml"])["run"] == "runs/copy"
+    for file, text in found.items():
+        original = (shipped_root() / name / file).read_text()
+        assert text == original.replace(f"recipes/{name}", "my/copy").replace(f"runs/{name}", "runs/copy")
+        assert text.count("my/copy") == original.count(f"recipes/{name}")
+    assert "my/copy" in found["pipeline.yaml"]
 
 
 def test_a_copy_never_overwrites(elsewhere: Path, capsys: pytest.CaptureFixture[str]):

@@ -59,17 +59,29 @@ def judge(monkeypatch: pytest.MonkeyPatch) -> Judge:
     return Judge("length", ("a_judge:length",))
 
 
-def compared(models: dict[str, Path], judge: Judge, folder: Path, *names: str) -> Any:
+def compared(models: dict[str, Path], judge: Judge | None, folder: Path, *names: str) -> Any:
     task = Task(
         candidates=[Candidate(name, (Run.of(models[name]),)) for name in names],
         prompts=PROMPTS,
         columns=[{}] * len(PROMPTS),
-        judges=[judge],
+        judges=[] if judge is None else [judge],
         config=ResponseConfig(n=2, max_new_tokens=12),
         texts=TEXTS,
     )
     report, rows = compare(task, folder, lambda *_: nullcontext(lambda done: None))
     return report, to_markdown(report, rows), write_html(report, rows)
+
+
+def test_without_a_judge_there_are_measures_but_no_verdicts(models: dict[str, Path], tmp_path: Path) -> None:
+    report, written, page = compared(models, None, tmp_path, "chat", "twin")
+    twin = report["models"]["twin"]
+    assert (report["judges"], report["pairs"], report["frontier"], twin["rewards"]) == ([], [], [], {})
+    assert twin["kl"]["mean"] is not None
+    assert twin["metrics"]["Length"]["mean"] > 0
+    assert twin["texts"]["bits_per_byte"]["mean"] > 0
+    assert "## Pairs" not in written
+    assert "- **twin**: " in written
+    assert 'id="wins"' not in page
 
 
 def test_another_tokenizer_and_no_chat_template(models: dict[str, Path], judge: Judge, tmp_path: Path) -> None:

@@ -65,8 +65,9 @@ def _text(page: str) -> str:
         {"seeds": 3},
         {"judges": ("gpt",), "scores": False, "checkpoints": 0},
         {"best_of": True, "texts": True},
+        {"judges": (), "checkpoints": 0},
     ],
-    ids=["plain", "least", "eight", "eleven", "seeds", "endpoint", "best of n and texts"],
+    ids=["plain", "least", "eight", "eleven", "seeds", "endpoint", "best of n and texts", "no judge"],
 )
 def test_every_comparison_has_a_page_that_needs_nothing_else(make_report: Make, case: dict[str, Any]):
     report, rows = make_report(**case)

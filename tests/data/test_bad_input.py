@@ -157,7 +157,7 @@ def test_missing_file(load, tmp_path):
     [
         ({"batch_size": 0}, ["batch_size", 0]),
         ({"val_fraction": 1.0}, ["val_fraction", 1.0]),
-        ({"val_fraction": 0.1, "validation": "x"}, ["validation", "val_fraction"]),
+        ({"val_fraction": 0.1, "validation": "x"}, ["validation", "x", 0.1, "--data.init_args.val_fraction null"]),
         ({"processes": 0}, ["processes", 0]),
     ],
 )
@@ -170,6 +170,10 @@ def test_impossible_settings(load, settings, named):
 def test_no_files(tokenizer_dir):
     with pytest.raises(ValueError, match=naming("train", "[]")):
         TextData(tokenizer_dir, [])
+
+
+def test_a_fraction_of_null_holds_nothing_out(load):
+    assert load(TextData, "a.txt", "abc" * 50, val_fraction=None).val_dataloader() == []
 
 
 def test_test_files_missing(load):

@@ -145,3 +145,15 @@ def test_the_data_modules_take_it(bare_dir, build):
     prompt = next(iter(build(PromptData, chosen, format=prompts.TLDR(), **settings).train_dataloader()))
     assert prompt.ids[0, : prompt.lengths[0]].tolist() == data.tokenizer.encode(POST)
     assert data.tokenizer.spec.chat_template == PLAIN
+
+
+def test_a_template_in_a_file(bare_dir, tmp_path):
+    tokenizer = Tokenizer.load(bare_dir)
+    file = tmp_path / "chatml.jinja"
+    file.write_text(PLAIN + "\n", encoding="utf-8")
+    assert with_chat_template(tokenizer, str(file)).spec.chat_template == PLAIN + "\n"
+    file.write_bytes(b"\xff{{ x }}")
+    with pytest.raises(ValueError, match=naming("chat_template", file)):
+        with_chat_template(tokenizer, str(file))
+    with pytest.raises(ValueError, match=naming("chat_template", "absent.jinja", "no such file")):
+        with_chat_template(tokenizer, "absent.jinja")

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
+import yaml
 from export_models import random_network, write_model
 from naming import names, naming
 
@@ -194,6 +196,7 @@ def test_the_card_tells_the_lineage(chain, tmp_path, monkeypatch):
     text = (tmp_path / "out" / "README.md").read_text()
     assert text.startswith("---\nlicense: apache-2.0\nlibrary_name: transformers\n")
     assert "| pretrain | `runs/pretrain/model` | 3 |  | " in text
+    assert "\n# sft of pretrain, " in text
     assert names(text, "`data/sft.jsonl`", "`abababababababab`", "preference pairs", "`runs/x`", "`sandbox`")
     assert "[my-data](data_cards/my-data.md)" in text
     assert (tmp_path / "out" / "data_cards" / "my-data.md").read_text() == "# Data"
@@ -202,6 +205,30 @@ def test_the_card_tells_the_lineage(chain, tmp_path, monkeypatch):
     assert '"lr": 1' in text
     assert "| val/loss | 1.5 |" in text
     assert "`--verify`" in text
+
+
+@pytest.mark.parametrize("settings", [ExportSettings(), ExportSettings(format="gguf")], ids=["hf", "gguf"])
+def test_a_model_of_the_hub_is_named_by_its_id(tokenizer, tmp_path, settings):
+    """The parent is recorded by its id, or lies in the Hub's cache on this machine alone."""
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, layers=1, heads=2, width=32, context=32)
+    snapshot = "/home/me/hub/models--owner--small/snapshots/0123"
+    for number, directory in enumerate(("owner/small", snapshot)):
+        parent = {"directory": directory, "weights": None, "stage": None}
+        data = {"owner/data:train": "hub:owner/data:train@0123"}
+        model = write_model(
+            tmp_path / f"{number}/sft/model", random_network(config), tokenizer, parent=parent, data=data
+        )
+        out = tmp_path / f"{number}/out"
+        export(open_source(str(model)), out, settings)
+        text = (out / "README.md").read_text()
+        front = yaml.safe_load(text.split("---\n")[1])
+        assert (front["base_model"], front["datasets"]) == ("owner/small", ["owner/data"])
+        assert "\n# sft of small, " in text
+        assert "/home/me" not in text
+        if settings.format == "gguf":
+            fields = gguf.GGUFReader(out / "model.gguf").fields
+            assert fields["general.name"].contents() == "sft of small"
+            assert fields["general.base_model.0.organization"].contents() == "owner"
 
 
 def test_a_parent_that_changed_or_is_gone_is_told(chain, tmp_path, tokenizer):

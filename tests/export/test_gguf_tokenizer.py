@@ -88,6 +88,24 @@ def test_ids_agree(tmp_path, kind):
     reading.close()
 
 
+@pytest.mark.parametrize("pad", ["<|end|>", "<|pad|>", None])
+@pytest.mark.parametrize("unknown", ["<|pad|>", None])
+def test_a_file_is_the_same_tokenizer(tmp_path, tokenizer, pad, unknown):
+    """SmolLM2 pads with the token that ends a turn, and names an unknown token; other files name neither."""
+    roles = {"pad_token": pad, "unk_token": unknown}
+    named = {role: name for role, name in roles.items() if name is not None}
+    config = {role: name for role, name in tokenizer.spec.config.items() if role not in roles} | named
+    source = changed(tokenizer, config=config)
+    reading_of(tmp_path, source).close()
+    metadata = _metadata(tmp_path / FILE)
+    ids = tokenizer.special_tokens
+    assert metadata.get("tokenizer.ggml.padding_token_id") == ids.get(pad)
+    assert metadata.get("tokenizer.ggml.unknown_token_id") == ids.get(unknown)
+    again = Tokenizer(spec_from_gguf(metadata))
+    assert again.pad_id == source.pad_id
+    assert [again.spec.named(role) for role in roles] == [pad, unknown]
+
+
 def test_chats_agree(tmp_path):
     tokenizer = train_tokenizer(TEXTS * 3, vocab_size=450)
     reading = reading_of(tmp_path, tokenizer)

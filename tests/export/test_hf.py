@@ -7,6 +7,7 @@ import pytest
 import torch
 from export_models import GPT2
 from naming import naming
+from network_options import STYLES
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TorchAoConfig
 
 from align.export.export_settings import ExportSettings
@@ -76,7 +77,13 @@ def test_a_network_without_a_twin_is_refused(make, tmp_path):
         export(source, tmp_path / "out", ExportSettings())
 
 
-@pytest.mark.parametrize("options", [{}, {"qkv_bias": True, "tied_embeddings": False}], ids=["llama", "qwen2"])
+QUANTIZED = {name: style for name, style in STYLES.items() if name not in ("gpt2", "post")}
+for _name in ("gemma2", "gemma3"):
+    # In transformers it is one over the square root of an integer.
+    QUANTIZED[_name] = QUANTIZED[_name] | {"attention_scale": 0.25}
+
+
+@pytest.mark.parametrize("options", QUANTIZED.values(), ids=QUANTIZED.keys())
 def test_int8_is_what_transformers_makes_of_the_source(make, tmp_path, options):
     """Bitwise identical to transformers' own quantization with torchao while loading."""
     from torchao.quantization import Int8WeightOnlyConfig

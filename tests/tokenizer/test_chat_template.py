@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from naming import names, naming
 from tokenizers import Tokenizer as PeerTokenizer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from align.tokenizer import Tokenizer
+from align.tokenizer.jinja_template import ChatTemplate
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from chat_templates import CHATML as CHATML_TEMPLATE
@@ -483,3 +485,21 @@ def test_sentence_piece(opening, tmp_path):
     for number, style in enumerate(style for style in styles() if style.name in ("ChatML", "Mistral", "DeepSeek-V3")):
         tokenizer, peer = load_both(style, base, tmp_path / str(number))
         assert compare(style, tokenizer, peer, chats=8) == {"equal": 8}, style.name
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+@pytest.mark.parametrize("knows", [False, True])
+def test_a_template_that_fails_on_tools_is_said_to(knows):
+    """SmolLM2's template reads the content that a message with calls need not have; a template without tools fails."""
+    source = "{% for message in messages %}{{ message['role'] + message['content'] }}{% endfor %}"
+    template = ChatTemplate(source + ("{{ tools[7].name.x }}" if knows else ""), {})
+    chat = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "tool_calls": [CALL]}]
+    chat.append({"role": "tool", "content": "2"})
+    with pytest.raises(ValueError, match=naming("line 1", "content", "tool_calls", "message 2", "message 3")) as caught:
+        template.render(chat)
+    assert names(str(caught.value), "knows no tools") == (not knows)
+    with pytest.raises(ValueError, match="line 1") as caught:
+        ChatTemplate("{{ messages[0].content.x.y }}", {}).render(chat[:1])
+    assert not names(str(caught.value), "the record has")

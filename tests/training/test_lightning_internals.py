@@ -184,3 +184,32 @@ def test_repeat_validation(tmp_path, repeat):
         fit(tmp_path, callbacks=[Interrupted()], val_check_interval=3)
     _, asking = fit(tmp_path, ckpt_path=tmp_path / "a.ckpt", callbacks=[Repeating()], val_check_interval=3)
     assert asking.validated == [3, 3] * repeat + [6, 6]
+
+
+def test_force_validation(tmp_path):
+    """Every fifth batch by the schedule, but after the second too; twice two batches, and the schedule as it was."""
+    schedules = []
+
+    def ask(trainer):
+        schedules.append(trainer.val_check_batch)
+        if trainer.global_step == 2:
+            restore.append(internals.force_validation(trainer))
+
+    class Restoring(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            while restore:
+                restore.pop()()
+
+    restore = []
+    _, asking = fit(tmp_path, ask, callbacks=[Restoring()], val_check_interval=5)
+    assert asking.validated == [2, 2, 5, 5]
+    assert schedules == [5] * 6
+
+
+def test_force_validation_in_an_epoch_without_any(tmp_path):
+    def ask(trainer):
+        if internals.is_last_batch(trainer):
+            internals.force_validation(trainer)
+
+    _, asking = fit(tmp_path, ask, check_val_every_n_epoch=3, limit_train_batches=3)
+    assert asking.validated == [3, 3]

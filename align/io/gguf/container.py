@@ -4,13 +4,8 @@ Imports nothing of align, so the tokenizer may read its metadata too.
 """
 
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-
-_ON_HUB = re.compile(r"([A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*)(?:/(.+\.gguf))?")
 
 
 class Container(NamedTuple):
@@ -33,47 +28,6 @@ def gguf_in(path: Path) -> Path | None:
         return None
     files = sorted(path.glob("*.gguf"))
     return files[0] if len(files) == 1 else None
-
-
-def gguf_from_hub(name: str) -> Path | None:
-    """A GGUF file of a Hub repository, downloaded unless the Hub's cache has it.
-
-    Args:
-        name: ``owner/name/FILE.gguf``, or ``owner/name`` of a repository with a single GGUF file.
-
-    Returns:
-        The file; None if the name has neither form, or the repository no such file.
-
-    Raises:
-        FileNotFoundError: the Hub could not provide it.
-        ValueError: the repository has several such files.
-    """
-    named = _ON_HUB.fullmatch(name)
-    if named is None:
-        return None
-    import huggingface_hub
-
-    repository, file = named.groups()
-    if file is None:
-        with _one_line(name):
-            found = sorted(path for path in huggingface_hub.list_repo_files(repository) if path.endswith(".gguf"))
-        if len(found) > 1:
-            raise ValueError(f"{name}: has {len(found)} GGUF files; name one of them, such as {name}/{found[0]}")
-        if not found:
-            return None
-        file = found[0]
-    with _one_line(name):
-        return Path(huggingface_hub.hf_hub_download(repository, file))
-
-
-@contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turn the Hub's errors into one line."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"{name}: no such file, and the Hub could not provide it: {reason}") from None
 
 
 def open_container(path: Path) -> Container:
