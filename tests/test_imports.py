@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"model", "adapters", "tokenizer"},
     "io": {"model", "adapters", "tokenizer"},
     "data": {"tokenizer"},
+    "curate": {"data", "tokenizer"},
     "rewards": {"model", "io", "generation", "sandbox", "tokenizer"},
     "training": {"model", "adapters", "io"},
     "algorithms": {"tokenizer", "objectives", "model", "adapters", "generation", "io", "rewards", "training"},
