@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class DoctorSettings:
     """Look for mistakes in data, masks, tokens and settings before training.
 
-    `align doctor --config RECIPE` takes the settings of `align fit`; `align doctor FOLDER` checks all stages of a recipe
-    folder that train. No weights are loaded. Exit code 1 if there is an error.
+    `align doctor --config RECIPE` takes the settings of `align fit`; `align doctor FOLDER` checks all stages of a
+    recipe folder that train. No weights are loaded. Exit code 1 if there is an error.
     """
 
     folder: str = setting(positional=True)

@@ -160,6 +160,8 @@ def _run(cli: DoctorCLI, stage: Stage, data: TokenData, train: Split | None, net
             "rollout_tokens": rollout.max_new_tokens,
             "rollout_prompts": rollout.episodes // rollout.group_size,
             "rollout_steps": stage.update_config.epochs * stage.update_config.minibatches,
+            "rollout_passes": stage.update_config.epochs,
+            "rollout_episodes": rollout.episodes,
         }
     given = data._given
     return Run(

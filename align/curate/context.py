@@ -3,6 +3,7 @@
 Plain values, so that a check is a pure function and a test can build any situation in a few lines.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +11,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from align.curate.minhash import Sketch, sketch
 from align.tokenizer import Tokenizer
+
+_FEW = 10
+"""With fewer documents than this, their paragraphs are compared"""
+_PARAGRAPH = re.compile(r"\n\s*\n")
+_LEAST_WORDS = 8
 
 Kind = Literal["texts", "chats", "pairs", "prompts", "feedback"]
 """What a record is: a document, a chat, a preference pair, a prompt, or a response with a label"""
@@ -58,8 +65,8 @@ class Sample:
     """Responses whose end of turn was truncated"""
     unrendered: tuple[str, ...] = ()
     """What the chat template does not render"""
-    unlike: str = ""
-    """How it differs from what sampling makes of it; empty if it does not"""
+    unlike: str | None = ""
+    """How it differs from what sampling makes of it; empty if it does not; None: not compared"""
     label: bool | None = None
     """Of feedback: whether the response is desirable"""
 
@@ -90,6 +97,25 @@ class Dropped(NamedTuple):
     fields: Mapping[str, Any]
 
 
+class Unit(NamedTuple):
+    """A text that is compared with others: a record, or a paragraph of one of few documents.
+
+    Attributes:
+        sample: that has it.
+        text: of it.
+        key: the text without regard to case and spaces.
+    """
+
+    sample: Sample
+    text: str
+    key: str
+
+
+def plain(text: str) -> str:
+    """A text without regard to case and spaces."""
+    return " ".join(text.casefold().split())
+
+
 @dataclass(frozen=True)
 class Split:
     """The records of train, validation or test."""
@@ -105,6 +131,8 @@ class Split:
     """Records of the files, dropped ones included, where more were counted than read; None: all were read"""
     rows: int | None = None
     """Rows of an epoch where they are not one per sample"""
+    computed: int | None = None
+    """Tokens that the network computes where rows share some; None: all of them"""
 
     @property
     def scale(self) -> float:
@@ -121,6 +149,28 @@ class Split:
     def response_lengths(self) -> np.ndarray:
         """``[samples, rows]`` int64 targets of each row before truncation."""
         return np.array([sample.response_tokens for sample in self.samples], np.int64)
+
+    @property
+    def in_paragraphs(self) -> bool:
+        """Whether paragraphs are compared, as there are but a few documents."""
+        return 0 < len(self.samples) < _FEW and not any(sample.prompt for sample in self.samples)
+
+    @cached_property
+    def units(self) -> list[Unit]:
+        """What is compared with others."""
+        if not self.in_paragraphs:
+            return [Unit(sample, sample.text, plain(sample.text)) for sample in self.samples]
+        return [
+            Unit(sample, part, plain(part))
+            for sample in self.samples
+            for part in _PARAGRAPH.split(sample.text)
+            if len(part.split()) >= _LEAST_WORDS
+        ]
+
+    @cached_property
+    def sketch(self) -> Sketch:
+        """Of ``units``, for near duplicates."""
+        return sketch([unit.text for unit in self.units])
 
     @property
     def tokens(self) -> int:
@@ -188,6 +238,10 @@ class Run:
     """Prompts of an iteration"""
     rollout_steps: int | None = None
     """Optimizer steps of an iteration"""
+    rollout_passes: int = 1
+    """Passes over the responses of an iteration"""
+    rollout_episodes: int = 0
+    """Responses of an iteration"""
     other_reference: bool = False
     """Whether a reference that differs from the initial policy is allowed"""
     memory: Mapping[str, int] = field(default_factory=dict)

@@ -6,6 +6,7 @@
 4. A candidate counts if the Jaccard similarity of the two sets, which is computed, reaches the threshold.
 """
 
+import itertools
 import re
 import zlib
 from collections.abc import Sequence
@@ -36,43 +37,70 @@ class Shingles(NamedTuple):
         return self.values[self.offsets[text] : self.offsets[text + 1]]
 
 
-def near_duplicates(texts: Sequence[str], *, threshold: float) -> np.ndarray:
-    """Group texts that resemble each other.
+class Sketch(NamedTuple):
+    """What of texts is compared.
+
+    Attributes:
+        shingles: their sets of hashed word runs.
+        signatures: ``[texts, BANDS * ROWS]`` uint64; 0 for a text that is too short.
+    """
+
+    shingles: Shingles
+    signatures: np.ndarray
+
+
+def sketch(texts: Sequence[str]) -> Sketch:
+    """Steps 1 and 2.
 
     Args:
         texts: any number.
+    """
+    shingles = shingles_of(texts)
+    return Sketch(shingles, _signatures(shingles))
+
+
+def joined(first: Sketch, second: Sketch) -> Sketch:
+    """The sketch of all texts of both."""
+    values = np.concatenate([first.shingles.values, second.shingles.values])
+    offsets = np.concatenate([first.shingles.offsets, second.shingles.offsets[1:] + len(first.shingles.values)])
+    return Sketch(Shingles(values, offsets), np.concatenate([first.signatures, second.signatures]))
+
+
+def near_duplicates(texts: Sketch, *, threshold: float) -> np.ndarray:
+    """Group texts that resemble each other: steps 3 and 4.
+
+    Args:
+        texts: their sketch.
         threshold: least Jaccard similarity of two texts' sets of word runs, in (0, 1].
 
     Returns:
         ``[texts]`` int64: index of the first text of each one's group; its own where it resembles none before it.
     """
-    parents = np.arange(len(texts))
-    shingles = shingles_of(texts)
-    counts = np.diff(shingles.offsets)
-    usable = np.flatnonzero(counts)
-    if len(usable) < 2:
-        return parents
-    signatures = _signatures(shingles, usable)
+    shingles, signatures = texts
+    parents = np.arange(len(signatures))
+    usable = np.flatnonzero(np.diff(shingles.offsets))
     seen: set[tuple[int, int]] = set()
     for band in range(BANDS):
-        keys = np.ascontiguousarray(signatures[:, band * ROWS : (band + 1) * ROWS])
-        _, inverse = np.unique(keys.view([("", keys.dtype)] * ROWS).ravel(), return_inverse=True)
-        order = np.argsort(inverse, kind="stable")
-        starts = np.flatnonzero(np.r_[True, np.diff(inverse[order]) > 0])
-        for group in np.split(order, starts[1:]):
-            if len(group) < 2:
-                continue
+        for bucket in _buckets(signatures[usable, band * ROWS : (band + 1) * ROWS]):
             # Compared with the first of the bucket and the one before: linear in the size of the bucket.
-            members = usable[group].tolist()
-            for before, member in zip(members, members[1:], strict=False):
+            members = usable[bucket].tolist()
+            for before, member in itertools.pairwise(members):
                 for other in {members[0], before}:
-                    if (other, member) in seen or _root(parents, other) == _root(parents, member):
+                    low, high = sorted((_root(parents, other), _root(parents, member)))
+                    if low == high or (other, member) in seen:
                         continue
                     seen.add((other, member))
                     if _jaccard(shingles.of(other), shingles.of(member)) >= threshold:
-                        low, high = sorted((_root(parents, other), _root(parents, member)))
                         parents[high] = low
-    return np.array([_root(parents, text) for text in range(len(texts))], np.int64)
+    return np.array([_root(parents, text) for text in range(len(parents))], np.int64)
+
+
+def _buckets(band: np.ndarray) -> list[np.ndarray]:
+    """Rows that are equal: indices of each group of at least two, ascending."""
+    order = np.lexsort(band.T)
+    same = (band[order[1:]] == band[order[:-1]]).all(axis=1)
+    groups = np.split(order, np.flatnonzero(~same) + 1)
+    return [np.sort(group) for group in groups if len(group) > 1]
 
 
 def shingles_of(texts: Sequence[str]) -> Shingles:
@@ -102,13 +130,16 @@ def shingles_of(texts: Sequence[str]) -> Shingles:
     return Shingles(values, np.cumsum(lengths))
 
 
-def _signatures(shingles: Shingles, usable: np.ndarray) -> np.ndarray:
-    """``[usable, BANDS * ROWS]`` uint64."""
-    rng = np.random.default_rng(0)
-    factors = rng.integers(0, 1 << 63, BANDS * ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    starts = shingles.offsets[usable]
-    columns = [np.minimum.reduceat(_mixed(shingles.values * factor), starts) for factor in factors]
-    return np.stack(columns, axis=1)
+def _signatures(shingles: Shingles) -> np.ndarray:
+    usable = np.flatnonzero(np.diff(shingles.offsets))
+    signatures = np.zeros((len(shingles.offsets) - 1, BANDS * ROWS), np.uint64)
+    if len(usable):
+        rng = np.random.default_rng(0)
+        factors = rng.integers(0, 1 << 63, BANDS * ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        starts = shingles.offsets[usable]
+        for column, factor in enumerate(factors):
+            signatures[usable, column] = np.minimum.reduceat(_mixed(shingles.values * factor), starts)
+    return signatures
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:

@@ -20,12 +20,13 @@ body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--back);
 h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
 h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 p { margin: .3rem 0; } .soft { color: var(--soft); font-size: .875rem; }
-.finding { border: 1px solid var(--line); border-left: 4px solid var(--mark); border-radius: 6px; background: var(--box);
-  padding: .6rem .8rem; margin: .5rem 0; }
+.finding { border: 1px solid var(--line); border-left: 4px solid var(--mark); border-radius: 6px;
+  background: var(--box); padding: .6rem .8rem; margin: .5rem 0; }
 .error { --mark: var(--error); } .warning { --mark: var(--warning); } .note { --mark: var(--line); }
 .label { color: var(--mark); font-weight: 600; } .note .label { color: var(--note); }
 details { margin-top: .3rem; } summary { cursor: pointer; min-height: 2rem; padding: .2rem 0; color: var(--soft); }
-.bars { display: grid; grid-template-columns: max-content 1fr; gap: 2px .6rem; font-size: .875rem; align-items: center; }
+.bars { display: grid; grid-template-columns: max-content 1fr; gap: 2px .6rem; font-size: .875rem;
+  align-items: center; }
 .bars i { display: block; height: .8rem; background: var(--bar); border-radius: 2px; min-width: 1px; }
 .bars div { display: flex; gap: .4rem; align-items: center; }
 .tokens { font: .875rem/1.9 ui-monospace, monospace; white-space: pre-wrap; border: 1px solid var(--line);

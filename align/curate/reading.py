@@ -6,7 +6,7 @@ The only module of this room that knows how data modules are built inside.
 import codecs
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ from align.tokenizer.prompts import with_system
 
 _COUNTED = 20
 """Records beyond those read are counted, up to this many times as many"""
+_COMPARED = 1000
+"""Pairs of a split that are rendered again as whole chats, to compare"""
 _CHARACTERS = 8_000_000
 """Characters of a split's documents that are tokenized"""
 _UTF8_BYTES = 1 << 28
@@ -159,7 +161,7 @@ def _reader(data: TokenData) -> _Reader:
     if isinstance(data, ChatData):
         return _Reader("chats", CHAT_FORMATS, partial(_chat, data))
     if isinstance(data, PreferenceData):
-        return _Reader("pairs", PAIR_FORMATS, partial(_pair, data))
+        return _Reader("pairs", PAIR_FORMATS, partial(_pair, data, itertools.count()))
     if isinstance(data, PromptData):
         return _Reader("prompts", PROMPT_FORMATS, partial(_prompt, data))
     if isinstance(data, TextData):
@@ -205,14 +207,15 @@ def _chat(data: ChatData, chat: ChatRecord) -> Sample:
     )
 
 
-def _pair(data: PreferenceData, pair: Pair) -> Sample:
+def _pair(data: PreferenceData, numbers: Iterator[int], pair: Pair) -> Sample:
     pair = pair._replace(prompt=with_system(pair.prompt, data.system_prompt))
     whole = encoded = encode_pair(pair, data.tokenizer, sys.maxsize)
     longest = len(whole.prompt) + max(len(whole.chosen), len(whole.rejected))
     if longest > data.context + 1:
         encoded = encode_pair(pair, data.tokenizer, data.context + 1)
     lost = encoded.truncation
-    rows = [_answer(encoded.prompt, response) for response in (encoded.chosen, encoded.rejected)]
+    unlike = unlike_whole_chat(pair, whole, data.tokenizer) if next(numbers) < _COMPARED else None
+    rows = [_response_row(encoded.prompt, response) for response in (encoded.chosen, encoded.rejected)]
     return _new(
         "\n".join(_contents(pair.prompt)),
         [pair.chosen, pair.rejected],
@@ -224,11 +227,11 @@ def _pair(data: PreferenceData, pair: Pair) -> Sample:
         truncated_response=lost.truncated_response_tokens,
         lost_end=lost.responses_without_end,
         unrendered=encoded.dropped,
-        unlike=unlike_whole_chat(pair, whole, data.tokenizer),
+        unlike=unlike,
     )
 
 
-def _answer(prompt: np.ndarray, response: np.ndarray) -> Row:
+def _response_row(prompt: np.ndarray, response: np.ndarray) -> Row:
     ids = np.concatenate([prompt, response])
     return Row(ids, np.arange(len(ids)) >= len(prompt))
 
@@ -288,7 +291,15 @@ def _with_rows(split: Split, data: TokenData) -> Split:
     if isinstance(data, TextData) or getattr(data, "packing", False) is True:
         bounds = np.cumsum([0, *(len(sample.rows[0].ids) for sample in split.samples)])
         return replace(split, rows=len(data._lay_out(bounds).rows))
-    if getattr(data, "by_prompt", False) and split.name == "train":
-        prompts = itertools.groupby(sample.prompt for sample in split.samples)
-        return replace(split, rows=sum(1 for _ in prompts))
+    if kind_of(data) == "pairs":
+        by_prompt = bool(getattr(data, "by_prompt", False)) and split.name == "train"
+        groups = itertools.groupby(split.samples, key=lambda sample: sample.prompt if by_prompt else id(sample))
+        computed = [_computed(list(group)) for _, group in groups]
+        return replace(split, rows=len(computed) if by_prompt else None, computed=sum(computed))
     return split
+
+
+def _computed(pairs: Sequence[Sample]) -> int:
+    """Tokens of one prompt and of the distinct responses to it."""
+    lengths = {text: int(row.mask.sum()) for pair in pairs for text, row in zip(pair.responses, pair.rows, strict=True)}
+    return int((~pairs[0].rows[0].mask).sum()) + sum(lengths.values())

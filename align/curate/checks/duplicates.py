@@ -1,50 +1,20 @@
 """Checks of records that occur twice: within a split, across splits, and across the stages of a pipeline."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
 from align.curate.check import Check, Example, Finding, percent, shown
-from align.curate.context import Context, Sample, Split
-from align.curate.minhash import near_duplicates
-
-_FEW = 10
-"""With fewer documents than this, their paragraphs are compared"""
-_PARAGRAPH = re.compile(r"\n\s*\n")
-_LEAST_WORDS = 8
+from align.curate.context import Context, Sample, Split, Unit, plain
+from align.curate.minhash import joined, near_duplicates
 
 
-class _Unit(NamedTuple):
-    """A text that is compared: a record, or a paragraph of one of few documents."""
-
-    sample: Sample
-    text: str
-    key: str
+def _noun(split: Split) -> str:
+    return "paragraphs" if split.in_paragraphs else "records"
 
 
-def _units(split: Split, context: Context) -> list[_Unit]:
-    if context.kind == "texts" and len(split.samples) < _FEW:
-        return [
-            _Unit(sample, part, _plain(part))
-            for sample in split.samples
-            for part in _PARAGRAPH.split(sample.text)
-            if len(part.split()) >= _LEAST_WORDS
-        ]
-    return [_Unit(sample, sample.text, _plain(sample.text)) for sample in split.samples]
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _noun(context: Context, split: Split) -> str:
-    return "paragraphs" if context.kind == "texts" and len(split.samples) < _FEW else "records"
-
-
-def _shown(unit: _Unit, first: _Unit) -> Example:
+def _shown(unit: Unit, first: Unit) -> Example:
     return Example(f"{unit.sample.where} = {first.sample.where}", shown(unit.text))
 
 
@@ -58,13 +28,13 @@ class ExactDuplicates(Check):
     def find(self, context: Context) -> Iterable[Finding]:
         """Counts all but the first of equal records."""
         for split in context.splits.values():
-            units = _units(split, context)
-            first: dict[str, _Unit] = {}
+            units = split.units
+            first: dict[str, Unit] = {}
             again = [unit for unit in units if first.setdefault(unit.key, unit) is not unit]
             if again:
                 few = len(again) <= self.share * len(units)
                 yield Finding(
-                    f"{percent(len(again), len(units))} {_noun(context, split)} repeat an earlier one exactly",
+                    f"{percent(len(again), len(units))} {_noun(split)} repeat an earlier one exactly",
                     "remove the copies: repeated records count more than others and are memorized",
                     count=len(again),
                     total=len(units),
@@ -86,18 +56,20 @@ class NearDuplicates(Check):
     def find(self, context: Context) -> Iterable[Finding]:
         """Exact copies aside."""
         for split in context.splits.values():
-            units = list({unit.key: unit for unit in reversed(_units(split, context))}.values())[::-1]
-            groups = near_duplicates([unit.text for unit in units], threshold=self.similarity)
-            near = np.flatnonzero(groups != np.arange(len(units)))
+            units = split.units
+            groups = near_duplicates(split.sketch, threshold=self.similarity)
+            seen: set[str] = set()
+            distinct = np.array([not (unit.key in seen or seen.add(unit.key)) for unit in units], bool)
+            near = np.flatnonzero(distinct & (groups != np.arange(len(units))))
             if len(near):
                 yield Finding(
-                    f"{percent(len(near), len(units))} distinct {_noun(context, split)} nearly repeat another",
+                    f"{percent(len(near), int(distinct.sum()))} distinct {_noun(split)} nearly repeat another",
                     "keep one of each group, unless the differences are what the model is to learn",
                     count=len(near),
-                    total=len(units),
+                    total=int(distinct.sum()),
                     split=split.name,
                     examples=[_shown(units[i], units[groups[i]]) for i in near[:3].tolist()],
-                    severity="note" if len(near) <= self.share * len(units) else None,
+                    severity="note" if len(near) <= self.share * distinct.sum() else None,
                 )
 
 
@@ -113,29 +85,25 @@ class SplitOverlap(Check):
     def find(self, context: Context) -> Iterable[Finding]:
         """Whole records exactly or nearly, and prompts exactly."""
         for split in context.held_out:
-            yield from _overlap(context.train, split, context, self, where="training")
+            yield from _overlap(context.train, split, context, self)
 
 
-def _overlap(
-    train: Split, split: Split, context: Context, check: "SplitOverlap | StageOverlap", *, where: str, near: bool = True
-) -> Iterator[Finding]:
-    seen, held_out = _units(train, context), _units(split, context)
+def _overlap(train: Split, split: Split, context: Context, check: "SplitOverlap") -> Iterator[Finding]:
+    seen, held_out = train.units, split.units
     if not seen or not held_out:
         return
     first = {unit.key: unit for unit in reversed(seen)}
     copies = {number: first[unit.key] for number, unit in enumerate(held_out) if unit.key in first}
-    if near:
-        texts = [unit.text for unit in (*seen, *held_out)]
-        groups = near_duplicates(texts, threshold=check.similarity)
-        for number in range(len(held_out)):
-            group = int(groups[len(seen) + number])
-            if group < len(seen):
-                copies.setdefault(number, seen[group])
-    noun, total = _noun(context, split), len(held_out)
+    groups = near_duplicates(joined(train.sketch, split.sketch), threshold=check.similarity)
+    for number in range(len(held_out)):
+        group = int(groups[len(seen) + number])
+        if group < len(seen):
+            copies.setdefault(number, seen[group])
+    noun, total = _noun(split), len(held_out)
     if copies:
         exact = sum(unit.key in first for unit in held_out)
         yield Finding(
-            f"{percent(len(copies), total)} {noun} are in the {where} data too, {exact:,} of them exactly",
+            f"{percent(len(copies), total)} {noun} are in the training data too, {exact:,} of them exactly",
             "remove them from one of the two",
             count=len(copies),
             total=total,
@@ -145,13 +113,13 @@ def _overlap(
         )
     prompts = _by_prompt(train.samples)
     shared = [
-        (unit.sample, prompts[_plain(unit.sample.prompt)])
+        (unit.sample, prompts[plain(unit.sample.prompt)])
         for number, unit in enumerate(held_out)
-        if number not in copies and unit.sample.prompt and _plain(unit.sample.prompt) in prompts
+        if number not in copies and unit.sample.prompt and plain(unit.sample.prompt) in prompts
     ]
     if shared and context.kind != "prompts":
         yield Finding(
-            f"{percent(len(shared), total)} {noun} have a prompt that is in the {where} data too, with another response",
+            f"{percent(len(shared), total)} {noun} share a prompt with the training data, with another response",
             "split by prompt, so that no prompt is on both sides",
             count=len(shared),
             total=total,
@@ -162,15 +130,13 @@ def _overlap(
 
 
 def _by_prompt(samples: Sequence[Sample]) -> Mapping[str, Sample]:
-    return {_plain(sample.prompt): sample for sample in reversed(samples) if sample.prompt}
+    return {plain(sample.prompt): sample for sample in reversed(samples) if sample.prompt}
 
 
 @dataclass(frozen=True)
 class StageOverlap(Check):
     """Records that one stage of a pipeline trains on and another holds out."""
 
-    similarity: float = 0.8
-    """Unused by prompts, which are compared exactly"""
     share: float = 0.01
     """Share of held-out records that may overlap; fewer are a note"""
 
@@ -197,4 +163,4 @@ class StageOverlap(Check):
 
 
 def _key(sample: Sample, context: Context) -> str:
-    return _plain(sample.prompt or sample.text)
+    return plain(sample.prompt or sample.text)

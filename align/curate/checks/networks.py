@@ -104,8 +104,9 @@ class ReferenceDiffers(Check):
             return
         if (reference.vocab_size, reference.parameters) != (policy.vocab_size, policy.parameters):
             yield Finding(
-                f"the reference {reference.source} has {reference.parameters:,} parameters and {reference.vocab_size:,} "
-                f"rows, the policy {policy.source} {policy.parameters:,} and {policy.vocab_size:,}",
+                f"the reference {reference.source} has {reference.parameters:,} parameters and "
+                f"{reference.vocab_size:,} rows, the policy {policy.source} has {policy.parameters:,} and "
+                f"{policy.vocab_size:,}",
                 "remove model.init_args.reference, so that the initial policy is the reference",
             )
         elif not context.run.other_reference:

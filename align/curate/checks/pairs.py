@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from align.curate.check import Check, Example, Finding, examples, percent, shown
-from align.curate.context import Context, Sample
+from align.curate.context import Context, Sample, plain
 
 _Z = 1.96
 _SCORES = (
@@ -29,7 +29,7 @@ class EqualResponses(Check):
         if context.kind != "pairs":
             return
         for split in context.splits.values():
-            kept = [sample for sample in split.samples if _plain(sample.responses[0]) == _plain(sample.responses[1])]
+            kept = [sample for sample in split.samples if plain(sample.responses[0]) == plain(sample.responses[1])]
             refused = [one for one in split.dropped if _equal(one.fields.get("chosen"), one.fields.get("rejected"))]
             if kept or refused:
                 total = len(split.samples) + len(split.dropped)
@@ -46,10 +46,6 @@ class EqualResponses(Check):
                 )
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
 def _equal(chosen: Any, rejected: Any) -> bool:
     return chosen is not None and chosen == rejected
 
@@ -57,6 +53,9 @@ def _equal(chosen: Any, rejected: Any) -> bool:
 @dataclass(frozen=True)
 class Ties(Check):
     """Pairs whose own scores say that neither response is better, or that the rejected one is."""
+
+    share: float = 0.15
+    """Share of scored pairs of each kind that may; fewer are a note, as people and judges disagree as often"""
 
     def find(self, context: Context) -> Iterable[Finding]:
         """Reads ``score_chosen`` and ``score_rejected``, and other common names of them."""
@@ -79,6 +78,7 @@ class Ties(Check):
                         total=len(scored),
                         split=split.name,
                         examples=examples(hits),
+                        severity="note" if len(hits) <= self.share * len(scored) else None,
                     )
 
 

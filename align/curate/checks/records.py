@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from align.curate.check import Check, Example, Finding, examples, percent, shown
-from align.curate.context import Context, Dropped, Sample, Split
+from align.curate.context import Context, Dropped, Sample, plain
 
 _NUMBERS = re.compile(r"\d+|'[^']*'")
 _RESPONSE_FIELDS = ("output", "response", "completion", "chosen", "rejected", "answer", "text")
@@ -157,7 +157,7 @@ class RepeatedResponses(Check):
             prompts: dict[str, set[str]] = {}
             for sample in split.samples:
                 for response in sample.responses[:1]:
-                    prompts.setdefault(_plain(response), set()).add(sample.prompt)
+                    prompts.setdefault(plain(response), set()).add(sample.prompt)
             response = max(prompts, key=lambda one: len(prompts[one]), default="")
             count = len(prompts.get(response, ()))
             # A short label (yes, no, a class) is meant to recur.
@@ -169,14 +169,10 @@ class RepeatedResponses(Check):
                     total=len(split.samples),
                     split=split.name,
                     examples=examples(
-                        (one for one in split.samples if _plain(one.responses[0]) == response),
+                        (one for one in split.samples if plain(one.responses[0]) == response),
                         lambda one: one.responses[0],
                     ),
                 )
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 _ASSISTANT = re.compile(
@@ -277,10 +273,3 @@ class SmallValidation(Check):
                     total=len(split.samples),
                     split=split.name,
                 )
-
-
-def all_of(splits: Mapping[str, Split]) -> Iterator[tuple[str, Sample]]:
-    """Split and sample."""
-    for name, split in splits.items():
-        for sample in split.samples:
-            yield name, sample

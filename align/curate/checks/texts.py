@@ -14,10 +14,10 @@ _AROUND = 40
 def _found(
     context: Context, search: Callable[[str], re.Match[str] | None], what: str, cure: str, *, share: float = 0.0
 ) -> Iterable[Finding]:
-    """A finding for each split with more than a share of samples in which ``search`` finds something."""
+    """A finding for each split in which ``search`` finds something; a note if in no more than a share of samples."""
     for split in context.splits.values():
         hits = [(sample, hit) for sample in split.samples if (hit := search(sample.text))]
-        if len(hits) > share * len(split.samples):
+        if hits:
             yield Finding(
                 f"{percent(len(hits), len(split.samples))} records have {what}",
                 cure,
@@ -25,6 +25,7 @@ def _found(
                 total=len(split.samples),
                 split=split.name,
                 examples=[_cited(sample, hit.start(), hit.end()) for sample, hit in hits[:3]],
+                severity="note" if len(hits) <= share * len(split.samples) else None,
             )
 
 
@@ -62,10 +63,13 @@ _MOJIBAKE = re.compile(
 class Mojibake(Check):
     """UTF-8 that was read as Windows-1252 or Latin-1 and saved again: an e with an accent became two characters."""
 
+    share: float = 0.002
+    """Share of records that may have some; fewer are a note"""
+
     def find(self, context: Context) -> Iterable[Finding]:
         """See ``Check``."""
         cure = "decode again: text.encode('cp1252').decode('utf-8'), or the package ftfy"
-        return _found(context, _MOJIBAKE.search, "text in a wrong encoding", cure)
+        return _found(context, _MOJIBAKE.search, "text in a wrong encoding", cure, share=self.share)
 
 
 _REPLACEMENT = re.compile("\ufffd")
@@ -75,10 +79,13 @@ _REPLACEMENT = re.compile("\ufffd")
 class ReplacementCharacters(Check):
     """U+FFFD, which stands for bytes that were lost when the text was decoded."""
 
+    share: float = 0.002
+    """Share of records that may have some; fewer are a note"""
+
     def find(self, context: Context) -> Iterable[Finding]:
         """See ``Check``."""
         cure = "take the text from its source again; the characters are lost here"
-        return _found(context, _REPLACEMENT.search, "replacement characters (U+FFFD)", cure)
+        return _found(context, _REPLACEMENT.search, "replacement characters (U+FFFD)", cure, share=self.share)
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u200b\u2028\u2029\u202a-\u202e\u2060\ufeff\ufff9-\ufffb]")
@@ -88,9 +95,13 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u200b\u2028\u2029\u202a-\u202
 class ControlCharacters(Check):
     """Characters that nobody sees: control codes, zero-width spaces, byte-order marks, changes of direction."""
 
+    share: float = 0.002
+    """Share of records that may have some; fewer are a note"""
+
     def find(self, context: Context) -> Iterable[Finding]:
         """See ``Check``."""
-        return _found(context, _CONTROL.search, "invisible control characters", "remove the characters")
+        cure = "remove the characters"
+        return _found(context, _CONTROL.search, "invisible control characters", cure, share=self.share)
 
 
 _MARKUP = re.compile(

@@ -296,7 +296,7 @@ class NotRendered(Check):
             for what, count in dropped.items():
                 hits = (sample for sample in split.samples if what in sample.unrendered)
                 yield Finding(
-                    f"{percent(count, len(split.samples))} records have {what}, which the chat template does not render",
+                    f"{percent(count, len(split.samples))} records: the chat template does not render {what}",
                     "use a model whose template has it, or write it into the messages",
                     count=count,
                     total=len(split.samples),
@@ -313,12 +313,13 @@ class UnlikeSampling(Check):
         """See ``Check``."""
         for split in context.splits.values():
             unlike = [sample for sample in split.samples if sample.unlike]
+            compared = sum(sample.unlike is not None for sample in split.samples)
             if unlike:
                 yield Finding(
-                    f"{percent(len(unlike), len(split.samples))} records: {unlike[0].unlike}",
+                    f"{percent(len(unlike), compared)} records: {unlike[0].unlike}",
                     "change the template so that the prompt ends with a special token or a line break",
                     count=len(unlike),
-                    total=len(split.samples),
+                    total=compared,
                     split=split.name,
                     examples=examples(unlike),
                 )
@@ -345,7 +346,7 @@ class UnknownCharacters(Check):
             ]
             if lost:
                 yield Finding(
-                    f"{percent(len(lost), len(split.samples))} records have characters that the tokenizer can't express",
+                    f"{percent(len(lost), len(split.samples))} records have characters that no token expresses",
                     "train the tokenizer on such text, or use one that works on bytes",
                     count=len(lost),
                     total=len(split.samples),
