@@ -1,7 +1,9 @@
 """Small clean records of every kind, and what tests of the doctor share."""
 
 import random
+from dataclasses import dataclass
 
+from align.curate import Check, Context, Finding
 from align.data import ChatData, PreferenceData, PromptData, TextData
 
 KINDS = {"chats": ChatData, "pairs": PreferenceData, "prompts": PromptData, "texts": TextData}
@@ -35,3 +37,13 @@ def clean(kind: str, count: int, seed: int) -> list[dict]:
             }[kind]
         )
     return records
+
+
+@dataclass(frozen=True)
+class Always(Check):
+    """A check that always finds an error."""
+
+    severity = "error"
+
+    def find(self, context: Context) -> list[Finding]:
+        return [Finding("nothing is ever right", "none")]

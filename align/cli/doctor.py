@@ -174,13 +174,20 @@ def _checked(
 def verdict(stage: Stage, *, stops: bool) -> Verdict:
     """What the doctor says of a stage that ``align run`` is about to train; prints errors and warnings on stderr.
 
+    Nothing of a recipe that can't be built: training says why, with the setting's name.
+
     Args:
         stage: that trains, and whose inputs exist.
         stops: whether errors keep it from training.
     """
     from align.curate.report import print_report
 
-    report, _ = _checked(list(stage.arguments), name=stage.name)
+    try:
+        report, context = _checked(list(stage.arguments), name=stage.name)
+    except UsageError:
+        return Verdict({})
+    if context is None:
+        return Verdict({})
     counts = report.counts()
     serious = [one for one in report.diagnoses if one.severity != "note"]
     record = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import jsonargparse
 import torch
+from torch import nn
 
 from align.adapters.lora import LAYERS, LoraConfig
 from align.algorithms.memory_estimate import activation_bytes, logits_bytes, optimizer_bytes
@@ -146,7 +147,7 @@ def _shapes(config: GPTConfig) -> GPT:
 
 
 def _run(cli: DoctorCLI, stage: Stage, data: TokenData, train: Split | None, networks: list[Network]) -> Run:
-    trainer, rollout = cli.config.trainer, getattr(stage, "rollout_config", None)
+    trainer = cli.config.trainer
     device, ranks = _device(trainer), _ranks(trainer)
     policy = next((network for network in networks if network.role == "policy"), None)
     adapters = stage.lora is not None or (stage.parent is not None and is_adapter(stage.parent))
@@ -155,7 +156,8 @@ def _run(cli: DoctorCLI, stage: Stage, data: TokenData, train: Split | None, net
         facts["default_lr"] = stage.rate_rule.lr(policy.parameters, adapters=adapters)
         if train is not None and train.samples:
             facts |= _costs(cli, stage, data, train, device)
-    if rollout is not None:
+    if isinstance(stage, PPO):
+        rollout = stage.rollout_config
         facts |= {
             "rollout_tokens": rollout.max_new_tokens,
             "rollout_prompts": rollout.episodes // rollout.group_size,
@@ -228,7 +230,7 @@ def _costs(cli: DoctorCLI, stage: Stage, data: TokenData, train: Split, device: 
     lora = stage.lora
     if lora is not None:
         network.requires_grad_(False)
-        trained = [torch.empty(_adapter_numel(network, lora), device="meta")]
+        trained = [nn.Parameter(torch.empty(_adapter_numel(network, lora), device="meta"))]
     narrow = "bf16" in str(cli.config.trainer.precision)
     rows, tokens = _micro_batch(stage, data, train, cli.config.trainer.accumulate_grad_batches)
     copies = 2 if getattr(stage, "value_config", None) is not None else 1
@@ -243,7 +245,7 @@ def _costs(cli: DoctorCLI, stage: Stage, data: TokenData, train: Split, device: 
         "parameters": base * network.num_parameters() * (1 if lora is not None else copies)
         + 4 * numel * (lora is not None),
         "gradients": 4 * numel * copies,
-        "optimizer": optimizer_bytes(trained, stage.optimizer_config.state_bits) * copies,  # type: ignore[arg-type]
+        "optimizer": optimizer_bytes(trained, stage.optimizer_config.state_bits) * copies,
         "frozen": frozen,
         "activations": copies
         * activation_bytes(

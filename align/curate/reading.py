@@ -288,7 +288,7 @@ def _with_rows(split: Split, data: TokenData) -> Split:
     """The split with the number of rows of an epoch, where that is not the number of samples."""
     if not split.samples:
         return split
-    if isinstance(data, TextData) or getattr(data, "packing", False) is True:
+    if isinstance(data, RowData) and getattr(data, "packing", False):
         bounds = np.cumsum([0, *(len(sample.rows[0].ids) for sample in split.samples)])
         return replace(split, rows=len(data._lay_out(bounds).rows))
     if kind_of(data) == "pairs":

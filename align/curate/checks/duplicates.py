@@ -58,8 +58,8 @@ class NearDuplicates(Check):
         for split in context.splits.values():
             units = split.units
             groups = near_duplicates(split.sketch, threshold=self.similarity)
-            seen: set[str] = set()
-            distinct = np.array([not (unit.key in seen or seen.add(unit.key)) for unit in units], bool)
+            first = {unit.key: number for number, unit in reversed([*enumerate(units)])}
+            distinct = np.array([first[unit.key] == number for number, unit in enumerate(units)], dtype=bool)
             near = np.flatnonzero(distinct & (groups != np.arange(len(units))))
             if len(near):
                 yield Finding(

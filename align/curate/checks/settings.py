@@ -48,7 +48,7 @@ class ResponseLimit(Check):
         found = next(
             (
                 (name, one.train)
-                for name, one in ((context.name, context), *reversed(context.others.items()))
+                for name, one in ((context.name, context), *reversed([*context.others.items()]))
                 if one.kind in ("chats", "pairs") and one.train.samples
             ),
             None,
