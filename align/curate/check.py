@@ -33,7 +33,7 @@ class Finding:
 
     message: str
     """One line with the numbers"""
-    cure: str = ""
+    fix: str = ""
     """What to change; empty for a note that needs no change"""
     count: int | None = None
     """Records or rows concerned; None: it concerns settings"""

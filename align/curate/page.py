@@ -76,8 +76,8 @@ def _finding(one: Diagnosis) -> str:
         f'<div class="finding {one.severity}"><p><span class="label">{one.severity}: {escape(one.check)}</span></p>',
         f"<p>{escape(where + finding.message)}</p>",
     ]
-    if finding.cure:
-        parts.append(f"<p><b>Cure:</b> {escape(finding.cure)}</p>")
+    if finding.fix:
+        parts.append(f"<p><b>Fix:</b> {escape(finding.fix)}</p>")
     if finding.examples:
         lines = "".join(
             f'<p><span class="soft">{escape(example.where)}</span><br>{escape(example.text)}</p>'

@@ -179,8 +179,8 @@ def _line(one: Diagnosis) -> Text:
     line.append(f"{one.severity:<8}", style=_COLOURS[one.severity])
     line.append(f"{one.check}: ", style="cyan")
     line.append(where + finding.message, style="dim" if one.severity == "note" else "")
-    if finding.cure:
-        line.append(f"\n          cure: {finding.cure}")
+    if finding.fix:
+        line.append(f"\n          fix: {finding.fix}")
     for example in finding.examples:
         line.append(f"\n          {example.where}", style="dim")
         line.append(f"  {example.text}" if example.text else "", style="dim italic")

@@ -69,7 +69,7 @@ def test_a_clean_recipe_passes(folder: Path, capsys: pytest.CaptureFixture[str])
     assert splits == {"train": (70, 70), "validation": (30, 30)}
     assert sum(count for _, _, count in stage["splits"]["train"]["histogram"]) == 70
     for finding in stage["findings"]:
-        wanted = {"check", "severity", "message", "cure", "split", "count", "total", "share", "examples"}
+        wanted = {"check", "severity", "message", "fix", "split", "count", "total", "share", "examples"}
         assert set(finding) == wanted
     # The first record has a prompt of p bytes and a response of n: n + 1 targets.
     first = clean("chats", 1, 0)[0]

@@ -386,7 +386,7 @@ def test_a_planted_mistake_is_found(case: Case, context_of, changed_tokenizer):
     found = [one for one in found if one.severity == case.severity and one.finding.count in (case.count, None)]
     assert found, diagnoses
     assert found[0].finding.count == case.count
-    assert found[0].finding.cure
+    assert found[0].finding.fix
     serious = {one.check for one in diagnoses if one.severity != "note"}
     assert serious <= {case.check, *case.also}
 

@@ -35,7 +35,7 @@ class DroppedRecords(Check):
     def find(self, context: Context) -> Iterable[Finding]:
         """One finding for each reason, numbers and names in it aside."""
         stops = context.run.on_bad_record == "stop"
-        cure = "correct the records, or set data.init_args.on_bad_record to skip" if stops else "correct the records"
+        fix = "correct the records, or set data.init_args.on_bad_record to skip" if stops else "correct the records"
         for split in context.splits.values():
             reasons: dict[str, list[Dropped]] = {}
             for record in split.dropped:
@@ -45,7 +45,7 @@ class DroppedRecords(Check):
                 first = records[0]
                 yield Finding(
                     f"{percent(len(records), total)} records can't be used: {first.reason}",
-                    cure,
+                    fix,
                     count=len(records),
                     total=total,
                     split=split.name,
@@ -73,7 +73,7 @@ class NoRecords(Check):
 
 @dataclass(frozen=True)
 class EmptyResponses(Check):
-    """Responses without a word: blank, or a few characters of punctuation."""
+    """Responses that say nothing: blank, or a few characters of punctuation."""
 
     def find(self, context: Context) -> Iterable[Finding]:
         """Also those that the record format refuses."""
@@ -239,7 +239,7 @@ class UnreadColumns(Check):
 def _unread(sample: Sample) -> Iterator[str]:
     for field, value in sample.fields.items():
         if isinstance(value, str):
-            read = value.strip() in sample.text
+            read = value.strip() in sample.text or sample.text in value  # a held-out part of a document
         elif isinstance(value, list):
             read = all(isinstance(item, Mapping) and {"role", "from"} & set(item) for item in value)
         else:

@@ -12,7 +12,7 @@ _AROUND = 40
 
 
 def _found(
-    context: Context, search: Callable[[str], re.Match[str] | None], what: str, cure: str, *, share: float = 0.0
+    context: Context, search: Callable[[str], re.Match[str] | None], what: str, fix: str, *, share: float = 0.0
 ) -> Iterable[Finding]:
     """A finding for each split in which ``search`` finds something; a note if in no more than a share of samples."""
     for split in context.splits.values():
@@ -20,7 +20,7 @@ def _found(
         if hits:
             yield Finding(
                 f"{percent(len(hits), len(split.samples))} records have {what}",
-                cure,
+                fix,
                 count=len(hits),
                 total=len(split.samples),
                 split=split.name,
@@ -68,8 +68,8 @@ class Mojibake(Check):
 
     def find(self, context: Context) -> Iterable[Finding]:
         """See ``Check``."""
-        cure = "decode again: text.encode('cp1252').decode('utf-8'), or the package ftfy"
-        return _found(context, _MOJIBAKE.search, "text in a wrong encoding", cure, share=self.share)
+        fix = "decode again: text.encode('cp1252').decode('utf-8'), or the package ftfy"
+        return _found(context, _MOJIBAKE.search, "text in a wrong encoding", fix, share=self.share)
 
 
 _REPLACEMENT = re.compile("\ufffd")
@@ -84,8 +84,8 @@ class ReplacementCharacters(Check):
 
     def find(self, context: Context) -> Iterable[Finding]:
         """See ``Check``."""
-        cure = "take the text from its source again; the characters are lost here"
-        return _found(context, _REPLACEMENT.search, "replacement characters (U+FFFD)", cure, share=self.share)
+        fix = "take the text from its source again; the characters are lost here"
+        return _found(context, _REPLACEMENT.search, "replacement characters (U+FFFD)", fix, share=self.share)
 
 
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\u200b\u2028\u2029\u202a-\u202e\u2060\ufeff\ufff9-\ufffb]")
@@ -100,8 +100,8 @@ class ControlCharacters(Check):
 
     def find(self, context: Context) -> Iterable[Finding]:
         """See ``Check``."""
-        cure = "remove the characters"
-        return _found(context, _CONTROL.search, "invisible control characters", cure, share=self.share)
+        fix = "remove the characters"
+        return _found(context, _CONTROL.search, "invisible control characters", fix, share=self.share)
 
 
 _MARKUP = re.compile(
@@ -118,8 +118,8 @@ class Markup(Check):
 
     def find(self, context: Context) -> Iterable[Finding]:
         """See ``Check``."""
-        cure = "convert HTML to text, unless the model is to write HTML"
-        return _found(context, _MARKUP.search, "HTML tags or entities", cure, share=self.share)
+        fix = "convert HTML to text, unless the model is to write HTML"
+        return _found(context, _MARKUP.search, "HTML tags or entities", fix, share=self.share)
 
 
 _FOREIGN = re.compile(
@@ -143,8 +143,8 @@ class SpecialTokensInText(Check):
         def search(text: str) -> re.Match[str] | None:
             return pattern.search(text) if "<" in text or "[" in text else None
 
-        cure = "store the messages, not the rendered chat; the chat template adds these tokens"
-        return _found(context, search, "special tokens in their text", cure)
+        fix = "store the messages, not the rendered chat; the chat template adds these tokens"
+        return _found(context, search, "special tokens in their text", fix)
 
 
 _TURN = re.compile(
@@ -156,7 +156,7 @@ _SPEAKER = re.compile(r"(?:^|\n)\s*(?:###\s*)?(?:Human|User|Instruction)\s*:?")
 
 @dataclass(frozen=True)
 class TurnsInResponses(Check):
-    """Responses that go on with the user's next turn: the model would learn to speak for both."""
+    """Responses that continue with the user's next turn: the model would learn to speak for both."""
 
     share: float = 0.002
     """Share of records that may have one"""

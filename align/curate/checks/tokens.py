@@ -374,7 +374,7 @@ class BytesPerToken(Check):
             ratio = size / tokens
             low = ratio < self.least and size > 1000
             yield Finding(
-                f"{ratio:.2f} bytes of text per token",
+                f"{ratio:.2f} bytes of text per token, those of the template included",
                 "train the tokenizer on this data, or use a larger vocabulary" if low else "",
                 split="train",
             )
