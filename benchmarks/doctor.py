@@ -2,8 +2,8 @@
 
     python benchmarks/doctor.py [--records 10000] [--rounds 3]
 
-Chats and pairs of the sandbox with a network of 1 M parameters, as in recipes/tiny. CPU seconds stand beside wall seconds:
-on a machine that is busy with other work only the former mean anything.
+Chats and pairs of the sandbox with a network of 1 M parameters, as in recipes/tiny. CPU seconds stand beside wall
+seconds: on a machine that is busy with other work only the former mean anything.
 """
 
 import argparse
