@@ -115,8 +115,9 @@ def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, a
                 advance(1)
                 try:
                     samples.append(_sample(reader, format, record))
-                except ValueError as error:
-                    dropped.append(Dropped(record.source, record.location, str(error), record.fields))
+                except (ValueError, RecursionError) as error:
+                    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+                    dropped.append(Dropped(record.source, record.location, reason, record.fields))
             if source.kind != "hub":
                 further += sum(1 for _ in itertools.islice(records, _COUNTED * share))
         except (OSError, ValueError) as error:

@@ -113,7 +113,7 @@ class ReferenceDiffers(Check):
             yield Finding(
                 f"the reference {reference.source} is not the initial policy {policy.source}",
                 "remove model.init_args.reference, or set other_reference if the difference is intended",
-                severity="error" if context.stage == "DPO" else "warning",
+                severity="warning" if context.kind == "prompts" else None,
             )
 
 
