@@ -119,7 +119,7 @@ def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, a
                     reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
                     dropped.append(Dropped(record.source, record.location, reason, record.fields))
             if source.kind != "hub":
-                further += sum(1 for _ in itertools.islice(records, _COUNTED * share))
+                further += sum(1 for _ in itertools.islice(records, min(_COUNTED * share, sys.maxsize)))
         except (OSError, ValueError) as error:
             unreadable.append(str(error) if source.name in str(error) else f"{source.name}: {error}")
         dropped += bad.found

@@ -1,6 +1,7 @@
 """Each mistake, planted into clean data, is found by its check and by no other; clean data is silent."""
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import pytest
 from curate_data import CHATML, VOCABULARY, clean
 
-from align.curate.context import Network
+from align.curate.context import Context, Network
 from align.curate.doctor import Doctor
+from align.curate.reading import read_splits
+from align.data import ChatData
 from align.tokenizer import Tokenizer
 
 CARD = "4111 1111 1111 1111"  # a test number; the check digit is right
@@ -431,6 +434,19 @@ def test_unbalanced_labels(context_of):
     context = replace(context, kind="feedback", splits={"train": replace(train, samples=samples)})
     (found,) = [one for one in Doctor().examine(context) if one.severity == "warning"]
     assert (found.check, found.finding.count) == ("LabelBalance", 98)
+
+
+@pytest.mark.parametrize(("limit", "read"), [(0, 100), (30, 30), (200, 100)])
+def test_a_limit_leaves_records_out_and_counts_them(limit: int, read: int, tokenizer_dir, tmp_path):
+    """Of two files as many records each; 100 records in batches of 8 are 13 steps, however many were read."""
+    for name, part in (("a", slice(60)), ("b", slice(60, 100))):
+        (tmp_path / f"{name}.jsonl").write_bytes(_lines(clean("chats", 100, 0)[part]))
+    data = ChatData(tokenizer_dir, [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    split = read_splits(data, limit=limit)["train"]
+    assert len(split.samples) == read
+    sources = Counter(sample.source[-7] for sample in split.samples)
+    assert limit != 30 or sources == {"a": 15, "b": 15}
+    assert Context("SFT", "chats", {"train": split}, data.tokenizer).steps == 13
 
 
 def test_a_check_of_the_users_own_and_one_left_out(context_of):
