@@ -23,6 +23,7 @@ from align.data.formats.prompt_records import PROMPT_FORMATS
 from align.data.formats.record_format import detect
 from align.data.pair_data import PreferenceData, PromptData
 from align.data.readers import BadRecords, Record, Source, find_sources
+from align.data.rows import document_rows
 from align.data.text_data import ChatData, RowData, TextData
 from align.data.tokenize import encode_chat, encode_pair, unlike_whole_chat
 from align.io.progress import progress_bar
@@ -291,7 +292,9 @@ def _with_rows(split: Split, data: TokenData) -> Split:
         return split
     if isinstance(data, RowData) and getattr(data, "packing", False):
         bounds = np.cumsum([0, *(len(sample.rows[0].ids) for sample in split.samples)])
-        return replace(split, rows=len(data._lay_out(bounds).rows))
+        if getattr(data, "packing", "") == "stream":
+            return replace(split, rows=-(-(int(bounds[-1]) - 1) // data.context))
+        return replace(split, rows=len(document_rows(bounds, data.context + 1)))
     if kind_of(data) == "pairs":
         by_prompt = bool(getattr(data, "by_prompt", False)) and split.name == "train"
         groups = itertools.groupby(split.samples, key=lambda sample: sample.prompt if by_prompt else id(sample))

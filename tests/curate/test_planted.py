@@ -436,6 +436,16 @@ def test_unbalanced_labels(context_of):
     assert (found.check, found.finding.count) == ("LabelBalance", 98)
 
 
+@pytest.mark.parametrize(("packing", "rows"), [("stream", 3), ("documents", 2)])
+def test_rows_of_packed_documents(packing: str, rows: int, context_of):
+    """Two documents of 30 tokens, bos and eos among them, make 60 tokens: with a context of 29, rows of 30 that share
+    a token in a stream (30, 29 more, 1 more), and one row each as documents.
+    """
+    documents = [{"text": "x" * 28}, {"text": "y" * 28}]
+    context = context_of("texts", documents, documents, packing=packing, context=29)
+    assert context.rows_per_epoch == rows
+
+
 @pytest.mark.parametrize(("limit", "read"), [(0, 100), (30, 30), (200, 100)])
 def test_a_limit_leaves_records_out_and_counts_them(limit: int, read: int, tokenizer_dir, tmp_path):
     """Of two files as many records each; 100 records in batches of 8 are 13 steps, however many were read."""
