@@ -67,6 +67,8 @@ class Sample:
     """What the chat template does not render"""
     unlike: str | None = ""
     """How it differs from what sampling makes of it; empty if it does not; None: not compared"""
+    clipped: int = 0
+    """Characters of a long document that were not tokenized"""
     label: bool | None = None
     """Of feedback: whether the response is desirable"""
 
@@ -136,9 +138,12 @@ class Split:
 
     @property
     def scale(self) -> float:
-        """Ratio of all records to those read."""
+        """Ratio of all records, or of the characters of long documents, to those read."""
         read = len(self.samples) + len(self.dropped)
-        return 1.0 if self.records is None or not read else max(1.0, self.records / read)
+        ratio = 1.0 if self.records is None or not read else max(1.0, self.records / read)
+        if clipped := sum(sample.clipped for sample in self.samples):
+            ratio *= 1 + clipped / sum(len(sample.text) for sample in self.samples)
+        return ratio
 
     @cached_property
     def lengths(self) -> np.ndarray:

@@ -35,7 +35,7 @@ _COUNTED = 20
 _COMPARED = 1000
 """Pairs of a split that are rendered again as whole chats, to compare"""
 _CHARACTERS = 8_000_000
-"""Characters of a split's documents that are tokenized"""
+"""Characters of a document, and of all documents of a split, that are tokenized"""
 _UTF8_BYTES = 1 << 28
 _LOCAL_TEXT = ("jsonl", "json", "csv", "text")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -101,7 +101,7 @@ def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, a
     except (OSError, ValueError) as error:
         return Split(split, (), unreadable=[str(error)])
     share = -(-limit // len(sources))
-    further = 0
+    further = characters = 0
     for source in sources:
         if lines := _lines_not_utf8(source):
             not_utf8[source.name] = lines
@@ -111,14 +111,15 @@ def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, a
             for record in itertools.islice(records, share):
                 if format is None:
                     format = detect(record.fields, reader.formats)
-                if reader.kind == "texts" and sum(sample.length for sample in samples) > _CHARACTERS:
-                    break
                 advance(1)
                 try:
                     samples.append(_sample(reader, format, record))
+                    characters += len(samples[-1].text) if reader.kind == "texts" else 0
                 except (ValueError, RecursionError) as error:
                     reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
                     dropped.append(Dropped(record.source, record.location, reason, record.fields))
+                if characters > _CHARACTERS:
+                    break
             if source.kind != "hub":
                 further += sum(1 for _ in itertools.islice(records, min(_COUNTED * share, sys.maxsize)))
         except (OSError, ValueError) as error:
@@ -180,11 +181,12 @@ def _contents(messages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _document(data: TextData, text: str) -> Sample:
+    text, clipped = text[:_CHARACTERS], max(0, len(text) - _CHARACTERS)
     ending = () if data.tokenizer.eos_id is None else (data.tokenizer.eos_id,)
     ids, _ = data.tokenizer.encode_to_array([text], prefix=data.tokenizer.opening_ids, suffix=ending)
     mask = np.ones(len(ids), bool)
     mask[:1] = False
-    return _new("", [text], [Row(ids.astype(np.int64), mask)], len(ids))
+    return _new("", [text], [Row(ids.astype(np.int64), mask)], len(ids), clipped=clipped)
 
 
 def _chat(data: ChatData, chat: ChatRecord) -> Sample:

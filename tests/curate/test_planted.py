@@ -12,7 +12,7 @@ from curate_data import CHATML, VOCABULARY, clean
 from align.curate.context import Context, Network
 from align.curate.doctor import Doctor
 from align.curate.reading import read_splits
-from align.data import ChatData
+from align.data import ChatData, TextData
 from align.tokenizer import Tokenizer
 
 CARD = "4111 1111 1111 1111"  # a test number; the check digit is right
@@ -444,6 +444,17 @@ def test_rows_of_packed_documents(packing: str, rows: int, context_of):
     documents = [{"text": "x" * 28}, {"text": "y" * 28}]
     context = context_of("texts", documents, documents, packing=packing, context=29)
     assert context.rows_per_epoch == rows
+
+
+def test_of_a_long_document_the_beginning_counts_for_all(tokenizer_dir, tmp_path, monkeypatch):
+    """Of 4,000 characters 1,000 are tokenized: 1,002 tokens, four times as many in all, 4,008 / 29 rows."""
+    monkeypatch.setattr("align.curate.reading._CHARACTERS", 1000)
+    (tmp_path / "book.txt").write_text("x" * 4000)
+    data = TextData(tokenizer_dir, str(tmp_path / "book.txt"), context=29)
+    split = read_splits(data, limit=10)["train"]
+    context = Context("Pretrain", "texts", {"train": split}, data.tokenizer)
+    assert (split.tokens, split.scale) == (1002, 4.0)
+    assert context.rows_per_epoch == pytest.approx(4 * 1002 / 29, abs=4)
 
 
 @pytest.mark.parametrize(("limit", "read"), [(0, 100), (30, 30), (200, 100)])

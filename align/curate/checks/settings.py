@@ -193,8 +193,8 @@ class RunLength(Check):
             return
         tokens = round(context.train.tokens * context.train.scale)
         words = f"{steps:,} optimizer steps, {context.epochs:.3g} passes over {tokens:,} tokens"
-        if context.train.records is not None:
-            words += f" (scaled from {len(context.train.samples):,} records to {context.train.records:,})"
+        if context.train.scale > 1:
+            words += f" (scaled from {len(context.train.samples):,} records that were read)"
         yield Finding(words)
         if 0 < steps < self.least_steps:
             yield Finding(
