@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -402,8 +402,6 @@ def test_clean_data_is_silent(kind: str, context_of):
 
 def test_another_tokenizer_of_the_same_size_is_found(context_of, tokenizer_dir, tmp_path):
     """Two ids have changed places."""
-    from dataclasses import replace
-
     spec = Tokenizer.load(tokenizer_dir).spec
     vocab = {**spec.vocab, b"a": spec.vocab[b"b"], b"b": spec.vocab[b"a"]}
     network = replace(OWN, tokenizer=Tokenizer(replace(spec, vocab=vocab)))
@@ -413,21 +411,20 @@ def test_another_tokenizer_of_the_same_size_is_found(context_of, tokenizer_dir, 
 
 
 def test_stages_that_share_held_out_prompts(context_of):
-    """Stage b trains on 5 of the 40 prompts that stage a holds out."""
-    from dataclasses import replace
-
+    """The earlier stage trained on 5 of the 40 prompts that this one holds out: a warning; the other way, a note."""
     held_out = clean("prompts", 40, 1)
-    before = context_of("prompts", clean("prompts", 100, 0))
-    here = context_of("prompts", [*held_out[:5], *clean("prompts", 95, 2)], clean("prompts", 40, 3))
-    context = replace(here, others={"a": before})
-    (found,) = [one for one in Doctor().examine(context) if one.severity == "warning"]
-    assert (found.check, found.finding.count, found.finding.total) == ("StageOverlap", 5, 40)
+    before = context_of("prompts", [*held_out[:5], *clean("prompts", 95, 2)], clean("prompts", 40, 3))
+    here = context_of("prompts", clean("prompts", 100, 0), held_out)
+    for context, severity in (
+        (replace(here, others={"sft": before}), "warning"),
+        (replace(before, others={"sft": here}), "note"),
+    ):
+        (found,) = [one for one in Doctor().examine(context) if one.check == "StageOverlap"]
+        assert (found.severity, found.finding.count, found.finding.total) == (severity, 5, 40)
 
 
 def test_unbalanced_labels(context_of):
     """2 of 100 responses are labelled undesirable."""
-    from dataclasses import replace
-
     context = context_of("chats", clean("chats", 100, 0))
     train = context.train
     samples = [replace(sample, label=number > 1) for number, sample in enumerate(train.samples)]
@@ -471,8 +468,6 @@ def test_a_limit_leaves_records_out_and_counts_them(limit: int, read: int, token
 
 
 def test_a_check_of_the_users_own_and_one_left_out(context_of):
-    from dataclasses import dataclass
-
     from align.curate import Check, Finding
 
     @dataclass(frozen=True)

@@ -135,32 +135,36 @@ def _by_prompt(samples: Sequence[Sample]) -> Mapping[str, Sample]:
 
 @dataclass(frozen=True)
 class StageOverlap(Check):
-    """Records that one stage of a pipeline trains on and another holds out."""
+    """Prompts that this stage holds out and an earlier one of the pipeline trains on.
+
+    The other way round is a note: what the earlier stage measured stands, but can't be measured again.
+    """
 
     share: float = 0.01
     """Share of held-out records that may overlap; fewer are a note"""
 
     def find(self, context: Context) -> Iterable[Finding]:
-        """Prompts exactly, both ways, between this stage and those before it; documents as records."""
+        """Prompts exactly; documents as records."""
         for name, other in context.others.items():
-            for train, held_out, what in (
-                (other.train, context.held_out, f"data that {name} trains on"),
-                (context.train, other.held_out, f"held-out data of {name}, which this stage trains on"),
-            ):
-                trained = {_key(sample, context) for sample in train.samples}
-                for split in held_out:
-                    hits = [sample for sample in split.samples if _key(sample, context) in trained]
-                    if hits:
-                        yield Finding(
-                            f"{percent(len(hits), len(split.samples))} {split.name} prompts are in the {what}",
-                            "hold the same prompts out of every stage",
-                            count=len(hits),
-                            total=len(split.samples),
-                            split=split.name,
-                            examples=[Example(one.where, shown(one.prompt or one.text)) for one in hits[:3]],
-                            severity="note" if len(hits) <= self.share * len(split.samples) else None,
-                        )
+            yield from self._shared(other.train, context.held_out, f"training data of {name}", harms=True)
+            held_out = f"training data of this stage, and {name} holds them out"
+            yield from self._shared(context.train, other.held_out, held_out, harms=False)
+
+    def _shared(self, train: Split, held_out: Iterable[Split], where: str, *, harms: bool) -> Iterator[Finding]:
+        trained = {_key(sample) for sample in train.samples}
+        for split in held_out:
+            hits = [sample for sample in split.samples if _key(sample) in trained]
+            if hits:
+                yield Finding(
+                    f"{percent(len(hits), len(split.samples))} prompts are in the {where}",
+                    "hold the same prompts out of every stage",
+                    count=len(hits),
+                    total=len(split.samples),
+                    split=split.name,
+                    examples=[Example(one.where, shown(one.prompt or one.text)) for one in hits[:3]],
+                    severity="note" if not harms or len(hits) <= self.share * len(split.samples) else None,
+                )
 
 
-def _key(sample: Sample, context: Context) -> str:
+def _key(sample: Sample) -> str:
     return plain(sample.prompt or sample.text)
