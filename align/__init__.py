@@ -14,6 +14,7 @@ _HOMES = {
     "Checkpoints": "align.training",
     "Cost": "align.callbacks",
     "DPO": "align.algorithms",
+    "FeedbackData": "align.data",
     "FourBit": "align.training",
     "generate": "align.generation.generate",
     "GPT": "align.model",
@@ -21,6 +22,7 @@ _HOMES = {
     "Health": "align.callbacks",
     "HealthCheck": "align.callbacks",
     "KLConfig": "align.algorithms",
+    "KTO": "align.algorithms",
     "load_network": "align.io.directory",
     "load_reward": "align.rewards",
     "load_scalar": "align.io.directory",
@@ -58,6 +60,7 @@ __all__ = sorted(_HOMES)
 if TYPE_CHECKING:
     from align.adapters.lora import LoraConfig as LoraConfig
     from align.algorithms.dpo import DPO as DPO
+    from align.algorithms.kto import KTO as KTO
     from align.algorithms.policy_evaluation import PolicyEvaluationConfig as PolicyEvaluationConfig
     from align.algorithms.ppo import PPO as PPO
     from align.algorithms.ppo_settings import KLConfig as KLConfig
@@ -76,6 +79,7 @@ if TYPE_CHECKING:
     from align.callbacks.model_directory import ModelDirectory as ModelDirectory
     from align.callbacks.samples import TextSamples as TextSamples
     from align.callbacks.throughput import Throughput as Throughput
+    from align.data.feedback_data import FeedbackData as FeedbackData
     from align.data.pair_data import PreferenceData as PreferenceData
     from align.data.pair_data import PromptData as PromptData
     from align.data.text_data import ChatData as ChatData

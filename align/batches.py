@@ -1,6 +1,7 @@
 """Batches that data modules produce and stages consume.
 
-Legend: B rows (pairs, prompts) of a batch, T tokens of a row, P tokens of the longest prompt.
+Legend: B rows (pairs, prompts, responses with feedback) of a batch, R rows of prompt and response, T tokens of a row, P
+tokens of the longest prompt.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,22 @@ class TokenBatch(NamedTuple):
     num_bytes: torch.Tensor
 
 
+class ResponseRows(NamedTuple):
+    """Rows of a prompt and a response each.
+
+    Attributes:
+        ids: ``[R, T]`` int64, prompt and response, right-padded.
+        mask: ``[R, T]`` bool, True on the response and the end of its turn.
+        lengths: ``[R]`` int64, tokens of each row without padding; 0 for a row of padding.
+        prompt_lengths: ``[R]`` int64, tokens of each prompt.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    lengths: torch.Tensor
+    prompt_lengths: torch.Tensor
+
+
 class PairBatch(NamedTuple):
     """Preference pairs: row b of the first half has the chosen response to prompt b, row b of the second the rejected.
 
@@ -44,6 +61,7 @@ class PairBatch(NamedTuple):
         prompt_lengths: ``[B]`` int64, tokens of each prompt, the same in both halves.
         numbers: ``[B]`` int64, index of the pair in its split, -1 for padding.
         prompts: B prompts, texts or messages, for rewards; an empty text for padding.
+        columns: B records, each with the columns that the run's rewards and judges read; empty for padding.
     """
 
     ids: torch.Tensor
@@ -52,6 +70,60 @@ class PairBatch(NamedTuple):
     prompt_lengths: torch.Tensor
     numbers: torch.Tensor
     prompts: tuple[str | Messages, ...]
+    columns: tuple[Mapping[str, Any], ...]
+
+    @property
+    def rows(self) -> ResponseRows:
+        """All 2B rows."""
+        return _two_each(self)
+
+
+class FeedbackBatch(NamedTuple):
+    """Responses that are labelled desirable or not, one to each prompt, and mismatched ones for KTO's reference point.
+
+    Row b of the first half has the labelled response to prompt b, row b of the second half the response of a record
+    with another prompt.
+
+    Attributes:
+        ids: ``[2B, T]`` int64, prompt and response, right-padded: B rows that are labelled, then B mismatched.
+        mask: ``[2B, T]`` bool, True on the response and the end of its turn.
+        lengths: ``[2B]`` int64, tokens of each row without padding; 0 for rows that only fill the last batch, and for
+            mismatched rows of a record that has no counterpart.
+        prompt_lengths: ``[B]`` int64, tokens of each prompt, the same in both halves.
+        numbers: ``[B]`` int64, index of the record in its split, -1 for padding.
+        prompts: B prompts, texts or messages, for rewards; an empty text for padding.
+        columns: B records, each with the columns that the run's judges read; empty for padding.
+        desirable: ``[B]`` bool, the label; False for padding.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    lengths: torch.Tensor
+    prompt_lengths: torch.Tensor
+    numbers: torch.Tensor
+    prompts: tuple[str | Messages, ...]
+    columns: tuple[Mapping[str, Any], ...]
+    desirable: torch.Tensor
+
+    @property
+    def rows(self) -> ResponseRows:
+        """All 2B rows."""
+        return _two_each(self)
+
+    @property
+    def labelled(self) -> ResponseRows:
+        """The B rows of labelled responses."""
+        return ResponseRows(*(part[: len(self.numbers)] for part in self.rows))
+
+    @property
+    def mismatched(self) -> ResponseRows:
+        """The B rows of mismatched responses."""
+        return ResponseRows(*(part[len(self.numbers) :] for part in self.rows))
+
+
+def _two_each(batch: PairBatch | FeedbackBatch) -> ResponseRows:
+    # A row of padding has no prompt either.
+    return ResponseRows(batch.ids, batch.mask, batch.lengths, batch.prompt_lengths.repeat(2).minimum(batch.lengths))
 
 
 class PromptBatch(NamedTuple):
@@ -62,9 +134,11 @@ class PromptBatch(NamedTuple):
         lengths: ``[B]`` int64, tokens of each prompt; 0 for rows that only fill the last batch.
         numbers: ``[B]`` int64, index of the prompt in its split, -1 for padding.
         prompts: B prompts, texts or messages, for rewards; an empty text for padding.
+        columns: B records, each with the columns that the run's rewards and judges read; empty for padding.
     """
 
     ids: torch.Tensor
     lengths: torch.Tensor
     numbers: torch.Tensor
     prompts: tuple[str | Messages, ...]
+    columns: tuple[Mapping[str, Any], ...]

@@ -177,7 +177,7 @@ def pair_batches(config: GPTConfig, pairs: int, count: int) -> list[PairBatch]:
         real = column < lengths[:, None]
         mask = real & (column >= prompts.repeat(2)[:, None])
         numbers = torch.arange(number * pairs, (number + 1) * pairs)
-        found.append(PairBatch(ids.where(real, 0), mask, lengths, prompts, numbers, ("",) * pairs))
+        found.append(PairBatch(ids.where(real, 0), mask, lengths, prompts, numbers, ("",) * pairs, ({},) * pairs))
     return found
 
 
@@ -214,7 +214,7 @@ class _PromptLoader:
         for start in range(0, len(self.ids), self.batch_size):
             ids = self.ids[start : start + self.batch_size]
             lengths = torch.full((len(ids),), ids.shape[1])
-            yield PromptBatch(ids, lengths, torch.arange(start, start + len(ids)), ("",) * len(ids))
+            yield PromptBatch(ids, lengths, torch.arange(start, start + len(ids)), ("",) * len(ids), ({},) * len(ids))
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: this run is never resumed."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from align.compare.statistics import interval, wins
+from align.evaluate.statistics import interval, wins
 
 # seeds, prompts, responses to a prompt, standard deviation of a seed's effect (a response's is 1)
 CASES = [

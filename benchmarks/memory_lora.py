@@ -152,7 +152,7 @@ def _pairs(setting: Setting, vocab_size: int) -> Any:
             ids[rows:, :prompt] = ids[:rows, :prompt]
             mask = (torch.arange(width) >= prompt).expand(2 * rows, -1)
             lengths, prompts = torch.full((2 * rows,), width), torch.full((rows,), prompt)
-            return PairBatch(ids, mask, lengths, prompts, torch.arange(rows), ("",) * rows)
+            return PairBatch(ids, mask, lengths, prompts, torch.arange(rows), ("",) * rows, ({},) * rows)
 
     return Pairs()
 
@@ -167,7 +167,7 @@ def _prompts(setting: Setting, vocab_size: int) -> Any:
     rows, prompt = 2 * setting["rows"], setting["prompt"]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(2, vocab_size, (rows, prompt), generator=generator)
-    batch = PromptBatch(ids, torch.full((rows,), prompt), torch.arange(rows), ("",) * rows)
+    batch = PromptBatch(ids, torch.full((rows,), prompt), torch.arange(rows), ("",) * rows, ({},) * rows)
 
     class Ids:
         """A tokenizer whose texts are not used."""

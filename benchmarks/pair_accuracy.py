@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import yaml
 
-from align.algorithms.dpo import response_logprobs
+from align.algorithms.response_logprobs import response_logprobs
 from align.data.pair_data import PreferenceData
 from align.io.directory import load_network
 from align.rewards.functions import load_reward
@@ -57,7 +57,7 @@ def right(lead: torch.Tensor) -> np.ndarray:
 def read_texts(data: PreferenceData, split: str, tokenizer: Tokenizer) -> Texts:
     """The responses of a split, as the networks read them."""
     texts = Texts([], [])
-    for batch in data.pair_loader(split):
+    for batch in data.record_loader(split):
         answers = [tokenizer.decode(row[mask].tolist()) for row, mask in zip(batch.ids, batch.mask, strict=True)]
         real = (batch.numbers >= 0).tolist()
         half = len(real)
@@ -105,10 +105,10 @@ def measure(run: Path) -> dict[str, np.ndarray]:
     reward: Any = load_reward(str(run / "reward" / "model"))
     sft, dpo = (load_network(run / name / "model").eval() for name in ("sft", "dpo"))
     rows: list[torch.Tensor] = []
-    for batch in data.pair_loader("validation"):
+    for batch in data.record_loader("validation"):
         lengths = batch.lengths.clamp(max=sft.config.context)
         scores = reward.score_ids(batch.ids[:, : sft.config.context], lengths)
-        base, policy = (response_logprobs(network, batch, shared_prefix=True) for network in (sft, dpo))
+        base, policy = (response_logprobs(network, batch.rows, shared_prefix=True) for network in (sft, dpo))
         tokens = batch.mask.sum(1)
         columns = [scores, policy - base, base, base / tokens.clamp(min=1), -tokens, tokens]
         chosen, rejected = torch.stack([column.double() for column in columns]).chunk(2, dim=1)

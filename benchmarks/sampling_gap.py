@@ -35,7 +35,8 @@ def measure(path: Path) -> list[dict[str, object]]:
     """One row per precision: tokens per CPU second, CPU seconds, and the gap in nats."""
     tokenizer, network = Tokenizer.load(path), load_network(path).eval()
     prompts = [
-        RolloutPrompt(encode_prompt(tokenizer, text, chat=True), number, text) for number, text in enumerate(PROMPTS)
+        RolloutPrompt(encode_prompt(tokenizer, text, chat=True), number, text, {})
+        for number, text in enumerate(PROMPTS)
     ]
     rows: list[dict[str, object]] = []
     for dtype in (None, "bfloat16"):

@@ -1,4 +1,4 @@
-"""Rewards for short, polite responses: a function, and a class with settings.
+"""Rewards for short, polite responses: a function, one that reads a column of the data, and a class with settings.
 
 align compare sft=runs/tiny/sft dpo=runs/tiny/dpo --judge reward:score --out report
 """
@@ -12,6 +12,11 @@ from align.rewards import Prompt, Reward
 def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
     """1 for a response that thanks, 0 otherwise."""
     return [float("thank" in response.lower()) for response in responses]
+
+
+def within(prompts: Sequence[str], responses: Sequence[str], most_words: Sequence[int]) -> list[float]:
+    """1 for a response of at most as many words as ``most_words`` of its record says, 0 otherwise."""
+    return [float(len(response.split()) <= most) for response, most in zip(responses, most_words, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
 OVERLAYS = [path for path in RECIPES if path.parent.name == "hardware"]
 SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
 SEEDS = [path for path in RECIPES if path.name == "seeds.yaml"]
-STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS + SEEDS]
+FURTHER = [path for path in RECIPES if path.name == "kto_seeds.yaml"]  # pipelines that share the recipes of a folder
+STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS + SEEDS + FURTHER]
 
 
 def _parse(*files: Path) -> object:
@@ -53,7 +54,7 @@ def _assert_holds(config: Any, wanted: dict[str, Any]):
             assert config[key] == value, key
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "ppo"])
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "kto", "ppo"])
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
 def test_overlays_parse_over_every_stage(path: Path, stage: str):
     overlay = yaml.safe_load(path.read_text())
@@ -66,22 +67,36 @@ def test_each_says_what_it_is_and_how_to_run_it(path: Path):
     assert any("align " in line for line in header), "the header comment shows the command"
 
 
-@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", PIPELINES + FURTHER, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
     from align.pipeline.stages import read_pipeline
 
     variables = yaml.safe_load(path.read_text()).get("variables") or {}
     assignments = [f"{name}=given" for name in variables]
-    pipeline = read_pipeline(path.parent, out="out", seed=0, assignments=assignments)
+    pipeline = read_pipeline(path, out="out", seed=0, assignments=assignments)
     written: list[Path] = [Path("given"), *path.parent.glob("*.jsonl")]
     for stage in pipeline.stages:
         for read in stage.reads:
             assert any(read == w or w in read.parents for w in written), f"{stage.name} reads {read}"
         assert stage.recipe is None or stage.recipe in STAGES
         written.append(stage.writes)
+    assert len(written) == len({*written}), "no stage writes where another does"
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", FURTHER, ids=lambda path: path.stem)
+def test_stages_that_share_recipes_are_command_lines_that_fit_reads(path: Path):
+    """One run of each recipe; the loop changes values alone."""
+    from align.pipeline.stages import read_pipeline
+
+    stages = read_pipeline(path, out="out", seed=0, assignments=[]).stages
+    for stage in {stage.recipe: stage for stage in stages if stage.recipe is not None}.values():
+        config = _parse_words(list(stage.arguments))
+        assert Path(config.trainer.default_root_dir) / "model" == stage.writes
+        given = (*config.data.init_args.train, config.data.init_args.tokenizer)
+        assert {Path(file) for file in given} <= {*stage.reads}
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_goes_on_from_its_folders_pipeline(path: Path):
     from align.pipeline.stages import read_pipeline
 
@@ -105,12 +120,12 @@ def test_comparisons_are_command_lines_that_compare_reads():
 
     stages = [
         stage
-        for path in [ROOT / "recipes/tiny", *SWEEPS]
+        for path in [ROOT / "recipes/tiny", *SWEEPS, *FURTHER]
         for stage in read_pipeline(path, out="out", seed=0, assignments=[]).stages
     ]
     written = {stage.writes for stage in stages}
     comparing = [stage for stage in stages if stage.command == ("compare",)]
-    assert len(comparing) == 2
+    assert len(comparing) == 3
     for stage in comparing:
         options = parse_settings(CompareSettings, "compare", list(stage.arguments))
         assert Path(options.out) / "report.json" == stage.writes

@@ -1,6 +1,7 @@
 """The LightningModules, one per stage of the pipeline."""
 
 from align.algorithms.dpo import DPO
+from align.algorithms.kto import KTO
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
@@ -11,6 +12,7 @@ from align.algorithms.sft import SFT
 __all__ = [
     "DPO",
     "KLConfig",
+    "KTO",
     "PPO",
     "Pretrain",
     "PolicyEvaluation",

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from align.algorithms.memory_estimate import MemoryEstimate, advice, estimate_memory, gigabytes
 from align.algorithms.module import Stage
-from align.batches import PairBatch, PromptBatch, TokenBatch
+from align.batches import FeedbackBatch, PairBatch, PromptBatch, TokenBatch
 
 
 class MemoryReport(pl.Callback):
@@ -29,7 +29,9 @@ class MemoryReport(pl.Callback):
         if self._printed or not isinstance(pl_module, Stage):
             return
         self._printed = True
-        rows, longest = len(batch.ids), batch.ids.shape[1]
+        # Mismatched rows are read without gradient, so that nothing of them is kept.
+        rows = len(batch.numbers if isinstance(batch, FeedbackBatch) else batch.ids)
+        longest = batch.ids.shape[1]
         tokens = computed_tokens(batch)
         device = trainer.strategy.root_device
         now = estimate_memory(pl_module, 1, tokens)
@@ -41,7 +43,7 @@ class MemoryReport(pl.Callback):
         )
         context = int(getattr(getattr(trainer, "datamodule", None), "context", 0))
         most = now
-        if isinstance(batch, TokenBatch | PairBatch) and context > longest:
+        if isinstance(batch, TokenBatch | PairBatch | FeedbackBatch) and context > longest:
             most = estimate_memory(pl_module, rows, context)
             line += f"; rows of data.context, {context} tokens: {gigabytes(peak_bytes(most, held))}"
         rank_zero_info(line)
@@ -58,9 +60,11 @@ class MemoryReport(pl.Callback):
 
 
 def computed_tokens(batch: Any) -> int:
-    """Positions that the network computes in a batch: padding included, prompts that rows share counted once."""
+    """Positions that the network trains on in a batch: padding included, prompts that rows share counted once."""
     if isinstance(batch, PairBatch):
         return int(batch.lengths.sum() - batch.prompt_lengths.where(batch.numbers >= 0, 0).sum())
+    if isinstance(batch, FeedbackBatch):
+        return int(batch.labelled.lengths.sum())
     if isinstance(batch, TokenBatch | PromptBatch):
         return batch.ids.numel()
     return int(sum(batch.lengths))

@@ -1,5 +1,6 @@
 """The base class of the stages: building networks, gradients that do not depend on micro-batches or ranks, resuming."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,10 +12,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 
 from align.adapters.lora import LoraConfig, adapters
-from align.algorithms.starting_points import adapt, adapter_record, check_record
+from align.algorithms.starting_points import adapt, adapter_record, check_record, content_of
 from align.io.adapter_directory import base_source
 from align.model.config import GPTConfig
 from align.model.four_bit import replace_matrices
@@ -32,6 +34,11 @@ from align.training.optimization import OptimizerConfig, ScheduleConfig, build_o
 from align.training.qlora import FourBit, four_bit_plugin
 from align.training.sharding import clip_gradients, local, shard
 from align.training.strategy import check_accumulation, index_optimizer_state
+
+_RECORD = "stage"
+"""Key of a checkpoint: what the stage compares when it resumes"""
+
+_GROUP_SETTINGS = ("lr", "weight_decay", "betas", "eps")
 
 
 class Sharing(NamedTuple):
@@ -100,6 +107,8 @@ class Stage(pl.LightningModule):
         self._four_bit: str | None = None
         self._step_weight: torch.Tensor | None = None
         self._data_position: Any = None
+        self._contents: dict[str, str] = {}
+        self._stored: Mapping[str, Any] = {}
 
     # To be implemented by stages.
 
@@ -110,6 +119,10 @@ class Stage(pl.LightningModule):
     def manifest_extras(self) -> dict[str, Any]:
         """Additional fields for the manifest. Called on rank 0 when the model directory is written."""
         return {}
+
+    def sources(self) -> dict[str, object]:
+        """What a run must not change when it resumes, by setting: models, reward models and other rewards; or None."""
+        return {"init_from": self.parent}
 
     # Hooks of Lightning.
 
@@ -232,6 +245,8 @@ class Stage(pl.LightningModule):
             raise ValueError(
                 "trainer.plugins has align.training.FourBit, but configure_model was called before the Trainer was set"
             )
+        if stage == "fit":
+            self._contents = self._read_contents()
         data: Any = getattr(self.trainer, "datamodule", None)
         network: Any = self.network
         config: GPTConfig = network.config
@@ -252,8 +267,10 @@ class Stage(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW, and its schedule per optimizer step."""
         optimizer = self.build_optimizer()
+        # Copied: the schedule changes a rate that is a tensor in place.
         self._recipe_groups = [
-            {name: float(group[name]) for name in ("lr", "weight_decay")} for group in optimizer.param_groups
+            {name: group[name] for name in _GROUP_SETTINGS} | {"lr": float(group["lr"])}
+            for group in optimizer.param_groups
         ]
         schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -271,16 +288,29 @@ class Stage(pl.LightningModule):
         self._seed = self.run_seed()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record the base of the adapters."""
+        """Record what a resumed run is compared with, and the base of the adapters."""
+        checkpoint[_RECORD] = {
+            "class": _class_of(self),
+            "contents": self._contents,
+            "files": dict(getattr(getattr(self.trainer, "datamodule", None), "fingerprints", {})),
+            "steps": int(self.trainer.estimated_stepping_batches),
+        }
         if self.adapter_record is not None:
             checkpoint["adapter"] = self.adapter_record
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the adapters' base, keep the train loader's position, convert the optimizer state of sharded runs.
+        """Check that it is the same run, keep the train loader's position, convert the optimizer state of sharded runs.
 
         Lightning restores the position only in loaders created after the checkpoint is read, but
         ``configure_optimizers`` creates them before, and not at all if the epoch has ended.
+
+        Raises:
+            ValueError: another stage wrote the checkpoint, or one that started from, or was rewarded by, other weights.
         """
+        self._stored = checkpoint.get(_RECORD, {})
+        trainer = attached_trainer(self)
+        if trainer is not None and trainer.training:
+            self._check_same_run()
         if hasattr(self, "network"):
             check_record(checkpoint.get("adapter"), self.adapter_record)
         self._data_position = stored_data_position(checkpoint)
@@ -290,6 +320,40 @@ class Stage(pl.LightningModule):
             states = checkpoint["optimizer_states"]
             checkpoint["optimizer_states"] = [index_optimizer_state(state, optimizer, names) for state in states]
 
+    def _read_contents(self) -> dict[str, str]:
+        """What ``sources`` stand for, read by rank 0."""
+        contents: dict[str, str] = {}
+        if self.trainer.is_global_zero:
+            contents = {name: content_of(source) for name, source in self.sources().items() if source is not None}
+        return self.trainer.strategy.broadcast(contents)
+
+    def _check_same_run(self) -> None:
+        """Compare stage and contents with those of the checkpoint; warn about files of data that have changed."""
+        path = self.trainer.ckpt_path
+        if not self._stored:
+            raise ValueError(
+                f"{path} was not saved by a stage of align, so it can't be resumed; start a new run, with init_from "
+                "set to a model directory"
+            )
+        then, now = self._stored["class"], _class_of(self)
+        if then != now:
+            raise ValueError(
+                f"{path} is a checkpoint of {then}, and can't be resumed by {now}; start a new run, with init_from set "
+                "to the model directory of that run"
+            )
+        before = self._stored["contents"]
+        for name in dict.fromkeys((*before, *self._contents)):
+            if before.get(name) != self._contents.get(name):
+                raise ValueError(
+                    f"model.init_args.{name} is {self.sources().get(name) or 'null'}, which now holds "
+                    f"{_short(self._contents.get(name))}, but {path} was trained with {_short(before.get(name))}; "
+                    "restore what it was, or start a new run in another trainer.default_root_dir"
+                )
+        files = getattr(getattr(self.trainer, "datamodule", None), "fingerprints", {})
+        for file, digest in files.items():
+            if self._stored["files"].get(file, digest) != digest:
+                rank_zero_warn(f"{file} has changed since {path} was saved: figures before and after don't compare")
+
     def on_train_start(self) -> None:
         """Resume the data from the checkpoint's position, and log the settings whose values the run determined."""
         position, self._data_position = self._data_position, None
@@ -297,28 +361,43 @@ class Stage(pl.LightningModule):
         if position is not None and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(position)
         if self.trainer.ckpt_path is not None:
-            self._take_recipe_rates()
+            self._take_recipe_settings()
         for logger in self.trainer.loggers:
             logger.log_hyperparams(self.resolved_settings())
 
-    def _take_recipe_rates(self) -> None:
-        """Resume with the learning rate and weight decay of the recipe, where they differ from the checkpoint's."""
+    def _take_recipe_settings(self) -> None:
+        """Resume with the recipe's optimizer settings and schedule where they differ from the checkpoint's.
+
+        The schedule is a function of the step, so a changed one takes the learning rate that it has at this step.
+        """
         groups, schedule = self.trainer.optimizers[0].param_groups, self.trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(schedule, LambdaLR)
+        step, rate = schedule.last_epoch, float(groups[0]["lr"])
         # The schedule's rates: an optimizer state from a sharded checkpoint has no initial_lr.
         stored = [
-            {"lr": float(rate), "weight_decay": float(group["weight_decay"])}
-            for group, rate in zip(groups, schedule.base_lrs, strict=True)
+            {name: _plain(group[name]) for name in _GROUP_SETTINGS} | {"lr": _plain(base)}
+            for group, base in zip(groups, schedule.base_lrs, strict=True)
         ]
-        if stored == self._recipe_groups:
-            return
-        for group, before, recipe in zip(groups, stored, self._recipe_groups, strict=True):
-            group["lr"] *= recipe["lr"] / before["lr"]
-            group["initial_lr"], group["weight_decay"] = recipe["lr"], recipe["weight_decay"]
-        schedule.base_lrs = [recipe["lr"] for recipe in self._recipe_groups]
-        there, here = (
-            ", ".join(f"{name} {group[name]:.3g}" for name in group) for group in (stored[0], self._recipe_groups[0])
-        )
-        rank_zero_warn(f"resuming with the recipe's {here} instead of the checkpoint's {there}")
+        recipes = self._recipe_groups
+        for number, (group, recipe) in enumerate(zip(groups, recipes, strict=True)):
+            group |= {name: recipe[name] for name in _GROUP_SETTINGS if name != "lr"}
+            if stored[number]["lr"] != _plain(recipe["lr"]):
+                group["initial_lr"] = schedule.base_lrs[number] = recipe["lr"]
+            now = recipe["lr"] * schedule.lr_lambdas[number](step)
+            # A rate that was not changed must stay bitwise identical; 8-bit optimizers have it as a float32 tensor.
+            if not math.isclose(group["lr"], now, rel_tol=1e-6):
+                group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], torch.Tensor) else now
+        changes = [
+            f"optimizer.{name} {stored[0][name]} -> {_plain(recipes[0][name])}"
+            for name in _GROUP_SETTINGS
+            if stored[0][name] != _plain(recipes[0][name])
+        ]
+        steps, total = self._stored.get("steps"), int(self.trainer.estimated_stepping_batches)
+        changes += [f"optimizer steps of the run {steps} -> {total}"] if steps not in (None, total) else []
+        if float(groups[0]["lr"]) != rate:
+            changes.append(f"learning rate at step {step} {_plain(rate)} -> {_plain(groups[0]['lr'])}")
+        if changes:
+            rank_zero_warn(f"resuming with the recipe's settings instead of the checkpoint's: {', '.join(changes)}")
 
     def resolved_settings(self) -> dict[str, float]:
         """Settings that follow from the network and the length of the run, by their keys; once training has begun."""
@@ -367,6 +446,17 @@ class Stage(pl.LightningModule):
             kept = trained | {name for name, _ in self.named_buffers()}
             state = {key: value for key, value in state.items() if key in kept}
         return state
+
+    def reward_columns(self, split: str) -> tuple[str, ...]:
+        """Columns of the records of a split that rewards and judges read; the data module stores them with the prompts.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Raises:
+            ValueError: there is no such reward.
+        """
+        return ()
 
     # To be used by stages.
 
@@ -454,3 +544,16 @@ class Stage(pl.LightningModule):
             trained = sum(parameter.numel() for parameter in self.trained())
             line += f"; frozen, except {trained:,} in adapters and heads"
         rank_zero_info(line)
+
+
+def _class_of(stage: Stage) -> str:
+    return f"{type(stage).__module__}.{type(stage).__qualname__}"
+
+
+def _short(content: str | None) -> str:
+    return "nothing" if content is None else content[:12]
+
+
+def _plain(value: Any) -> str:
+    """A number in six digits, so that a float32 of a fused optimizer equals the recipe's; or a tuple of them."""
+    return " ".join(map(_plain, value)) if isinstance(value, tuple | list) else f"{float(value):.6g}"

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from align.generation.responses import sample_responses
+from align.generation.responses import Responses, sample_responses
 from align.generation.sampled_ids import SampledIds
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.objectives import distribution_kl
 from align.rewards.functions import load_reward
-from align.tokenizer.prompts import Prompt
+from align.rewards.reward import Reward
+from align.tokenizer.prompts import Columns, Prompt
 from align.training.float64 import WideMetric, wide
 from align.training.sharding import gathered
 
@@ -50,8 +51,9 @@ class PolicyEvaluationConfig:
     """Divides the logits when sampling, and those of both networks in the KL"""
     max_new_tokens: int = 128
     """Longest response, tokens"""
-    judge: str | None = None
-    """Reward that scores the responses: sandbox, module:function or a reward-model directory; None: no scores"""
+    judge: str | Reward | None = None
+    """Reward that scores the responses: exact_answer, sandbox, module:function, class path of a Reward (its settings
+    are its init_args) or a reward-model directory; None: no scores"""
     seed: int = 0
     """Seed of the samples, the same at each validation, so that only the network changes"""
 
@@ -91,7 +93,7 @@ class PolicyEvaluation(WideMetric):
         super().__init__()
         self.config = config
         self.wanted = _MOST if config.prompts is None else config.prompts
-        self._judge: Callable[..., Sequence[float]] | None = load_reward(config.judge) if config.judge else None
+        self._judge: Callable[..., Sequence[float]] | None = None if config.judge is None else load_reward(config.judge)
         self._seen: set[tuple[int, ...]] = set()
         for name in ("kl", "reward"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -99,6 +101,7 @@ class PolicyEvaluation(WideMetric):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("hashes", [], dist_reduce_fx="cat")
 
+    @torch.no_grad()
     def update(
         self,
         policy: GPT,
@@ -106,6 +109,8 @@ class PolicyEvaluation(WideMetric):
         prompts: Sequence[Sequence[int]],
         contents: Sequence[Prompt],
         tokenizer: Any,
+        *,
+        columns: Sequence[Columns],
     ) -> None:
         """Sample responses to the prompts that are new and still wanted.
 
@@ -116,6 +121,7 @@ class PolicyEvaluation(WideMetric):
                 leave no room for a response are ignored.
             contents: B prompts, texts or messages, for the judge.
             tokenizer: decodes, and knows which tokens end a response.
+            columns: B records, the columns that the judge reads.
         """
         new = self._wanted(prompts, policy.config.context)
         # Ranks gather this list at the end, so it must not be empty on any of them.
@@ -123,9 +129,12 @@ class PolicyEvaluation(WideMetric):
         with gathered(policy) as policy, gathered(reference) as reference:
             for start in range(0, len(new), _ROWS):
                 rows = new[start : start + _ROWS]
-                self._sample(
-                    policy, reference, [prompts[row] for row in rows], [contents[row] for row in rows], tokenizer
-                )
+                sampled = self._sample(policy, reference, [prompts[row] for row in rows], tokenizer)
+                if self._judge is not None:
+                    if (network := getattr(self._judge, "network", None)) is not None:
+                        network.to(policy.output_weight.device)
+                    asked, records = [contents[row] for row in rows], [columns[row] for row in rows]
+                    self.reward += float(sum(self._judge(asked, sampled.texts, records)))
 
     def bound_cost(self, trained_tokens: int, prompt_tokens: float) -> None:
         """Lower the number of prompts where the recipe sets none.
@@ -177,10 +186,8 @@ class PolicyEvaluation(WideMetric):
                 rows.append(row)
         return rows
 
-    @torch.no_grad()
-    def _sample(
-        self, policy: GPT, reference: GPT | None, prompts: list[Sequence[int]], contents: list[Prompt], tokenizer: Any
-    ) -> None:
+    def _sample(self, policy: GPT, reference: GPT | None, prompts: list[Sequence[int]], tokenizer: Any) -> Responses:
+        """Sample responses, and add what needs no judge."""
         config = self.config
         sampled = sample_responses(
             policy,
@@ -207,10 +214,7 @@ class PolicyEvaluation(WideMetric):
             )
             self.kl += wide(kl.sum())
             self.compared += len(rows)
-        if self._judge is not None:
-            if (network := getattr(self._judge, "network", None)) is not None:
-                network.to(policy.output_weight.device)
-            self.reward += float(sum(self._judge(contents, sampled.texts)))
+        return sampled
 
 
 @torch.no_grad()

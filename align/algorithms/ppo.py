@@ -28,6 +28,7 @@ from align.algorithms.rollout import (
     RewardStatistics,
     RolloutPrompt,
     check_reward,
+    earlier_occurrences,
     rollout_metrics,
     sample_rollout,
     score_rollout,
@@ -50,7 +51,7 @@ from align.objectives import (
     token_logprobs,
     truncated_importance_weights,
 )
-from align.rewards.functions import load_reward
+from align.rewards.functions import columns_read, load_reward
 from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
 from align.training.defaults import REINFORCEMENT
@@ -88,7 +89,7 @@ class PPO(Stage):
             scores, class path of a ``Reward`` (its settings are its init_args), or sandbox.
         estimator: advantage estimator: GAE, GRPO, DrGRPO, RLOO, or the class path of your own.
         reference: model directory to measure the KL to, instead of init_from.
-        gold: a second reward that is only logged (rollout/gold), to see over-optimisation of the first.
+        gold: a second reward, as ``reward``, that is only logged (rollout/gold), to see over-optimisation of the first.
         rollout: sampling.
         scoring: how a reward becomes a score.
         kl: what keeps the policy near the reference.
@@ -120,7 +121,7 @@ class PPO(Stage):
         *,
         estimator: AdvantageEstimator = GAE(),  # noqa: B008 (frozen)
         reference: str | None = None,
-        gold: str | None = None,
+        gold: str | Reward | None = None,
         rollout: RolloutConfig = RolloutConfig(),  # noqa: B008 (frozen)
         scoring: ScoringConfig = ScoringConfig(),  # noqa: B008 (frozen)
         kl: KLConfig = KLConfig(),  # noqa: B008 (frozen)
@@ -173,7 +174,7 @@ class PPO(Stage):
         onto = base_in_memory(self.network, self.parent) if adapted else None
         self.reference = make_reference(self.network, self.reference_source, adapted=adapted)
         self.reward = load_reward(self.reward_name, onto=onto)
-        self.gold = load_reward(self.gold_name, onto=onto) if self.gold_name else None
+        self.gold = None if self.gold_name is None else load_reward(self.gold_name, onto=onto)
         self.reward_network = self.reward.network if isinstance(self.reward, RewardModel) else None
         self.gold_network = self.gold.network if isinstance(self.gold, RewardModel) else None
         self.value: ValueModel | None = None
@@ -185,6 +186,16 @@ class PPO(Stage):
                 self.network, self.reward, source=source, lora=self.lora, onto=onto, adapted=adapted
             )
         without_dropout(self)
+
+    def sources(self) -> dict[str, object]:
+        """See ``Stage.sources``."""
+        value = None if self.value_config is None else self.value_config.init_from
+        return {
+            **super().sources(),
+            "reference": self.reference_source,
+            "reward": self.reward_name,
+            "value.init_from": value,
+        }
 
     def add_adapters(self) -> None:
         """Adapters for policy and value model; see ``Stage.add_adapters``."""
@@ -215,6 +226,14 @@ class PPO(Stage):
         for reward in (self.reward, self.gold):
             if reward is not None and self._tokenizer is not None:
                 check_reward(reward, self._tokenizer)
+
+    def reward_columns(self, split: str) -> tuple[str, ...]:
+        """Of reward and gold in training, of the judge of policy evaluation in validation; see ``Stage``."""
+        rewards = {
+            "train": (self.reward_name, self.gold_name),
+            "validation": (self.policy_evaluation.config.judge,),
+        }
+        return columns_read(rewards.get(split, ()))
 
     @property
     def _tokenizer(self) -> Any:
@@ -378,10 +397,17 @@ class PPO(Stage):
                 tokenizer=self._tokenizer,
                 seed=self._seed,
                 iteration=iteration,
+                earlier=self._earlier(prompts),
                 on_step=on_step,
             )
         self._count_work(responses)
         return responses
+
+    def _earlier(self, prompts: list[RolloutPrompt]) -> list[int]:
+        """How often each prompt occurs before in the iteration, over all ranks."""
+        numbers = torch.tensor([prompt.number for prompt in prompts], device=self.trainer.strategy.root_device)
+        parts = self.over_ranks(numbers) if self.sharing.ranks > 1 else [numbers]
+        return earlier_occurrences([part.tolist() for part in parts])[self.sharing.rank]
 
     def _logprobs(self, network: GPT, responses: Responses) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs ``[B, N]`` of the sampled tokens under a network, and the hidden states ``[M, D]`` before them."""
@@ -624,7 +650,9 @@ class PPO(Stage):
         """Sample responses to validation prompts."""
         rows = zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)
         prompts = [ids[:length] for ids, length in rows]
-        self.policy_evaluation.update(self.network, self.reference, prompts, batch.prompts, self._tokenizer)
+        self.policy_evaluation.update(
+            self.network, self.reference, prompts, batch.prompts, self._tokenizer, columns=batch.columns
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log ``policy/*``."""

@@ -1,6 +1,6 @@
-"""Reference log-probs of all preference pairs: computed once, since the reference never changes, and cached on disk.
+"""Reference log-probs of all given responses: computed once, since the reference never changes, and cached on disk.
 
-Legend: R pairs of a split, B pairs of a batch.
+Legend: R records (pairs, or responses with feedback) of a split, B records of a batch.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from align.batches import PairBatch
+from align.batches import FeedbackBatch, PairBatch
 from align.generation.generate import evaluating
 from align.io.atomic import replacing_file
 from align.io.progress import progress_bar
@@ -30,47 +30,47 @@ _VERSION = 1
 def reference_table(
     trainer: pl.Trainer,
     network: Callable[[], GPT],
-    logprobs: Callable[[GPT, PairBatch], torch.Tensor],
+    logprobs: Callable[[GPT, Any], torch.Tensor],
     *,
     split: str,
     weights: str,
     precision: str,
 ) -> torch.Tensor:
-    """Log-probs of every pair of a split under the reference: read from the cache, or computed by all ranks and saved.
+    """Log-probs of a split's responses under the reference: read from the cache, or computed by all ranks and saved.
 
     Args:
-        trainer: its datamodule is a PreferenceData (``pair_loader``, ``identity``, ``cache_dir``).
+        trainer: its datamodule is a ResponseData (``record_loader``, ``identity``, ``cache_dir``).
         network: returns the reference; called only if the log-probs are not cached.
-        logprobs: log-probs ``[2B]`` of a batch, chosen then rejected.
+        logprobs: log-probs ``[2B]`` of a batch, in the order of its rows.
         split: "train", "validation" or "test".
         weights: fingerprint of the reference's weights.
         precision: of the reference's matrix products and weights.
 
     Returns:
-        ``[R, 2]`` float64 on the CPU, nats: chosen and rejected of pair r.
+        ``[R, 2]`` float64 on the CPU, nats: both responses of record r.
 
     Raises:
-        ValueError: the data module is not a PreferenceData, so pairs have no fixed numbers.
-        Preempted: the run was preempted while computing those of the validation pairs.
+        ValueError: the data module is not a ResponseData, so records have no fixed numbers.
+        Preempted: the run was preempted while computing those of the validation records.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    if not (hasattr(data, "pair_loader") and hasattr(data, "identity")):
+    if not (hasattr(data, "record_loader") and hasattr(data, "identity")):
         raise ValueError(
-            f"reference_logprobs is precomputed, which needs align.data.PreferenceData, not {type(data).__name__}; "
-            "set it to on_the_fly"
+            "reference_logprobs is precomputed, which needs PreferenceData or FeedbackData, not "
+            f"{type(data).__name__}; set it to on_the_fly"
         )
-    loader = data.pair_loader(split)
-    pairs = len(loader.dataset)
-    path = cache_file(data.cache_dir, data=data.identity(split), weights=weights, precision=precision, pairs=pairs)
+    loader = data.record_loader(split)
+    records = len(loader.dataset)
+    path = cache_file(data.cache_dir, data=data.identity(split), weights=weights, precision=precision, pairs=records)
     # Only one rank reads, so that all ranks agree.
-    found = trainer.strategy.broadcast(read_cache(path, pairs) if trainer.is_global_zero else None)
+    found = trainer.strategy.broadcast(read_cache(path, records) if trainer.is_global_zero else None)
     if found is None:
-        found = _computed(trainer, network(), logprobs, loader, pairs, split=split)
+        found = _computed(trainer, network(), logprobs, loader, records, split=split)
         if trainer.is_global_zero:
             write_cache(path, found)
-        rank_zero_info(f"reference log-probs of {pairs:,} {split} pairs: computed, cached in {path}")
+        rank_zero_info(f"reference log-probs of {records:,} {split} records: computed, cached in {path}")
     else:
-        rank_zero_info(f"reference log-probs of {pairs:,} {split} pairs: from {path}")
+        rank_zero_info(f"reference log-probs of {records:,} {split} records: from {path}")
     return torch.from_numpy(found)
 
 
@@ -80,15 +80,15 @@ def cache_file(directory: str | Path, **key: Any) -> Path:
     return Path(directory) / f"reference-{hashlib.sha256(text.encode()).hexdigest()[:32]}.npz"
 
 
-def read_cache(path: Path, pairs: int) -> np.ndarray | None:
-    """The log-probs ``[pairs, 2]`` of a file; None if it does not exist or, with a warning, if it is damaged."""
+def read_cache(path: Path, records: int) -> np.ndarray | None:
+    """The log-probs ``[records, 2]`` of a file; None if it does not exist or, with a warning, if it is damaged."""
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:  # a zip: reading checks its checksums
             values: np.ndarray = stored["logprobs"]
-        if values.shape != (pairs, 2) or values.dtype != np.float64 or not np.isfinite(values).all():
-            raise ValueError(f"holds {values.dtype} {list(values.shape)} instead of finite float64 [{pairs}, 2]")
+        if values.shape != (records, 2) or values.dtype != np.float64 or not np.isfinite(values).all():
+            raise ValueError(f"holds {values.dtype} {list(values.shape)} instead of finite float64 [{records}, 2]")
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         rank_zero_warn(f"{path}: damaged ({error}); recomputing the reference log-probs")
         return None
@@ -105,16 +105,16 @@ def write_cache(path: Path, values: np.ndarray) -> None:
 def _computed(
     trainer: pl.Trainer,
     network: GPT,
-    logprobs: Callable[[GPT, PairBatch], torch.Tensor],
-    loader: Collection[PairBatch],
-    pairs: int,
+    logprobs: Callable[[GPT, Any], torch.Tensor],
+    loader: Collection[PairBatch | FeedbackBatch],
+    records: int,
     *,
     split: str,
 ) -> np.ndarray:
-    """Each rank computes the pairs of its loader; then they are gathered."""
+    """Each rank computes the records of its loader; then they are gathered."""
     device = trainer.strategy.root_device
     network = network.to(device)
-    values = wide(torch.zeros(pairs, 3, device=device))  # chosen, rejected, times seen
+    values = wide(torch.zeros(records, 3, device=device))  # both responses, times seen
     with evaluating(network), trainer.precision_plugin.forward_context():
         for batch in _with_bar(trainer, loader, f"reference log-probs, {split}"):
             leave_validation(trainer)
@@ -126,11 +126,13 @@ def _computed(
     values = stage.reduce(values, "sum")
     if not bool((values[:, 2] == 1).all()):
         missed = int((values[:, 2] == 0).sum())
-        raise RuntimeError(f"of {pairs} {split} pairs {missed} were missed, or some were computed more than once")
+        raise RuntimeError(f"of {records} {split} records {missed} were missed, or some were computed more than once")
     return values[:, :2].contiguous().cpu().numpy()
 
 
-def _with_bar(trainer: pl.Trainer, loader: Collection[PairBatch], text: str) -> Iterator[PairBatch]:
+def _with_bar(
+    trainer: pl.Trainer, loader: Collection[PairBatch | FeedbackBatch], text: str
+) -> Iterator[PairBatch | FeedbackBatch]:
     with progress_bar(text, len(loader), show=trainer.is_global_zero) as advance:
         for batch in loader:
             yield batch

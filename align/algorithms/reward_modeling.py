@@ -17,7 +17,7 @@ from align.batches import PairBatch
 from align.model.gpt import ScalarGPT
 from align.model.packing import share_responses
 from align.objectives import bradley_terry_loss
-from align.rewards.functions import load_reward
+from align.rewards.functions import columns_read, load_reward
 from align.rewards.reward import Reward as Judge
 from align.training.defaults import REWARD_MODELING
 from align.training.float64 import WideMetric, wide
@@ -62,8 +62,8 @@ class Reward(Stage):
         margin: by how much the chosen score should exceed the rejected one.
         label_smoothing: probability that a label is flipped, in [0, 0.5).
         centering: coefficient of the penalty (chosen + rejected)^2, which keeps scores around 0; usually 0 or 0.01.
-        gold: the reward whose order of the validation pairs is compared with the model's: sandbox, module:function or a
-            reward-model directory; None: no comparison.
+        gold: the reward whose order of the validation pairs is compared with the model's: sandbox, module:function,
+            class path of a reward (its settings are its init_args) or a reward-model directory; None: no comparison.
         normalise_on: number of responses, from the validation pairs if there are any, else from the training pairs,
             whose scores give the manifest's mean and standard deviation; 0: do not normalise.
         head_seed: random seed of a new head.
@@ -90,7 +90,7 @@ class Reward(Stage):
         margin: float = 0.0,
         label_smoothing: float = 0.0,
         centering: float = 0.0,
-        gold: str | None = None,
+        gold: str | Judge | None = None,
         normalise_on: int = 512,
         head_seed: int = 0,
         shared_prefix: bool = True,
@@ -123,11 +123,15 @@ class Reward(Stage):
         """Set the network."""
         self.network = self._make()
 
+    def reward_columns(self, split: str) -> tuple[str, ...]:
+        """Of the gold reward, in validation and test; see ``Stage``."""
+        return columns_read([] if split == "train" else [self.gold])
+
     def setup(self, stage: str) -> None:
         """Check that the data module fits the settings.
 
         Raises:
-            ValueError: it has no tokenizer (for gold) or no ``pair_loader`` (for normalise_on), or does not fit the
+            ValueError: it has no tokenizer (for gold) or no ``record_loader`` (for normalise_on), or does not fit the
                 network (``Stage.setup``).
         """
         super().setup(stage)
@@ -136,9 +140,9 @@ class Reward(Stage):
             raise ValueError(
                 f"gold is {self.gold}, but {type(data).__name__} has no tokenizer to decode responses with"
             )
-        if stage == "fit" and self.normalise_on and not hasattr(data, "pair_loader"):
+        if stage == "fit" and self.normalise_on and not hasattr(data, "record_loader"):
             raise ValueError(
-                f"normalise_on is {self.normalise_on}, which needs the pair_loader of PreferenceData, not "
+                f"normalise_on is {self.normalise_on}, which needs the record_loader of PreferenceData, not "
                 f"{type(data).__name__}; set it to 0 to leave scores unnormalised"
             )
         self._gold_margins.clear()
@@ -222,9 +226,9 @@ class Reward(Stage):
             return {}
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         try:
-            loader = data.pair_loader("validation")
+            loader = data.record_loader("validation")
         except ValueError:
-            loader = data.pair_loader("train")
+            loader = data.record_loader("train")
         training, found, count = self.network.training, [], 0
         self.network.eval()
         for batch in loader:
@@ -253,7 +257,7 @@ class Reward(Stage):
         if new:
             rows = [*new, *(row + pairs for row in new)]
             texts = [tokenizer.decode(batch.ids[row][batch.mask[row]].tolist()) for row in rows]
-            scores = judge([batch.prompts[row] for row in new] * 2, texts)
+            scores = judge([batch.prompts[row] for row in new] * 2, texts, [batch.columns[row] for row in new] * 2)
             for row, better, worse in zip(new, scores[: len(new)], scores[len(new) :], strict=True):
                 self._gold_margins[split, numbers[row]] = better - worse
         margins = [self._gold_margins[split, number] for number in numbers if number >= 0]

@@ -3,6 +3,7 @@
 Legend: B responses, T tokens of the longest row (prompt and response), N tokens of the longest response.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,9 @@ from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.objectives import Total
-from align.rewards.reward import Reward
+from align.rewards.reward import Reward, checked_scores
 from align.rewards.reward_model import RewardModel
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 from align.training.float64 import wide
 from align.training.sharding import gathered
 
@@ -28,11 +29,13 @@ class RolloutPrompt(NamedTuple):
         ids: tokens up to the assistant's turn.
         number: index within its split.
         content: text or messages, for rewards.
+        columns: of its record, for rewards.
     """
 
     ids: list[int]
     number: int
     content: Prompt
+    columns: Columns
 
 
 class Responses(NamedTuple):
@@ -46,6 +49,7 @@ class Responses(NamedTuple):
         logprobs: ``[B, N]`` float32, the sampler's, 0 on padding.
         finished: ``[B]`` bool, False where a response reached the length limit.
         prompts: B prompts, texts or messages.
+        columns: B records, the columns that rewards read.
         texts: B texts of the responses.
     """
 
@@ -56,6 +60,7 @@ class Responses(NamedTuple):
     logprobs: torch.Tensor
     finished: torch.Tensor
     prompts: list[Prompt]
+    columns: list[Columns]
     texts: list[str]
 
     @property
@@ -86,6 +91,7 @@ def sample_rollout(
     tokenizer: Any,
     seed: int,
     iteration: int,
+    earlier: Sequence[int] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Responses:
     """Sample ``group_size`` responses to each prompt.
@@ -97,19 +103,27 @@ def sample_rollout(
         tokenizer: decodes, and knows which tokens end a response.
         seed: of the run.
         iteration: of the run.
+        earlier: for each prompt, how often it occurs before in the iteration, over all ranks (``earlier_occurrences``);
+            None: the prompts are those of all ranks.
         on_step: called between two tokens; an exception from it ends the sampling.
 
     Returns:
         Responses: ``len(prompts) * group_size`` of them, on the policy's device.
     """
+    if earlier is None:
+        earlier = earlier_occurrences([[prompt.number for prompt in prompts]])[0]
     repeated = [prompt for prompt in prompts for _ in range(config.group_size)]
+    samples_before = [count * config.group_size + k for count in earlier for k in range(config.group_size)]
     with gathered(policy) as policy:
         sampled = sample_responses(
             policy,
             tokenizer,
             [prompt.ids for prompt in repeated],
             SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens, dtype=config.dtype),
-            seeds=sample_seeds(seed, iteration, [prompt.number for prompt in repeated]),
+            seeds=[
+                response_seed(seed, iteration, prompt.number, sample)
+                for prompt, sample in zip(repeated, samples_before, strict=True)
+            ],
             on_step=on_step,
         )
     samples = sampled.samples
@@ -125,27 +139,31 @@ def sample_rollout(
         logprobs=samples.logprobs,
         finished=samples.finished,
         prompts=[prompt.content for prompt in repeated],
+        columns=[prompt.columns for prompt in repeated],
         texts=sampled.texts,
     )
 
 
-def sample_seeds(seed: int, iteration: int, numbers: Sequence[int]) -> list[int]:
-    """A seed for each sample: a function of the run's seed, the iteration, the prompt and the sample's number.
+def earlier_occurrences(numbers: Sequence[Sequence[int]]) -> list[list[int]]:
+    """How often each prompt of an iteration occurs before, in the order of a single process.
 
-    So a response's random numbers do not depend on its batch, nor on what was sampled before it.
+    The samples of a prompt are numbered over all of its occurrences, and each draws from a seed of its own (run,
+    iteration, prompt, number). So no two of an iteration are the same draw, on one rank or on several, and a sample
+    depends neither on its batch nor on the number of ranks.
 
     Args:
-        seed: of the run.
-        iteration: of the run.
-        numbers: the prompt of each sample; the samples of one prompt are numbered in order.
+        numbers: prompts of each rank; each takes a strided slice, so prompt i of rank r is ``i * ranks + r`` of all.
+
+    Returns:
+        list: counts in the same layout.
     """
-    seen: dict[int, int] = {}
-    seeds = []
-    for number in numbers:
-        sample = seen.get(number, 0)
-        seen[number] = sample + 1
-        seeds.append(response_seed(seed, iteration, number, sample))
-    return seeds
+    seen: Counter[int] = Counter()
+    counts: list[list[int]] = [[] for _ in numbers]
+    for of_all_ranks in zip(*numbers, strict=True):
+        for rank, number in enumerate(of_all_ranks):
+            counts[rank].append(seen[number])
+            seen[number] += 1
+    return counts
 
 
 class RewardStatistics:
@@ -220,7 +238,7 @@ def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
     """The reward of each response.
 
     Args:
-        reward: a reward model reads the sampled ids, any other the prompts and texts.
+        reward: a reward model reads the sampled ids, any other the prompts, texts and columns.
         responses: B of them.
 
     Returns:
@@ -231,15 +249,11 @@ def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
     """
     device = responses.ids.device
     if not isinstance(reward, RewardModel):
-        return torch.tensor(reward(responses.prompts, responses.texts), dtype=torch.float32, device=device)
+        scores = reward(responses.prompts, responses.texts, responses.columns)
+        return torch.tensor(scores, dtype=torch.float32, device=device)
     with gathered(reward.network):
         rewards = reward.score_ids(responses.ids, torch.tensor(responses.lengths, device=device))
-    if not bool(rewards.isfinite().all()):
-        row = int((~rewards.isfinite()).nonzero()[0])
-        raise ValueError(
-            f"reward {reward.name!r} gave {rewards[row].item()} for response {row} of {len(rewards)} "
-            f"({responses.texts[row][:60]!r}); it must be a finite number"
-        )
+    checked_scores(reward.name, rewards, responses.texts)
     return rewards
 
 

@@ -270,9 +270,10 @@ class PromptStream:
                 batch = next(self._iterator, None)
         if batch is None:
             raise ValueError("there are no training prompts")
-        rows = zip(batch.ids.tolist(), batch.lengths.tolist(), batch.numbers.tolist(), batch.prompts, strict=True)
+        fields = batch.ids.tolist(), batch.lengths.tolist(), batch.numbers.tolist(), batch.prompts, batch.columns
+        rows = zip(*fields, strict=True)
         # Rows of no tokens only fill up the last batch.
-        self._batch = [RolloutPrompt(ids[:length], number, content) for ids, length, number, content in rows if length]
+        self._batch = [RolloutPrompt(ids[:length], *rest) for ids, length, *rest in rows if length]
         self._offset = 0
 
 

@@ -11,7 +11,7 @@ from align.adapters.lora import LoraConfig, adapters, add_adapter, convert_base,
 from align.io.adapter_directory import Base, base_of, base_source, load_adapter
 from align.io.directory import load_network, load_scalar
 from align.io.location import locate
-from align.io.manifest import is_adapter
+from align.io.manifest import is_adapter, scores_fingerprint
 from align.io.manifest import weights_fingerprint as fingerprint_of
 from align.model.gpt import GPT, ScalarGPT
 
@@ -121,6 +121,24 @@ def start_fingerprint(source: str, lora: LoraConfig | None) -> str:
     else:
         found = fingerprint_of(locate(source))
     return found if lora is None or lora.base_dtype == "float32" else f"{found}+{lora.base_dtype}"
+
+
+def content_of(source: object) -> str:
+    """What a setting that names a model or a reward stands for, as a resumed run compares it.
+
+    Args:
+        source: model or adapter directory, GGUF file, Hub id, module:function, or an object.
+
+    Returns:
+        str: hash of weights and normalisation; of anything else its name.
+    """
+    if not isinstance(source, str):
+        return f"{type(source).__module__}.{type(source).__qualname__}"
+    if is_adapter(source):
+        return f"{scores_fingerprint(source)}+{fingerprint_of(base_of(Path(source)))}"
+    # A word without a slash that is no path is a reward's short name, or a module:function.
+    known = "/" in source or Path(source).expanduser().exists()
+    return scores_fingerprint(locate(source)) if known else source
 
 
 def base_in_memory(network: GPT | ScalarGPT, source: str | None) -> Base | None:

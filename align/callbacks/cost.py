@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from align.batches import PairBatch, TokenBatch
+from align.batches import FeedbackBatch, PairBatch, TokenBatch
 from align.callbacks.throughput import data_ranks
 from align.io.manifest import read_manifest, write_manifest
 from align.model.gpt import GPT, ScalarGPT
@@ -24,7 +24,7 @@ class Cost(pl.Callback):
 
     - ``tokens_trained``: tokens of every optimizer step; of pairs and responses without padding, prompts included;
     - ``samples``, ``tokens_sampled``: responses sampled for training (PPO's rollouts, not validation);
-    - ``labels``: preference pairs read in the first epoch;
+    - ``labels``: preference pairs, or responses with feedback, read in the first epoch;
     - ``flops``: ``GPT.flops_per_token`` for each trained token and trained network, a third of it for each token
       sampled or read by a frozen network (a forward pass without its backward); matrices frozen under adapters have no
       gradient of their own, two thirds of the work;
@@ -65,9 +65,10 @@ class Cost(pl.Callback):
     ) -> None:
         """Count the batch."""
         ranks = data_ranks(trainer)
-        self._total["rows"] += len(batch.ids) * ranks
-        if isinstance(batch, PairBatch):
-            self._unread["tokens_trained"] += batch.lengths.sum() * ranks
+        trained = batch.labelled if isinstance(batch, FeedbackBatch) else batch
+        self._total["rows"] += len(trained.ids) * ranks
+        if isinstance(batch, PairBatch | FeedbackBatch):
+            self._unread["tokens_trained"] += trained.lengths.sum() * ranks
             if trainer.current_epoch == 0:
                 self._unread["labels"] += (batch.numbers >= 0).sum() * ranks
         else:
@@ -77,7 +78,7 @@ class Cost(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the totals into the manifest."""
         directory = Path(trainer.default_root_dir) / "model"
-        if not trainer.is_global_zero or not (directory / "align.json").is_file():
+        if not trainer.is_global_zero or trainer.fast_dev_run or not (directory / "align.json").is_file():  # type: ignore[attr-defined]
             return
         write_manifest(directory, read_manifest(directory) | {"cost": self.cost(pl_module)})
 

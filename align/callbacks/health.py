@@ -152,7 +152,7 @@ class Health(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the warnings up to the step that is resumed from; a fresh run begins without any."""
         file = _file(trainer)
-        if not file.is_file():
+        if not file.is_file() or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         resumed = trainer.global_step > 0
         kept = [

@@ -17,6 +17,7 @@ from align.io.directory import save_network
 from align.io.generation_config import add_sampling_defaults, sampling_defaults
 from align.io.location import as_directory, locate
 from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
+from align.training.checkpointing import Checkpoints
 from align.training.sharding import gathered, is_sharded, whole_copy
 from align.training.trainer_state import begins, validating_in_fit
 from align.training.weight_average import WeightAverage
@@ -49,12 +50,17 @@ class ModelDirectory(pl.Callback):
             self._sampling = sampling_defaults(locate(base_source(source)))
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value so far."""
-        return {"best": self.best}
+        """The best value so far, and what it is a value of."""
+        return {"best": self.best, "monitor": self.monitor}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the best value so far."""
-        self.best = state_dict["best"]
+        """Restore the best value so far, unless it is of another metric."""
+        self.best = state_dict["best"] if state_dict["monitor"] == self.monitor else None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget a best value without its model: that is in another folder, or was deleted."""
+        if not trainer.strategy.broadcast((Path(trainer.default_root_dir) / "model").exists()):
+            self.best = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write if the monitor improved."""
@@ -77,6 +83,16 @@ class ModelDirectory(pl.Callback):
             return
         if self.which == "last" or self.best is None:
             self._write(trainer, pl_module)
+
+    def write_missing(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Write the network of a finished run if its ``model/`` is gone; returns whether there is one now.
+
+        After the run only, when sharded weights can no longer be gathered.
+        """
+        target = Path(trainer.default_root_dir) / "model"
+        if not target.exists() and not is_sharded(pl_module.network):  # type: ignore[arg-type]
+            self._write(trainer, pl_module)
+        return target.exists()
 
     def _write(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         extras = getattr(pl_module, "manifest_extras", dict)
@@ -135,7 +151,7 @@ class ModelDirectory(pl.Callback):
             "tokenizer": None if tokenizer is None else tokenizer.fingerprint,
             "data": dict(getattr(data, "fingerprints", {})),
             "metrics": {name: _json_number(float(value)) for name, value in trainer.callback_metrics.items()},
-            **{key: value for average in _averages(trainer) for key, value in average.manifest().items()},
+            **{key: value for part in _describing(trainer) for key, value in part.manifest().items()},
         }
 
 
@@ -152,6 +168,12 @@ def _with_resolved(recipe: dict[str, Any] | None, pl_module: Any) -> dict[str, A
 def _averages(trainer: pl.Trainer) -> list[WeightAverage]:
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, WeightAverage)]
+
+
+def _describing(trainer: pl.Trainer) -> list[WeightAverage | Checkpoints]:
+    """The callbacks that add to the manifest."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, WeightAverage | Checkpoints)]
 
 
 def _json_number(value: float) -> float | str:

@@ -43,7 +43,7 @@ class TextSamples(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Sample and write."""
         tokenizer = getattr(trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        if not validating_in_fit(trainer) or not self.prompts or tokenizer is None:
+        if not validating_in_fit(trainer) or trainer.fast_dev_run or not self.prompts or tokenizer is None:  # type: ignore[attr-defined]
             return
         network: Any = pl_module.network
         if not trainer.is_global_zero and not is_sharded(network):

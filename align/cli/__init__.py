@@ -38,6 +38,7 @@ VERBS = {
         "align.cli.preferences:main", "sample responses, score them, write preference pairs or the best of N"
     ),
     "compare": Verb("align.cli.compare:main", "compare models on the same prompts: win rates, KL, frontier, report"),
+    "eval": Verb("align.cli.evaluate:main", "measure abilities: lm-evaluation-harness's tasks, perplexity of texts"),
     "export": Verb("align.cli.export:main", "write a model for transformers, vLLM or llama.cpp, and verify it"),
     "tokenizer": Verb("align.cli.tokenizer:main", "train a byte-level BPE; encode and decode with it"),
     "sandbox": Verb("align.cli.sandbox:main", "write a task with a known reward: the synthetic world, or constraints"),

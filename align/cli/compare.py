@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import named_models
-from align.cli.prompt_file import read_prompts
+from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
+from align.cli.text_files import read_texts
 from align.io.atomic import replacing_file
 from align.io.progress import progress_bar
 
@@ -46,8 +47,8 @@ class CompareSettings:
     limit: int = 200
     """Largest number of prompts to read"""
     judge: tuple[str, ...] = setting((), metavar="[NAME=]JUDGE")
-    """What scores the responses: sandbox, constraints, constraints_strict, module:function (prompts, responses) ->
-    scores, the class path of a Reward, the directory of a reward model, or http://HOST/v1#MODEL, an
+    """What scores the responses: sandbox, constraints, constraints_strict, exact_answer, module:function (prompts,
+    responses) -> scores, the class path of a Reward, the directory of a reward model, or http://HOST/v1#MODEL, an
     OpenAI-compatible endpoint that compares pairs; several sources separated by commas are one per seed; the first
     judge decides the headline; by default sandbox where data/sandbox.json exists beside the baseline's run, and
     reward/model where that exists"""
@@ -118,6 +119,7 @@ def _task(options: CompareSettings) -> "Task":
     from align.compare.comparison import Task
     from align.compare.metrics import DEFAULT_METRICS, load_metrics
     from align.compare.respond import ResponseConfig
+    from align.rewards.functions import columns_read
 
     models = named_models(options.models, several=True)
     candidates = [Candidate(name, tuple(Run.of(path) for path in paths)) for name, paths in models.items()]
@@ -126,15 +128,19 @@ def _task(options: CompareSettings) -> "Task":
     file = _prompts_file(options.prompts, beside)
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
     device = str(network_device(options.device.device))
+    judges = _judges(options.judge, beside)
     try:
+        read = columns_read(source for judge in judges if not judge.compares for source in judge.sources)
+        prompts, columns = read_records(file, limit=options.limit, format=options.prompt_format, columns=read)
         return Task(
             candidates=candidates,
-            prompts=read_prompts(file, limit=options.limit, format=options.prompt_format),
-            judges=_judges(options.judge, beside),
+            prompts=prompts,
+            columns=columns,
+            judges=judges,
             config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
             metrics=[*DEFAULT_METRICS, *(metric for path in options.metric for metric in load_metrics(path))],
-            texts=_texts(options.texts),
+            texts=read_texts(options.texts),
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -157,16 +163,6 @@ def _best_of(word: str, candidates: Sequence["Candidate"], options: CompareSetti
     except ValueError as error:
         raise UsageError(f"--best_of {word}: {error}") from error
     return Candidate(name, runs[model], rule)
-
-
-def _texts(files: tuple[str, ...]) -> list[str]:
-    """The documents of files."""
-    from align.data.formats.texts import Text
-    from align.data.readers import BadRecords, find_sources
-    from align.data.tokenize import encode_records
-
-    sources, bad = find_sources(files), BadRecords("stop", hint="")
-    return list(encode_records(sources, bad, format=Text(), formats=(), encode=str))
 
 
 def _prompts_file(given: str | None, beside: Path) -> str:

@@ -2,20 +2,22 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from align.cli.errors import UsageError
-from align.cli.prompt_file import read_prompts
+from align.cli.prompt_file import read_records, require_columns
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.export.export_settings import Dtype, ExportSettings, Format, Quantization, parse_size
 
 if TYPE_CHECKING:
     from align.export.export_settings import Text
     from align.export.write_export import Check
+    from align.tokenizer.prompts import Prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,7 @@ class ExportArguments:
     quantize: Quantization = ExportSettings.quantize
     """int8 (torchao, weights only), gptq and awq (4 bits, llm-compressor) in hf; q8_0 to q4_0 in gguf"""
     calibration: str | None = None
-    """For gptq and awq: JSONL file of {'text'}, {'messages'} or {'prompt', 'chosen'}, calibration data"""
+    """For gptq and awq: file, glob or Hub id of {'text'}, {'messages'} or {'prompt', 'chosen'}, calibration data"""
     calibration_limit: int = 256
     """Largest number of records to read from --calibration"""
     quantizer_python: str | None = None
@@ -163,22 +165,28 @@ def main(args: list[str]) -> int:
 
 
 def read_texts(file: str | None, limit: int) -> "Iterator[Text]":
-    """The first ``limit`` texts and chats of a JSONL file, as calibration data.
+    """The first ``limit`` texts and chats of a file, as calibration data.
+
+    Args:
+        file: what ``data.init_args.train`` takes; None: there are none.
+        limit: largest number of records to read.
 
     Raises:
-        ValueError: a line has neither; the message names file and line.
+        FileNotFoundError: there is no such file.
+        ValueError: the file can't be read, or a record has neither a text nor a chat; names the file and the line.
     """
-    if file is None:
-        return
-    with Path(file).open(encoding="utf-8") as lines:
-        for number, line in enumerate(islice(lines, limit), 1):
-            try:
-                yield _text(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(
-                    f"{file}:{number}: no calibration text: give 'text', 'messages', or 'prompt' with 'chosen' or "
-                    "'completion'"
-                ) from None
+    from align.data.readers import BadRecords, find_sources
+
+    bad = BadRecords("stop", hint="")
+    sources = [] if file is None else find_sources(file)
+    for record in islice(chain.from_iterable(source.records(bad) for source in sources), limit):
+        try:
+            yield _text(record.fields)
+        except (KeyError, TypeError):
+            raise ValueError(
+                f"{record.source}: {record.location}: no calibration text: give 'text', 'messages', or 'prompt' with "
+                "'chosen' or 'completion'"
+            ) from None
 
 
 def _text(record: dict[str, Any]) -> "Text":
@@ -196,15 +204,22 @@ def _check(options: VerifySettings, *, scalar: bool) -> "Check":
     from align.export.verify import PLAIN_PROMPTS, Tolerance
     from align.export.write_export import Check
 
-    judge = None
+    judge: Any = None
+    columns: Sequence[str] = ()
     if options.judge:
         if scalar:
             raise UsageError("--judge scores responses, and a reward model writes none; leave it out")
         from align.rewards.functions import load_reward
 
         judge = load_reward(options.judge)
+        require_columns(judge, options.prompts)
+        columns = judge.columns
+    prompts: Sequence[Prompt] = PLAIN_PROMPTS
+    if options.prompts:
+        prompts, records = read_records(options.prompts, limit=options.limit, columns=columns)
+        judge = judge and partial(judge, columns=records)
     return Check(
-        prompts=read_prompts(options.prompts, limit=options.limit) if options.prompts else PLAIN_PROMPTS,
+        prompts=prompts,
         max_new_tokens=options.max_new_tokens,
         judge=judge,
         tolerance=Tolerance(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from align.cli.device import DeviceSettings, network_device
 from align.cli.model_path import model_directory
-from align.cli.prompt_file import read_prompts
+from align.cli.prompt_file import read_records, require_columns
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
-from align.tokenizer.prompts import Prompt, answers_chats, as_text, encode_prompt
+from align.tokenizer.prompts import Columns, Prompt, answers_chats, as_text, encode_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,8 @@ class GenerateSettings:
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
     judge: str | None = None
-    """Reward that scores the samples: sandbox, constraints, constraints_strict, module:function (prompts, responses)
-    -> scores, the class path of a Reward, or the directory of a reward model"""
+    """Reward that scores the samples: sandbox, constraints, constraints_strict, exact_answer, module:function (prompts,
+    responses) -> scores, the class path of a Reward, or the directory of a reward model"""
     out: str | None = None
     """JSONL file to which the samples are also written"""
     show: int = 8
@@ -116,10 +116,16 @@ def _sample(options: GenerateSettings, directory: Path, device: "torch.device") 
     from align.rewards.functions import load_reward
 
     judge = load_reward(options.judge, device=device) if options.judge else None
+    read: Sequence[str] = ()
+    if judge:
+        require_columns(judge, options.prompts)
+        read = judge.columns
     if options.prompt is not None:
         prompts: list[Prompt] = [options.prompt]
+        columns: list[Columns] = [{}]
     else:
-        prompts = read_prompts(str(options.prompts), limit=options.limit, format=options.prompt_format)
+        file, limit = str(options.prompts), options.limit
+        prompts, columns = read_records(file, limit=limit, format=options.prompt_format, columns=read)
     network, tokenizer, chat = _load(directory, device, raw=options.raw)
     rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.n)]
     for start in range(0, len(rows), options.batch_size):
@@ -128,7 +134,8 @@ def _sample(options: GenerateSettings, directory: Path, device: "torch.device") 
         ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in asked]
         seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
         sampled = sample_responses(network, tokenizer, ids, options.sampling, seeds=seeds)
-        rewards = [{"reward": reward} for reward in judge(asked, sampled.texts)] if judge else [{}] * len(batch)
+        scores = judge(asked, sampled.texts, [columns[number] for number, _ in batch]) if judge else ()
+        rewards = [{"reward": score} for score in scores] or [{}] * len(batch)
         yield [
             {"prompt": as_text(prompt), **record, **reward}
             for prompt, record, reward in zip(asked, sampled.records(), rewards, strict=True)

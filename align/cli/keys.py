@@ -4,6 +4,7 @@ jsonargparse reports a mistake precisely but on many lines: one level of indenta
 alternative type, and the whole configuration echoed.
 """
 
+import argparse
 import dataclasses
 import inspect
 import itertools
@@ -15,9 +16,11 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
+import jsonargparse
 import yaml
 
 from align.cli.errors import UsageError
+from align.cli.signatures import admits_null, classes_in, settings_of
 from align.pipeline.recipe_error import nearest
 
 _NOISE = ("Does not validate", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
@@ -51,7 +54,7 @@ def explain(message: str) -> str:
     for raw in message.splitlines():
         line = raw.strip().removeprefix("- ")
         if found := re.match(r"Parser key \"([^\"]+)\":", line):
-            key = f"{key}.{found[1]}" if key else found[1]
+            key = f"{key}.{found[1]}" if key and key != found[1] else found[1]
             line = line[found.end() :].strip()
         if found := re.match(r"Problem with given class_path '([^']+)':", line):
             owner = found[1]
@@ -97,32 +100,64 @@ def keep_nulls(args: list[str]) -> list[str]:
     return kept
 
 
-def check_nulls(group: str, spec: Any) -> None:
-    """Reject null for a group of settings: a group is left out to get its defaults.
+def check_nulls(config: Mapping[str, Any], parser: Any) -> None:
+    """Reject null for a setting that is not optional: it is left out to get its default.
 
-    jsonargparse accepts null there, and the class would fail later without naming the setting.
+    jsonargparse accepts null there from a recipe, and the class would fail later without naming the setting.
 
     Args:
-        group: ``model`` or ``data``.
-        spec: its ``class_path`` and ``init_args``.
+        config: the parsed settings of a run.
+        parser: that parsed them.
 
     Raises:
-        UsageError: a setting that is a dataclass or a variant, and not an optional one, is null.
+        UsageError: a setting is null and must not be.
     """
-    parameters = _parameters(_load(spec.class_path)) if "class_path" in (spec or {}) else {}
-    for name, annotation in parameters.items():
-        is_variant = isinstance(annotation, type) and inspect.isabstract(annotation)
-        if is_variant and (spec.get("init_args") or {}).get(name, annotation) is None:
-            raise UsageError(
-                f"{group}.init_args.{name} is null, but it must be a class of kind {annotation.__name__}; leave it out "
-                "for the default"
-            )
-        is_group = isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
-        if is_group and (spec.get("init_args") or {}).get(name, annotation) is None:
-            raise UsageError(
-                f"{group}.init_args.{name} is null, but it is a group of settings ({annotation.__name__}); leave it "
-                "out for the defaults, or change one of its settings"
-            )
+    for action in parser._actions:
+        annotation, names = getattr(action, "_typehint", None), action.dest.split(".")
+        if len(names) == 1 or annotation is None or action.default in (None, argparse.SUPPRESS):
+            continue
+        for group in (".".join(names[:end]) for end in range(1, len(names))):
+            if config.get(group, action) is None:
+                raise UsageError(f"{group} is null, but it is a group of settings; leave it out for the defaults")
+        if config.get(action.dest, action) is None:
+            _refuse_null(action.dest, annotation)
+    for group in ("model", "data"):
+        _check_class(group, config[group])
+
+
+def _check_class(key: str, spec: Any) -> None:
+    """Check the settings of a ``class_path``."""
+    if (kind := _load(spec["class_path"])) is not None:
+        _check_group(f"{key}.init_args", kind, spec.get("init_args") or {})
+
+
+def _check_group(prefix: str, kind: type, values: Any) -> None:
+    """Check settings against the constructor that they are for."""
+    for name, parameter in settings_of(kind).items():
+        key, value = f"{prefix}.{name}", values.get(name, parameter)
+        groups = [each for each in classes_in(parameter.annotation) if dataclasses.is_dataclass(each)]
+        if value is None and parameter.default is not None:
+            _refuse_null(key, parameter.annotation)
+        elif isinstance(value, Mapping | jsonargparse.Namespace) and "class_path" in value:
+            _check_class(key, value)
+        elif isinstance(value, Mapping | jsonargparse.Namespace) and groups:
+            _check_group(key, groups[0], value)
+
+
+def _refuse_null(key: str, annotation: Any) -> None:
+    """Raise unless null is a value of the annotation."""
+    if admits_null(annotation):
+        return
+    kinds = classes_in(annotation)
+    names = " or ".join(kind.__name__ for kind in kinds) or str(annotation).removeprefix("typing.")
+    if any(inspect.isabstract(kind) for kind in kinds):
+        raise UsageError(f"{key} is null, but it must be a class of kind {names}; leave it out for the default")
+    if any(dataclasses.is_dataclass(kind) for kind in kinds):
+        raise UsageError(
+            f"{key} is null, but it is a group of settings ({names}); leave it out for the defaults, or change one of "
+            "its settings"
+        )
+    raise UsageError(f"{key} is null, but it must be {names}; leave it out for the default")
 
 
 def key_of(kind: type, config: Any, prefix: str = "") -> str | None:
@@ -207,6 +242,8 @@ def _subclasses(base: type) -> set[type]:
 
 def _wrong_value(key: str, reason: str) -> str:
     """The line for a value of the wrong type, or out of its set."""
+    if re.search("Unable to load config ['\"]null", reason):
+        return f"{key} is null, but it is a group of settings; leave it out for the defaults, or change one of them"
     if found := re.search(r"module '([^']+)' has no attribute '([^']+)'", reason):
         key = f"{key.removesuffix('.init_args')}.class_path"
         return f"{key}: {reason}{nearest(found[2], _exports(found[1]))}"

@@ -7,16 +7,18 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from pydoc import locate
+from types import MappingProxyType
 from typing import Any
 
 import jsonargparse
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.precision import BitsandbytesPrecision, Precision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_only
@@ -37,13 +39,15 @@ from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import check_nulls, explain, keep_nulls, key_of
 from align.curate.doctor import Doctor
+from align.io.atomic import replacing_file
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
 from align.rewards.functions import search_working_directory
-from align.training.checkpoint_files import absence, damage, find_whole, global_step
+from align.training.checkpoint_files import SETTINGS, absence, damage, find_whole, global_step, read_fields
 from align.training.checkpointing import FOLDER, Checkpoints
 from align.training.preemption import Preempted, forget, interrupted, requeue
 from align.training.qlora import WRONG_PLUGIN
+from align.training.resume import describe_changes, flat_settings, refuse_changes, settings_changes
 from align.training.weight_average import WeightAverage
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -59,6 +63,8 @@ _TRAINER_DEFAULTS = {
     "max_epochs": 1,
 }
 
+_NO_SETTINGS = ("config", "ckpt_path")
+"""What names files of the command, rather than being a setting of the run"""
 
 _TOO_FEW_BATCHES = re.compile(r"`val_check_interval` \((\d+)\) must be .* number of the training batches \((\d+)\)")
 
@@ -71,6 +77,10 @@ class AlignCLI(LightningCLI):
         verb: fit, validate, test or predict; only fit writes into the run folder itself.
         **kwargs: of LightningCLI.
     """
+
+    ckpt_path: Path | None = None
+    settings: Mapping[str, Any] = MappingProxyType({})
+    """Every setting by its key"""
 
     def __init__(self, *args: Any, verb: str = "fit", **kwargs: Any) -> None:
         """Parse and build."""
@@ -108,8 +118,7 @@ class AlignCLI(LightningCLI):
         """Parse, with a mistake reported in one line."""
         try:
             super().parse_arguments(parser, args)
-            for group in ("model", "data"):
-                check_nulls(group, self.config[group])
+            check_nulls(self.config, parser)
         except (argparse.ArgumentError, OmegaConfBaseException, TypeError, ValueError) as error:
             raise UsageError(explain(str(error))) from error
 
@@ -118,7 +127,11 @@ class AlignCLI(LightningCLI):
         trainer = self.config.trainer
         if trainer.precision is None and not _brings_precision(trainer.plugins):
             trainer.precision = default_precision(str(trainer.accelerator))
+        given = self.config.as_dict()
+        self.settings = flat_settings({name: given[name] for name in given if name not in _NO_SETTINGS})
         self.find_run()
+        if self.verb == "fit" and self.ckpt_path is not None:
+            self.compare_settings(self.ckpt_path)
 
     def find_run(self) -> None:
         """Find the checkpoint, and have the loggers continue its run."""
@@ -132,6 +145,26 @@ class AlignCLI(LightningCLI):
                 for name, value in kept_settings(run, logger.class_path).items():
                     if logger.init_args.get(name) is None or name == "resume":
                         logger.init_args[name] = value
+
+    def compare_settings(self, checkpoint: Path) -> None:
+        """Say which settings differ from the checkpoint's.
+
+        Raises:
+            UsageError: one of them must not.
+        """
+        stored = read_fields(checkpoint)
+        if SETTINGS not in stored:
+            _warn(f"{checkpoint} records no settings, so they are not compared with those of this run")
+        changes = settings_changes(stored.get(SETTINGS, self.settings), self.settings)
+        try:
+            refuse_changes(changes, f"{checkpoint} (step {stored.get('global_step')})")
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        effect, warnings = describe_changes(changes)
+        if effect and _rank() == 0:
+            print(f"resuming from {checkpoint} with changed settings: {effect}", file=sys.stderr, flush=True)
+        for line in warnings:
+            _warn(f"resuming from {checkpoint} with {line}")
 
     def instantiate_classes(self) -> None:
         """Build data, stage and Trainer; a setting that they reject is a mistake of the recipe."""
@@ -179,10 +212,27 @@ class AlignCLI(LightningCLI):
                 # After ModelDirectory, because Cost adds to its manifest; before checkpoints, which keep Cost's counts.
                 callbacks.insert(number + 1, Cost())
                 break
+        for callback in callbacks:
+            if isinstance(callback, Checkpoints):
+                callback.settings = self.settings
         callbacks.append(MemoryReport())
         if trainer.loggers and self.verb == "fit":
             callbacks += [Tracking(), LearningRateMonitor("step")]
         return trainer
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` once training begins: a run that is refused or has nothing to do keeps the old one."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it for other verbs than fit, into their own folder."""
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            super().setup(trainer, pl_module, "fit")
 
 
 def _brings_precision(plugins: Any) -> bool:
@@ -236,14 +286,14 @@ def main(verb: str, args: list[str]) -> int:
         print(note, file=sys.stderr, flush=True)
     cli = make_cli(args, verb=verb)
     run = Path(cli.config.trainer.default_root_dir)
-    if verb == "fit":
-        # The first rank starts the others, so its lock covers them.
-        with run_lock(run) if _rank() == 0 else contextlib.nullcontext():
+    # The first rank starts the others, so its lock covers them. Other verbs than fit write into a folder of their own.
+    with run_lock(run if verb == "fit" else run / verb) if _rank() == 0 else contextlib.nullcontext():
+        if verb == "fit":
             _fit(cli)
-        return 0
-    result = getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
-    if verb == "predict":
-        _write_predictions(run / "predictions.jsonl", result)
+            return 0
+        result = getattr(cli.trainer, verb)(cli.model, datamodule=cli.datamodule, ckpt_path=cli.ckpt_path)
+        if verb == "predict" and (rows := _rows_of_all_ranks(cli.trainer, result)) is not None:
+            _write_predictions(run / "predictions.jsonl", rows)
     return 0
 
 
@@ -290,6 +340,41 @@ def _fit(cli: "AlignCLI") -> None:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise
+    else:
+        if not any(isinstance(each, Checkpoints) and each.began for each in trainer.callbacks):  # type: ignore[attr-defined]
+            _explain_idle(cli)
+
+
+def _explain_idle(cli: "AlignCLI") -> None:
+    """Say why no step was made: the run is finished, and its model is there; or it is a mistake.
+
+    Raises:
+        UsageError: the settings leave no step to make, or the checkpoint is that of another, finished run.
+    """
+    trainer, run = cli.trainer, Path(cli.config.trainer.default_root_dir)
+    step, limits = trainer.global_step, f"trainer.max_steps {trainer.max_steps}, max_epochs {trainer.max_epochs}"
+    if cli.ckpt_path is None:
+        raise UsageError(
+            f"no step can be made with trainer.limit_train_batches {trainer.limit_train_batches}, max_time "
+            f"{cli.config.trainer.max_time}, {limits}; raise what is 0"
+        )
+    if 0 <= trainer.max_steps < step:
+        raise UsageError(
+            f"trainer.max_steps is {trainer.max_steps}, but {cli.ckpt_path} is at step {step}; set it above"
+        )
+    if Path(cli.ckpt_path).resolve().parent != (run / FOLDER).resolve():
+        raise UsageError(
+            f"{cli.ckpt_path} belongs to a finished run (step {step}; {limits}), so nothing is left to train here: "
+            "raise trainer.max_steps or max_epochs, or set model.init_args.init_from to the model directory of that run"
+        )
+    writers = [each for each in trainer.callbacks if isinstance(each, ModelDirectory)]  # type: ignore[attr-defined]
+    written = all([writer.write_missing(trainer, cli.model) for writer in writers])
+    if _rank() == 0:
+        model = f"its model is {run / 'model'}" if written else f"{run / 'model'} is missing; use align export"
+        print(
+            f"{run} is finished (step {step}; {limits}): {model}; to train on, raise trainer.max_steps or max_epochs",
+            file=sys.stderr,
+        )
 
 
 def _rank() -> int:
@@ -321,10 +406,27 @@ def _find_checkpoint(asked: str | None, run: Path, *, judge: Callable[[Path], st
     return Path(asked)
 
 
-def _write_predictions(file: Path, batches: list[list[dict[str, float]]]) -> None:
-    rows = [json.dumps({"row": number} | row) for number, row in enumerate(row for batch in batches for row in batch)]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(rows) + "\n")
+def _rows_of_all_ranks(trainer: Trainer, batches: list[list[dict[str, float]]]) -> list[dict[str, float]] | None:
+    """Rows of predictions in the order of the file, on rank 0; None on the others.
+
+    Each rank takes a strided slice of every global batch, so the rows of one are interleaved.
+    """
+    module: Any = trainer.lightning_module
+    gathered = [(module.sharing.rank, batches)]
+    if trainer.world_size > 1:
+        gathered *= trainer.world_size
+        torch.distributed.all_gather_object(gathered, (module.sharing.rank, batches))
+    if not trainer.is_global_zero:
+        return None
+    # Devices of a tensor-parallel group have the same rows.
+    ranks = [rows for _, rows in sorted(dict(gathered).items())]
+    interleaved = (row for parts in zip(*ranks, strict=True) for rows in zip_longest(*parts) for row in rows)
+    return [row for row in interleaved if row is not None]
+
+
+def _write_predictions(file: Path, rows: list[dict[str, float]]) -> None:
+    with replacing_file(file) as stream:
+        stream.writelines(json.dumps({"row": number} | row) + "\n" for number, row in enumerate(rows))
     print(f"wrote {file} ({len(rows)} rows)")
 
 
@@ -357,6 +459,7 @@ def make_cli(
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults=_TRAINER_DEFAULTS,
             seed_everything_default=0,

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
-from align.cli.prompt_file import read_prompts
+from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
 from align.io.log import Log
 from align.io.progress import progress_bar
+from align.rewards.functions import code_fingerprint, columns_read
 from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
-from align.tokenizer.prompts import Prompt, as_messages, encode_prompt
+from align.tokenizer.prompts import Columns, Prompt, as_messages, encode_prompt
 
 if TYPE_CHECKING:
     import torch
@@ -44,8 +45,8 @@ class PreferencesSettings:
     prompts: str
     """JSONL file of {'prompt': text or messages}"""
     judge: str
-    """Reward that scores the responses: sandbox, constraints, constraints_strict, module:function (prompts, responses)
-    -> scores, the class path of a Reward, or the directory of a reward model"""
+    """Reward that scores the responses: sandbox, constraints, constraints_strict, exact_answer, module:function
+    (prompts, responses) -> scores, the class path of a Reward, or the directory of a reward model"""
     out: str
     """JSONL file to write; OUT.meta.json beside it records where the data comes from"""
     n: int = 4
@@ -92,15 +93,16 @@ def main(args: list[str]) -> int:
         raise UsageError(f"--out {options.out} is a folder; name a file")
     options = replace(options, model=str(model_directory(options.model)))
     device = network_device(options.device.device)
-    prompts = read_prompts(options.prompts, skip=options.skip, limit=options.limit)
+    read = columns_read([options.judge])
+    prompts, columns = read_records(options.prompts, skip=options.skip, limit=options.limit, columns=read)
     origin = _origin(options, device)
     out = Path(options.out)
     log = Log(out.with_name(f".{out.name}.partial"), origin=origin)
     if log:
         print(f"resuming after the {len(log)} prompts in {log.file}", file=sys.stderr)
     if len(log) < len(prompts):
-        _sample(options, device, prompts, log)
-    summary = _write(out, prompts, log, options, origin)
+        _sample(options, device, prompts, columns, log)
+    summary = _write(out, prompts, columns, log, options, origin)
     log.remove()
     if options.json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -112,7 +114,7 @@ def main(args: list[str]) -> int:
 def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, Any]:
     """Everything that responses and scores depend on; no dates, so that equal runs write equal bytes."""
     from align.io.location import locate
-    from align.io.manifest import weights_fingerprint
+    from align.io.manifest import scores_fingerprint, weights_fingerprint
     from align.tokenizer import Tokenizer
 
     # Logits depend, by rounding, on the shape of the batch and on the device.
@@ -129,14 +131,21 @@ def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, A
         },
         "judge": {
             "name": options.judge,
-            "weights": weights_fingerprint(options.judge) if Path(options.judge).is_dir() else None,
+            "weights": scores_fingerprint(options.judge) if Path(options.judge).is_dir() else None,
+            "code": code_fingerprint(options.judge),
         },
         "prompts": {"file": options.prompts, "sha256": prompts, "skip": options.skip, "limit": options.limit},
         "sampling": sampling,
     }
 
 
-def _sample(options: PreferencesSettings, device: "torch.device", prompts: Sequence[Prompt], log: Log) -> None:
+def _sample(
+    options: PreferencesSettings,
+    device: "torch.device",
+    prompts: Sequence[Prompt],
+    columns: Sequence[Columns],
+    log: Log,
+) -> None:
     """Append scored responses to the prompts that the log does not have yet."""
     from align.io.directory import load_network
     from align.rewards.functions import load_reward
@@ -151,9 +160,9 @@ def _sample(options: PreferencesSettings, device: "torch.device", prompts: Seque
     with progress_bar("prompts", len(prompts)) as advance:
         advance(len(log))
         while (done := len(log)) < len(prompts):
-            batch = prompts[done : done + group]
+            batch, records = prompts[done : done + group], columns[done : done + group]
             first = options.skip + done
-            log.append(_scored(network, tokenizer, batch, judge, options, first=first))
+            log.append(_scored(network, tokenizer, batch, records, judge, options, first=first))
             advance(len(batch))
 
 
@@ -161,6 +170,7 @@ def _scored(
     network: "GPT",
     tokenizer: "Tokenizer",
     prompts: Sequence[Prompt],
+    columns: Sequence[Columns],
     judge: "Reward",
     options: PreferencesSettings,
     *,
@@ -182,7 +192,8 @@ def _scored(
         return found
     seeds = [response_seed(options.seed, first + number, sample) for number, sample in rows]
     sampled = sample_responses(network, tokenizer, [ids[number] for number, _ in rows], options.sampling, seeds=seeds)
-    scores = judge([prompts[number] for number, _ in rows], sampled.texts)
+    asked, records = [prompts[number] for number, _ in rows], [columns[number] for number, _ in rows]
+    scores = judge(asked, sampled.texts, records)
     for (number, _), record, score in zip(rows, sampled.records(), scores, strict=True):
         found[number].append(ScoredResponse(**record, score=score))
     return found
@@ -191,17 +202,18 @@ def _scored(
 def _write(
     out: Path,
     prompts: Sequence[Prompt],
+    columns: Sequence[Columns],
     log: Log,
     options: PreferencesSettings,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write the records and the sidecar file; returns the summary."""
+    """Write the records, with the columns that the judge read, and the sidecar file; returns the summary."""
     config, tally = options.labels, Tally()
     with replacing_file(out) as file:
-        for number, (prompt, row) in enumerate(zip(prompts, log, strict=True), options.skip):
+        for number, (prompt, kept, row) in enumerate(zip(prompts, columns, log, strict=True), options.skip):
             responses = [ScoredResponse(*fields) for fields in row]
             for record in _records(number, as_messages(prompt), responses, config, tally, best_of=options.best_of):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                file.write(json.dumps({**kept, **record}, ensure_ascii=False) + "\n")
         if not tally.records:
             what = "a usable response" if options.best_of else "two responses that differ"
             counts = ", ".join(f"{name} {count}" for name, count in vars(tally).items() if count and "sum" not in name)

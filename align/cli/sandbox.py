@@ -1,12 +1,13 @@
 """``align sandbox``: write the data of a task with a known reward."""
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from align.cli.settings import parse_settings
+from align.data.formats.fields import text
+from align.data.readers import BadRecords, Source, find_sources
 from align.io.atomic import replacing_file
 from align.sandbox import SandboxConfig, write_sandbox
 from align.sandbox.constraints import ConstraintsConfig, Draft, Tally, demonstrations, write_constraints
@@ -49,7 +50,7 @@ class DemonstrationsSettings:
     """
 
     drafts: str
-    """JSONL file of {'prompt': text with constraints, 'text': response}, as `align generate --out` writes it"""
+    """File, glob or Hub id of {'prompt': text with constraints, 'text': response}, as `align generate --out` writes"""
     out: str
     """JSONL file to write; OUT.meta.json beside it counts what became of the drafts"""
     rate: float = 1.0
@@ -94,16 +95,18 @@ def _inside(folder: str, counts: Mapping[str, int]) -> dict[Path, int]:
 
 def _demonstrations(args: list[str]) -> dict[Path, int]:
     options = parse_settings(DemonstrationsSettings, "sandbox demonstrations", args)
-    source, out, tally = Path(options.drafts), Path(options.out), Tally()
+    sources, out, tally = find_sources(options.drafts), Path(options.out), Tally()
     with replacing_file(out) as file:
-        for prompt, text in demonstrations(_drafts(source), tally, rate=options.rate, seed=options.seed):
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+        for prompt, response in demonstrations(_drafts(sources), tally, rate=options.rate, seed=options.seed):
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
             file.write(json.dumps({"messages": turns}, ensure_ascii=False) + "\n")
         if not tally.records:
-            raise ValueError(f"nothing to write: none of the {tally.drafts} drafts of {source} became a demonstration")
+            raise ValueError(
+                f"nothing to write: none of the {tally.drafts} drafts of {options.drafts} became a demonstration"
+            )
         summary = {
             "what": "edited drafts",
-            "drafts": {"file": options.drafts, "sha256": hashlib.sha256(source.read_bytes()).hexdigest()},
+            "drafts": [{"file": source.name, "sha256": source.fingerprint()} for source in sources],
             "rate": options.rate,
             "seed": options.seed,
             "counts": tally.counts(),
@@ -113,17 +116,15 @@ def _demonstrations(args: list[str]) -> dict[Path, int]:
     return {out: tally.records}
 
 
-def _drafts(file: Path) -> Iterator[Draft]:
-    with file.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, 1):
+def _drafts(sources: Sequence[Source]) -> Iterator[Draft]:
+    for source in sources:
+        for record in source.records(BadRecords("stop", hint="")):
             try:
-                fields = json.loads(line)
-                draft = Draft(fields["prompt"], fields["text"])
-                if not all(isinstance(text, str) for text in draft):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"{file}:{number}: a draft needs the texts 'prompt' and 'text'") from None
-            yield draft
+                yield Draft(text(record.fields, "prompt"), text(record.fields, "text"))
+            except ValueError as error:
+                raise ValueError(
+                    f"{record.source}: {record.location}: a draft needs the texts 'prompt' and 'text': {error}"
+                ) from None
 
 
 TASKS: dict[str, Callable[[list[str]], dict[Path, int]]] = {

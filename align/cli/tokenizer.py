@@ -1,7 +1,7 @@
 """``align tokenizer train|encode|decode``: results on stdout, progress on stderr."""
 
 import json as jsonlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +10,11 @@ import numpy as np
 
 from align.cli.parsing import dispatch
 from align.cli.settings import parse_settings, setting
+from align.data.formats.fields import as_chat, as_text
+from align.data.readers import BadRecords, Record, Source, find_sources
 from align.io.progress import progress_bar
 from align.tokenizer.bpe_training import sample_texts, train_tokenizer
-from align.tokenizer.text_files import read_text, read_texts
+from align.tokenizer.chat_template import text_of
 from align.tokenizer.tokenizer import Tokenizer
 
 _REPORT_BYTES = 4_000_000
@@ -92,7 +94,7 @@ class TrainSettings:
     """
 
     inputs: tuple[str, ...] = setting(positional=True)
-    """Files: .jsonl (one record per line), .json (a list of records), anything else plain UTF-8 text"""
+    """Files, globs or Hub ids, of all types that training reads (docs/data.md)"""
     out: str = setting()
     """Directory for tokenizer.json and tokenizer_config.json"""
     vocab_size: int = 8192
@@ -122,7 +124,7 @@ def train(settings: TrainSettings) -> None:
 
     Raises:
         FileNotFoundError: a file does not exist.
-        ValueError: a file is empty or not text, a record has no text, or a setting is invalid.
+        ValueError: a file is empty, damaged or not text, a record has no text, or a setting is invalid.
     """
     inputs, out, field, sample = settings.inputs, settings.out, settings.field, settings.sample_bytes
     tokenizer = train_tokenizer(
@@ -148,6 +150,37 @@ def train(settings: TrainSettings) -> None:
         print(f"  {token.text!r} ({token.bytes}, {token.uses})")
 
 
+def read_texts(inputs: Sequence[str], *, field: str = "text") -> Iterator[str]:
+    """The texts of files and Hub data sets, in bounded memory.
+
+    Args:
+        inputs: what ``find_sources`` takes.
+        field: of a record's text; of a record without it the contents of ``messages`` are read.
+
+    Raises:
+        FileNotFoundError: a file does not exist.
+        ValueError: a file can't be read, or a record has no text; names the file and the line.
+    """
+    for source in find_sources(inputs):
+        if source.kind == "text":
+            yield from source.text_blocks()
+            continue
+        for record in source.records(BadRecords("stop", hint="")):
+            try:
+                yield from _record_texts(record, field)
+            except ValueError as error:
+                raise ValueError(f"{record.source}: {record.location}: {error}") from None
+
+
+def _record_texts(record: Record, field: str) -> list[str]:
+    fields = record.fields
+    if fields.get(field) is not None:
+        return [as_text(fields[field], field)]
+    if fields.get("messages") is None:
+        raise ValueError(f"field {field!r} has no text, and there are no messages; its fields are {', '.join(fields)}")
+    return [text_of(message.get("content")) for message in as_chat(fields["messages"], "messages")]
+
+
 @dataclass(frozen=True)
 class EncodeSettings:
     """Print the ids of a text, in which names of special tokens are ordinary text."""
@@ -157,7 +190,7 @@ class EncodeSettings:
     text: str | None = None
     """The text"""
     file: str | None = None
-    """A UTF-8 text file, instead of --text"""
+    """A text file, instead of --text"""
     json: bool = False
     """Print a JSON list instead of ids separated by spaces"""
 
@@ -216,10 +249,7 @@ def _one_of(given: str | None, file: str | None, name: str) -> str:
     if file is None:
         assert given is not None
         return given
-    text = read_text(file)
-    if not text:
-        raise ValueError(f"{file}: the file is empty")
-    return text
+    return "".join(Source(file, "text").text_blocks())
 
 
 def main(args: list[str]) -> int:

@@ -25,7 +25,8 @@ from align.compare.endpoint import Endpoint, compare_pairs
 from align.compare.judges import Judge, score
 from align.compare.metrics import DEFAULT_METRICS, Metric, measured
 from align.compare.respond import Advance, Response, ResponseConfig, Sampler
-from align.compare.statistics import (
+from align.compare.texts import logged_text_losses
+from align.evaluate.statistics import (
     Estimate,
     higher,
     interval,
@@ -34,9 +35,9 @@ from align.compare.statistics import (
     share_interval,
     wins,
 )
-from align.compare.texts import TextLoss, text_losses
+from align.evaluate.text_loss import TextLoss
 from align.tokenizer import Tokenizer
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
 SCHEMA_VERSION = 3
 NO_DIFFERENCE = "no difference shown"
@@ -59,6 +60,8 @@ class Task:
     candidates: Sequence[Candidate]
     """The first is the baseline"""
     prompts: Sequence[Prompt]
+    columns: Sequence[Columns]
+    """Of the prompts' records, as many as prompts: those that the judges read"""
     judges: Sequence[Judge]
     """The first decides the headline, and the others' gains are compared with its"""
     config: ResponseConfig
@@ -74,6 +77,8 @@ class Task:
         seeds = check_candidates(self.candidates)
         if not self.prompts:
             raise ValueError("there are no prompts to respond to")
+        if len(self.columns) != len(self.prompts):
+            raise ValueError(f"there are {len(self.columns)} records of columns for {len(self.prompts)} prompts")
         names = [judge.name for judge in self.judges]
         if not names:
             raise ValueError("there is no judge: give at least one")
@@ -248,7 +253,7 @@ def _respond(task: Task, candidate: Candidate, sampler: Sampler, progress: Progr
 
 
 def _score(task: Task, judge: Judge, seed: int, table: Sequence[Sequence[Response]], folder: Path) -> np.ndarray:
-    return score(judge, seed, task.prompts, table, folder=folder, device=task.config.device)
+    return score(judge, seed, task.prompts, table, columns=task.columns, folder=folder, device=task.config.device)
 
 
 def _describe(task: Task, candidate: Candidate, sampled: dict[str, Sampled]) -> dict[str, Any]:
@@ -336,7 +341,9 @@ def _text_losses(task: Task, candidate: Candidate, folder: Path, progress: Progr
     for seed in range(task.seeds):
         with progress(f"{candidate.name} reads the texts", len(task.texts)) as advance:
             point = task.point(candidate, seed)
-            tables.append(text_losses(point, task.texts, folder=folder, device=task.config.device, advance=advance))
+            tables.append(
+                logged_text_losses(point, task.texts, folder=folder, device=task.config.device, advance=advance)
+            )
     return {
         field: np.array([[getattr(loss, field) for loss in table] for table in tables], dtype=np.float64)
         for field in TextLoss._fields

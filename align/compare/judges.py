@@ -3,21 +3,20 @@
 Legend: S seeds, P prompts, N responses to a prompt.
 """
 
-import inspect
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from align.compare.respond import Response
 from align.io.log import Log, key_of
-from align.io.manifest import weights_fingerprint
-from align.rewards.functions import SHORT_NAMES, load_reward
-from align.rewards.reward import FunctionReward, Reward
+from align.io.manifest import scores_fingerprint
+from align.rewards.functions import SHORT_NAMES, code_fingerprint, load_reward
+from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
 _SCORED = 256
 """Responses that are scored at a time and then logged"""
@@ -47,6 +46,7 @@ def score(
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[Response]],
     *,
+    columns: Sequence[Columns],
     folder: Path,
     device: str = "cpu",
 ) -> np.ndarray:
@@ -59,6 +59,7 @@ def score(
         seed: number of the seed, for a judge with one source per seed.
         prompts: ``P``.
         responses: ``P`` rows of ``N``.
+        columns: ``P`` records, the columns that the judge reads.
         folder: of the logs.
         device: of a reward model, in torch's notation.
 
@@ -69,13 +70,16 @@ def score(
     reward = load_reward(source, device=device)
     asked = [prompt for prompt, row in zip(prompts, responses, strict=True) for _ in row]
     texts = [response.text for row in responses for response in row]
+    read = [{name: record[name] for name in reward.columns if name in record} for record in columns]
+    records = [record for record, row in zip(read, responses, strict=True) for _ in row]
     identity = _identity(reward, source, device)
     if identity is None:
-        scores = reward(asked, texts)
+        scores = reward(asked, texts, records)
     else:
-        log = Log(folder / f"scores-{key_of(identity, asked, texts)}.jsonl")
+        log = Log(folder / f"scores-{key_of(identity, asked, texts, records)}.jsonl")
         while (start := len(log)) < len(texts):
-            log.append(reward(asked[start : start + _SCORED], texts[start : start + _SCORED]))
+            chunk = slice(start, start + _SCORED)
+            log.append(reward(asked[chunk], texts[chunk], records[chunk]))
         scores = list(log)
     return np.array(scores, dtype=np.float64).reshape(len(responses), -1)
 
@@ -85,9 +89,6 @@ def _identity(reward: Reward, source: str, device: str) -> str | None:
     if reward in SHORT_NAMES.values():
         return None  # scoring again is quicker than reading a log
     if isinstance(reward, RewardModel):
-        return f"{weights_fingerprint(source)} {torch.device(device).type}"
-    code: Any = reward.function if isinstance(reward, FunctionReward) else type(reward)
-    try:
-        return f"{source} {inspect.getsource(inspect.getmodule(code) or code)}"
-    except (OSError, TypeError):
-        return None
+        return f"{scores_fingerprint(source)} {torch.device(device).type}"
+    code = code_fingerprint(reward)
+    return code and f"{source} {code}"

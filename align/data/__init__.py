@@ -5,14 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 _HOMES = {
     "ChatData": "align.data.text_data",
+    "FeedbackData": "align.data.feedback_data",
     "PreferenceData": "align.data.pair_data",
     "PromptData": "align.data.pair_data",
     "TextData": "align.data.text_data",
+    "WeightedSource": "align.data.mixing",
 }
 
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
+    from align.data.feedback_data import FeedbackData as FeedbackData
+    from align.data.mixing import WeightedSource as WeightedSource
     from align.data.pair_data import PreferenceData as PreferenceData
     from align.data.pair_data import PromptData as PromptData
     from align.data.text_data import ChatData as ChatData

@@ -11,10 +11,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 
-from align.batches import PairBatch, PromptBatch, TokenBatch
+from align.batches import FeedbackBatch, PairBatch, PromptBatch, ResponseRows, TokenBatch
 from align.data.corpus import Corpus
 from align.data.rows import Rows, ranges
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
 Batch = TypeVar("Batch", covariant=True)
 
@@ -33,6 +33,16 @@ class BatchDataset(Protocol[Batch]):
 
     def __getitem__(self, indices: np.ndarray) -> Batch:
         """The batch of the rows ``[B]``; -1 is a row of padding."""
+        ...
+
+    @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each row's first token."""
+        ...
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens of each row without padding."""
         ...
 
     @property
@@ -75,9 +85,19 @@ class RowDataset:
         return len(self.rows)
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each row's first token."""
+        return self.rows.starts[self.rows.offsets[:-1]]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens of each row."""
+        return self.rows.widths
+
+    @property
     def sort_widths(self) -> np.ndarray | None:
         """``[R]`` tokens of each row; None if all batches have the same width."""
-        return None if self.fixed_width else self.rows.widths
+        return None if self.fixed_width else self.tokens
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,7 +106,7 @@ class RowDataset:
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, B]``."""
-        return padding_share(self.rows.widths, self._width(batch_widths(self.rows.widths, table)), table)
+        return padding_share(self.tokens, self._width(batch_widths(self.tokens, table)), table)
 
     def _width(self, longest: np.ndarray) -> np.ndarray:
         return np.full_like(longest, self.width) if self.fixed_width else padded_width(longest, self.width)
@@ -200,6 +220,17 @@ class RecordDataset:
         )
 
     @property
+    def starts(self) -> np.ndarray:
+        """``[R]`` int64, index in the corpus of each record's first token."""
+        return self._spans(np.arange(len(self)))[0][:, 0]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens that the batches have of each record."""
+        tokens: np.ndarray = self.lengths.sum(axis=1)
+        return tokens
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Which records of the corpus these are."""
         return {"first": self.records.start, "records": len(self)}
@@ -213,27 +244,80 @@ class RecordDataset:
         starts = self.corpus.offsets[self._first + indices[:, None] * self.parts + np.arange(self.parts)]
         return starts, np.where(indices[:, None] >= 0, self.lengths[indices], 0)
 
-    def _prompts(self, indices: np.ndarray) -> tuple[Prompt, ...]:
+    def _prompts(self, indices: np.ndarray) -> tuple[tuple[Prompt, ...], tuple[Columns, ...]]:
+        """Prompts and columns of the records."""
         first = self.records.start
-        return tuple(self.corpus.prompt(first + index) if index >= 0 else "" for index in indices.tolist())
+        found = [self.corpus.prompt(first + index) if index >= 0 else ("", {}) for index in indices.tolist()]
+        return tuple(prompt for prompt, _ in found), tuple(columns for _, columns in found)
+
+    @cached_property
+    def prompt_numbers(self) -> np.ndarray:
+        """``[R]`` int64, the same number for records whose prompts have the same tokens; in order of appearance."""
+        starts, lengths = self._spans(np.arange(len(self)))
+        numbers: dict[bytes, int] = {}
+        spans = zip(starts[:, 0].tolist(), lengths[:, 0].tolist(), strict=True)
+        prompts = (self.corpus.ids[start : start + length].tobytes() for start, length in spans)
+        return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])
 
 
-class PairDataset(RecordDataset):
+class ResponseDataset(RecordDataset):
+    """Records whose first document is a prompt, and of which a batch has two rows each: a prompt and a response."""
+
+    @property
+    def sort_widths(self) -> np.ndarray:
+        """``[R]`` tokens of each record's longer row."""
+        widths: np.ndarray = self.lengths[:, 0] + self.response_lengths.max(axis=1, initial=0)
+        return widths
+
+    @property
+    def response_lengths(self) -> np.ndarray:
+        """``[R, 2]`` int64, tokens of both responses."""
+        raise NotImplementedError
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[R]`` int64, tokens of both rows."""
+        filled = self.response_lengths > 0
+        tokens: np.ndarray = (self.response_lengths + filled * self.lengths[:, :1]).sum(axis=1)
+        return tokens
+
+    def padding_share(self, table: np.ndarray) -> float:
+        """Share of padding in the batches ``[batches, B]``."""
+        widths = padded_width(batch_widths(self.sort_widths, table), self.width)
+        return padding_share(self.tokens, 2 * widths, table)
+
+    def _lay_out(self, starts: np.ndarray, lengths: np.ndarray) -> ResponseRows:
+        """Rows of a prompt and a response.
+
+        Args:
+            starts: ``[B, 3]`` int64, first token in the corpus of each prompt and of its two responses.
+            lengths: ``[B, 3]`` int64, their tokens; a response of 0 leaves its row empty.
+
+        Returns:
+            ResponseRows: ``[2B, T]``, prompts with their first responses, then with their second ones.
+        """
+        firsts, responses = starts[:, 1:].T.ravel(), lengths[:, 1:].T.ravel()
+        prompts = np.where(responses > 0, np.tile(lengths[:, 0], 2), 0)
+        filled = prompts + responses
+        width = int(padded_width(filled.max(), self.width))
+        row = np.arange(len(filled)) * width
+        source = np.concatenate([ranges(np.tile(starts[:, 0], 2), prompts), ranges(firsts, responses)])
+        target = np.concatenate([ranges(row, prompts), ranges(row + prompts, responses)])
+        ids = scatter((len(filled), width), target, self.corpus.ids[source], fill=self.pad_id)
+        column = np.arange(width)
+        mask = (column >= prompts[:, None]) & (column < filled[:, None])
+        return ResponseRows(*map(torch.from_numpy, (ids, mask, filled, prompts)))
+
+
+class PairDataset(ResponseDataset):
     """Preference pairs, each stored as three documents: prompt, chosen, rejected."""
 
     parts = 3
 
     @property
-    def sort_widths(self) -> np.ndarray:
-        """``[R]`` tokens of each pair's longer row."""
-        widths: np.ndarray = self.lengths[:, 0] + self.lengths[:, 1:].max(axis=1, initial=0)
-        return widths
-
-    def padding_share(self, table: np.ndarray) -> float:
-        """Share of padding in the batches ``[batches, B]``."""
-        tokens = self.lengths @ np.array([2, 1, 1])
-        widths = padded_width(batch_widths(self.sort_widths, table), self.width)
-        return padding_share(tokens, 2 * widths, table)
+    def response_lengths(self) -> np.ndarray:
+        """``[R, 2]`` int64, tokens of the chosen and the rejected response."""
+        return self.lengths[:, 1:]
 
     def __getitem__(self, indices: np.ndarray) -> PairBatch:
         """Lay out pairs.
@@ -245,37 +329,96 @@ class PairDataset(RecordDataset):
             PairBatch: ``[2B, T]``; T - 1 is a multiple of 8, or T is the longest row allowed.
         """
         starts, lengths = self._spans(indices)
-        prompts = np.tile(lengths[:, 0], 2)
-        responses = lengths[:, 1:].T.ravel()
-        filled = prompts + responses
-        width = int(padded_width(filled.max(), self.width))
-        row = np.arange(len(filled)) * width
-        source = np.concatenate([ranges(np.tile(starts[:, 0], 2), prompts), ranges(starts[:, 1:].T.ravel(), responses)])
-        target = np.concatenate([ranges(row, prompts), ranges(row + prompts, responses)])
-        ids = scatter((len(filled), width), target, self.corpus.ids[source], fill=self.pad_id)
-        column = np.arange(width)
-        mask = (column >= prompts[:, None]) & (column < filled[:, None])
+        rows = self._lay_out(starts, lengths)
+        texts, columns = self._prompts(indices)
         return PairBatch(
-            ids=torch.from_numpy(ids),
-            mask=torch.from_numpy(mask),
-            lengths=torch.from_numpy(filled),
+            ids=rows.ids,
+            mask=rows.mask,
+            lengths=rows.lengths,
             prompt_lengths=torch.from_numpy(lengths[:, 0].copy()),
             numbers=torch.from_numpy(indices.astype(np.int64)),
-            prompts=self._prompts(indices),
+            prompts=texts,
+            columns=columns,
         )
+
+
+class FeedbackDataset(ResponseDataset):
+    """Responses with feedback, each stored as two documents, prompt and response, and a label.
+
+    A record's second row is its mismatched response, that of a counterpart with another prompt.
+    """
+
+    parts = 2
+
+    @cached_property
+    def counterparts(self) -> np.ndarray:
+        """``[R]`` int64, the record whose response each prompt is mismatched with; -1: none has another prompt.
+
+        Records with the same prompt are brought together, in order of appearance, and the responses are rotated by the
+        size of the largest group. So every response is used once, and has another prompt, unless more than half of
+        the records share one.
+        """
+        order = np.argsort(self.prompt_numbers, kind="stable")
+        rotated = np.empty_like(order)
+        rotated[order] = np.roll(order, np.bincount(self.prompt_numbers).max())
+        return np.where(self.prompt_numbers[rotated] == self.prompt_numbers, -1, rotated)
+
+    @property
+    def response_lengths(self) -> np.ndarray:
+        """``[R, 2]`` int64, tokens of the labelled response, and of what fits of the mismatched one."""
+        return np.column_stack([self.lengths[:, 1], self._mismatched(np.arange(len(self)))[1]])
+
+    @property
+    def labels(self) -> np.ndarray:
+        """``[R]`` bool, whether each response is desirable."""
+        assert self.corpus.labels is not None
+        return self.corpus.labels[self.records.start : self.records.stop]
+
+    def __getitem__(self, indices: np.ndarray) -> FeedbackBatch:
+        """Lay out responses.
+
+        Args:
+            indices: ``[B]`` indices of records; -1 is two rows of padding.
+
+        Returns:
+            FeedbackBatch: ``[2B, T]``; T - 1 is a multiple of 8, or T is the longest row allowed.
+        """
+        starts, lengths = self._spans(indices)
+        others, tokens = self._mismatched(indices)
+        rows = self._lay_out(np.column_stack([starts, others]), np.column_stack([lengths, tokens]))
+        texts, columns = self._prompts(indices)
+        return FeedbackBatch(
+            ids=rows.ids,
+            mask=rows.mask,
+            lengths=rows.lengths,
+            prompt_lengths=torch.from_numpy(lengths[:, 0].copy()),
+            numbers=torch.from_numpy(indices.astype(np.int64)),
+            prompts=texts,
+            columns=columns,
+            desirable=torch.from_numpy((indices >= 0) & self.labels[indices]),
+        )
+
+    def _mismatched(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First token in the corpus, and length, of the mismatched response to each prompt: ``[B]`` int64 each.
+
+        The end of one that does not fit beside the prompt is left out.
+        """
+        counterparts = np.where(indices >= 0, self.counterparts[indices], -1)
+        starts, lengths = self._spans(counterparts)
+        return starts[:, 1], np.minimum(lengths[:, 1], self.width - self.lengths[indices, 0])
 
 
 @dataclass(frozen=True)
 class PromptGroups:
-    """All pairs of a prompt as one item, so that they share a batch (Ouyang et al. 2022, section 3.5)."""
+    """All records of a prompt as one item, so that they share a batch (Ouyang et al. 2022, section 3.5)."""
 
-    pairs: PairDataset
-    """Pairs, with those of one prompt next to each other"""
+    records: PairDataset | FeedbackDataset
+    """Pairs, or responses with feedback, with those of one prompt next to each other"""
 
     @property
     def corpus(self) -> Corpus:
         """The tokens and prompts."""
-        return self.pairs.corpus
+        return self.records.corpus
 
     def __len__(self) -> int:
         """Number of prompts; one that recurs later counts again."""
@@ -283,45 +426,50 @@ class PromptGroups:
 
     @cached_property
     def first(self) -> np.ndarray:
-        """``[prompts + 1]`` int64, index of the first pair of each prompt, and the number of pairs."""
-        starts, lengths = self.pairs._spans(np.arange(len(self.pairs)))
-        prompts = [
-            self.pairs.corpus.ids[start : start + length].tobytes()
-            for start, length in zip(starts[:, 0].tolist(), lengths[:, 0].tolist(), strict=True)
-        ]
-        begins = [row for row, prompt in enumerate(prompts) if row == 0 or prompt != prompts[row - 1]]
-        return np.array([*begins, len(prompts)])
+        """``[prompts + 1]`` int64, index of the first record of each prompt, and the number of records."""
+        begins = np.flatnonzero(np.diff(self.records.prompt_numbers, prepend=-1))
+        return np.append(begins, len(self.records))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """``[prompts]`` int64, index in the corpus of the first token of each prompt's first record."""
+        return self.records.starts[self.first[:-1]]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """``[prompts]`` int64, tokens of all rows of each prompt's records."""
+        tokens: np.ndarray = np.add.reduceat(self.records.tokens, self.first[:-1])
+        return tokens
 
     @property
     def sort_widths(self) -> np.ndarray:
         """``[prompts]`` tokens of each prompt's longest row."""
-        widths: np.ndarray = np.maximum.reduceat(self.pairs.sort_widths, self.first[:-1])
+        widths: np.ndarray = np.maximum.reduceat(self.records.sort_widths, self.first[:-1])
         return widths
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Which pairs these are, and that they are grouped by prompt."""
-        return self.pairs.identity | {"by_prompt": True}
+        """Which records these are, and that they are grouped by prompt."""
+        return self.records.identity | {"by_prompt": True}
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, prompts]``."""
-        tokens = np.add.reduceat(self.pairs.lengths @ np.array([2, 1, 1]), self.first[:-1])
         rows = np.where(table >= 0, 2 * np.diff(self.first)[table], 0).sum(axis=1)
-        numel = rows * padded_width(batch_widths(self.sort_widths, table), self.pairs.width)
-        return 1 - float(tokens[table[table >= 0]].sum() / numel.sum())
+        numel = rows * padded_width(batch_widths(self.sort_widths, table), self.records.width)
+        return 1 - float(self.tokens[table[table >= 0]].sum() / numel.sum())
 
-    def __getitem__(self, indices: np.ndarray) -> PairBatch:
-        """Lay out all pairs of prompts.
+    def __getitem__(self, indices: np.ndarray) -> PairBatch | FeedbackBatch:
+        """Lay out all records of prompts.
 
         Args:
-            indices: indices of prompts; -1 adds nothing, or one pair of padding if there is nothing else.
+            indices: indices of prompts; -1 adds nothing, or one record of padding if there is nothing else.
 
         Returns:
-            PairBatch: all pairs of these prompts.
+            PairBatch | FeedbackBatch: all records of these prompts.
         """
         prompts = indices[indices >= 0]
-        pairs = ranges(self.first[prompts], np.diff(self.first)[prompts])
-        return self.pairs[pairs if len(pairs) else np.array([-1])]
+        records = ranges(self.first[prompts], np.diff(self.first)[prompts])
+        return self.records[records if len(records) else np.array([-1])]
 
 
 class PromptDataset(RecordDataset):
@@ -334,8 +482,7 @@ class PromptDataset(RecordDataset):
 
     def padding_share(self, table: np.ndarray) -> float:
         """Share of padding in the batches ``[batches, B]``."""
-        tokens = self.lengths[:, 0]
-        return padding_share(tokens, batch_widths(tokens, table), table)
+        return padding_share(self.tokens, batch_widths(self.tokens, table), table)
 
     def __getitem__(self, indices: np.ndarray) -> PromptBatch:
         """Lay out prompts.
@@ -350,9 +497,11 @@ class PromptDataset(RecordDataset):
         width = max(1, int(lengths.max()))
         target = ranges(np.arange(len(indices)) * width, lengths)
         ids = scatter((len(indices), width), target, self.corpus.ids[ranges(starts, lengths)], fill=self.pad_id)
+        texts, columns = self._prompts(indices)
         return PromptBatch(
             ids=torch.from_numpy(ids),
             lengths=torch.from_numpy(lengths.copy()),
             numbers=torch.from_numpy(indices.astype(np.int64)),
-            prompts=self._prompts(indices),
+            prompts=texts,
+            columns=columns,
         )

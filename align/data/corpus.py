@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from align.io.atomic import creating_directory
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
-VERSION = 3
+VERSION = 4
 """Increased whenever the same input gives other tokens, so that no old cache is read."""
 
 
@@ -40,9 +40,11 @@ class Corpus:
     target_mask: np.ndarray | None
     """``[N]`` bool, True where the token is a target; None: all tokens are"""
     prompt_bytes: np.ndarray | None
-    """JSON of the prompts of all records, concatenated; None: not stored"""
+    """JSON of the prompts and columns of all records, concatenated; None: not stored"""
     prompt_offsets: np.ndarray | None
-    """``[records + 1]`` int64: the prompt of record r is ``prompt_bytes[prompt_offsets[r]:prompt_offsets[r + 1]]``"""
+    """``[records + 1]`` int64: the JSON of record r is ``prompt_bytes[prompt_offsets[r]:prompt_offsets[r + 1]]``"""
+    labels: np.ndarray | None
+    """``[records]`` bool, the label of each record; None: not stored"""
     meta: Mapping[str, Any]
     """Counts and report lines from when it was written"""
 
@@ -69,16 +71,23 @@ class Corpus:
             target_mask=mapped("target_mask.bin", "bool", meta["tokens"]) if meta["targets"] is not None else None,
             prompt_bytes=mapped("prompts.bin", "uint8", meta["prompt_bytes"]) if "prompt_bytes" in meta else None,
             prompt_offsets=mapped("prompt_offsets.bin", "int64", meta["prompts"] + 1) if "prompts" in meta else None,
+            labels=mapped("labels.bin", "bool", meta["labels"]) if "labels" in meta else None,
             meta=meta,
         )
 
-    def prompt(self, record: int) -> Prompt:
-        """The stored prompt of a record."""
+    @property
+    def identity(self) -> str:
+        """What decides the tokens: the name of the corpus, without the columns that are stored beside them."""
+        identity: str = self.meta["identity"]
+        return identity
+
+    def prompt(self, record: int) -> tuple[Prompt, Columns]:
+        """The stored prompt of a record, and its columns."""
         assert self.prompt_bytes is not None
         assert self.prompt_offsets is not None
         first, last = self.prompt_offsets[record : record + 2]
-        prompt: Prompt = json.loads(bytes(self.prompt_bytes[first:last]))
-        return prompt
+        prompt, columns = json.loads(bytes(self.prompt_bytes[first:last]))
+        return prompt, columns
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path, not the tokens."""
@@ -92,7 +101,9 @@ class CorpusWriter:
     removed. After an error nothing is left.
     """
 
-    def __init__(self, path: Path, *, vocab_size: int, masked: bool, with_prompts: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, vocab_size: int, masked: bool, with_prompts: bool = False, with_labels: bool = False
+    ) -> None:
         """Prepare to write ``path``.
 
         Args:
@@ -100,11 +111,12 @@ class CorpusWriter:
             vocab_size: decides between uint16 and uint32.
             masked: whether a mask of targets is written.
             with_prompts: whether the prompt of each record is written.
+            with_labels: whether a label of each record is written.
         """
         self.path = path
         self.dtype = "uint16" if vocab_size <= 2**16 else "uint32"
-        self.tokens = self.documents = self.targets = self.prompts = self.prompt_bytes = 0
-        self._masked, self._with_prompts = masked, with_prompts
+        self.tokens = self.documents = self.targets = self.prompts = self.prompt_bytes = self.labels = 0
+        self._masked, self._with_prompts, self._with_labels = masked, with_prompts, with_labels
         self.meta: dict[str, Any] = {}
         """Further values for ``meta.json``"""
 
@@ -114,6 +126,7 @@ class CorpusWriter:
         self._draft = self._publishing.__enter__()
         names = ["ids", "offsets"] + (["target_mask"] if self._masked else [])
         names += ["prompts", "prompt_offsets"] if self._with_prompts else []
+        names += ["labels"] if self._with_labels else []
         self._files = {name: open(self._draft / f"{name}.bin", "wb") for name in names}  # noqa: SIM115
         for name in {"offsets", "prompt_offsets"} & set(names):
             self._files[name].write(np.zeros(1, np.int64).data)
@@ -126,6 +139,8 @@ class CorpusWriter:
         target_mask: np.ndarray | None = None,
         *,
         prompt: Prompt | None = None,
+        label: bool | None = None,
+        columns: Columns | None = None,
     ) -> None:
         """Write documents.
 
@@ -134,6 +149,8 @@ class CorpusWriter:
             lengths: ``[documents]`` tokens of each document, n in total.
             target_mask: ``[n]`` bool, True on targets; required if ``masked``.
             prompt: of the record with these documents; required if ``with_prompts``.
+            label: of the record with these documents; required if ``with_labels``.
+            columns: of the record, stored beside the prompt; values as JSON has them.
         """
         self._files["ids"].write(np.ascontiguousarray(ids, dtype=self.dtype).data)
         self._files["offsets"].write((self.tokens + np.cumsum(lengths, dtype=np.int64)).data)
@@ -143,11 +160,15 @@ class CorpusWriter:
             self.targets += int(target_mask.sum())
         if self._with_prompts:
             assert prompt is not None
-            data = json.dumps(prompt).encode()
+            data = json.dumps([prompt, columns or {}]).encode()
             self._files["prompts"].write(data)
             self.prompt_bytes += len(data)
             self.prompts += 1
             self._files["prompt_offsets"].write(np.array([self.prompt_bytes]).data)
+        if self._with_labels:
+            assert label is not None
+            self._files["labels"].write(bytes([label]))
+            self.labels += 1
         self.tokens += len(ids)
         self.documents += len(lengths)
 
@@ -163,6 +184,8 @@ class CorpusWriter:
                 meta["targets"] = self.targets if self._masked else None
                 if self._with_prompts:
                     meta |= {"prompts": self.prompts, "prompt_bytes": self.prompt_bytes}
+                if self._with_labels:
+                    meta["labels"] = self.labels
                 (self._draft / "meta.json").write_text(json.dumps(meta | self.meta))
         except BaseException as failure:
             kind, error, trace = type(failure), failure, failure.__traceback__

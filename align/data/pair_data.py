@@ -3,30 +3,21 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from align.batches import PairBatch
-from align.data.collate import BatchDataset, PairDataset, PromptDataset, PromptGroups
-from align.data.corpus import CorpusWriter, corpus_key
+from align.data.collate import PairDataset, PromptDataset
+from align.data.corpus import CorpusWriter
 from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.fields import Chat, ChatRecord
 from align.data.formats.pairs import PAIR_FORMATS, Pair, PairFormat
 from align.data.formats.prompt_records import PROMPT_FORMATS, PromptFormat
+from align.data.mixing import Files
 from align.data.readers import BadRecords, Source
-from align.data.sampler import BatchLoader
-from align.data.tokenize import (
-    EncodedPair,
-    RenderingReport,
-    TruncationReport,
-    encode_pair,
-    encode_records,
-    unlike_whole_chat,
-)
-from align.tokenizer.chat_template import RenderedChat, check_template, text_of
-from align.tokenizer.prompts import as_prompt, as_text, with_system
+from align.data.response_data import EncodedRecord, ResponseData
+from align.data.tokenize import RenderingReport, encode_pair, encode_with_columns
+from align.tokenizer.chat_template import RenderedChat, check_template
+from align.tokenizer.prompts import as_prompt, with_system
 
 
-class PreferenceData(TokenData):
+class PreferenceData(ResponseData):
     """Preference pairs, rendered with the tokenizer's chat template; the mask covers the responses.
 
     A pair longer than a row is truncated: the start of the prompt, then the ends of the responses (docs/data.md).
@@ -34,81 +25,24 @@ class PreferenceData(TokenData):
 
     Args:
         format: Format of the records; None: detected from each file's first record
-        system_prompt: System message of prompts that have none; null: none
-        by_prompt: Batches of prompts instead of pairs, in training: adjacent pairs with the same prompt share a batch,
-            and ``batch_size`` counts prompts
     """
 
-    _with_prompts = True
     _documents_per_record = 3
+    _formats = PAIR_FORMATS
+    _kind = "pairs"
 
-    def __init__(
-        self,
-        tokenizer: str,
-        train: str | list[str],
-        *,
-        format: PairFormat | None = None,
-        system_prompt: str | None = None,
-        by_prompt: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Check the settings; ``TokenData`` has those that all data modules share.
-
-        Raises:
-            ValueError: a setting is invalid.
-        """
+    def __init__(self, tokenizer: str, train: Files, *, format: PairFormat | None = None, **kwargs: Any) -> None:
+        """Check the settings; ``ResponseData`` has those that it shares with ``FeedbackData``."""
         super().__init__(tokenizer, train, **kwargs)
-        self.format, self.system_prompt, self.by_prompt = format, system_prompt, by_prompt
+        self.format = format
 
-    def pair_loader(self, split: str) -> BatchLoader[PairBatch]:
-        """Every pair of a split once, in order; with several ranks, once across all of them.
-
-        Args:
-            split: "train", "validation" or "test".
-
-        Raises:
-            ValueError: the split was not set up.
-        """
-        if split not in self._datasets:
-            raise ValueError(f"the split {split!r} is not set up; available: {', '.join(self._datasets) or 'none'}")
-        return self._fixed_loader(split)
-
-    def identity(self, split: str) -> str:
-        """Hash of everything that decides the tokens and indices of a split: content, tokenizer, template, settings."""
-        records = self._records(split)
-        return corpus_key(
-            data=self._corpus(split).path.name, context=self.context, first=records.start, records=len(records)
-        )
-
-    def _settings(self) -> dict[str, Any]:
-        settings = {"format": self.format and self.format.identity, "context": self.context}
-        return settings | {"system_prompt": self.system_prompt}
-
-    def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        check_template(self.tokenizer)
-        truncated, rendering, limit = TruncationReport(), RenderingReport(), self.context + 1
-        with tokenization_bar(sources, split) as advance:
-
-            def encode(pair: Pair) -> tuple[Pair, EncodedPair]:
-                advance(sum(map(len, (as_text(pair.prompt), pair.chosen, pair.rejected))))
-                pair = pair._replace(prompt=with_system(pair.prompt, self.system_prompt))
-                return pair, encode_pair(pair, self.tokenizer, limit)
-
-            for pair, encoded in encode_records(sources, bad, format=self.format, formats=PAIR_FORMATS, encode=encode):
-                parts = [encoded.prompt, encoded.chosen, encoded.rejected]
-                rendering.add(encoded.dropped, unlike=unlike_whole_chat(pair, encoded, self.tokenizer))
-                writer.append(np.concatenate(parts), [len(part) for part in parts], prompt=as_prompt(pair.prompt))
-                truncated.add(encoded.truncation)
-        writer.meta["truncation"] = truncated.as_dict("pairs")
-        lines = rendering.lines("pairs", total=writer.prompts)
-        return lines + truncated.lines("pairs", total=writer.prompts, limit=limit)
+    def _encode(self, content: Pair) -> list[EncodedRecord]:
+        pair = content._replace(prompt=with_system(content.prompt, self.system_prompt))
+        encoded = encode_pair(pair, self.tokenizer, self.context + 1)
+        return [EncodedRecord(pair.prompt, (pair.chosen, pair.rejected), pair.tools, encoded)]
 
     def _dataset(self, split: str) -> PairDataset:
         return PairDataset(self._corpus(split), self._records(split), self._pad_id(), self.context + 1)
-
-    def _train_dataset(self) -> BatchDataset[PairBatch]:
-        pairs: PairDataset = self._datasets["train"]
-        return PromptGroups(pairs) if self.by_prompt else pairs
 
     def _counts(self, split: str) -> dict[str, Any]:
         prompt, chosen, rejected = self._datasets[split].lengths.sum(axis=0).tolist()
@@ -136,7 +70,7 @@ class PromptData(TokenData):
     def __init__(
         self,
         tokenizer: str,
-        train: str | list[str],
+        train: Files,
         *,
         format: PromptFormat | None = None,
         system_prompt: str | None = None,
@@ -178,16 +112,23 @@ class PromptData(TokenData):
         with tokenization_bar(sources, split) as advance:
 
             def encode(chat: ChatRecord) -> tuple[Chat, RenderedChat]:
-                advance(sum(len(text_of(message.get("content"))) for message in chat.messages))
                 prompt = with_system(chat.messages, self.system_prompt)
                 rendered = self.tokenizer.render_chat(prompt, tools=chat.tools, add_generation_prompt=True)
                 self._refuse_long(len(rendered.ids))
                 return prompt, rendered
 
-            prompts = encode_records(sources, bad, format=self.format, formats=PROMPT_FORMATS, encode=encode)
-            for prompt, rendered in prompts:
+            prompts = encode_with_columns(
+                sources,
+                bad,
+                format=self.format,
+                formats=PROMPT_FORMATS,
+                encode=encode,
+                columns=self._columns[split],
+                advance=advance,
+            )
+            for (prompt, rendered), columns in prompts:
                 rendering.add(rendered.dropped)
-                writer.append(rendered.ids, [len(rendered.ids)], prompt=as_prompt(prompt))
+                writer.append(rendered.ids, [len(rendered.ids)], prompt=as_prompt(prompt), columns=columns)
         return rendering.lines("prompts", total=writer.prompts)
 
     def _refuse_long(self, tokens: int) -> None:

@@ -1,22 +1,34 @@
 """Read files and Hub data sets record by record, and report bad records by file and line.
 
-JSONL, JSON, CSV and text are parsed here, so that line numbers are exact and a CSV's "007" stays text. Parquet and the
-Hub are streamed through ``datasets``; nothing but our cache of tokens is written to disk.
+JSONL, JSON, CSV and text are parsed here, so that line numbers are exact and a CSV's "007" stays text. Hub data sets
+are streamed through ``datasets``; nothing but our cache of tokens is written to disk. Training, the tokenizer trainer
+and the commands that take records read them here.
 """
 
 import csv
 import difflib
 import glob
 import hashlib
+import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from align.data.json_records import JsonList, Unreadable, parse
+from align.data.utf8_files import COMPRESSIONS, open_utf8
+
 OnBadRecord = Literal["stop", "skip"]
+
+_BLOCK = 1 << 20  # bytes of plain text read at a time
+_ROWS = 1024  # of a Parquet file read at a time
+_COLUMNS_SHOWN = 10  # names of unread columns in a report
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 class Record(NamedTuple):
@@ -38,13 +50,31 @@ class BadRecordError(ValueError):
 
 
 class BadRecords:
-    """Stops at the first bad record, or counts them and keeps the first message."""
+    """Stops at the first bad record, or counts bad records; also counts good ones and the columns nobody reads."""
 
-    def __init__(self, policy: OnBadRecord, *, hint: str = " (on_bad_record: skip would leave it out)") -> None:
-        """Start with no bad records; ``hint`` ends the error of the policy "stop"."""
+    def __init__(
+        self,
+        policy: OnBadRecord,
+        *,
+        hint: str = " (on_bad_record: skip would leave it out)",
+    ) -> None:
+        """Start with no records.
+
+        Args:
+            policy: for bad records.
+            hint: ends the error of the policy "stop".
+        """
         self.policy, self.hint = policy, hint
         self.count = 0
+        """Bad records"""
+        self.used = 0
+        """Good records"""
         self.first = ""
+        """The message of the first bad record"""
+        self.place = ""
+        """Source and location of the current record"""
+        self.unread: Counter[str] = Counter()
+        """Column that nothing reads -> number of good records with a value in it"""
 
     def add(self, source: str, location: str, reason: str) -> None:
         """Report a bad record.
@@ -58,9 +88,50 @@ class BadRecords:
         self.count += 1
         self.first = self.first or message
 
+    def use(self, fields: "ReadFields") -> None:
+        """Count a good record and its unread columns."""
+        self.used += 1
+        self.unread.update(fields.unread())
+
     def report(self) -> list[str]:
-        """A line if records were skipped, else none."""
-        return [f"skipped {self.count} bad record(s); the first: {self.first}"] if self.count else []
+        """A line if records were skipped, and one if columns were not read."""
+        lines = [f"skipped {self.count} bad record(s); the first: {self.first}"] if self.count else []
+        if self.unread:
+            shown = [f"{name!r} ({count:,})" for name, count in self.unread.most_common(_COLUMNS_SHOWN)]
+            more = f" and {len(self.unread) - len(shown):,} more" if len(self.unread) > len(shown) else ""
+            lines.append(f"columns that are not read, with the records that have them: {', '.join(shown)}{more}")
+        return lines
+
+
+class ReadFields(Mapping[str, Any]):
+    """The fields of a record; remembers which values were read. Testing for a name does not count as reading."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        """Start with all fields unread."""
+        self._fields = fields
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of a field."""
+        value = self._fields[name]
+        self._read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a field of this name."""
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        """The number of fields."""
+        return len(self._fields)
+
+    def unread(self) -> list[str]:
+        """Names of fields whose value was not read, without fields that are null or empty."""
+        return [name for name, value in self._fields.items() if name not in self._read and value not in _NOTHING]
 
 
 _KINDS = {
@@ -68,6 +139,7 @@ _KINDS = {
     ".ndjson": "jsonl",
     ".json": "json",
     ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
     ".txt": "text",
     ".text": "text",
@@ -84,12 +156,12 @@ class Source:
     name: str
     """Path or Hub id, as found"""
     kind: str
-    """jsonl, json, csv, parquet, text or hub"""
+    """jsonl, json, csv, tsv, parquet, text or hub"""
 
     @property
     def size(self) -> int | None:
-        """Bytes of text, or None where that is unknown before reading."""
-        return None if self.kind in ("parquet", "hub") else Path(self.name).stat().st_size
+        """Bytes of the file on disk; None for a Hub data set."""
+        return None if self.kind == "hub" else Path(self.name).stat().st_size
 
     def fingerprint(self) -> str:
         """Identifies the content: the SHA-256 of a file's bytes, the commit of a Hub data set."""
@@ -100,116 +172,166 @@ class Source:
         with open(self.name, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def records(self, bad: BadRecords) -> Iterator[Record]:
+    def records(self, bad: BadRecords, *, advance: Callable[[int], None] | None = None) -> Iterator[Record]:
         """Read the records; lines that can't be parsed go to ``bad``.
 
+        Args:
+            bad: receives them.
+            advance: called with the number of bytes read since the last call, compressed bytes for a compressed file;
+                the sum is ``size``.
+
         Raises:
-            ValueError: the file can't be read at all: it is empty, binary, or not of the type that its name says.
+            ValueError: the file can't be read at all: it is empty, binary, damaged, or not of the type that its suffix
+                says.
         """
         if self.kind in ("parquet", "hub"):
-            return self._through_datasets()
-        _refuse_unreadable(Path(self.name))
-        readers = {"jsonl": self._jsonl, "json": self._json, "csv": self._csv, "text": self._text}
-        return readers[self.kind](bad)
+            yield from self._parquet(advance) if self.kind == "parquet" else self._hub(advance)
+            return
+        readers = {"jsonl": self._jsonl, "json": self._json, "csv": self._csv, "tsv": self._csv, "text": self._text}
+        file, consumed = open_utf8(self.name)
+        with file:
+            done = 0
+            for record in readers[self.kind](file, bad):
+                yield record
+                if advance is not None:
+                    advance(consumed() - done)
+                    done = consumed()
 
-    def _text(self, bad: BadRecords) -> Iterator[Record]:
+    def text_blocks(self) -> Iterator[str]:
+        """The text of a plain file in blocks of about 1 MB that end with a line.
+
+        Raises:
+            ValueError: the file is empty, binary, damaged or not UTF-8.
+        """
+        file, _ = open_utf8(self.name)
+        with file:
+            offset = 0
+            while data := b"".join(file.readlines(_BLOCK)):
+                yield self._decoded(data, offset)
+                offset += len(data)
+
+    def _text(self, file: io.BufferedReader, bad: BadRecords) -> Iterator[Record]:
+        yield Record(self.name, "record 1", {"text": self._decoded(file.read(), 0)})
+
+    def _decoded(self, data: bytes, offset: int) -> str:
         try:
-            text = Path(self.name).read_bytes().decode()
+            return data.decode()
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self.name}: not UTF-8 text: byte 0x{error.object[error.start]:02x} at {error.start}"
+                f"{self.name}: not UTF-8 text: byte 0x{data[error.start]:02x} at {offset + error.start}"
             ) from None
-        yield Record(self.name, "record 1", {"text": text})
 
-    def _jsonl(self, bad: BadRecords) -> Iterator[Record]:
-        with open(self.name, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.isspace():
-                    continue
-                location = f"line {number}"
-                try:
-                    fields = json.loads(line)
-                except json.JSONDecodeError as error:
-                    bad.add(self.name, location, f"not JSON: {error.msg} at column {error.colno}")
-                    continue
-                except UnicodeDecodeError as error:
-                    bad.add(
-                        self.name,
-                        location,
-                        f"not UTF-8: byte 0x{error.object[error.start]:02x} at column {error.start + 1}",
-                    )
-                    continue
-                yield from self._object(fields, location, bad)
-
-    def _json(self, bad: BadRecords) -> Iterator[Record]:
-        try:
-            content = json.loads(Path(self.name).read_bytes())
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.name}: not UTF-8 at byte {error.start}") from None
-        except json.JSONDecodeError as error:
-            hint = " (a file with one object per line is named .jsonl)" if error.msg == "Extra data" else ""
-            raise ValueError(f"{self.name}: line {error.lineno}: not JSON: {error.msg}{hint}") from None
-        if not isinstance(content, list):
-            raise ValueError(f"{self.name}: must contain a list of records, found {type(content).__name__}")
-        for number, fields in enumerate(content, 1):
-            yield from self._object(fields, f"record {number}", bad)
-
-    def _csv(self, bad: BadRecords) -> Iterator[Record]:
-        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 kB is less than a long document
-        with open(self.name, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            line = 1
+    def _jsonl(self, file: io.BufferedReader, bad: BadRecords, hint: str = "") -> Iterator[Record]:
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            location = f"line {number}"
             try:
-                line = reader.line_num + 1 if reader.fieldnames else line
-                for fields in reader:
-                    if None in fields:
-                        bad.add(
-                            self.name, f"line {line}", f"more values than the {len(reader.fieldnames or [])} columns"
-                        )
-                    else:
-                        yield Record(self.name, f"line {line}", fields)
-                    line = reader.line_num + 1
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise ValueError(f"{self.name}: line {line}: not CSV: {error}") from None
+                value = parse(line.decode("utf-8", "surrogatepass"))
+            except json.JSONDecodeError as error:
+                opened = " (a file with a list of records is named .json)" if line.strip() == b"[" else hint
+                bad.add(self.name, location, f"not JSON: {error.msg} at column {error.colno}{opened}")
+            except UnicodeDecodeError as error:
+                bad.add(self.name, location, f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}")
+            else:
+                yield from self._object(value, location, bad)
 
-    def _object(self, fields: Any, location: str, bad: BadRecords) -> Iterator[Record]:
-        if isinstance(fields, dict):
-            yield Record(self.name, location, fields)
+    def _json(self, file: io.BufferedReader, bad: BadRecords) -> Iterator[Record]:
+        if file.peek().lstrip().startswith(b"{"):  # C4 and others name JSON Lines .json
+            yield from self._jsonl(file, bad, " (a .json file is a list of records, or one record per line)")
+            return
+        for number, value in enumerate(JsonList(file, self.name), 1):
+            yield from self._object(value, f"record {number}", bad)
+
+    def _csv(self, file: io.BufferedReader, bad: BadRecords) -> Iterator[Record]:
+        csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default of 128 kB is less than a long document
+        rows = csv.reader(self._lines(file), strict=True, delimiter="\t" if self.kind == "tsv" else ",")
+        names: list[str] = []
+        line = 1
+        try:
+            for row in rows:
+                if row and not names:
+                    names = row
+                    if repeated := [name for name in names if names.count(name) > 1]:
+                        raise ValueError(f"{self.name}: line {line}: two columns are named {repeated[0]!r}; rename one")
+                elif len(row) > len(names):
+                    bad.add(self.name, f"line {line}", f"more values ({len(row)}) than the {len(names)} columns")
+                elif row:
+                    yield Record(self.name, f"line {line}", dict(zip_longest(names, row)))
+                line = rows.line_num + 1
+        except csv.Error as error:
+            raise ValueError(f"{self.name}: line {line}: not CSV: {error}") from None
+
+    def _lines(self, file: io.BufferedReader) -> Iterator[str]:
+        """Lines with their terminators, as ``csv`` expects them; a lone carriage return also ends a line."""
+        number = 1
+        for data in file:
+            try:
+                text = data.decode("utf-8", "surrogatepass")
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{self.name}: line {number}: not UTF-8: byte 0x{data[error.start]:02x} at column {error.start + 1}"
+                ) from None
+            for line in io.StringIO(text, newline="") if "\r" in text else [text]:
+                yield line
+                number += 1
+
+    def _object(self, value: Any, location: str, bad: BadRecords) -> Iterator[Record]:
+        if isinstance(value, dict):
+            yield Record(self.name, location, value)
+        elif isinstance(value, Unreadable):
+            bad.add(self.name, location, value.reason)
         else:
-            bad.add(self.name, location, f"must be an object with fields, found {type(fields).__name__}")
+            bad.add(self.name, location, f"must be an object with fields, found {type(value).__name__}")
 
-    def _through_datasets(self) -> Iterator[Record]:
+    def _parquet(self, advance: Callable[[int], None] | None) -> Iterator[Record]:
+        import pyarrow
+        import pyarrow.parquet
+
+        # datasets would interpret [1] and :: in a file name as patterns.
+        try:
+            with pyarrow.parquet.ParquetFile(self.name) as file:
+                size, total, number = self.size or 0, file.metadata.num_rows, 0
+                for batch in file.iter_batches(batch_size=_ROWS):
+                    for fields in batch.to_pylist():
+                        number += 1
+                        yield Record(self.name, f"record {number}", _without_nulls(fields))
+                    if advance is not None:
+                        advance(size * number // total - size * (number - len(batch)) // total)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise self._unreadable(error) from error
+
+    def _hub(self, advance: Callable[[int], None] | None) -> Iterator[Record]:
         import datasets
 
+        parts = _hub_parts(self.name)
         try:
-            if self.kind == "parquet":
-                rows = datasets.load_dataset("parquet", data_files=self.name, split="train", streaming=True)
-            else:
-                parts = _hub_parts(self.name)
-                rows = datasets.load_dataset(
-                    parts["name"], parts["config"], split=parts["split"] or "train", streaming=True
-                )
+            rows = datasets.load_dataset(
+                parts["name"], parts["config"], split=parts["split"] or "train", streaming=True
+            )
             for number, fields in enumerate(rows, 1):
-                yield Record(self.name, f"record {number}", fields)
+                yield Record(self.name, f"record {number}", _without_nulls(fields))
+                if advance is not None:  # an estimate: datasets does not report bytes
+                    advance(sum(len(str(value)) for value in fields.values()))
         except Exception as error:  # datasets, pyarrow and HTTP clients have their own types
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{self.name}: can't be read as {self.kind}: {reason}") from error
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ValueError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return ValueError(f"{self.name}: can't be read as {self.kind}: {reason}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """The value without null keys: Arrow gives every object of a column all keys that occur in any of them."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _hub_parts(name: str) -> dict[str, Any]:
     match = _HUB_ID.fullmatch(name)
     assert match is not None  # or find_sources would not have chosen the kind "hub"
     return match.groupdict()
-
-
-def _refuse_unreadable(path: Path) -> None:
-    """Reject empty and binary files before a parser complains about something unrelated."""
-    with open(path, "rb") as file:
-        head = file.read(8192)
-    if not head:
-        raise ValueError(f"{path}: the file is empty")
-    if b"\0" in head:
-        raise ValueError(f"{path}: a binary file (a zero byte at {head.index(0)}), not {path.suffix or 'text'}")
 
 
 def find_sources(given: str | Sequence[str]) -> list[Source]:
@@ -234,7 +356,7 @@ def _find(given: str) -> list[Source]:
     if matches := sorted(path for path in glob.glob(given, recursive=True) if Path(path).is_file()):
         return [Source(path, _kind(path)) for path in matches]
     path = Path(given)
-    if _HUB_ID.fullmatch(given) and path.suffix not in _KINDS and not path.parent.is_dir():
+    if _HUB_ID.fullmatch(given) and _suffixes(path)[0] not in _KINDS and not path.parent.is_dir():
         return [Source(given, "hub")]
     if path.is_dir():
         raise FileNotFoundError(f"{given}: is a folder; give its files, for example {given.rstrip('/')}/*.jsonl")
@@ -248,7 +370,18 @@ def _find(given: str) -> list[Source]:
 
 
 def _kind(path: str) -> str:
-    suffix = Path(path).suffix.lower()
+    suffix, compression = _suffixes(Path(path))
     if suffix not in _KINDS:
-        raise ValueError(f"{path}: the suffix {suffix!r} is unknown; allowed: {', '.join(_KINDS)}")
+        raise ValueError(
+            f"{path}: the suffix {suffix + compression!r} is unknown; allowed: {', '.join(_KINDS)}; all but "
+            f".parquet may have {' or '.join(COMPRESSIONS)} after it"
+        )
+    if compression and _KINDS[suffix] == "parquet":
+        raise ValueError(f"{path}: a Parquet file is compressed by itself; decompress it and remove {compression}")
     return _KINDS[suffix]
+
+
+def _suffixes(path: Path) -> tuple[str, str]:
+    """The suffix of a file's type and, after it, that of its compression, which may be empty."""
+    last = path.suffix.lower()
+    return (path.with_suffix("").suffix.lower(), last) if last in COMPRESSIONS else (last, "")

@@ -8,6 +8,7 @@ Legend: S spans, R rows, W width of a row, tokens.
 """
 
 from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,32 @@ class Rows(NamedTuple):
         """R."""
         return len(self.offsets) - 1
 
+    @classmethod
+    def concatenated(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of several parts of a corpus, one part after the other."""
+        spans = np.cumsum([0, *(len(part.starts) for part in parts)])
+        offsets = [part.offsets[:-1] + before for part, before in zip(parts, spans, strict=False)]
+        return cls(
+            np.concatenate([part.starts for part in parts]),
+            np.concatenate([part.lengths for part in parts]),
+            np.concatenate([*offsets, spans[-1:]]),
+        )
+
+
+class Packing(NamedTuple):
+    """How documents fill rows.
+
+    Attributes:
+        lay_out: offsets of documents in the corpus, ``[documents + 1]`` int64, to rows.
+        fixed_width: whether rows hold several documents and every batch is W tokens wide; otherwise a row is one
+            document, and rows of similar length share a batch.
+        block_diagonal: whether attention stays within a document.
+    """
+
+    lay_out: Callable[[np.ndarray], Rows]
+    fixed_width: bool
+    block_diagonal: bool
+
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Concatenate ``arange(start, start + length)`` of all spans.
@@ -51,7 +78,7 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
 
 
-def stream_rows(bounds: np.ndarray, width: int, *, block_diagonal: bool) -> Rows:
+def wrapped_rows(bounds: np.ndarray, width: int, *, block_diagonal: bool) -> Rows:
     """Concatenate the documents and split them into rows.
 
     Args:
@@ -79,10 +106,12 @@ def stream_rows(bounds: np.ndarray, width: int, *, block_diagonal: bool) -> Rows
     return Rows(starts, lengths, np.searchsorted(row, np.arange(count + 1)))
 
 
-def document_rows(bounds: np.ndarray, width: int) -> Rows:
+def best_fit_rows(bounds: np.ndarray, width: int) -> Rows:
     """Pack whole documents into rows: best fit, longest first.
 
-    A document longer than a row is split into spans of W tokens that overlap by one, as in ``stream_rows``.
+    A document longer than a row is split into spans of W tokens that overlap by one, as in ``wrapped_rows``. This is
+    the packing of Ding et al. 2024, "Fewer Truncations Improve Language Modeling". Best fit decreasing needs at most
+    11/9 of the fewest rows possible, plus 4 (Johnson et al. 1974).
 
     Args:
         bounds: ``[documents + 1]`` int64, offsets of the documents in the corpus.

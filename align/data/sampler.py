@@ -6,7 +6,8 @@ here outlives a pass.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic
+from itertools import islice
+from typing import Any, Generic, Protocol
 
 import numpy as np
 from torch import Generator
@@ -15,11 +16,43 @@ from torch.utils.data import DataLoader
 
 from align.data.collate import Batch, BatchDataset
 
-_SORTED_BATCHES = 64
+SORTED_BATCHES = 64
 """Shuffled rows of this many batches are sorted by length and split into batches: enough for batches of even length,
 few enough that every pass groups rows differently"""
 
-_PRODUCT = "batch_size x ranks"
+PRODUCT = "batch_size x ranks"
+"""What decides, besides the seed, which rows a step has"""
+
+
+class Order(Protocol):
+    """The batches of one rank, a pure function of their number."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch on one rank."""
+        ...
+
+    @property
+    def ranks(self) -> int:
+        """Number of data-parallel ranks."""
+        ...
+
+    def __len__(self) -> int:
+        """Batches of an epoch, the same on every rank."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the order."""
+        ...
+
+    def batches_from(self, start: int) -> Iterator[np.ndarray]:
+        """This rank's batches ``[batch_size]`` from batch ``start`` of the endless sequence of epochs."""
+        ...
+
+    def sample(self) -> np.ndarray:
+        """Batches that stand for all: ``[batches, batch_size]`` int64 indices of rows, -1 for padding."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +84,22 @@ class BatchOrder:
         used = self.rows if self.seed is None else self.rows - self.rows % self.ranks
         return -(-used // (self.batch_size * self.ranks))
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the order."""
+        return {"rows": self.rows, PRODUCT: self.batch_size * self.ranks, "seed": self.seed}
+
+    def batches_from(self, start: int) -> Iterator[np.ndarray]:
+        """This rank's batches ``[batch_size]`` from batch ``start`` of the endless sequence of passes."""
+        number, position = divmod(start, len(self))
+        while True:
+            yield from self.batches(number)[position:]
+            number, position = number + 1, 0
+
+    def sample(self) -> np.ndarray:
+        """The batches of the first pass."""
+        return self.batches(0)
+
     def batches(self, number: int) -> np.ndarray:
         """This rank's batches of pass ``number``.
 
@@ -63,7 +112,7 @@ class BatchOrder:
             rng = np.random.default_rng([self.seed, number])
             order = rng.permutation(self.rows)[: self.rows - self.rows % self.ranks]
             if self.widths is not None:
-                chunk = np.arange(len(order)) // (step * _SORTED_BATCHES)
+                chunk = np.arange(len(order)) // (step * SORTED_BATCHES)
                 order = order[np.lexsort((self.widths[order], chunk))]
         table = np.full((len(self), step), -1)
         table.reshape(-1)[: len(order)] = order
@@ -78,7 +127,7 @@ class BatchLoader(Generic[Batch]):
     It wraps a torch ``DataLoader`` without being one, so that Lightning does not replace its sampler.
     """
 
-    def __init__(self, dataset: BatchDataset[Batch], order: BatchOrder, *, workers: int = 0) -> None:
+    def __init__(self, dataset: BatchDataset[Batch], order: Order, *, workers: int = 0) -> None:
         """Build the loader.
 
         Args:
@@ -102,19 +151,13 @@ class BatchLoader(Generic[Batch]):
             DataLoader(
                 self.dataset,  # type: ignore[arg-type]
                 batch_size=None,
-                sampler=self._row_numbers(start),
+                sampler=islice(self.order.batches_from(start), len(self)),
                 collate_fn=_unchanged,  # the default turns tuples of texts into lists
                 num_workers=self.workers,
                 pin_memory=is_available(),
                 generator=Generator(),  # else every new iterator advances torch's global generator
             )
         )
-
-    def _row_numbers(self, start: int) -> Iterator[np.ndarray]:
-        number, position = divmod(start, len(self))
-        yield from self.order.batches(number)[position:]
-        if position:
-            yield from self.order.batches(number + 1)[:position]
 
 
 def _unchanged(batch: Any) -> Any:
@@ -133,7 +176,7 @@ class ResumableLoader(BatchLoader[Batch]):
     def __init__(
         self,
         dataset: BatchDataset[Batch],
-        order: BatchOrder,
+        order: Order,
         *,
         workers: int = 0,
         identity: Mapping[str, Any] | None = None,
@@ -148,11 +191,7 @@ class ResumableLoader(BatchLoader[Batch]):
         """
         super().__init__(dataset, order, workers=workers)
         self.delivered = 0
-        self._identity = dict(identity or {}) | {
-            "rows": order.rows,
-            _PRODUCT: order.batch_size * order.ranks,
-            "seed": order.seed,
-        }
+        self._identity = dict(identity or {}) | order.identity
 
     def __iter__(self) -> Iterator[Batch]:
         """Continue after the last batch delivered."""
@@ -171,16 +210,30 @@ class ResumableLoader(BatchLoader[Batch]):
         Raises:
             ValueError: it was saved with other data or settings, for which the position means other rows.
         """
-        for name, now in self._identity.items():
-            if state.get(name) != now:
-                fix = "resume with the files and settings of the checkpoint"
-                if name == _PRODUCT:
-                    fix = f"on {self.order.ranks} rank(s) {_batch_size_for(state.get(name), self.order.ranks)}"
-                raise ValueError(
-                    f"the checkpoint's position in the data refers to {name} = {state.get(name)}, but it is now {now}: "
-                    f"{fix}, or start a new run from its model directory"
-                )
+        refuse_other_data(state, self._identity, self.order.ranks)
         self.delivered = state["pass"] * len(self) + state["position"]
+
+
+def refuse_other_data(state: Mapping[str, Any], identity: Mapping[str, Any], ranks: int) -> None:
+    """Refuse a checkpoint whose position means other rows here.
+
+    Args:
+        state: a loader's state in a checkpoint.
+        identity: what decides the rows now.
+        ranks: number of data-parallel ranks now.
+
+    Raises:
+        ValueError: they differ.
+    """
+    for name, now in identity.items():
+        if state.get(name) != now:
+            fix = "resume with the files and settings of the checkpoint"
+            if name == PRODUCT:
+                fix = f"on {ranks} rank(s) {_batch_size_for(state.get(name), ranks)}"
+            raise ValueError(
+                f"the checkpoint's position in the data refers to {name} = {state.get(name)}, but it is now {now}: "
+                f"{fix}, or start a new run from its model directory"
+            )
 
 
 def _batch_size_for(product: Any, ranks: int) -> str:

@@ -1,97 +1,40 @@
 """Data modules for language modelling: text for pretraining, chats for supervised fine-tuning."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
-from align.data.collate import RowDataset
-from align.data.corpus import CorpusWriter
-from align.data.data_module import TokenData, tokenization_bar
+from align.data.corpus import Corpus, CorpusWriter
+from align.data.data_module import tokenization_bar
 from align.data.formats.chats import CHAT_FORMATS, ChatFormat
 from align.data.formats.fields import ChatRecord
 from align.data.formats.texts import Text, TextFormat
+from align.data.mixing import Files
 from align.data.readers import BadRecords, Source
-from align.data.rows import Rows, document_rows, single_rows, stream_rows
+from align.data.row_data import RowData
+from align.data.rows import Packing, best_fit_rows, single_rows, wrapped_rows
+from align.data.streaming import CountedSource, Document
 from align.data.tokenize import EncodedChat, RenderingReport, TruncationReport, encode_chat, encode_records
 from align.tokenizer import Tokenizer
-from align.tokenizer.chat_template import check_template, text_of
+from align.tokenizer.chat_template import check_template
 from align.tokenizer.process_pool import chunked, ordered_map
 from align.tokenizer.prompts import with_system
 
-
-class Layout(NamedTuple):
-    """Documents laid out in rows.
-
-    Attributes:
-        rows: the rows.
-        fixed_width: whether every batch is ``context + 1`` tokens wide; otherwise rows of similar length share a batch.
-        block_diagonal: whether attention stays within a document.
-    """
-
-    rows: Rows
-    fixed_width: bool
-    block_diagonal: bool
-
-
-class RowData(TokenData):
-    """Files or Hub data sets to ``TokenBatch``: each record is a document, and documents are laid out in rows."""
-
-    def _lay_out(self, bounds: np.ndarray) -> Layout:
-        """Lay out the documents between ``bounds``."""
-        raise NotImplementedError
-
-    def _dataset(self, split: str) -> RowDataset:
-        layout = self._lay_out(self._bounds(split))
-        return RowDataset(
-            corpus=self._corpus(split),
-            rows=layout.rows,
-            token_bytes=self.tokenizer.token_bytes,
-            pad_id=self._pad_id(),
-            width=self.context + 1,
-            fixed_width=layout.fixed_width,
-            block_diagonal=layout.block_diagonal,
-        )
-
-    def _bounds(self, split: str) -> np.ndarray:
-        """``[documents + 1]`` offsets of a split's documents in its corpus."""
-        corpus = self._corpus(split)
-        offsets = np.asarray(corpus.offsets)
-        if len(offsets) > 2 or not self.val_fraction or split == "test":
-            records = self._records(split)
-            return offsets[records.start : records.stop + 1]
-        # By bytes, not tokens, so that every tokenizer holds out the same text.
-        filled = np.cumsum(self.tokenizer.token_bytes[corpus.ids])
-        end = int(np.searchsorted(filled, int(filled[-1] * (1 - self.val_fraction)))) + 1
-        return np.array([0, end] if split == "train" else [end, offsets[-1]])
-
-    def _counts(self, split: str) -> dict[str, Any]:
-        dataset, bounds = self._datasets[split], self._bounds(split)
-        return {
-            "documents": len(bounds) - 1,
-            "tokens": int(bounds[-1] - bounds[0]),
-            "target_tokens": _targets_per_pass(dataset),
-            "rows": len(dataset),
-        }
-
-
-def _targets_per_pass(dataset: RowDataset) -> int:
-    """Number of targets in one pass."""
-    if dataset.corpus.target_mask is None:
-        return int((dataset.rows.lengths - 1).sum())
-    ends = np.cumsum(dataset.corpus.target_mask)
-    first, last = dataset.rows.starts, dataset.rows.starts + dataset.rows.lengths - 1
-    return int((ends[last] - ends[first]).sum())
+_STREAMED_CHARS = 1 << 16
+"""Characters of text tokenized at once while streaming"""
 
 
 class TextData(RowData):
     """Documents ``<bos> text <eos>`` (without bos if the tokenizer has none of its own), tokenized once and packed.
 
     Args:
-        packing: stream concatenates documents and splits them into rows; documents keeps every document whole, unless
-            it is longer than a row, and attention within it
-        block_diagonal: Keep attention within a document with stream packing too
+        packing: wrap concatenates documents and splits them into rows; best_fit keeps every document whole, unless it
+            is longer than a row, and attention within it
+        block_diagonal: Keep attention within a document with wrap too
         format: Format of the records; None: Text, whose setting is the name of the field
         processes: Processes that tokenize
     """
@@ -101,9 +44,9 @@ class TextData(RowData):
     def __init__(
         self,
         tokenizer: str,
-        train: str | list[str],
+        train: Files,
         *,
-        packing: Literal["stream", "documents"] = "stream",
+        packing: Literal["wrap", "best_fit"] = "wrap",
         block_diagonal: bool = False,
         format: TextFormat | None = None,
         processes: int = 1,
@@ -117,8 +60,15 @@ class TextData(RowData):
         super().__init__(tokenizer, train, **kwargs)
         if processes < 1:
             raise ValueError(f"processes is {processes}; it must be at least 1")
-        self.packing, self.block_diagonal, self.processes = packing, block_diagonal, processes
-        self.format = format or Text()
+        wrap = partial(wrapped_rows, width=self.context + 1, block_diagonal=block_diagonal)
+        self._pack(
+            packing,
+            {
+                "wrap": Packing(wrap, fixed_width=True, block_diagonal=block_diagonal),
+                "best_fit": _best_fit(self.context + 1),
+            },
+        )
+        self.processes, self.format = processes, format or Text()
 
     def _settings(self) -> dict[str, Any]:
         return {"format": self.format.identity}
@@ -126,22 +76,57 @@ class TextData(RowData):
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
         encode = partial(_encode_documents, self.tokenizer, self.tokenizer.opening_ids, (self._eos_id(),))
         with tokenization_bar(sources, split) as advance:
-
-            def with_progress(text: str) -> str:
-                advance(len(text))
-                return text
-
-            texts = encode_records(sources, bad, format=self.format, formats=(), encode=with_progress)
+            texts = encode_records(sources, bad, format=self.format, formats=(), encode=str, advance=advance)
             for ids, lengths in ordered_map(encode, chunked(texts), self.processes):
                 writer.append(ids, lengths)
         return []
 
-    def _lay_out(self, bounds: np.ndarray) -> Layout:
-        width = self.context + 1
-        if self.packing == "documents":
-            return Layout(document_rows(bounds, width), fixed_width=True, block_diagonal=True)
-        rows = stream_rows(bounds, width, block_diagonal=self.block_diagonal)
-        return Layout(rows, fixed_width=True, block_diagonal=self.block_diagonal)
+    def _records_of(self, corpus: Corpus, split: str) -> range:
+        # The only document is in both splits, a part in each.
+        return range(1) if len(corpus.offsets) == 2 else super()._records_of(corpus, split)
+
+    def _bounds_of(self, corpus: Corpus, split: str) -> np.ndarray:
+        if len(corpus.offsets) > 2 or not self.val_fraction or split == "test":
+            return super()._bounds_of(corpus, split)
+        # By bytes, not tokens, so that every tokenizer holds out the same text.
+        filled = np.cumsum(self.tokenizer.token_bytes[corpus.ids])
+        end = int(np.searchsorted(filled, int(filled[-1] * (1 - self.val_fraction)))) + 1
+        return np.array([0, end] if split == "train" else [end, corpus.offsets[-1]])
+
+    def _encoder(self) -> "_TextEncoder":
+        return _TextEncoder(self.tokenizer, self._eos_id(), self.format)
+
+
+@dataclass(frozen=True)
+class _TextEncoder:
+    """Tokenizes the texts of a stream."""
+
+    tokenizer: Tokenizer
+    eos_id: int
+    format: TextFormat
+
+    def documents(self, source: CountedSource, bad: BadRecords) -> Iterator[Document]:
+        """The documents of the records that are not known already and can be used."""
+        numbers: deque[int] = deque()
+
+        def texts() -> Iterator[str]:
+            for text in encode_records([source], bad, format=self.format, formats=(), encode=str):
+                if not source.skipping:
+                    numbers.append(source.read - 1)
+                    yield text
+
+        for chunk in chunked(texts(), _STREAMED_CHARS):
+            ids, lengths = _encode_documents(self.tokenizer, self.tokenizer.opening_ids, (self.eos_id,), chunk)
+            for document in np.split(ids, np.cumsum(lengths)[:-1]):
+                yield Document(numbers.popleft(), document, None)
+
+    def report(self) -> list[str]:
+        """Nothing: a text is never changed."""
+        return []
+
+
+def _best_fit(width: int) -> Packing:
+    return Packing(partial(best_fit_rows, width=width), fixed_width=True, block_diagonal=True)
 
 
 def _encode_documents(
@@ -160,8 +145,8 @@ class ChatData(RowData):
     Args:
         format: Format of the records; None: detected from each file's first record
         system_prompt: System message of chats that have none; null: none
-        packing: Several whole chats per row, with attention within each; otherwise one chat per row, and rows of
-            similar length share a batch
+        packing: best_fit puts several whole chats into a row, with attention within each; none one, and rows of similar
+            length share a batch
     """
 
     _masked = True
@@ -169,11 +154,11 @@ class ChatData(RowData):
     def __init__(
         self,
         tokenizer: str,
-        train: str | list[str],
+        train: Files,
         *,
         format: ChatFormat | None = None,
         system_prompt: str | None = None,
-        packing: bool = False,
+        packing: Literal["none", "best_fit"] = "none",
         **kwargs: Any,
     ) -> None:
         """Check the settings; ``TokenData`` has those that all data modules share.
@@ -182,31 +167,75 @@ class ChatData(RowData):
             ValueError: a setting is invalid.
         """
         super().__init__(tokenizer, train, **kwargs)
-        self.format, self.system_prompt, self.packing = format, system_prompt, packing
+        single = Packing(single_rows, fixed_width=False, block_diagonal=False)
+        self._pack(packing, {"none": single, "best_fit": _best_fit(self.context + 1)})
+        self.format, self.system_prompt = format, system_prompt
 
     def _settings(self) -> dict[str, Any]:
         settings = {"format": self.format and self.format.identity, "context": self.context}
         return settings | {"system_prompt": self.system_prompt}
 
     def _tokenize(self, sources: Sequence[Source], writer: CorpusWriter, bad: BadRecords, split: str) -> list[str]:
-        check_template(self.tokenizer)
-        truncated, rendering, limit = TruncationReport(), RenderingReport(), self.context + 1
+        encoder = self._encoder()
         with tokenization_bar(sources, split) as advance:
 
             def encode(chat: ChatRecord) -> EncodedChat:
-                advance(sum(len(text_of(message.get("content"))) for message in chat.messages))
-                messages = with_system(chat.messages, self.system_prompt)
-                return encode_chat(messages, self.tokenizer, limit, tools=chat.tools)
+                return encoder.encode(chat)
 
-            for chat in encode_records(sources, bad, format=self.format, formats=CHAT_FORMATS, encode=encode):
+            chats = encode_records(
+                sources, bad, format=self.format, formats=CHAT_FORMATS, encode=encode, advance=advance
+            )
+            for chat in chats:
                 writer.append(chat.ids, [len(chat.ids)], chat.mask)
-                truncated.add(chat.truncation)
-                rendering.add(chat.dropped, unlike=chat.unlike)
-        writer.meta["truncation"] = truncated.as_dict("chats")
-        lines = rendering.lines("chats", total=writer.documents)
-        return lines + truncated.lines("chats", total=writer.documents, limit=limit)
+                encoder.count(chat)
+        writer.meta["truncation"] = encoder.truncated.as_dict("chats")
+        return encoder.report()
 
-    def _lay_out(self, bounds: np.ndarray) -> Layout:
-        if self.packing:
-            return Layout(document_rows(bounds, self.context + 1), fixed_width=True, block_diagonal=True)
-        return Layout(single_rows(bounds), fixed_width=False, block_diagonal=False)
+    def _encoder(self) -> "_ChatEncoder":
+        check_template(self.tokenizer)
+        return _ChatEncoder(self.tokenizer, self.context + 1, self.format, self.system_prompt)
+
+
+@dataclass
+class _ChatEncoder:
+    """Renders and tokenizes chats, and counts what became of them."""
+
+    tokenizer: Tokenizer
+    limit: int
+    """Tokens of a row"""
+    format: ChatFormat | None
+    system_prompt: str | None
+    chats: int = 0
+    truncated: TruncationReport = field(default_factory=TruncationReport)
+    rendering: RenderingReport = field(default_factory=RenderingReport)
+
+    def encode(self, chat: ChatRecord) -> EncodedChat:
+        """Render a chat and truncate it.
+
+        Raises:
+            ValueError: it can't be used.
+        """
+        return encode_chat(with_system(chat.messages, self.system_prompt), self.tokenizer, self.limit, tools=chat.tools)
+
+    def count(self, chat: EncodedChat) -> None:
+        """Count a chat that is used."""
+        self.chats += 1
+        self.truncated.add(chat.truncation)
+        self.rendering.add(chat.dropped, unlike=chat.unlike)
+
+    def documents(self, source: CountedSource, bad: BadRecords) -> Iterator[Document]:
+        """The documents of the records that are not known already and can be used."""
+
+        def encode(chat: ChatRecord) -> EncodedChat | None:
+            return None if source.skipping else self.encode(chat)
+
+        dtype = np.min_scalar_type(self.tokenizer.vocab_size)
+        for chat in encode_records([source], bad, format=self.format, formats=CHAT_FORMATS, encode=encode):
+            if chat is not None:
+                self.count(chat)
+                yield Document(source.read - 1, chat.ids.astype(dtype), chat.mask)
+
+    def report(self) -> list[str]:
+        """What the chat template did not render, and what was truncated."""
+        lines = self.rendering.lines("chats", total=self.chats)
+        return lines + self.truncated.lines("chats", total=self.chats, limit=self.limit)

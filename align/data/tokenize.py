@@ -8,12 +8,14 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from align.data.columns import columns_of
 from align.data.formats.fields import Chat
 from align.data.formats.pairs import Pair
 from align.data.formats.record_format import RecordFormat, detect
-from align.data.readers import BadRecords, Source
+from align.data.readers import BadRecords, ReadFields, Source
 from align.tokenizer import Tokenizer
-from align.tokenizer.chat_template import TEMPLATE, Tool
+from align.tokenizer.chat_template import TEMPLATE, Tool, text_of
+from align.tokenizer.prompts import Columns
 
 Content = TypeVar("Content")
 
@@ -27,15 +29,49 @@ def encode_records(
     format: RecordFormat[Content] | None,
     formats: Sequence[RecordFormat[Content]],
     encode: Callable[[Content], Encoded],
+    advance: Callable[[int], None] | None = None,
 ) -> Iterator[Encoded]:
     """Read and encode the records of files.
 
     Args:
         sources: files, in order.
-        bad: receives the records that can't be used.
+        bad: receives the records that can't be used, and counts the columns that nothing read.
         format: of all records; None detects each file's format from its first record.
         formats: candidates for detection.
         encode: turns the content of a record into what a corpus stores; raises ValueError for a bad record.
+        advance: is called with the bytes of files that were read since the last call.
+
+    Raises:
+        ValueError: the format of a file can't be detected.
+        BadRecordError: see ``BadRecords``.
+    """
+    records = encode_with_columns(
+        sources, bad, format=format, formats=formats, encode=encode, columns=(), advance=advance
+    )
+    for encoded, _ in records:
+        yield encoded
+
+
+def encode_with_columns(
+    sources: Sequence[Source],
+    bad: BadRecords,
+    *,
+    format: RecordFormat[Content] | None,
+    formats: Sequence[RecordFormat[Content]],
+    encode: Callable[[Content], Encoded],
+    columns: Sequence[str],
+    advance: Callable[[int], None] | None = None,
+) -> Iterator[tuple[Encoded, Columns]]:
+    """``encode_records`` with some columns of each record, as they are in the file.
+
+    Args:
+        sources: files, in order.
+        bad: receives the records that can't be used, those without one of ``columns`` among them.
+        format: of all records; None detects each file's format from its first record.
+        formats: candidates for detection.
+        encode: as of ``encode_records``.
+        columns: names of the columns.
+        advance: as of ``encode_records``.
 
     Raises:
         ValueError: the format of a file can't be detected.
@@ -43,18 +79,24 @@ def encode_records(
     """
     for source in sources:
         chosen = format
-        for record in source.records(bad):
+        for record in source.records(bad, advance=advance):
             if chosen is None:
                 try:
                     chosen = detect(record.fields, formats)
                 except ValueError as error:
                     raise ValueError(f"{record.source}: {record.location}: {error}") from None
+            bad.place = f"{record.source}: {record.location}"
+            fields = ReadFields(record.fields)
             try:
-                encoded = encode(chosen.read(record.fields))
+                encoded = encode(chosen.read(fields))
+                kept = columns_of(fields, columns)
             except ValueError as error:
                 bad.add(record.source, record.location, str(error))
-                continue
-            yield encoded
+            except RecursionError:
+                bad.add(record.source, record.location, "nested too deeply")
+            else:
+                bad.use(fields)
+                yield encoded, kept
 
 
 @dataclass
@@ -76,7 +118,7 @@ class TruncationReport:
             setattr(self, count.name, getattr(self, count.name) + getattr(other, count.name))
 
     def lines(self, kind: str, *, total: int, limit: int) -> list[str]:
-        """A line if anything was truncated, else none; ``kind`` is ``chats`` or ``pairs``."""
+        """A line if anything was truncated, else none; ``kind`` is ``chats``, ``pairs`` or ``responses``."""
         if not self.truncated:
             return []
         return [
@@ -86,7 +128,7 @@ class TruncationReport:
         ]
 
     def as_dict(self, kind: str) -> dict[str, int]:
-        """The counts by name, the first one ``truncated_chats`` or ``truncated_pairs``."""
+        """The counts by name, the first one such as ``truncated_chats``."""
         counts = asdict(self)
         return {f"truncated_{kind}": counts.pop("truncated")} | counts
 
@@ -109,7 +151,7 @@ class RenderingReport:
         self.example = self.example or unlike
 
     def lines(self, kind: str, *, total: int) -> list[str]:
-        """A line for each thing to know; ``kind`` is ``chats``, ``pairs`` or ``prompts``."""
+        """A line for each thing to know; ``kind`` is ``chats``, ``pairs``, ``prompts`` or ``responses``."""
         lines = [
             f"{count:,} of {total:,} {kind}: the chat template does not render {what}, so the model does not see it"
             for what, count in sorted(self.dropped.items())
@@ -137,20 +179,18 @@ class EncodedChat(NamedTuple):
     unlike: str = ""
 
 
-class EncodedPair(NamedTuple):
-    """A pair in two rows: prompt and chosen, prompt and rejected.
+class EncodedResponses(NamedTuple):
+    """Responses to one prompt, each in a row with it.
 
     Attributes:
         prompt: ``[p]`` int64, up to the response, including the header of its turn.
-        chosen: ``[n]`` int64, the response and the end of its turn.
-        rejected: ``[m]`` int64, likewise.
+        responses: ``[n]`` int64 each, a response and the end of its turn.
         truncation: what was truncated.
         dropped: what the chat template did not render.
     """
 
     prompt: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
+    responses: tuple[np.ndarray, ...]
     truncation: TruncationReport
     dropped: tuple[str, ...] = ()
 
@@ -197,24 +237,33 @@ def encode_chat(
 
     before = np.flatnonzero(~mask)
     response = int(before[-1]) + 1 if len(before) else 0  # its first token
-    header = _header_length(messages, tokenizer, response, tools)
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    header = _header_length(messages[:last], tokenizer, tools) if last else response
     opening = _opening_length(messages, ids[:response], tokenizer, tools)
     opening, start, length = _fit(
         ids[:response], end - response, tokenizer, opening=opening, header=header, limit=limit
     )
-    _untarget_first(mask, start, response, header)
+    if start > opening:
+        _untarget_first(mask, start, response, header)
     keep = np.r_[0:opening, start : response + length]
     report = TruncationReport(1, start - opening, end - response - length, int(response + length < end))
     return EncodedChat(ids[keep], mask[keep], report, rendered.dropped, unlike)
 
 
 def _untarget_first(mask: np.ndarray, start: int, response: int, header: int) -> None:
-    """Untarget the first response after ``start``, unless its header is complete or it is the last response."""
+    """Untarget the first response after ``start``, unless its header is complete or it is the last response.
+
+    Args:
+        mask: ``[n]`` bool, True on targets; changed in place.
+        start: tokens before it are dropped.
+        response: first token of the last response.
+        header: tokens of the header of a response.
+    """
     targets = np.flatnonzero(mask[start:response])
-    if start == 0 or len(targets) == 0:
+    if len(targets) == 0:
         return
     first = start + int(targets[0])
-    if first - start < header:
+    if first - start < max(header, 1):
         length = int(np.flatnonzero(~mask[first:])[0])
         mask[first : first + length] = False
 
@@ -228,11 +277,46 @@ def _unlike_prompts(ids: np.ndarray, mask: np.ndarray, tokenizer: Tokenizer) -> 
     )
 
 
-def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
-    """Render prompt and responses separately, as sampling does, and truncate both rows to ``limit`` tokens.
+def encode_responses(
+    prompt: Chat, responses: Sequence[str], tokenizer: Tokenizer, limit: int, *, tools: Sequence[Tool] | None = None
+) -> EncodedResponses:
+    """Render prompt and responses separately, as sampling does, and truncate every row to ``limit`` tokens.
 
-    The prompt is truncated as in ``encode_chat`` until the longer response fits, or only opening and header remain;
-    then the ends of the responses. Both rows keep the same prompt.
+    The prompt is truncated as in ``encode_chat`` until the longest response fits, or only opening and header remain;
+    then the ends of the responses. All rows keep the same prompt.
+
+    Args:
+        prompt: messages; the last one is from the user or a tool.
+        responses: texts.
+        tokenizer: renders them.
+        limit: maximum number of tokens of a row.
+        tools: JSON schemas that the prompt offers.
+
+    Raises:
+        ValueError: nothing of the responses would remain, or the chat template ends the assistant's turn with no
+            special token.
+    """
+    end = tokenizer.end_of_turn_id
+    if end is None:
+        raise ValueError("the tokenizer's chat template does not end the assistant's turn with a special token")
+    rendered = tokenizer.render_chat(prompt, tools=tools, add_generation_prompt=True)
+    ids = np.array(rendered.ids, np.int64)
+    encoded = tuple(np.array([*tokenizer.encode(text), end], np.int64) for text in responses)
+    longest = max(map(len, encoded))
+    if len(ids) + longest <= limit:
+        return EncodedResponses(ids, encoded, TruncationReport(), rendered.dropped)
+
+    header = _header_length(prompt, tokenizer, tools)
+    opening = _opening_length(prompt, ids, tokenizer, tools)
+    opening, start, length = _fit(ids, longest, tokenizer, opening=opening, header=header, limit=limit)
+    lost = [max(0, len(response) - length) for response in encoded]
+    report = TruncationReport(1, start - opening, sum(lost), sum(map(bool, lost)))
+    keep = np.r_[0:opening, start : len(ids)]
+    return EncodedResponses(ids[keep], tuple(response[:length] for response in encoded), report, rendered.dropped)
+
+
+def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedResponses:
+    """``encode_responses`` of the chosen and the rejected response.
 
     Args:
         pair: a checked pair.
@@ -240,47 +324,41 @@ def encode_pair(pair: Pair, tokenizer: Tokenizer, limit: int) -> EncodedPair:
         limit: maximum number of tokens of a row.
 
     Raises:
-        ValueError: nothing of the responses, or of what distinguishes them, would remain, or the chat template ends the
-            assistant's turn with no special token.
+        ValueError: as ``encode_responses`` raises, or nothing of what distinguishes the responses would remain.
     """
-    end = tokenizer.end_of_turn_id
-    if end is None:
-        raise ValueError("the tokenizer's chat template does not end the assistant's turn with a special token")
-    rendered = tokenizer.render_chat(pair.prompt, tools=pair.tools, add_generation_prompt=True)
-    prompt = np.array(rendered.ids, np.int64)
-    chosen, rejected = (np.array([*tokenizer.encode(text), end], np.int64) for text in (pair.chosen, pair.rejected))
-    longest = max(len(chosen), len(rejected))
-    if len(prompt) + longest <= limit:
-        return EncodedPair(prompt, chosen, rejected, TruncationReport(), rendered.dropped)
-
-    header = len(prompt) - _common_prefix(tokenizer.render_chat(pair.prompt, tools=pair.tools).ids, prompt)
-    opening = _opening_length(pair.prompt, prompt, tokenizer, pair.tools)
-    opening, start, length = _fit(prompt, longest, tokenizer, opening=opening, header=header, limit=limit)
-    if np.array_equal(chosen[:length], rejected[:length]):
+    encoded = encode_responses(pair.prompt, (pair.chosen, pair.rejected), tokenizer, limit, tools=pair.tools)
+    chosen, rejected = encoded.responses
+    if encoded.truncation.truncated and np.array_equal(chosen, rejected):
         raise ValueError(
-            f"chosen and rejected differ only after their first {length} tokens, which are all that fit into context "
-            f"{limit - 1} after {opening + len(prompt) - start} tokens of the prompt"
+            f"chosen and rejected differ only after their first {len(chosen)} tokens, which are all that fit into "
+            f"context {limit - 1} after {len(encoded.prompt)} tokens of the prompt"
         )
-    lost = [max(0, len(response) - length) for response in (chosen, rejected)]
-    report = TruncationReport(1, start - opening, sum(lost), sum(map(bool, lost)))
-    keep = np.r_[0:opening, start : len(prompt)]
-    return EncodedPair(prompt[keep], chosen[:length], rejected[:length], report, rendered.dropped)
+    return encoded
 
 
-def unlike_whole_chat(pair: Pair, encoded: EncodedPair, tokenizer: Tokenizer) -> str:
-    """How the row of the chosen response differs from the whole chat, rendered at once; empty if it does not.
+def unlike_whole_chat(
+    prompt: Chat,
+    response: str,
+    encoded: EncodedResponses,
+    tokenizer: Tokenizer,
+    *,
+    tools: Sequence[Tool] | None = None,
+) -> str:
+    """How the row of the first response differs from the whole chat, rendered at once; empty if it does not.
 
     Args:
-        pair: that was encoded.
-        encoded: not truncated.
-        tokenizer: that encoded it.
+        prompt: that was encoded.
+        response: the first one that was encoded.
+        encoded: both.
+        tokenizer: that encoded them.
+        tools: JSON schemas that the prompt offers.
     """
     if tokenizer.spec.chat_template == TEMPLATE or encoded.truncation.truncated:
         return ""
-    chat = [*pair.prompt, {"role": "assistant", "content": pair.chosen}]
-    joined = np.concatenate([encoded.prompt, encoded.chosen])
+    chat = [*prompt, {"role": "assistant", "content": response}]
+    joined = np.concatenate([encoded.prompt, encoded.responses[0]])
     try:
-        whole = encode_chat(chat, tokenizer, sys.maxsize, tools=pair.tools).ids
+        whole = encode_chat(chat, tokenizer, sys.maxsize, tools=tools).ids
     except ValueError as error:
         return f"the chat template can't render the whole chat: {error}"
     if np.array_equal(whole, joined):
@@ -288,7 +366,7 @@ def unlike_whole_chat(pair: Pair, encoded: EncodedPair, tokenizer: Tokenizer) ->
     start = max(0, int(_common_prefix(whole.tolist(), joined)) - 8)
     return (
         f"the chat template renders the whole chat with {_shown(whole[start:], tokenizer)}, but its prompt and "
-        f"response separately, as these pairs and sampling do, with {_shown(joined[start:], tokenizer)}"
+        f"response separately, as these rows and sampling do, with {_shown(joined[start:], tokenizer)}"
     )
 
 
@@ -310,14 +388,21 @@ def _fit(prompt: np.ndarray, response: int, tokenizer: Tokenizer, *, opening: in
     return _Kept(opening, start, length)
 
 
-def _header_length(messages: Chat, tokenizer: Tokenizer, response: int, tools: Sequence[Tool] | None) -> int:
-    """Tokens of the header of the last response, which begins at ``response``."""
-    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
-    earlier = messages[:last]
-    if not earlier:
-        return response
-    opened = tokenizer.render_chat(earlier, tools=tools, add_generation_prompt=True).ids
-    return len(opened) - _common_prefix(tokenizer.render_chat(earlier, tools=tools).ids, np.array(opened))
+def _header_length(prompt: Chat, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> int:
+    """Tokens of the header of a response: what ``add_generation_prompt`` adds to its prompt.
+
+    Some templates add nothing, such as Mistral's; for these, what follows the content of the prompt's last message.
+    """
+    opened = np.array(tokenizer.render_chat(prompt, tools=tools, add_generation_prompt=True).ids)
+    if header := len(opened) - _common_prefix(tokenizer.render_chat(prompt, tools=tools).ids, opened):
+        return header
+    *earlier, last = prompt
+    other = last | {"content": "x" if text_of(last.get("content"))[-1:] != "x" else "y"}
+    try:
+        changed = tokenizer.render_chat([*earlier, other], tools=tools, add_generation_prompt=True).ids
+    except ValueError:  # the template accepts nothing but this content
+        return 0
+    return _common_prefix(changed[::-1], opened[::-1])
 
 
 def _opening_length(messages: Chat, ids: np.ndarray, tokenizer: Tokenizer, tools: Sequence[Tool] | None) -> int:

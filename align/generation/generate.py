@@ -49,7 +49,7 @@ def generate(
     stop_ids: Sequence[int] = (),
     seeds: int | Sequence[int] = 0,
     pad_id: int = 0,
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], bool | None] | None = None,
     on_step: Callable[[], None] | None = None,
     static: bool = False,
     sampled: SampledIds = SampledIds(),  # noqa: B008 (frozen)
@@ -67,7 +67,7 @@ def generate(
         stop_ids: tokens that end a response.
         seeds: one for the whole call, or one per row, so that a row's random numbers don't depend on its batch.
         pad_id: padding of ``ids``.
-        on_token: called with (row, token) as soon as a token is sampled.
+        on_token: called with (row, token) as soon as a token is sampled; True ends the response, as a stop token does.
         on_step: called before each step; an exception it raises ends the sampling.
         static: fixed shapes, replayed as a CUDA graph on a GPU; equal up to rounding. No effect on networks that use
             their own forward pass.
@@ -144,7 +144,7 @@ def _sample(
     rooms: Sequence[int],
     seeds: Sequence[int],
     pad_id: int,
-    on_token: Callable[[int, int], None] | None,
+    on_token: Callable[[int, int], bool | None] | None,
     on_step: Callable[[], None] | None,
 ) -> Samples:
     """The loop of ``generate``, in the decoder's order of rows.
@@ -171,14 +171,15 @@ def _sample(
         ids[rows, step] = tokens.where(alive, pad_id)
         logprobs[rows, step] = chosen.where(alive, 0)
         mask[rows, step] = alive
+        ended = torch.zeros_like(alive) if stops is None else alive & stops[tokens]
         if on_token is not None:
-            for row, token in zip(rows[alive].tolist(), tokens[alive].tolist(), strict=True):
-                on_token(row, token)
-
-        if stops is not None:
-            ended = alive & stops[tokens]
-            finished[rows] = finished[rows] | ended  # not rows[ended], which would synchronize a GPU in every step
-            alive = alive & ~ended
+            told = [
+                bool(on_token(row, token))
+                for row, token in zip(rows[alive].tolist(), tokens[alive].tolist(), strict=True)
+            ]
+            ended[alive] |= torch.tensor(told, dtype=torch.bool, device=device)
+        finished[rows] = finished[rows] | ended  # not rows[ended], which would synchronize a GPU in every step
+        alive = alive & ~ended
         alive = alive & (room[rows] > step + 1)
         if step + 1 == longest:
             break

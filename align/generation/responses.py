@@ -44,7 +44,7 @@ def sample_responses(
     sampling: SamplingConfig,
     *,
     seeds: Sequence[int],
-    on_token: Callable[[int, int], None] | None = None,
+    on_token: Callable[[int, int], bool | None] | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Responses:
     """Sample one response to each prompt, all in one batch.
@@ -56,7 +56,7 @@ def sample_responses(
         prompts: B lists of token ids, as ``encode_prompt`` gives them.
         sampling: temperature, filters, and maximum length.
         seeds: B seeds, from ``response_seed``: a response depends neither on its batch nor on earlier ones.
-        on_token: called with (row, token) as soon as a token is sampled.
+        on_token: called with (row, token) as soon as a token is sampled; True ends the response, as a stop token does.
         on_step: called between two tokens; an exception that it raises ends the sampling.
 
     Raises:

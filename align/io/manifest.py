@@ -103,6 +103,30 @@ def weights_fingerprint(directory: str | Path) -> str:
     return digest.hexdigest()
 
 
+def scores_fingerprint(directory: str | Path) -> str:
+    """Identify what the scores of a reward model depend on: its weights, and the normalisation in its manifest.
+
+    Returns:
+        ``weights_fingerprint``, followed by the normalisation where the manifest has one.
+
+    Raises:
+        FileNotFoundError, ValueError: as for ``weights_fingerprint`` and ``read_manifest``.
+    """
+    weights = weights_fingerprint(directory)
+    normalisation = normalisation_of(directory)
+    return f"{weights} {json.dumps(normalisation)}" if normalisation else weights
+
+
+def normalisation_of(directory: str | Path) -> dict[str, Any]:
+    """``reward_mean`` and ``reward_std`` of a model directory's manifest; empty where there are none.
+
+    Raises:
+        ValueError: as for ``read_manifest``.
+    """
+    manifest = read_manifest(directory) if Path(directory, MANIFEST).is_file() else {}
+    return {name: manifest[name] for name in ("reward_mean", "reward_std") if name in manifest}
+
+
 def is_adapter(source: str | Path) -> bool:
     """Whether this is an adapter directory in peft's format rather than a model directory."""
     path = Path(source).expanduser()

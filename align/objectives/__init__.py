@@ -16,6 +16,7 @@ from align.objectives.advantages import (
 )
 from align.objectives.bradley_terry import bradley_terry_loss
 from align.objectives.cross_entropy import NextTokenLoss, linear_cross_entropy, next_token_loss, row_nll
+from align.objectives.feedback import FeedbackLogprobs, FeedbackLoss, FeedbackLosses, reference_point
 from align.objectives.kl import (
     DEFAULT_KL_ESTIMATORS,
     K1,
@@ -38,6 +39,9 @@ __all__ = [
     "DrGRPO",
     "DEFAULT_KL_ESTIMATORS",
     "Estimate",
+    "FeedbackLogprobs",
+    "FeedbackLoss",
+    "FeedbackLosses",
     "FixedKL",
     "GAE",
     "GRPO",
@@ -66,6 +70,7 @@ __all__ = [
     "one_process",
     "ppo_policy_loss",
     "ppo_value_loss",
+    "reference_point",
     "response_logprobs",
     "row_nll",
     "sequence_logprobs",

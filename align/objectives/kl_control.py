@@ -49,7 +49,7 @@ class AdaptiveKL:
         for name, setting in (("target", target), ("horizon", horizon), ("initial", initial)):
             if not 0 < setting < math.inf:
                 raise ValueError(f"adaptive KL: {name} is {setting}; it must be above 0")
-        self.target, self.horizon, self.value = target, horizon, initial
+        self.target, self.horizon, self.initial, self.value = target, horizon, initial, initial
 
     def update(self, kl: float, n: int) -> None:
         """Move the coefficient after ``n`` responses.
@@ -67,12 +67,12 @@ class AdaptiveKL:
         self.value *= 1 + error * min(n / self.horizon, 1.0)
 
     def state_dict(self) -> dict[str, float]:
-        """The coefficient; target and horizon are settings."""
-        return {"value": self.value}
+        """The coefficient, and what it started from; target and horizon are settings."""
+        return {"value": self.value, "initial": self.initial}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Restore the coefficient of ``state_dict``."""
-        self.value = state["value"]
+        """Restore the coefficient of ``state_dict``, unless the setting it started from was changed."""
+        self.value = state["value"] if state.get("initial") == self.initial else self.initial
 
 
 def _require_not_negative(name: str, value: float) -> None:

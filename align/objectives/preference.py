@@ -45,6 +45,17 @@ class PairLogprobs(NamedTuple):
             raise ValueError("reference log-probs are None: set needs_reference = True on the loss that reads them")
         return self.chosen - self.reference_chosen, self.rejected - self.reference_rejected
 
+    def distances(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Size of the log-ratio of each response, ``[2, B]``: nats, and nats per token."""
+        sizes = torch.stack(self.log_ratios()).abs()
+        return sizes, sizes / torch.stack([self.chosen_tokens, self.rejected_tokens]).clamp(min=1)
+
+    def at_reference(self) -> "PairLogprobs":
+        """What they would be if the policy were the reference."""
+        assert self.reference_chosen is not None
+        assert self.reference_rejected is not None
+        return self._replace(chosen=self.reference_chosen, rejected=self.reference_rejected)
+
     def mean_log_ratios(self) -> tuple[torch.Tensor, torch.Tensor]:
         """``log_ratios`` divided by the number of tokens, ``[B]`` each, nats per token."""
         return self._per_token(*self.log_ratios())

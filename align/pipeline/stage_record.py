@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from align.io.atomic import replacing_file
+from align.io.manifest import MANIFEST, normalisation_of
 
-_NOT_CONTENT = {"README.md", "align.json"}
+_NOT_CONTENT = {"README.md", MANIFEST}
 """Descriptions in a model directory: equal models may differ in them (paths, versions)"""
 
 
@@ -78,7 +79,8 @@ def content_hash(path: Path) -> str:
     """SHA-256 of a file, or of a directory's file names and contents.
 
     Args:
-        path: a file or directory; README.md and align.json in a directory are ignored.
+        path: a file or directory; README.md and align.json in a directory are ignored, except a reward model's
+            normalisation.
 
     Returns:
         str: hexadecimal.
@@ -87,6 +89,8 @@ def content_hash(path: Path) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
         if file.name in _NOT_CONTENT:
+            if file.name == MANIFEST and (normalisation := normalisation_of(file.parent)):
+                digest.update(json.dumps(normalisation).encode())
             continue
         digest.update(str(file.relative_to(path)).encode() + b"\0")
         with file.open("rb") as stream:

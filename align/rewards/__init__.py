@@ -5,14 +5,19 @@ from typing import TYPE_CHECKING, Any
 from align.rewards.constraints import ConstraintReward
 from align.rewards.functions import SandboxGold, load_reward
 from align.rewards.reward import FunctionReward, Reward, RewardFunction
-from align.tokenizer.prompts import Prompt
+from align.rewards.verifiable import ExactAnswer, Matches, MatchesColumn
+from align.tokenizer.prompts import Columns, Prompt
 
 if TYPE_CHECKING:
     from align.rewards.reward_model import RewardModel
 
 __all__ = [
+    "Columns",
     "ConstraintReward",
+    "ExactAnswer",
     "FunctionReward",
+    "Matches",
+    "MatchesColumn",
     "Prompt",
     "Reward",
     "RewardFunction",

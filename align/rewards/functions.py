@@ -1,16 +1,19 @@
 """Rewards by name: gold rewards, classes, Python functions, reward-model directories."""
 
+import hashlib
+import inspect
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.rewards.constraints import ConstraintReward
 from align.rewards.reward import FunctionReward, Reward
+from align.rewards.verifiable import ExactAnswer
 from align.tokenizer.prompts import Prompt, as_text
 
 if TYPE_CHECKING:
@@ -40,6 +43,7 @@ SHORT_NAMES: dict[str, Reward] = {
     "sandbox": SandboxGold(),
     "constraints": ConstraintReward(),
     "constraints_strict": ConstraintReward(strict=True),
+    "exact_answer": ExactAnswer(),
 }
 """Rewards that need no class path"""
 
@@ -56,10 +60,11 @@ def load_reward(
     """A reward by name.
 
     Args:
-        reward: a short name, ``sandbox``, ``constraints`` or ``constraints_strict``; ``module:function`` of a
-            function (prompts, responses) -> scores; the class path of a ``Reward`` whose fields all have defaults; a
-            directory that the reward stage or transformers wrote (a sequence classifier with one label), its Hub id,
-            or the directory of a reward model's adapter; or a ``Reward``, which is returned as it is.
+        reward: a short name (see ``SHORT_NAMES``); ``module:function`` of a function (prompts, responses) -> scores,
+            whose further parameters name the columns that it reads; the class path of a ``Reward`` whose fields all
+            have defaults; a directory that the reward stage or transformers wrote (a sequence classifier with one
+            label), its Hub id, or the directory of a reward model's adapter; or a ``Reward``, which is returned as it
+            is.
         onto: weights in memory to which an adapter is applied if they are its base.
         device: where a reward model's network is moved; None leaves it where it was read.
 
@@ -68,6 +73,54 @@ def load_reward(
 
     Raises:
         ValueError: there is no such module, function, class or directory, or the directory has no reward model.
+    """
+    if (code := _without_weights(reward)) is not None:
+        return code
+    # Other rewards should not wait for torch.
+    from align.rewards.reward_model import RewardModel
+
+    name = str(reward)
+    try:
+        model = RewardModel.load(name, onto=onto)
+    except FileNotFoundError as error:
+        raise ValueError(f"no reward {name!r}: {error}") from error
+    if device is not None:
+        model.network.to(device)
+    return model
+
+
+def columns_read(rewards: Iterable[str | Path | Reward | None]) -> tuple[str, ...]:
+    """Columns of the records that rewards read, sorted. No network is loaded: a reward model reads none.
+
+    Args:
+        rewards: as ``load_reward`` takes them; None reads nothing.
+
+    Raises:
+        ValueError: there is no such reward.
+    """
+    found = [_without_weights(reward) for reward in rewards if reward is not None]
+    return tuple(sorted({name for reward in found if reward is not None for name in reward.columns}))
+
+
+def code_fingerprint(reward: str | Path | Reward) -> str | None:
+    """Hash of the module that defines a reward; None for a reward of align, a reward model, and code without a file."""
+    found = _without_weights(reward)
+    if found is None:
+        return None
+    code: Any = found.function if isinstance(found, FunctionReward) else type(found)
+    if getattr(code, "__module__", "").startswith("align."):
+        return None
+    try:
+        return hashlib.sha256(inspect.getsource(inspect.getmodule(code) or code).encode()).hexdigest()
+    except (OSError, TypeError):
+        return None
+
+
+def _without_weights(reward: str | Path | Reward) -> Reward | None:
+    """The reward; None where the name is that of a reward model, which is not loaded.
+
+    Raises:
+        ValueError: the name can't be one of either.
     """
     if isinstance(reward, Reward):
         return reward
@@ -80,16 +133,7 @@ def load_reward(
     if not Path(name).exists() and "/" not in name:
         known = ", ".join(map(repr, SHORT_NAMES))
         raise ValueError(f"no reward {name!r}: give {known}, module:function, a class path or a reward-model directory")
-    # Other rewards should not wait for torch.
-    from align.rewards.reward_model import RewardModel
-
-    try:
-        model = RewardModel.load(name, onto=onto)
-    except FileNotFoundError as error:
-        raise ValueError(f"no reward {name!r}: {error}") from error
-    if device is not None:
-        model.network.to(device)
-    return model
+    return None
 
 
 def _imported(name: str, module: str, attribute: str) -> Reward:

@@ -1,14 +1,15 @@
 """The interface of a reward, and the checks on scores that a user's code returns."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from align.tokenizer.prompts import Prompt, as_prompt, as_text
+from align.tokenizer.prompts import Columns, Prompt, as_prompt, as_text
 
-RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
-"""(prompts, responses) -> one score per response; higher is better."""
+RewardFunction = Callable[..., Sequence[float]]
+"""(prompts, responses, column, ...) -> one score per response; higher is better."""
 
 LARGEST_SCORE = 1e15
 """Largest magnitude of a score: rewards are float32, in which the squares of larger ones overflow in a variance"""
@@ -32,42 +33,96 @@ class Reward(ABC):
         super().__init_subclass__(**kwargs)
         cls.name = cls.__dict__.get("name", cls.__name__)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the records that ``score`` reads, one for each of its required parameters after the responses.
+
+        By default the names of these parameters; a class whose column names are settings says otherwise.
+        """
+        return required_parameters(self.score)
+
     @abstractmethod
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+    def score(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], *columns: Any, **named_columns: Any
+    ) -> Sequence[float]:
         """Score each response. Deterministic, or a resumed run differs from an uninterrupted one.
 
         Args:
             prompts: as they are in the data, a text or a list of messages; a single user message is its text.
                 ``align.tokenizer.prompts.as_text`` gives the text of the last message.
             responses: as many texts.
+            *columns: a subclass names the columns that it reads as parameters; each receives as many values, as they
+                are in the data.
+            **named_columns: the same where parameters are keyword-only.
 
         Returns:
             Sequence[float]: one finite number per response; a list, an array or a tensor.
         """
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Sequence[Columns] = ()
+    ) -> list[float]:
         """``score``, checked.
 
+        Args:
+            prompts: of the responses.
+            responses: texts.
+            columns: of the prompts' records, in the same order; a reward that reads none ignores them.
+
         Raises:
-            ValueError: the counts differ, or ``score`` raised, or did not return one finite number per response; the
-                line names the reward and the response.
+            ValueError: the counts differ, or a column is missing, or ``score`` raised, or did not return one finite
+                number per response; the line names the reward and the response.
         """
         check_counts(self.name, prompts, responses)
         if not responses:
             return []
         # The same prompt looks the same wherever it was read.
         prompts = [as_prompt(prompt) for prompt in prompts]
+        values = self._arguments(prompts, columns)
         try:
-            scores = self.score(prompts, responses)
+            scores = self.score(prompts, responses, **values)
         except Exception as error:
-            raise self._raised(error, prompts, responses) from error
+            raise self._raised(error, prompts, responses, values) from error
         return checked_scores(self.name, scores, responses)
 
-    def _raised(self, error: Exception, prompts: Sequence[Prompt], responses: Sequence[str]) -> ValueError:
+    def _parameters(self) -> tuple[str, ...]:
+        """The parameters that receive ``columns``."""
+        return required_parameters(self.score)
+
+    def _arguments(self, prompts: Sequence[Prompt], columns: Sequence[Columns]) -> dict[str, list[Any]]:
+        """Parameter -> values of its column."""
+        names, parameters = self.columns, self._parameters()
+        if len(names) != len(parameters):
+            raise ValueError(
+                f"reward {self.name!r} reads the columns {names}, but its score takes {parameters} after the "
+                "responses: give one parameter per column"
+            )
+        if not names:
+            return {}
+        read = ", ".join(map(repr, names))
+        if len(columns) != len(prompts):
+            raise ValueError(
+                f"reward {self.name!r} reads {read} of the records, but got {len(columns)} records for {len(prompts)} "
+                "prompts: read the prompts from a file that has these columns"
+            )
+        for prompt, record in zip(prompts, columns, strict=True):
+            for name in names:
+                if name not in record:
+                    raise ValueError(
+                        f"reward {self.name!r} reads {read}, but the record of prompt {shown(as_text(prompt))} has no "
+                        f"{name!r}"
+                    )
+        return {
+            parameter: [record[name] for record in columns] for parameter, name in zip(parameters, names, strict=True)
+        }
+
+    def _raised(
+        self, error: Exception, prompts: Sequence[Prompt], responses: Sequence[str], values: Mapping[str, list[Any]]
+    ) -> ValueError:
         """The error to report; responses are scored one by one to find the one that fails."""
         for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
             try:
-                self.score([prompt], [response])
+                self.score([prompt], [response], **{name: [column[index]] for name, column in values.items()})
             except Exception as alone:
                 where = f"response {index} of {len(responses)} ({shown(response)}), prompt {shown(as_text(prompt))}"
                 return ValueError(f"reward {self.name!r} raised {_described(alone)} on {where}")
@@ -81,16 +136,35 @@ class FunctionReward(Reward):
 
     Args:
         name: what errors call it.
-        function: (prompts, responses) -> scores; of a list of messages it receives the text of the last one.
+        function: (prompts, responses) -> scores; of a list of messages it receives the text of the last one. Its other
+            required parameters name the columns that it reads.
     """
 
     def __init__(self, name: str, function: RewardFunction) -> None:
         """Keep both."""
         self.name, self.function = name, function
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Sequence[float]:
+    @property
+    def columns(self) -> tuple[str, ...]:
         """See ``Reward``."""
-        return self.function([as_text(prompt) for prompt in prompts], list(responses))
+        return self._parameters()
+
+    def _parameters(self) -> tuple[str, ...]:
+        return required_parameters(self.function)
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], **columns: Sequence[Any]) -> Sequence[float]:
+        """See ``Reward``."""
+        return self.function([as_text(prompt) for prompt in prompts], list(responses), **columns)
+
+
+def required_parameters(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the parameters after the first two that have no default."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[2:]
+    except (TypeError, ValueError):  # a builtin without a signature
+        return ()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return tuple(of.name for of in parameters if of.kind in named and of.default is of.empty)
 
 
 def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> list[float]:

@@ -18,7 +18,7 @@ from align.io.manifest import is_adapter, read_manifest
 from align.model.gpt import ScalarGPT
 from align.rewards.reward import Reward, check_counts, checked_scores
 from align.tokenizer import Tokenizer
-from align.tokenizer.prompts import Prompt
+from align.tokenizer.prompts import Columns, Prompt
 
 _BATCH_TOKENS = 16_384
 """Tokens of one forward pass, padding included: enough to fill a GPU, little memory without a backward pass"""
@@ -168,7 +168,9 @@ class RewardModel(Reward):
         room = max(1, context - len(opening) - len(answered))  # the last token opens the assistant's turn
         return [*opening, *asked[len(opening) :][-room:], *answered][:context]
 
-    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    def __call__(
+        self, prompts: Sequence[Prompt], responses: Sequence[str], columns: Sequence[Columns] = ()
+    ) -> list[float]:
         """See ``Reward``; an error of the network itself is raised as it is."""
         check_counts(self.name, prompts, responses)
         return checked_scores(self.name, self.score(prompts, responses), responses) if responses else []

@@ -1,6 +1,6 @@
 """Prompts: a text or a chat, and the ids that a response continues."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from align.tokenizer.chat_template import Message, text_of
@@ -8,6 +8,9 @@ from align.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Sequence[Message]
 """A text, or the messages of a chat"""
+
+Columns = Mapping[str, Any]
+"""Columns of a prompt's record that rewards and judges read beside the prompt: name -> value, as in JSON"""
 
 
 def answers_chats(tokenizer: Tokenizer, stage: str | None) -> bool:

@@ -106,8 +106,12 @@ class TokenizerSpec(ABC):
         before a text: ``add_bos_token`` of tokenizer_config.json decides if it is there, as in transformers; else the
         post-processor.
         """
-        if (own := self.config.get(OPENING)) is not None:
-            return (own,)
+        own = self.config.get(OPENING)
+        return self.added_before if own is None else (own,)
+
+    @property
+    def added_before(self) -> tuple[str, ...]:
+        """The tokens that other programs put before every text, as transformers does."""
         adds_bos, bos = self.config.get("add_bos_token"), self.named("bos_token")
         if adds_bos is not None and bos is not None:
             return (bos,) if adds_bos else ()

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from align.io.lightning_checkpoint import read_sharded, shards_damage
 
 LAST = "last.ckpt"
 """The newest; older ones are last-1.ckpt, last-2.ckpt, ..."""
+
+SETTINGS = "settings"
+"""Key of a checkpoint: the run's settings, by key"""
 
 _ASIDE = "last-0.ckpt"
 """Temporary name of the newest while a directory replaces it in two renames; a kill between them leaves it"""
@@ -113,9 +117,50 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _write(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a new file, which is removed again if the disk is full: other files may need the room.
+
+    Raises:
+        OSError: it can't be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        torch.save(checkpoint, file)
+    output = _Watched(path)
+    try:
+        with output:
+            torch.save(checkpoint, output)
+            output.flush()
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        # torch reports a failed write as a RuntimeError of its own, without the system's reason.
+        cause = output.error or error
+        if not isinstance(cause, OSError):
+            raise
+        raise unwritten(path, cause) from error
+
+
+def unwritten(path: Path, cause: BaseException) -> OSError:
+    """The error for a checkpoint that can't be written, such as on a full disk."""
+    number = cause.errno if isinstance(cause, OSError) else None
+    reason = os.strerror(number) if number else f"{type(cause).__name__}: {cause}"
+    line = f"can't write a checkpoint to {path.parent}: {reason}; make room, then resume from the one before it"
+    return OSError(number, line) if number else OSError(line)
+
+
+class _Watched(BufferedWriter):
+    """A file that remembers why a write failed."""
+
+    error: OSError | None = None
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(FileIO(path, "wb"))
+
+    @override
+    def write(self, data: Any) -> int:
+        try:
+            written = super().write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        return written
 
 
 def temporary(folder: Path) -> Path:
@@ -299,11 +344,17 @@ def find_whole(folder: Path, warn: Callable[[str], None], judge: Callable[[Path]
 
 def global_step(path: Path) -> int | None:
     """Optimizer steps of a checkpoint, without reading its tensors; None if it can't be read."""
+    step: int | None = read_fields(path).get("global_step")
+    return step
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """A checkpoint's fields, with tensors that are not read before they are used; empty if it can't be read."""
     try:
         stored = torch.load(path / _META if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
-        return int(stored["global_step"])
     except Exception:  # damaged in any way; ``damage`` says how
-        return None
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def _age(path: Path) -> tuple[bool, float, str]:

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.checkpoint import CheckpointException
 
 from align.io.atomic import replacing_file
 from align.training import checkpoint_files as files
@@ -26,6 +27,7 @@ from align.training.lightning_internals import (
 )
 from align.training.numerics import changes, numerics
 from align.training.preemption import Preempted
+from align.training.resume import changes_of_training, settings_changes
 from align.training.trainer_state import begins, validating_in_fit
 
 FOLDER = "checkpoints"
@@ -61,6 +63,9 @@ class Checkpoints(Checkpoint):
     Raises:
         ValueError: a setting is invalid.
     """
+
+    settings: Mapping[str, Any] | None = None
+    """The run's settings by their keys (``flat_settings``), recorded for the runs that resume; the CLI sets them."""
 
     def __init__(
         self,
@@ -108,23 +113,37 @@ class Checkpoints(Checkpoint):
         self._held: list[Path] | None = None
         self._clock = 0.0
         self._begun: float | None = None
+        self._changed: list[dict[str, Any]] = []
+
+    @property
+    def began(self) -> bool:
+        """Whether this attempt has begun to train: a checkpoint of a finished run leaves nothing to do."""
+        return self._begun is not None
+
+    def manifest(self) -> dict[str, Any]:
+        """The settings that were changed when the run resumed, for the manifest; empty if none were."""
+        return {"resumed": self._changed} if self._changed else {}
 
     def state_dict(self) -> dict[str, Any]:
         """The best checkpoints, those kept by time, whether to repeat a validation, and seconds of training."""
         kept = {"best": dict(self._best), "hourly": dict(self._hourly), "repeat_validation": self._repeat}
+        kept["ranked_by"] = [self.monitor, self.mode]
         return kept | {"trained_seconds": self._trained_seconds()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them."""
-        self._best = dict(state_dict["best"])
+        """Restore them; a ranking by another metric starts over."""
+        self._best = dict(state_dict["best"]) if state_dict["ranked_by"] == [self.monitor, self.mode] else {}
         self._repeat, self._hourly = state_dict["repeat_validation"], dict(state_dict["hourly"])
         self._trained = state_dict["trained_seconds"]
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Record the numerics; during a rollout, store the position before it."""
+        """Record settings and numerics; during a rollout, store the position before it."""
         checkpoint["numerics"] = numerics(trainer)
+        checkpoint["changed_settings"] = self._changed
+        if self.settings is not None:
+            checkpoint[files.SETTINGS] = dict(self.settings)
         if (position := self._position) is not None:
             checkpoint["epoch"] = position["epoch"]
             replace_fit_loop(checkpoint, position["loop"])
@@ -132,7 +151,12 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Remember the position, in case a rollout comes first; warn if the numerics differ."""
+        """Remember the position, in case a rollout comes first, and changed settings; warn if the numerics differ."""
+        self._changed = list(checkpoint.get("changed_settings", ()))
+        if trainer.training and self.settings is not None and files.SETTINGS in checkpoint:
+            found = changes_of_training(settings_changes(checkpoint[files.SETTINGS], self.settings))
+            recorded = {change.key: [change.before, change.now] for change in found}
+            self._changed += [{"step": checkpoint["global_step"], "changed": recorded}] if recorded else []
         then = checkpoint.get("numerics")  # absent where somebody else's checkpoint is loaded
         if then and trainer.training and (changed := changes(then, numerics(trainer))):
             rank_zero_warn(
@@ -171,7 +195,7 @@ class Checkpoints(Checkpoint):
             repeat_validation(trainer)
             # Only the checkpoint that owes the validation has this step, so save again after it.
             self._repeat, self._due = False, True
-        if trainer.is_global_zero:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             files.remove_leftovers(_folder(trainer))
             (Path(trainer.default_root_dir) / PREEMPTED).unlink(missing_ok=True)
 
@@ -299,7 +323,10 @@ class Checkpoints(Checkpoint):
         name = f"epoch={epoch}-step={step}.ckpt"
         self._keep_by_time(step)
         named = self.save_top_k == -1 or self._kept_permanently(step) or name in self._best
-        trainer.save_checkpoint(files.temporary(folder))
+        try:
+            trainer.save_checkpoint(files.temporary(folder))
+        except CheckpointException as error:  # of shards; names the failure of each rank
+            raise files.unwritten(files.temporary(folder), next(iter(error.failures.values()))[0]) from error
         names = [folder / name] if named else []
         if _is_last(trainer) and not publish:
             self._held = names

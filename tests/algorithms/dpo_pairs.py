@@ -45,24 +45,26 @@ def policy(seed: int = 1) -> GPT:
 
 
 class World:
-    """A folder with a tokenizer, pairs to train and to validate on, and model directories."""
+    """A folder with a tokenizer, records to train and to validate on, and model directories."""
+
+    data_module, algorithm, write = PreferenceData, DPO, staticmethod(write_pairs)
 
     def __init__(self, folder: Path, *, pairs: int = 12) -> None:
         self.folder = folder
         train_tokenizer(["ab ab"], vocab_size=263).save(folder / "tokenizer")
-        self.train = write_pairs(folder / "train.jsonl", pairs)
-        self.validation = write_pairs(folder / "val.jsonl", 5)
+        self.train = self.write(folder / "train.jsonl", pairs)
+        self.validation = self.write(folder / "val.jsonl", 5)
         self.start = self.save(policy(), "start")
 
     def save(self, network: GPT, name: str) -> str:
         save_network(network, self.folder / name, bos_id=None, eos_ids=[262], pad_id=256)
         return str(self.folder / name)
 
-    def data(self, **settings) -> PreferenceData:
+    def data(self, **settings):
         defaults = {"validation": self.validation, "context": 40, "batch_size": 4, "cache_dir": self.folder / "cache"}
-        return PreferenceData(str(self.folder / "tokenizer"), self.train, **defaults | settings)
+        return self.data_module(str(self.folder / "tokenizer"), self.train, **defaults | settings)
 
-    def stage(self, **settings) -> DPO:
+    def stage(self, **settings):
         defaults = {
             "optimizer": OptimizerConfig(lr=3e-3, weight_decay=0.0),
             "schedule": ScheduleConfig(kind="constant"),
@@ -70,10 +72,10 @@ class World:
         }
         if "network" not in settings:
             defaults["init_from"] = self.start
-        return DPO(**defaults | settings)
+        return self.algorithm(**defaults | settings)
 
 
-def fit(stage: DPO, data: PreferenceData, *, ckpt_path: str | None = None, **settings) -> pl.Trainer:
+def fit(stage, data, *, ckpt_path: str | None = None, **settings) -> pl.Trainer:
     trainer = pl.Trainer(
         **{
             "accelerator": "cpu",
@@ -120,4 +122,4 @@ def several_pairs(pad: int = 0) -> PairBatch:
     prompt_lengths = torch.tensor([3, 3, 3, 2, 0, 3])
     column = torch.arange(6)
     mask = (column >= prompt_lengths.repeat(2)[:, None]) & (column < lengths[:, None])
-    return PairBatch(ids, mask, lengths, prompt_lengths, torch.tensor([0, 1, 2, 3, -1, 4]), ("",) * 6)
+    return PairBatch(ids, mask, lengths, prompt_lengths, torch.tensor([0, 1, 2, 3, -1, 4]), ("",) * 6, ({},) * 6)

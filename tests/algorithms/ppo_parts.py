@@ -48,7 +48,13 @@ class Prompts:
             longest = max(len(self.prompts[i]) for i in chosen)
             ids = torch.tensor([self.prompts[i] + [PAD] * (longest - len(self.prompts[i])) for i in chosen])
             lengths = torch.tensor([len(self.prompts[i]) for i in chosen])
-            yield PromptBatch(ids, lengths, torch.tensor(chosen), tuple(f"prompt {i}" for i in chosen))
+            yield PromptBatch(
+                ids,
+                lengths,
+                torch.tensor(chosen),
+                tuple(f"prompt {i}" for i in chosen),
+                tuple({"number": i} for i in chosen),
+            )
         self.delivered = 0
 
     def state_dict(self):

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from dpo_pairs import CONFIG, Log, World, fit, policy, several_pairs
 from naming import naming
 
-from align.algorithms.dpo import DPO, prompt_ids, response_logprobs
+from align.algorithms.dpo import DPO
 from align.algorithms.policy_evaluation import PolicyEvaluationConfig
+from align.algorithms.reference_stage import ReferenceStage, prompt_ids
+from align.algorithms.response_logprobs import response_logprobs
 from align.batches import PairBatch
 from align.model.gpt import GPT
 from align.model.layers import RMSNorm
@@ -64,9 +66,9 @@ def test_logprobs_are_those_of_plain_softmax(world, shared_prefix):
     data = world.data(batch_size=5)
     data.setup("fit")
     network = policy()
-    *_, batch = data.pair_loader("train")
+    *_, batch = data.record_loader("train")
     assert batch.numbers.tolist() == [10, 11, -1, -1, -1]
-    logprobs = response_logprobs(network, batch, shared_prefix=shared_prefix)
+    logprobs = response_logprobs(network, batch.rows, shared_prefix=shared_prefix)
     for row in range(10):
         length, prompt = int(batch.lengths[row]), int(batch.prompt_lengths[row % 5])
         expected = 0.0
@@ -88,7 +90,7 @@ def test_responses_compared_several_times_are_computed_once(monkeypatch):
     network, lines, found = policy().double(), [], []
     network.model.embed_tokens.register_forward_hook(lambda module, args, output: lines.append(args[0].shape))
     for shared_prefix in (False, True):
-        chosen, rejected = response_logprobs(network, batch, shared_prefix=shared_prefix).chunk(2)
+        chosen, rejected = response_logprobs(network, batch.rows, shared_prefix=shared_prefix).chunk(2)
         loss = -F.logsigmoid(chosen - rejected)[batch.lengths[:6] > 0].sum()
         found.append([chosen.detach(), *torch.autograd.grad(loss, list(network.parameters()))])
     for plain, shared in zip(*found, strict=True):
@@ -97,9 +99,11 @@ def test_responses_compared_several_times_are_computed_once(monkeypatch):
     # The same tokens with another boundary between prompt and response are another row.
     twice = torch.tensor([0, 0, 6, 7])
     ids, mask, lengths = (part[twice] for part in (batch.ids, batch.mask, batch.lengths))
-    cut = PairBatch(ids, mask, lengths, torch.tensor([3, 2]), torch.tensor([0, 1]), ("", ""))
+    cut = PairBatch(ids, mask, lengths, torch.tensor([3, 2]), torch.tensor([0, 1]), ("", ""), ({}, {}))
     cut.mask[1, 2] = cut.mask[3, 2] = True
-    plain, shared = (response_logprobs(network, cut, shared_prefix=shared_prefix) for shared_prefix in (False, True))
+    plain, shared = (
+        response_logprobs(network, cut.rows, shared_prefix=shared_prefix) for shared_prefix in (False, True)
+    )
     torch.testing.assert_close(shared, plain, rtol=1e-10, atol=1e-10)
     assert plain[0] != plain[1]
 
@@ -129,7 +133,7 @@ def test_cached_reference_logprobs_are_those_on_the_fly(world):
     fit(other, world.data(), max_steps=1)
     data = world.data(batch_size=12)
     data.setup("fit")
-    (batch,) = data.pair_loader("train")
+    (batch,) = data.record_loader("train")
     for a, b in zip(stage._reference_logprobs("train", batch), other._reference_logprobs("train", batch), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
@@ -165,7 +169,7 @@ def test_sft_term_is_added_per_token(world):
     """0.7 nats per nat per token of the chosen response, on top of DPO's ln 2."""
     stage = world.stage(sft_coef=0.7)
     pairs = PairLogprobs(*(torch.tensor([x]) for x in (-6.0, -4.0, -6.0, -4.0)), torch.tensor([3]), torch.tensor([2]))
-    assert stage._pair_losses(pairs).loss.item() == pytest.approx(math.log(2) + 0.7 * 2)
+    assert stage.losses(pairs).loss.item() == pytest.approx(math.log(2) + 0.7 * 2)
 
 
 def test_validation_is_weighted_by_pairs(world):
@@ -235,7 +239,7 @@ def test_dropout_is_off(world):
 def test_prompts_are_those_of_the_pairs(world):
     data = world.data(batch_size=5)
     data.setup("fit")
-    *_, batch = data.pair_loader("train")
+    *_, batch = data.record_loader("train")
     prompts = prompt_ids(batch)
     assert [bool(prompt) for prompt in prompts] == [True, True, False, False, False]
     text = [{"role": "user", "content": batch.prompts[1]}]
@@ -278,7 +282,8 @@ def test_every_metric_is_in_the_glossary(world):
 def test_every_setting_is_on_the_page():
     page = (Path(__file__).parents[2] / "docs" / "dpo.md").read_text()
     others = ("network", "policy_evaluation", "optimizer", "schedule")
-    names = [name for name in inspect.signature(DPO).parameters if name not in others]
+    signatures = (inspect.signature(kind).parameters for kind in (ReferenceStage, DPO))
+    names = [name for signature in signatures for name in signature if name not in (*others, "kwargs")]
     names += [f"policy_evaluation.{field.name}" for field in dataclasses.fields(PolicyEvaluationConfig)]
     assert [name for name in names if f"| `{name}`" not in page] == []
     assert [loss.__name__ for loss in LOSSES if f"| `{loss.__name__}`" not in page] == []

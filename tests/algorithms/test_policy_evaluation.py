@@ -34,7 +34,7 @@ def network(seed: int, scale: float = 1.0) -> GPT:
     return net
 
 
-def count_a(prompts, responses):
+def count_a(prompts, responses, columns):
     return [response.count("a") + 10 * len(prompt) for prompt, response in zip(prompts, responses, strict=True)]
 
 
@@ -82,10 +82,10 @@ def test_rows_do_not_depend_on_their_batch(sizes: list[tuple[int, int]], seed: i
 def test_no_distance_from_itself_and_no_kl_without_a_reference():
     policy = network(1, 30.0)
     evaluation = PolicyEvaluation(PolicyEvaluationConfig(max_new_tokens=4))
-    evaluation.update(policy, policy, [[1, 2], [3]], ["x", "y"], Words())
+    evaluation.update(policy, policy, [[1, 2], [3]], ["x", "y"], Words(), columns=[{}, {}])
     assert evaluation.compute()["kl"] == 0
     evaluation.reset()
-    evaluation.update(policy, None, [[1, 2], [3]], ["x", "y"], Words())
+    evaluation.update(policy, None, [[1, 2], [3]], ["x", "y"], Words(), columns=[{}, {}])
     assert set(evaluation.compute()) == {"length", "eos_rate", "distinct"}
 
 
@@ -97,7 +97,7 @@ def test_sums_by_hand():
     policy.model.norm.weight.data.fill_(100.0)
     evaluation = PolicyEvaluation(PolicyEvaluationConfig(max_new_tokens=3))
     evaluation._judge = count_a
-    evaluation.update(policy, None, [[1, 1], [1]], ["x", "yy"], Words())
+    evaluation.update(policy, None, [[1, 1], [1]], ["x", "yy"], Words(), columns=[{}, {}])
     values = {name: float(value) for name, value in evaluation.compute().items()}
     assert values == {"length": 3, "eos_rate": 0, "distinct": 0.5, "reward": 15}
 
@@ -109,7 +109,7 @@ def test_a_stop_token_ends_and_counts():
     policy.model.embed_tokens.weight.data[1] = 0.5
     policy.model.norm.weight.data.fill_(100.0)
     evaluation = PolicyEvaluation(PolicyEvaluationConfig(max_new_tokens=3))
-    evaluation.update(policy, None, [[1]], ["x"], Words())
+    evaluation.update(policy, None, [[1]], ["x"], Words(), columns=[{}])
     assert {name: float(value) for name, value in evaluation.compute().items()} == {
         "length": 1,
         "eos_rate": 1,
@@ -122,7 +122,7 @@ def test_the_first_different_prompts_are_asked_whatever_the_batches():
     prompts, texts = [[1], [2], [1], [], [3], [1, 2], [2, 2]], list("abacdef")
     asked = []
 
-    def note(prompts, responses):
+    def note(prompts, responses, columns):
         asked.extend(prompts)
         return [0.0] * len(prompts)
 
@@ -132,7 +132,7 @@ def test_the_first_different_prompts_are_asked_whatever_the_batches():
         start = 0
         for size in sizes:
             rows = slice(start, start + size)
-            evaluation.update(network(1), None, prompts[rows], texts[rows], Words())
+            evaluation.update(network(1), None, prompts[rows], texts[rows], Words(), columns=[{}] * size)
             start += size
         assert asked == ["a", "b", "d"]
         asked.clear()
@@ -143,7 +143,7 @@ def test_the_same_at_each_validation():
     policy, reference = network(1), network(2, 30.0)
     runs = []
     for _ in range(2):
-        evaluation.update(policy, reference, [[1, 2], [3]], ["x", "y"], Words())
+        evaluation.update(policy, reference, [[1, 2], [3]], ["x", "y"], Words(), columns=[{}, {}])
         runs.append({name: float(value) for name, value in evaluation.compute().items()})
         evaluation.reset()
     assert runs[0] == runs[1]
@@ -151,7 +151,7 @@ def test_the_same_at_each_validation():
 
 def test_nothing_sampled_gives_nothing():
     evaluation = PolicyEvaluation(PolicyEvaluationConfig(prompts=0))
-    evaluation.update(network(1), None, [[1]], ["x"], Words())
+    evaluation.update(network(1), None, [[1]], ["x"], Words(), columns=[{}])
     assert evaluation.compute() == {}
 
 

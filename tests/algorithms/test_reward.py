@@ -43,7 +43,9 @@ def make_batch(lengths: list[tuple[int, int]], seed: int = 0, first: int = 0) ->
     real = [one > 0 for one, _ in lengths]
     numbers = torch.tensor([first + row if there else -1 for row, there in enumerate(real)])
     prompts = tuple(f"p{first + row}" if there else "" for row, there in enumerate(real))
-    return PairBatch(ids, mask, count, torch.tensor([int(there) for there in real]), numbers, prompts)
+    return PairBatch(
+        ids, mask, count, torch.tensor([int(there) for there in real]), numbers, prompts, ({},) * len(prompts)
+    )
 
 
 def join(*batches: PairBatch) -> PairBatch:
@@ -66,6 +68,7 @@ def join(*batches: PairBatch) -> PairBatch:
         torch.cat([batch.prompt_lengths for batch in batches]),
         torch.cat([batch.numbers for batch in batches]),
         tuple(prompt for batch in batches for prompt in batch.prompts),
+        tuple(columns for batch in batches for columns in batch.columns),
     )
 
 
@@ -94,7 +97,7 @@ class Pairs(pl.LightningDataModule):
 
     test_dataloader = predict_dataloader = val_dataloader
 
-    def pair_loader(self, split: str):
+    def record_loader(self, split: str):
         if split == "validation" and not self.val:
             raise ValueError("no validation pairs")
         return self.val if split == "validation" else self.train
@@ -212,6 +215,7 @@ def cut(batch: PairBatch, real: int) -> PairBatch:
         batch.prompt_lengths[:real],
         batch.numbers[:real],
         batch.prompts[:real],
+        batch.columns[:real],
     )
 
 
@@ -367,7 +371,7 @@ def test_data_that_lacks_something_is_refused():
         fit(reward(gold="sandbox"), data)
     plain = pl.LightningDataModule()
     plain.train_dataloader = data.train_dataloader
-    with pytest.raises(ValueError, match="normalise_on.*pair_loader"):
+    with pytest.raises(ValueError, match="normalise_on.*record_loader"):
         fit(reward(), plain)
 
 

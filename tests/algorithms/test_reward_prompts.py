@@ -77,5 +77,5 @@ def test_pairs_keep_their_prompts(world, tmp_path):
     train = write(tmp_path / "pairs.jsonl", pairs)
     data = PreferenceData(str(tmp_path / "tokenizer"), train, context=40, batch_size=2, cache_dir=tmp_path / "cache")
     data.setup("fit")
-    (batch,) = data.pair_loader("train")
+    (batch,) = data.record_loader("train")
     assert batch.prompts == ("ab", CHAT)

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import Callback
-from ppo_parts import Logged, PromptModule, Prompts, fit, plain_logprobs, policy, ppo, share
+from ppo_parts import Logged, PromptModule, Prompts, Tokens, fit, plain_logprobs, policy, ppo, share
 
-from align.algorithms.ppo_settings import KLConfig, ScoringConfig
-from align.algorithms.rollout import sample_seeds
+from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig
+from align.algorithms.rollout import RolloutPrompt, earlier_occurrences, sample_rollout
 from align.algorithms.rollout_buffer import BatchPlan, PromptStream, Rollout, join_ranks
 from align.model import response_states as module
 from align.model.response_states import chunk_rows, response_states, response_tokens
@@ -212,11 +212,26 @@ def test_a_prompt_stream_goes_on_where_it_was(before: int):
     assert [[p.number for p in second.take(3)] for _ in range(7 - before)] == taken[before:]
 
 
-def test_seeds_are_a_function_of_run_iteration_prompt_and_sample():
-    seeds = sample_seeds(0, 1, [4, 4, 7, 4])
-    assert len(set(seeds)) == 4
-    assert sample_seeds(0, 1, [7, 4, 4]) == [seeds[2], seeds[0], seeds[1]]
-    assert not set(seeds) & set(sample_seeds(0, 2, [4, 4, 7, 4])) | set(sample_seeds(1, 1, [4, 7])) & set(seeds)
+def test_occurrences_are_counted_in_the_order_of_one_process():
+    """All: 0 1 | 2 0 | 1 2 | 0 0, of which rank 0 has the first of each pair."""
+    assert earlier_occurrences([[0, 2, 1, 0], [1, 0, 2, 0]]) == [[0, 0, 1, 2], [0, 1, 1, 3]]
+    assert earlier_occurrences([[4, 4, 7, 4]]) == [[0, 1, 0, 2]]
+
+
+def test_two_ranks_draw_what_one_process_draws_and_nothing_twice():
+    """4 prompts and 16 episodes in groups of 2: every prompt occurs twice, on different ranks for some."""
+    numbers = [0, 1, 2, 3, 0, 2, 1, 3]
+    prompts = [RolloutPrompt([2, 3 + number], number, "", {}) for number in numbers]
+    network, config = policy(), RolloutConfig(episodes=16, group_size=2, max_new_tokens=12)
+    common = {"config": config, "tokenizer": Tokens(), "seed": 0, "iteration": 1}
+    whole = sample_rollout(network, prompts, **common).texts
+    earlier = earlier_occurrences([numbers[::2], numbers[1::2]])
+    parts = [sample_rollout(network, prompts[r::2], earlier=earlier[r], **common).texts for r in range(2)]
+    joined = [text for i in range(4) for part in parts for text in part[2 * i : 2 * i + 2]]
+    assert joined == whole
+    for prompt in range(4):
+        own = [text for i, text in enumerate(whole) if numbers[i // 2] == prompt]
+        assert len(own) == len(set(own)) == 4
 
 
 def test_running_statistics_normalise_by_all_rewards_so_far():
@@ -226,7 +241,7 @@ def test_running_statistics_normalise_by_all_rewards_so_far():
     stage.configure_model()
     judge = stage.reward
 
-    def remembering(prompts, responses):
+    def remembering(prompts, responses, columns):
         rewards.extend(judge(prompts, responses))
         return rewards[-len(responses) :]
 

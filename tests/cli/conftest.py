@@ -25,7 +25,7 @@ def shrink(folder: Path) -> Path:
         if stage["command"] == "compare":
             stage["arguments"] |= {"max_new_tokens": 8, "n": 2}
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False))
-    for name in ("pretrain", "sft", "reward", "dpo", "ppo", "grpo"):
+    for name in ("pretrain", "sft", "reward", "dpo", "kto", "ppo", "grpo"):
         recipe = yaml.safe_load((ROOT / f"recipes/tiny/{name}.yaml").read_text())
         settings = recipe["model"]["init_args"]
         recipe["trainer"] |= {"enable_progress_bar": False, "limit_val_batches": 2, "log_every_n_steps": 2}

@@ -56,7 +56,7 @@ def test_a_run_is_resumed_and_its_adapter_exported(
     assert main(["export", str(runs / "sft/adapter"), "--out", str(tmp_path / "exported")]) == 0
     assert (tmp_path / "exported/model.safetensors").is_file()
     capsys.readouterr()
-    assert main([*resumed[:-1], "--ckpt_path=last", "--model.init_args.lora.rank=3"]) == 1
+    assert main([*resumed[:-1], "--ckpt_path=last", "--model.init_args.lora.rank=3"]) == 2
     error_line(capsys, "rank", 2)
     assert main([*resumed[:-1], "--model.init_args.lora.rank=0"]) == 2
     error_line(capsys, "lora.rank", 0)

@@ -226,7 +226,7 @@ def test_a_killed_comparison_goes_on_with_the_same_responses(run: Path, tmp_path
         (["a={run}/sft", "b={run}/dpo"], ["--best_of", "c=a:4:nobody"], 2, ["nobody", "gold, reward"]),
         (["a={run}/sft", "b={run}/dpo"], ["--best_of", "b=a:4:gold"], 2, ["b", "NAME=PATH"]),
         (["a={run}/sft", "b={run}/dpo"], ["--texts", "{run}/nowhere.jsonl"], 1, ["{run}/nowhere.jsonl"]),
-        (["a={run}/sft", "b={run}/dpo"], ["--judge", "nobody"], 1, ["nobody"]),
+        (["a={run}/sft", "b={run}/dpo"], ["--judge", "nobody"], 2, ["nobody"]),
         (["a={run}/sft", "b={run}/dpo"], ["--judge", "http://127.0.0.1:9/v1"], 1, ["http://HOST/v1#MODEL"]),
         (["a={run}/sft", "b={run}/dpo"], ["--temperature", "0"], 2, ["temperature", 0]),
         (["a={run}/sft", "b={run}/dpo"], ["--n", "0"], 2, ["n", 0]),

@@ -63,7 +63,7 @@ def test_what_is_printed(model, tmp_path, capsys):
         (["--quantise", "int8"], 2, ["--quantise", "quantize"]),
         (["--best", "val/loss"], 1, ["--best"]),
         (["--quantize", "gptq", "--calibration", "none.jsonl"], 1, ["none.jsonl"]),
-        (["--quantize", "gptq", "--calibration", "BAD"], 1, ["bad.jsonl:2", "text"]),
+        (["--quantize", "gptq", "--calibration", "BAD"], 1, ["bad.jsonl", 2, "text"]),
     ],
 )
 def test_mistakes(model, tmp_path, capsys, args, code, named):

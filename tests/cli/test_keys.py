@@ -1,5 +1,6 @@
 """The messages are what jsonargparse really says (recorded); test_lightning.py drives the real parser."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,40 @@ def test_null_for_a_group_of_settings_is_a_mistake():
     with pytest.raises(UsageError, match=naming("model.init_args.rollout", "null", "RolloutConfig")):
         ppo("--model.init_args.rollout", "null")
     assert ppo("--model.init_args.lora", "null").lora is None
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"checkpoint": None}, ["checkpoint"]),
+        ({"checkpoint": {"keep_last": None}}, ["checkpoint.keep_last", "int"]),
+        ({"samples": {"sampling": None}}, ["samples.sampling"]),
+        ({"trainer": {"max_steps": None}}, ["trainer.max_steps", "int"]),
+        ({"model": {"init_args": {"rollout": {"episodes": None}}}}, ["model.init_args.rollout.episodes", "int"]),
+        ({"data": {"init_args": {"val_fraction": None}}}, ["data.init_args.val_fraction", "float"]),
+        (
+            {"model": {"init_args": {"estimator": {"class_path": "GAE", "init_args": {"lam": None}}}}},
+            ["model.init_args.estimator.init_args.lam", "float"],
+        ),
+    ],
+)
+def test_null_in_a_recipe_is_a_mistake_where_a_setting_is_not_optional(given, named):
+    """jsonargparse checks the type of null on the command line, and not in a file."""
+    with pytest.raises(UsageError, match=naming("null", *named)):
+        ppo(f"--config={json.dumps(given)}")
+
+
+@pytest.mark.parametrize("flag", ["--samples.sampling", "--checkpoint", "--trainer"])
+def test_null_for_a_group_of_the_run_is_a_mistake(flag: str):
+    with pytest.raises(UsageError, match=naming(flag.removeprefix("--"), "null")):
+        ppo(flag, "null")
+
+
+def test_null_is_a_value_of_optional_settings_of_callbacks_and_trainer():
+    recipe = Path(__file__).resolve().parents[2] / "recipes/tiny/ppo.yaml"
+    words = ["--checkpoint.every_minutes=null", "--trainer.max_time", "null", "--samples.sampling.dtype=null"]
+    config = make_cli(["--config", str(recipe), *words], parse_only=True).config
+    assert (config.checkpoint.every_minutes, config.trainer.max_time, config.samples.sampling.dtype) == (None,) * 3
 
 
 def test_null_for_a_variant_is_a_mistake():

@@ -5,8 +5,9 @@ import pytest
 from naming import error_line, names
 
 from align.cli import main
+from align.io.manifest import write_manifest
 from align.pipeline.runner import run_stage
-from align.pipeline.stage_record import StageRecord
+from align.pipeline.stage_record import StageRecord, content_hash
 from align.pipeline.stages import read_pipeline
 
 PIPELINE = """
@@ -268,3 +269,17 @@ def test_recipes_get_run_and_seed(tmp_path: Path):
     assert stage.arguments == (f"--config={tmp_path}/a.yaml", "--run=out", "--seed_everything=7")
     assert stage.is_training
     assert stage.folder == Path("out/a")
+
+
+def test_a_reward_models_normalisation_is_content_and_its_paths_are_not(tmp_path: Path):
+    """A stage that reads the model is run again if its scores change, not if the model was copied."""
+
+    def written(**fields: object) -> str:
+        write_manifest(tmp_path, {"stage": "reward", **fields})
+        return content_hash(tmp_path)
+
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    first = written(reward_mean=0.5, reward_std=1.0)
+    assert written(reward_mean=0.5, reward_std=1.0, parent={"directory": "elsewhere", "weights": None}) == first
+    assert written(reward_mean=0.6, reward_std=1.0) != first
+    assert written(reward_mean=0.5, reward_std=1.1) != first

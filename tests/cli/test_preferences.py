@@ -47,7 +47,7 @@ def test_pairs_are_ordinary_preference_data_with_provenance(run: Path, tmp_path:
             assert record[f"score_{name}"] == gold_reward(asked, turn["content"]).total
     told = meta(out)
     assert told["model"]["weights"] == weights_fingerprint(run / "sft/model")
-    assert told["judge"] == {"name": "sandbox", "weights": None}
+    assert told["judge"] == {"name": "sandbox", "weights": None, "code": None}
     assert told["labels"]["label_temperature"] == 0.5
     assert told["counts"]["records"] == 12
     assert told["counts"]["responses"] == 12
@@ -62,7 +62,7 @@ def test_what_is_written_can_be_read(run: Path, tmp_path: Path):
     data = PreferenceData(train=str(pairs), validation=str(pairs), batch_size=2, **common)
     data.prepare_data()
     data.setup("fit")
-    numbers = [number for batch in data.pair_loader("validation") for number in batch.numbers.tolist() if number >= 0]
+    numbers = [number for batch in data.record_loader("validation") for number in batch.numbers.tolist() if number >= 0]
     assert sorted(numbers) == list(range(len(read(pairs))))
     data = ChatData(train=str(chats), validation=str(chats), batch_size=2, **common)
     data.prepare_data()
@@ -207,7 +207,7 @@ def test_mistakes_are_one_line(run: Path, tmp_path: Path, capsys, extra: list[st
         ("nonsense", ["JSON"]),
         ('{"text": "x"}', ["prompt"]),
         ('{"prompt": 3}', ["prompt", "int"]),
-        ('{"prompt": [{"role": "user"}]}', ["prompt[0].content"]),
+        ('{"prompt": [{"role": "user"}]}', ["prompt", 1, "content"]),
     ],
 )
 def test_a_bad_prompt_is_named_by_its_line(run: Path, tmp_path: Path, capsys, line: str, named: list[str]):

@@ -10,7 +10,7 @@ import pytest
 
 from align.compare.candidates import COSTS
 from align.compare.metrics import DEFAULT_METRICS
-from align.compare.statistics import higher, interval, wins
+from align.evaluate.statistics import higher, interval, wins
 
 Content = tuple[dict[str, Any], list[dict[str, Any]]]
 

@@ -76,6 +76,7 @@ def test_unknown_models_and_judges_are_named(tmp_path, rule: BestOf, judge: str,
         Task(
             candidates=[Candidate("sft", runs), Candidate("best", runs, rule)],
             prompts=["p"],
+            columns=[{}],
             judges=[Judge("gold", (judge,))],
             config=ResponseConfig(),
         )

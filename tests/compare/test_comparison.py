@@ -63,6 +63,7 @@ def compared(models: dict[str, Path], judge: Judge, folder: Path, *names: str) -
     task = Task(
         candidates=[Candidate(name, (Run.of(models[name]),)) for name in names],
         prompts=PROMPTS,
+        columns=[{}] * len(PROMPTS),
         judges=[judge],
         config=ResponseConfig(n=2, max_new_tokens=12),
         texts=TEXTS,

@@ -9,8 +9,9 @@ import torch
 
 from align.compare import texts as texts_module
 from align.compare.candidates import Point
-from align.compare.statistics import interval, ratio_values
-from align.compare.texts import text_losses, windows
+from align.compare.texts import logged_text_losses
+from align.evaluate.statistics import interval, ratio_values
+from align.generation import likelihood
 from align.io.directory import save_network
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
@@ -40,26 +41,14 @@ def model(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def losses(model: Path, folder: Path, texts=TEXTS):
     read: list[int] = []
-    found = text_losses(Point(model, None, None), texts, folder=folder, device="cpu", advance=read.append)
+    found = logged_text_losses(Point(model, None, None), texts, folder=folder, device="cpu", advance=read.append)
     assert sum(read) == len(texts)
     return found
 
 
-def test_windows_by_hand() -> None:
-    """A context of 3 reads 3 tokens and predicts the next of each. With an opening 9 the first window counts 3 tokens;
-    without one the first token is not counted.
-    """
-    with_opening = [(of.prompt, of.ids) for of in windows([1, 2, 3, 4, 5], [9], 3)]
-    assert with_opening == [([9], [1, 2, 3]), ([3], [4, 5])]
-    without = [(of.prompt, of.ids) for of in windows([1, 2, 3, 4, 5], [], 3)]
-    assert without == [([1], [2, 3, 4]), ([4], [5])]
-    assert list(windows([1], [], 3)) == []
-    assert [of.ids for of in windows([1, 2, 3], [8, 9], 3)] == [[1, 2], [3]]
-
-
 @torch.no_grad()
 def test_nats_are_those_of_transformers(model: Path, tokenizer, tmp_path: Path) -> None:
-    """Each window on its own through transformers, position by position."""
+    """Each window on its own through transformers, position by position; the last one is as long as the others."""
     from transformers import AutoModelForCausalLM
 
     peer = AutoModelForCausalLM.from_pretrained(model).eval()
@@ -67,10 +56,11 @@ def test_nats_are_those_of_transformers(model: Path, tokenizer, tmp_path: Path) 
     for text, loss in zip(TEXTS, losses(model, tmp_path), strict=True):
         ids = [*opening, *tokenizer.encode(text)]
         nats = 0.0
-        for start in range(0, len(ids) - 1, 8):
-            part = torch.tensor([ids[start : start + 9]])
+        for start in range(1, len(ids), 8):
+            end = min(len(ids), start + 8)
+            part = torch.tensor([ids[max(0, end - 9) : end]])
             table = peer(part[:, :-1]).logits[0].double().log_softmax(-1)
-            nats -= float(table.gather(1, part[0, 1:, None]).sum())
+            nats -= float(table.gather(1, part[0, 1:, None])[start - end :].sum())
         assert loss.nats == pytest.approx(nats, rel=1e-4, abs=1e-4)
         assert loss.tokens == len(ids) - 1
         assert loss.bytes == len(text.encode()) - (0 if opening else int(tokenizer.token_bytes[ids[0]]))
@@ -80,7 +70,7 @@ def test_batches_do_not_change_the_loss_and_a_second_run_reads_the_log(
     model: Path, tmp_path: Path, monkeypatch
 ) -> None:
     whole = losses(model, tmp_path / "a")
-    monkeypatch.setattr(texts_module, "_TOKENS", 1)
+    monkeypatch.setitem(likelihood._PACKED_TOKENS, "cpu", 1)
     monkeypatch.setattr(texts_module, "_LOGGED", 2)
     parts = losses(model, tmp_path / "b")
     assert [of.nats for of in parts] == pytest.approx([of.nats for of in whole], rel=1e-5)

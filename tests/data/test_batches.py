@@ -51,7 +51,7 @@ def test_stream_block_diagonal(text_data):
 def test_documents_packing(text_data):
     """Lengths with bos and eos: abcde 7, a 3, b 3. Rows of 6 tokens (context 5): abcde is split into bos a b c d e and
     e eos (one token shared); best fit, longest first: 6 | 3 + 3 | 2."""
-    batch = in_order(text_data("abcde", "a", "b", context=5, packing="documents"))
+    batch = in_order(text_data("abcde", "a", "b", context=5, packing="best_fit"))
     assert batch.ids.tolist() == [
         [BOS, A, B, C, D, E],
         [E, EOS, PAD, PAD, PAD, PAD],
@@ -105,7 +105,7 @@ def test_chat_padding(chat_data):
 
 def test_chat_packing(chat_data):
     """Two chats of 7 tokens side by side in a row of 17."""
-    batch = in_order(chat_data(chat("a", "b"), chat("c", "d"), context=16, packing=True))
+    batch = in_order(chat_data(chat("a", "b"), chat("c", "d"), context=16, packing="best_fit"))
     one = [USER, A, END, ASSISTANT, B, END]
     two = [USER, C, END, ASSISTANT, D, END]
     assert batch.ids.tolist() == [[BOS, *one, BOS, *two, PAD, PAD, PAD]]

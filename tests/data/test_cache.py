@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 from naming import naming
 
 from align.data.corpus import Corpus, CorpusWriter
+from align.data.formats.chats import PromptCompletion
 from align.data.formats.texts import Text
+from align.data.pair_data import PreferenceData, PromptData
 from align.data.readers import BadRecords, find_sources
 from align.data.text_data import ChatData, TextData
+from align.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -31,11 +35,35 @@ def caches(tmp_path):
 def test_content_decides(build, write, tmp_path):
     """The same bytes under another name, another context or packing: one cache. Other bytes or field: another."""
     build(write("a.jsonl", [{"text": "abc", "body": "d"}]))
-    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), context=7, packing="documents")
+    build(write("b.jsonl", [{"text": "abc", "body": "d"}]), context=7, packing="best_fit")
     assert len(caches(tmp_path)) == 1
     build(write("a.jsonl", [{"text": "abd", "body": "d"}]))
     build(write("b.jsonl", [{"text": "abc", "body": "d"}]), format=Text(field="body"))
     assert len(caches(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eos_token": "<|end|>"},
+        {"document_prefix": "<|eos|>"},
+        {"document_prefix": None, "bos_token": None},
+        {"add_bos_token": False, "document_prefix": None},
+    ],
+)
+def test_settings_of_the_tokenizer_that_decide_ids(tokenizer_dir, write, tmp_path, change):
+    """tokenizer_config.json decides what opens and ends a document: after a change the old corpus is not reused."""
+    directory, cache = tmp_path / "tokenizer", str(tmp_path / "cache")
+    shutil.copytree(tokenizer_dir, directory)
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    found = []
+    for settings in (config, config | change):
+        written = {name: value for name, value in settings.items() if value is not None}
+        (directory / "tokenizer_config.json").write_text(json.dumps(written))
+        corpus = TextData(str(directory), write("a.txt", "abc"), cache_dir=cache)._corpus("train")
+        found.append(corpus.ids.tolist())
+    fresh = TextData(str(directory), write("a.txt", "abc"), cache_dir=str(tmp_path / "fresh"))._corpus("train")
+    assert found[0] != found[1] == fresh.ids.tolist()
 
 
 def test_fingerprints(build, write):
@@ -161,6 +189,28 @@ def test_last_documents_are_held_out(build, write):
     assert data.tokenizer.decode(next(iter(data.val_dataloader())).ids[0].tolist()) == "dddd"
 
 
+@pytest.mark.parametrize("kind", [ChatData, PreferenceData, PromptData])
+def test_a_single_record_is_not_held_out(kind, tokenizer_dir, write, tmp_path):
+    """It can't be in training and in validation, and half a chat is no chat."""
+    file = write("a.jsonl", [{"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}])
+    form = {"format": PromptCompletion()} if kind is ChatData else {}
+    data = kind(tokenizer_dir, file, cache_dir=str(tmp_path / "cache"), val_fraction=0.5, **form)
+    with pytest.raises(ValueError, match=naming("val_fraction", 0.5, 1)):
+        data.setup("fit")
+
+
+def test_too_little_memory_names_the_record(build, write, monkeypatch):
+    """The second line, which is in hand when memory ends."""
+    file = write("a.jsonl", [{"text": "a"}, {"text": "b" * 2_000_000}])
+    monkeypatch.setattr(Tokenizer, "encode_to_array", lambda self, texts, **_: _raise(MemoryError()))
+    with pytest.raises(ValueError, match=naming(file, 2)):
+        build(file, on_bad_record="skip")
+
+
+def _raise(error):
+    raise error
+
+
 def test_the_end_of_a_single_text_is_held_out(build, write):
     """A tenth of 100 bytes: with bos, training has 91 tokens; the last 10 bytes and eos are held out."""
     data = build(write("a.txt", "a" * 90 + "b" * 10), val_fraction=0.1, context=12)
@@ -189,7 +239,7 @@ def test_settings_reach_the_command_line():
     ("name", "kind", "settings"),
     [
         ("tinyshakespeare.txt", TextData, {"val_fraction": 0.1}),
-        ("instructions-1100.json", ChatData, {"val_fraction": 0.1, "packing": True}),
+        ("instructions-1100.json", ChatData, {"val_fraction": 0.1, "packing": "best_fit"}),
     ],
 )
 def test_real_files(tokenizer_dir, tmp_path, name, kind, settings):

@@ -8,7 +8,7 @@ import pytest
 from jsonargparse import ArgumentParser
 from naming import naming
 
-from align.data.formats import chats, pairs
+from align.data.formats import chats, feedback, pairs
 from align.data.formats import prompt_records as prompts
 from align.data.formats.fields import ChatRecord
 from align.data.formats.record_format import detect
@@ -71,7 +71,12 @@ def test_a_format_without_names_for_its_fields(kind, settings):
         (
             pairs.PAIR_FORMATS,
             [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"chosen": "Human: a", "rejected": "Human: b"}]
-            + [{"instruction": "a", "chosen": "b", "rejected": "c"}],
+            + [{"instruction": "a", "chosen": "b", "rejected": "c"}]
+            + [{"conversations": CHAT, "chosen": {"from": "gpt", "value": "b"}, "rejected": "c"}],
+        ),
+        (
+            feedback.FEEDBACK_FORMATS,
+            [{"prompt": "a", "completion": "b", "label": False}, {"messages": CHAT, "label": 0}],
         ),
         (
             prompts.PROMPT_FORMATS,

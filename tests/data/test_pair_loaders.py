@@ -73,7 +73,7 @@ def test_all_pairs_of_a_prompt_share_a_batch(by_prompt):
 
 
 def test_pairs_in_order_are_still_pairs(by_prompt):
-    numbers = [batch.numbers.tolist() for batch in by_prompt.pair_loader("train")]
+    numbers = [batch.numbers.tolist() for batch in by_prompt.record_loader("train")]
     assert numbers == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11], [12, 13, 14], [15, -1, -1]]
     assert by_prompt.describe()["train"]["pairs"] == 16
 
@@ -156,13 +156,13 @@ def test_pair_loader_is_in_order(build):
     records = [pair(str(n), "a" * (n + 1), "b") for n in range(10)]
     data = build(PreferenceData, *records, val_fraction=0.3, batch_size=2, context=32)
     for split, first, count in (("train", 0, 7), ("validation", 7, 3)):
-        batches = list(data.pair_loader(split))
+        batches = list(data.record_loader(split))
         numbers = [n for batch in batches for n in batch.numbers.tolist() if n >= 0]
         texts = [prompt for batch in batches for prompt in batch.prompts if prompt]
         assert numbers == list(range(count))
         assert texts == [str(first + n) for n in range(count)]
     with pytest.raises(ValueError, match=naming("test", "train", "validation")):
-        data.pair_loader("test")
+        data.record_loader("test")
 
 
 def test_pairs_of_similar_length_share_a_batch(build):

@@ -33,6 +33,65 @@ def test_spellings_of_one_pair(record):
     assert detect(record, PAIR_FORMATS).read(record) == Pair([USER], "b", "c")
 
 
+HUMAN = {"from": "human", "value": "a"}
+
+
+@pytest.mark.parametrize(
+    ("record", "system"),
+    [
+        ({"chosen": {"from": "gpt", "value": "b"}, "rejected": {"from": "gpt", "value": "c"}}, False),
+        ({"chosen": "b", "rejected": {"from": "assistant", "value": "c"}}, False),
+        ({"chosen": "b", "rejected": "c", "system": "s"}, True),
+        ({"chosen": "b", "rejected": "c", "conversations": [{"from": "system", "value": "s"}, HUMAN]}, True),
+    ],
+)
+def test_sharegpt_pairs(record, system):
+    """LLaMA-Factory's schema; the system message is a field, or the first turn."""
+    record = {"conversations": [HUMAN]} | record
+    assert detect(record, PAIR_FORMATS).read(record) == Pair([SYSTEM, USER] if system else [USER], "b", "c")
+
+
+def test_sharegpt_pairs_of_several_turns(build):
+    """Tokens as in conftest.py. Responses of earlier turns are part of the prompt; the mask covers b end, c c end."""
+    turns = [("system", "s"), ("human", "a"), ("gpt", "b"), ("human", "d")]
+    record = {
+        "conversations": [{"from": name, "value": value} for name, value in turns],
+        "chosen": {"from": "gpt", "value": "b"},
+        "rejected": {"from": "gpt", "value": "cc"},
+    }
+    (batch,) = build(PreferenceData, record, context=32, batch_size=1).record_loader("train")
+    a, b, c, d, s = (ord(letter) - 33 for letter in "abcds")
+    prompt = [257, 259, s, 262, 260, a, 262, 261, b, 262, 260, d, 262, 261]
+    rows = [[*prompt, b, 262], [*prompt, c, c, 262]]
+    assert [row[:length] for row, length in zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)] == rows
+    assert [row.nonzero()[:, 0].tolist() for row in batch.mask] == [[14, 15], [14, 15, 16]]
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        ({"chosen": 3}, ["chosen", "int"]),
+        ({"chosen": {"from": "gpt"}}, ["chosen", "value"]),
+        ({"chosen": {"value": "b"}}, ["chosen", "from"]),
+        ({"rejected": {"from": "human", "value": "c"}}, ["rejected", "user", "assistant"]),
+        ({"rejected": {"from": "function_call", "value": "c"}}, ["rejected", "function_call"]),
+        ({"rejected": {"from": "gpt", "value": "c", "weight": 0}}, ["rejected", "weight"]),
+        ({"conversations": [HUMAN, {"from": "api", "value": "x"}]}, ["conversations", 2, "from", "api"]),
+        ({"conversations": [HUMAN, {"from": "gpt", "value": "x"}]}, ["prompt", "assistant"]),
+        ({"conversations": []}, ["prompt"]),
+        ({"conversations": "a"}, ["conversations", "str"]),
+        ({"tools": "x"}, ["tools"]),
+        ({"images": ["a.png"]}, ["images"]),
+        ({"rejected": "b"}, ["chosen", "rejected"]),
+    ],
+)
+def test_bad_sharegpt_pairs(load, record, named):
+    """File, line, field and value."""
+    record = {"conversations": [HUMAN], "chosen": {"from": "gpt", "value": "b"}, "rejected": "c"} | record
+    with pytest.raises(ValueError, match=naming("records.jsonl", 1, *named)):
+        load(PreferenceData, [record])
+
+
 def test_several_turns():
     """What precedes the last answers is the prompt, whoever said it."""
     prompt = [USER, ANSWER, {"role": "user", "content": "d\n\ne"}]
@@ -86,14 +145,14 @@ def pair(**fields):
         (pair(rejected=" \n"), ["rejected"]),
         (pair(chosen="b\ud800"), ["chosen", "surrogate", 1]),
         (pair(prompt="\ud800"), ["prompt", "surrogate", 0]),
-        (pair(rejected=[WORSE | {"content": "\udfff"}]), ["rejected[0].content", "surrogate"]),
+        (pair(rejected=[WORSE | {"content": "\udfff"}]), ["rejected", 1, "content", "surrogate"]),
         (pair(chosen=3), ["chosen", "int"]),
-        (pair(chosen=[WORSE | {"role": "robot"}]), ["chosen[0].role", "robot", "system"]),
+        (pair(chosen=[WORSE | {"role": "robot"}]), ["chosen", 1, "role", "robot", "system"]),
         (pair(chosen=[WORSE | {"role": "tool"}]), ["chosen", "tool", "assistant"]),
         (pair(chosen=[WORSE | {"reasoning_content": "d"}]), ["chosen", "reasoning_content"]),
         (pair(images=["a.png"]), ["images"]),
         (pair(prompt=[SYSTEM, USER], system="t"), ["system"]),
-        (pair(prompt=[{"role": "human", "content": "a"}]), ["prompt[0].role", "human"]),
+        (pair(prompt=[{"role": "human", "content": "a"}]), ["prompt", 1, "role", "human"]),
         (pair(prompt=[USER, ANSWER]), ["prompt", "assistant", "user"]),
         (pair(prompt=[SYSTEM]), ["prompt", "system"]),
         (pair(prompt=[]), ["prompt"]),
@@ -108,6 +167,10 @@ def pair(**fields):
         ({"chosen": [ANSWER], "rejected": [WORSE]}, ["prompt"]),
         ({"chosen": HH.format("a", "b"), "rejected": HH.format("x", "c")}, ["chosen", "rejected", 1]),
         ({"chosen": HH.format("a", "b"), "rejected": HH.format("a", "")}, ["rejected"]),
+        (
+            {"prompt": "\n\nHuman: x", "chosen": HH.format("a", "b"), "rejected": HH.format("a", "c")},
+            ["chosen", "prompt"],
+        ),
         ({"chosen": HH.format("a", "b"), "rejected": "\n\nHuman: a"}, ["rejected", "assistant"]),
         ({"chosen": "b", "rejected": "c"}, ["chosen", "rejected", "Preference"]),
         ({"instruction": "a"} | pair(), ["format", "Preference", "Alpaca"]),

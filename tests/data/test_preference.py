@@ -44,7 +44,11 @@ def test_pairs(build):
     assert batch.prompt_lengths.tolist() == [5, 6]
     assert batch.numbers.tolist() == [0, 1]
     assert batch.prompts == ("a", "de")
-    assert all(part.dtype == torch.int64 for name, part in batch._asdict().items() if name not in ("mask", "prompts"))
+    assert all(
+        part.dtype == torch.int64
+        for name, part in batch._asdict().items()
+        if name not in ("mask", "prompts", "columns")
+    )
 
 
 def test_prompts(build):
@@ -131,7 +135,7 @@ def test_a_pair_is_truncated_like_a_chat(tokenizer_dir, system, turns, chosen, r
     except ValueError:
         assert chosen[: limit - 2] == rejected[: limit - 2]
         return
-    answers = [encoded.chosen.tolist(), encoded.rejected.tolist()]
+    answers = [response.tolist() for response in encoded.responses]
     whole = [[*tokenizer.encode(answer), END] for answer in (chosen, rejected)]
     longer = int(len(rejected) > len(chosen))
     chats = [[*prompt, {"role": "assistant", "content": answer}] for answer in (chosen, rejected)]

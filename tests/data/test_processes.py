@@ -108,7 +108,7 @@ def test_two_ranks_share_a_pass_and_resume(tokenizer_dir, write, tmp_path):
             train,
             validation=validation,
             context=6,
-            packing="documents",
+            packing="best_fit",
             batch_size=2,
             cache_dir=str(tmp_path / "cache"),
         )

@@ -47,7 +47,7 @@ def fit(tokenizer_dir, write, tmp_path):
     def fit(steps, *, resume=None, kind=TextData, workers=0, at_epoch_end=False, **trainer):
         common = {"val_fraction": 1 / 6, "batch_size": 2, "workers": workers, "cache_dir": str(tmp_path / "cache")}
         if kind is TextData:
-            data = TextData(tokenizer_dir, text, context=6, packing="documents", **common)
+            data = TextData(tokenizer_dir, text, context=6, packing="best_fit", **common)
         else:
             data = kind(tokenizer_dir, chats if kind is ChatData else pairs, context=32, **common)
         model = Recorder()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from naming import names
 
 from align.data.formats.chats import PromptCompletion
+from align.data.formats.pairs import Pair
 from align.data.pair_data import PreferenceData, PromptData
 from align.data.text_data import ChatData
-from align.data.tokenize import encode_chat
+from align.data.tokenize import encode_chat, encode_pair
 from align.tokenizer import Tokenizer
 
 text = st.text("ab", max_size=12)
@@ -75,6 +77,36 @@ def test_a_long_header(with_template):
         assert all(ids[i - 2 : i].tolist() == header for i in begins)
 
 
+INSTRUCTIONS = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>' + m.content + '[/I]' }}"
+    "{% else %}{{ m.content + '<|end|>' }}{% endif %}{% endfor %}"
+)
+
+
+def test_a_template_without_a_generation_prompt(tokenizer):
+    """Mistral's: the header is what follows the user's content. No response is a target without it or its beginning,
+    and the last response keeps it."""
+    tokenizer = Tokenizer(replace(tokenizer.spec, chat_template=INSTRUCTIONS))
+    messages = [
+        {"role": role, "content": content * 2}
+        for role, content in zip(["user", "assistant"] * 3, ["q0", "a0", "q1", "a1", "q2", "a2"], strict=True)
+    ]
+    header = tokenizer.encode("[/I]")
+    responses = [[*tokenizer.encode(f"a{i}" * 2), tokenizer.end_of_turn_id] for i in range(3)]
+    for limit in range(11, len(tokenizer.render_chat(messages).ids) + 1):
+        ids, mask, *_ = encode_chat(messages, tokenizer, limit)
+        edges = np.flatnonzero(np.diff(np.r_[0, mask, 0]))
+        for begin, end in edges.reshape(-1, 2):
+            assert ids[begin - len(header) : begin].tolist() == header
+            assert ids[begin:end].tolist() in responses
+        pair = encode_pair(Pair(messages[:5], "b" * 4, "c" * 4), tokenizer, limit)
+        assert pair.prompt[-len(header) :].tolist() == header
+    for limit in range(6, 11):
+        ids, mask, *_ = encode_chat(messages, tokenizer, limit)
+        assert ids[: 1 + len(header)].tolist() == [tokenizer.bos_id, *header]
+        assert mask.sum() == limit - 5
+
+
 def test_what_the_run_is_told(build, with_template):
     """Fields that ChatML does not render, with the counts."""
     asked = {"role": "user", "content": "a"}
@@ -119,7 +151,7 @@ def test_a_system_prompt_for_chats_that_have_none(build, tokenizer):
         assert next(iter(data.train_dataloader())).ids[0, : len(whole.ids)].tolist() == whole.ids
         prompts = build(PromptData, {"prompt": [*first, *asked]}, system_prompt="t", context=32)
         corpus = prompts._corpus("train")
-        assert corpus.prompt(0) == [system | {"content": expected}, *asked]
+        assert corpus.prompt(0)[0] == [system | {"content": expected}, *asked]
         pairs = build(
             PreferenceData, {"prompt": [*first, *asked], "chosen": "b", "rejected": "c"}, system_prompt="t", context=32
         )
@@ -155,4 +187,4 @@ def test_tools_reach_the_template(build, with_template):
         data = build(kind, record, tokenizer=directory, context=99, **settings)
         text = data.tokenizer.decode(data._corpus("train").ids)
         assert text.startswith(json.dumps([schema]))
-        assert len(list(data._summary("train"))) == 1
+        assert not any(names(line, "tools") for line in data._summary("train"))

@@ -16,7 +16,7 @@ from align.cli import main
 def fit(run: str, **trainer: object) -> dict[str, torch.Tensor]:
     """Two steps of SFT on a toy; its weights afterwards."""
     settings = {"init_from": "one", "optimizer": {"lr": 1e-3}, "schedule": {"kind": "constant", "warmup_steps": 0}}
-    data = {"tokenizer": "one", "train": ["chats.jsonl"], "context": 32, "batch_size": 1, "packing": False}
+    data = {"tokenizer": "one", "train": ["chats.jsonl"], "context": 32, "batch_size": 1, "packing": "none"}
     whole = {
         "trainer": {"default_root_dir": run, "max_steps": 2, "accelerator": "cpu", "log_every_n_steps": 1}
         | {"enable_progress_bar": False}

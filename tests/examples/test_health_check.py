@@ -20,7 +20,7 @@ def recipe(copy_example: Callable[[str], None], toys: Path) -> str:
     Path("chats.jsonl").write_text(f"{json.dumps({'messages': messages})}\n" * 3)
     settings = {"init_from": "one", "optimizer": {"lr": 1e-30}, "schedule": {"kind": "constant", "warmup_steps": 0}}
     files = {"train": ["chats.jsonl"], "validation": ["chats.jsonl"]}
-    data = {"tokenizer": "one", **files, "context": 32, "batch_size": 1, "packing": False, "cache_dir": "cache"}
+    data = {"tokenizer": "one", **files, "context": 32, "batch_size": 1, "packing": "none", "cache_dir": "cache"}
     trainer = {"default_root_dir": "run", "max_steps": 3, "accelerator": "cpu", "val_check_interval": 1}
     whole = {
         "trainer": trainer | {"enable_progress_bar": False},

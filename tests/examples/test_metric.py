@@ -41,6 +41,7 @@ def test_what_is_no_metric_is_named(
     copy_example: Callable[[str], None], toys: Path, capsys: pytest.CaptureFixture[str], path: str
 ):
     copy_example("metric")
+    copy_example("reward")
     assert main([*COMPARE, "--metric", path]) == 2
     error = capsys.readouterr().err
     assert path in error

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from align.io.manifest import read_manifest, weights_fingerprint, write_manifest
+from align.io.manifest import read_manifest, scores_fingerprint, weights_fingerprint, write_manifest
 
 WHOLE = {
     "stage": "sft",
@@ -105,3 +105,16 @@ def test_fingerprint_sees_weights_only(tmp_path):
     others = [{"a": a + 1, "b": b}, {"a": a.view(2, 3), "b": b}, {"a": a, "c": b}, {"a": a.int(), "b": b}, {"a": a}]
     prints = [weights(tmp_path / str(i), {"model.safetensors": tensors}) for i, tensors in enumerate(others)]
     assert len({one, *prints}) == 6
+
+
+def test_the_normalisation_belongs_to_a_reward_models_identity(tmp_path):
+    """Its scores differ by it; those of a model without one are identified by the weights alone."""
+    save_file({"score.weight": torch.ones(1, 2)}, tmp_path / "model.safetensors")
+    assert scores_fingerprint(tmp_path) == weights_fingerprint(tmp_path)
+    write_manifest(tmp_path, {"stage": "reward"})
+    assert scores_fingerprint(tmp_path) == weights_fingerprint(tmp_path)
+    found = set()
+    for mean, std in ((0.0, 1.0), (0.5, 1.0), (0.5, 2.0)):
+        write_manifest(tmp_path, {"stage": "reward", "reward_mean": mean, "reward_std": std})
+        found.add(scores_fingerprint(tmp_path))
+    assert len(found) == 3

@@ -126,11 +126,19 @@ def test_adaptive_controller_stays_positive_and_resumes_to_the_bit(kls: list[flo
         whole.update(kl, n)
         assert whole.value > 0
         assert (whole.value > before) == (kl > 6)
-        resumed = AdaptiveKL(6, 64, 0.3)
+        resumed = AdaptiveKL(6, 64, 0.1)
         resumed.load_state_dict(half.state_dict())
         resumed.update(kl, n)
         half = resumed
     assert half.value == whole.value
+
+
+def test_a_changed_initial_coefficient_restarts_the_adaptive_controller():
+    whole = AdaptiveKL(6, 64, 0.1)
+    whole.update(12, 64)
+    resumed = AdaptiveKL(6, 64, 0.3)
+    resumed.load_state_dict(whole.state_dict())
+    assert (whole.value, resumed.value) == (pytest.approx(0.12), 0.3)
 
 
 def test_fixed_controller_never_moves():

@@ -1,7 +1,7 @@
-"""Lets the tests of this folder import published.py, and recipes the examples."""
+"""Lets the tests of this folder import published.py."""
 
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+sys.path.insert(0, str(HERE))

@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from published import (
     write_gpt_neox,
     write_hh,
     write_qwen2,
-    write_records,
     write_smollm2,
     write_tldr,
 )
@@ -95,15 +93,7 @@ def check_pooling(out: Path, pipeline: Path, model: Path, pooled: Path) -> None:
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qwen")
     model, variables = write_qwen2(folder / "model"), write_chats(folder)
-    (folder / "answers_here.py").write_text(
-        "from dataclasses import dataclass\n\nfrom examples.gsm8k import FinalAnswer\n\n\n@dataclass(frozen=True)\n"
-        f"class Answers(FinalAnswer):\n    data: tuple[str, ...] = ({variables['math']!r},)\n"
-    )
-    sys.path.insert(0, str(folder))
-    try:
-        return run("qwen2.5-0.5b", folder, model, variables | {"math_judge": "answers_here.Answers"})
-    finally:
-        sys.path.remove(str(folder))
+    return run("qwen2.5-0.5b", folder, model, variables)
 
 
 @pytest.mark.slow
@@ -122,17 +112,6 @@ def pythia(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pythia")
     model = write_gpt_neox(folder / "model")
     return run("pythia-160m", folder, model, write_tldr(folder))
-
-
-def test_the_answer_is_the_last_number(tmp_path: Path):
-    """Thousands separators, units and decimals; no number is wrong."""
-    from examples.gsm8k import FinalAnswer
-
-    file = write_records(tmp_path / "gsm8k.jsonl", [{"question": "q", "answer": "1 + 1 = <<1+1=2>>2\n#### 1,002"}])
-    responses = ["It is $1,002.00", "1002", "1002 or 1003", "none", "-1002", "\\boxed{1002}"]
-    assert FinalAnswer((file,))(["q"] * 6, responses) == [1, 1, 0, 0, 0, 1]
-    with pytest.raises(ValueError, match="no question 'r'"):
-        FinalAnswer((file,))(["r"], ["1"])
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Demonstrations: the edit of every trained kind on drafts written by hand, and what holds for any draft."""
 
+import gzip
 import json
 import re
 from collections.abc import Callable
@@ -237,12 +238,24 @@ def test_some_drafts_keep_their_mistakes() -> None:
     assert abs(tally.edited / 200 - 0.7) < 0.12
 
 
+def test_drafts_of_several_compressed_files(tmp_path: Path) -> None:
+    for number, draft in enumerate(DRAFTS):
+        (tmp_path / f"{number}.json.gz").write_bytes(gzip.compress(json.dumps([draft]).encode("utf-16")))
+    out = tmp_path / "out.jsonl"
+    assert main(["sandbox", "demonstrations", "--drafts", str(tmp_path / "*.gz"), "--out", str(out)]) == 0
+    meta = json.loads(out.with_name("out.jsonl.meta.json").read_text())
+    assert meta["counts"]["drafts"] == 3
+    assert [(Path(draft["file"]).name, len(draft["sha256"])) for draft in meta["drafts"]] == [
+        (f"{number}.json.gz", 64) for number in range(3)
+    ]
+
+
 @pytest.mark.parametrize("drafts", [[{"prompt": QUOTED}], [{"prompt": QUOTED, "text": 3}], ["text"]])
 def test_a_file_of_something_else_is_an_error(
     drafts: list[Any], write: Callable[[list[Any]], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sandbox", "demonstrations", "--drafts", str(write(drafts)), "--out", str(tmp_path / "a")]) == 1
-    error_line(capsys, "drafts.jsonl:1", "prompt", "text")
+    error_line(capsys, "drafts.jsonl", 1)
     assert not (tmp_path / "a").exists()
 
 

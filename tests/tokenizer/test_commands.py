@@ -1,15 +1,16 @@
 """The commands, the files they read, and what they say of bad ones."""
 
+import gzip
 import json
 import subprocess
 import sys
 
 import pytest
+from naming import naming
 
 from align.cli import tokenizer as commands
-from align.cli.tokenizer import DecodeSettings, EncodeSettings, TrainSettings, report
+from align.cli.tokenizer import DecodeSettings, EncodeSettings, TrainSettings, read_texts, report
 from align.tokenizer import Tokenizer, train_tokenizer
-from align.tokenizer.text_files import read_texts
 
 
 def train(*values, **settings):
@@ -76,43 +77,54 @@ def test_report_by_hand():
 
 
 def test_records_are_read(tmp_path):
-    lines = [{"text": "a"}, {"messages": [{"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}]
-    (tmp_path / "x.jsonl").write_text("\n\n".join(map(json.dumps, lines)) + "\n")
-    (tmp_path / "x.json").write_text(json.dumps([{"body": "d", "text": "e"}]))
-    assert list(read_texts([tmp_path / "x.jsonl"])) == ["a", "b", "c"]
-    assert list(read_texts([tmp_path / "x.json"], field="body")) == ["d"]
+    """Of every kind that training reads; field by field, else the contents of messages."""
+    lines = [
+        {"text": "a"},
+        {
+            "messages": [
+                {"role": "user", "content": "b"},
+                {"role": "assistant", "content": [{"type": "text", "text": "c"}]},
+            ]
+        },
+    ]
+    (tmp_path / "x.ndjson").write_bytes(b"\xef\xbb\xbf" + "\n\n".join(map(json.dumps, lines)).encode())
+    (tmp_path / "x.json.gz").write_bytes(gzip.compress(json.dumps([{"body": "d", "text": "e"}]).encode()))
+    (tmp_path / "x.csv").write_text("text,body\nf,g\n", encoding="utf-16")
+    assert list(read_texts([str(tmp_path / "x.ndjson")])) == ["a", "b", "c"]
+    assert list(read_texts([str(tmp_path / "x.[jc]s*")], field="body")) == ["g", "d"]
 
 
-def test_plain_files_are_read_in_pieces_that_join(tmp_path):
+def test_plain_files_are_read_in_blocks_that_join(tmp_path):
     """3 MB, and a character of three bytes across every border of 1 MB; then 3 MB without a line end."""
     for text in ("漢字かな\n" * 250_000, "漢" * 1_000_000):
         (tmp_path / "x.txt").write_text(text)
-        pieces = list(read_texts([tmp_path / "x.txt"]))
-        assert "".join(pieces) == text
-        assert len(pieces) == (3 if "\n" in text else 1) or len(pieces) == 4
+        blocks = list(read_texts([str(tmp_path / "x.txt")]))
+        assert "".join(blocks) == text
+        assert len(blocks) == (4 if "\n" in text else 1)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "message"),
+    ("name", "data", "named"),
     [
-        ("a.txt", b"", r"a\.txt"),
-        ("a.bin", b"ab\0\xff\xfe\0", r"a\.bin.*0xff.*\b3\b"),
-        ("a.txt", b"x" * 10 + b"\n" + b"caf\xe9", r"a\.txt.*UTF-8.*0xe9.*\b14\b"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', r"a\.jsonl:2\b.*JSON"),
-        ("a.jsonl", b'{"text": "a"}\n\n{"body": "a"}', r"a\.jsonl:3\b.*'text'.*body"),
-        ("a.jsonl", b'{"text": 3}', r"a\.jsonl:1\b.*'text'"),
-        ("a.jsonl", b'["a"]', r"a\.jsonl:1\b.*list"),
-        ("a.jsonl", b'{"text": "\xff"}', r"a\.jsonl.*UTF-8.*0xff.*\b10\b"),
-        ("a.jsonl", b'{"messages": [{"role": "user"}]}', r"a\.jsonl:1\b.*'text'.*messages"),
-        ("a.json", b'{"text": "a"}', r"a\.json\b.*dict.*list"),
-        ("a.json", b'[{"text": "a"}, {"b": 1}]', r"a\.json\b.*\b1\b.*'text'"),
-        ("a.jsonl", b'{"text": ""}', "text"),
+        ("a.txt", b"", []),
+        ("a.txt", b"ab\0\xff\xfe\0", [2]),
+        ("a.txt", b"x" * 10 + b"\n" + b"caf\xe9", ["UTF-8", "0xe9", 14]),
+        ("a.bin", b"ab", [".bin"]),
+        ("a.jsonl", b'{"text": "a"}\n{"text": ', [2, "JSON"]),
+        ("a.jsonl", b'{"text": "a"}\n\n{"body": "a"}', [3, "'text'", "body"]),
+        ("a.jsonl", b'{"text": 3}', [1, "'text'", "int"]),
+        ("a.jsonl", b'["a"]', [1, "list"]),
+        ("a.jsonl", b'{"text": "\xff"}', [1, "UTF-8", "0xff", 11]),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', [1, "messages", "content"]),
+        ("a.json", b'[{"text": "a"}, {"b": 1}]', [2, "'text'"]),
+        ("a.jsonl", b'{"text": ""}', []),
     ],
 )
-def test_bad_files_are_one_line(tmp_path, name, data, message):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError, match=message) as caught:
-        train([str(tmp_path / name)], str(tmp_path / "out"), vocab_size=300)
+def test_bad_files_are_one_line(tmp_path, name, data, named):
+    file = tmp_path / name
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=naming("text" if data.endswith(b'""}') else file, *named)) as caught:
+        train([str(file)], str(tmp_path / "out"), vocab_size=300)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 

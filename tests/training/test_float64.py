@@ -7,9 +7,9 @@ import pytest
 import torch
 from another_device import AWAY, environment, register
 
-from align.algorithms.dpo import PairMeans
 from align.algorithms.language_modeling import TokenLoss
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
+from align.algorithms.reference_stage import Means
 from align.algorithms.reward_modeling import PairScores
 from align.algorithms.rollout import RewardStatistics
 from align.objectives import explained_variance
@@ -44,7 +44,7 @@ def accumulated(device):
     """Everything that the stages accumulate, of numbers whose float32 sums lose what is looked for."""
     ones = torch.ones(2, dtype=torch.int64, device=device)
     metrics = torch.nn.ModuleList(
-        [TokenLoss(), PairScores(), PairMeans(), PolicyEvaluation(PolicyEvaluationConfig())]
+        [TokenLoss(), PairScores(), Means(("first", "second")), PolicyEvaluation(PolicyEvaluationConfig())]
     ).to(device)
     tokens, scores, means, evaluation = metrics
     assert evaluation.kl.device.type == "cpu" or device != AWAY
@@ -53,7 +53,7 @@ def accumulated(device):
     chosen, rejected = torch.tensor([[4000.5, 2.0, 1.0], [4000.25, 2.0, 3.0]]).to(device)
     for gold in (None, torch.tensor([0.5, 0.0, -0.1], dtype=torch.float64)):
         scores.update(chosen, rejected, chosen - rejected, gold)
-    means.update(torch.arange(14.0).view(7, 2).to(device), ones.bool())
+    means.update(torch.arange(4.0).view(2, 2).to(device), ones.bool().expand(2, -1))
     statistics = RewardStatistics()
     for rewards in (chosen, rejected):
         statistics.update(rewards, lambda tensor: tensor)

@@ -4,7 +4,6 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from align.data.formats.fields import (
-    ROLES,
     Chat,
     ChatRecord,
     Fields,
@@ -17,6 +16,7 @@ from align.data.formats.fields import (
 )
 from align.data.formats.hh import is_dialogue, read_dialogue, split_dialogue
 from align.data.formats.record_format import RecordFormat
+from align.data.formats.sharegpt import read_conversation, with_wrapped_tools
 from align.data.formats.tldr import read_post, read_summary
 from align.tokenizer.chat_template import text_of
 
@@ -37,8 +37,13 @@ class ChatFormat(RecordFormat[ChatRecord]):
 
         Raises:
             ValueError: as ``messages`` and ``as_record`` raise, or there is no response to learn from, or a response is
-                blank.
+                blank, or feedback says that it is undesirable.
         """
+        if record.get("label") in (False, 0):
+            raise ValueError(
+                f"field 'label' is {record['label']!r}: the response is undesirable, so there is nothing to learn from "
+                "it; train on feedback with KTO and FeedbackData"
+            )
         chat = as_record(record, self.messages(record), self.fields)
         responses = [index for index, message in enumerate(chat.messages) if message["role"] == "assistant"]
         if not responses:
@@ -71,7 +76,10 @@ class Messages(ChatFormat):
 
 @dataclass(frozen=True)
 class PromptCompletion(ChatFormat):
-    """``{"prompt": ..., "completion": ...}``, both either text or a list of messages."""
+    """``{"prompt": ..., "completion": ...}``, both either text or a list of messages.
+
+    Only the completion is trained on, as in TRL: responses in the prompt are context.
+    """
 
     prompt: str = "prompt"
     """Field of the prompt"""
@@ -85,7 +93,9 @@ class PromptCompletion(ChatFormat):
 
     def messages(self, record: Fields) -> Chat:
         """See the base class."""
-        return text_or_chat(record, self.prompt, "user") + text_or_chat(record, self.completion, "assistant")
+        prompt = text_or_chat(record, self.prompt, "user")
+        context = [message | {"weight": 0} if message["role"] == "assistant" else message for message in prompt]
+        return context + text_or_chat(record, self.completion, "assistant")
 
 
 @dataclass(frozen=True)
@@ -117,12 +127,12 @@ class Dolly(ChatFormat):
 
 @dataclass(frozen=True)
 class ShareGPT(ChatFormat):
-    """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``."""
+    """``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}``, also with tools."""
 
     field: str = "conversations"
     """Field of the list of messages"""
     role: str = "from"
-    """Key of a message's role: human, gpt, system, developer, user, assistant or tool"""
+    """Key of a message's role: human, gpt, function_call, observation, system, developer, user, assistant or tool"""
     content: str = "value"
     """Key of a message's text"""
 
@@ -133,9 +143,11 @@ class ShareGPT(ChatFormat):
 
     def messages(self, record: Fields) -> Chat:
         """See the base class."""
-        roles = {"human": "user", "gpt": "assistant"} | ROLES
-        chat = required(record, self.field)
-        return as_chat(chat, self.field, role=self.role, content=self.content, roles=roles)
+        return read_conversation(required(record, self.field), self.field, role=self.role, content=self.content)
+
+    def read(self, record: Fields) -> ChatRecord:
+        """See the base class."""
+        return with_wrapped_tools(super().read(record))
 
 
 @dataclass(frozen=True)

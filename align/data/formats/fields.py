@@ -4,6 +4,7 @@ Every function raises ``ValueError`` with a reason that names the field; the rea
 """
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,13 +34,12 @@ class ChatRecord(NamedTuple):
     tools: list[Mapping[str, Any]] | None = None
 
 
-def required(record: Fields, field: str, *, inside: str = "") -> Any:
+def required(record: Fields, field: str) -> Any:
     """A field's value.
 
     Args:
         record: the record, or a message in it.
         field: its name.
-        inside: path of ``record`` for the error message, such as ``messages[0].``.
 
     Raises:
         ValueError: the field is missing or null; suggests the field with the most similar name.
@@ -48,7 +48,7 @@ def required(record: Fields, field: str, *, inside: str = "") -> Any:
     if value is None:
         similar = difflib.get_close_matches(field, list(record), 1)
         hint = f", did you mean {similar[0]!r}?" if similar and similar[0] != field else ""
-        raise ValueError(f"field {inside + field!r} is missing{hint}")
+        raise ValueError(f"field {field!r} is missing{hint}")
     return value
 
 
@@ -87,37 +87,45 @@ def as_chat(
         field: where it was found.
         role: key of a message's role.
         content: key of a message's text.
-        roles: role in the file -> system, user or assistant.
+        roles: role in the file -> one of ``ROLES``.
 
     Raises:
         ValueError: it is not a list of messages, or a message lacks a key or has an unknown role.
     """
     if not isinstance(value, list):
         raise ValueError(f"field {field!r} must be a list of messages, found {type(value).__name__}")
-    return [
-        _as_message(message, f"{field}[{index}]", role=role, content=content, roles=roles)
-        for index, message in enumerate(value)
-    ]
+    chat = []
+    for number, message in enumerate(value, 1):
+        try:
+            chat.append(_as_message(message, role=role, content=content, roles=roles))
+        except ValueError as error:
+            raise ValueError(f"field {field!r}: message {number}{error}") from None
+    return chat
 
 
-def _as_message(value: Any, where: str, *, role: str, content: str, roles: Mapping[str, str]) -> dict[str, Any]:
-    """A message with our keys first, and its other keys unless they are null or an empty list."""
+def _as_message(value: Any, *, role: str, content: str, roles: Mapping[str, str]) -> dict[str, Any]:
+    """A message with our keys first, and its other keys unless they are null or an empty list.
+
+    Raises:
+        ValueError: continues ``message 1``.
+    """
     if not isinstance(value, Mapping):
-        raise ValueError(f"field {where!r} must be a message, found {type(value).__name__}")
-    inside = f"{where}."
-    name = required(value, role, inside=inside)
-    if not isinstance(name, str) or name not in roles:
-        raise ValueError(f"field {inside + role!r} has the unknown role {name!r}; allowed: {', '.join(roles)}")
-    message: dict[str, Any] = {"role": roles[name]}
-    rest = {key: item for key, item in value.items() if key not in (role, content) and item not in (None, [])}
-    if value.get(content) is not None or "tool_calls" not in rest:
-        words = required(value, content, inside=inside)
-        message["content"] = words if isinstance(words, list) else as_text(words, inside + content)
-    message |= {key: item for key, item in rest.items() if key not in message}
+        raise ValueError(f" must have the keys {role!r} and {content!r}, found {type(value).__name__}")
     try:
-        chat_template.check_message(message)
+        name = required(value, role)
+        if not isinstance(name, str) or name not in roles:
+            raise ValueError(f"field {role!r} has the unknown role {name!r}; allowed: {', '.join(roles)}")
+        message: dict[str, Any] = {"role": roles[name]}
+        rest = {key: item for key, item in value.items() if key not in (role, content) and item not in (None, [])}
+        if "function_call" in rest:
+            raise ValueError("field 'function_call' is not read; write the call as an item of 'tool_calls'")
+        if value.get(content) is not None or "tool_calls" not in rest:
+            words = required(value, content)
+            message["content"] = words if isinstance(words, list) else as_text(words, content)
     except ValueError as error:
-        raise ValueError(f"field {where!r}{error}") from None
+        raise ValueError(f": {error}") from None
+    message |= {key: item for key, item in rest.items() if key not in message}
+    chat_template.check_message(message)
     return message
 
 
@@ -133,21 +141,33 @@ def as_record(record: Fields, chat: Chat, own: Sequence[str]) -> ChatRecord:
         ValueError: ``system`` or ``tools`` has another form, or contradicts the chat; or the record has a field that
             other libraries render and align does not.
     """
-    beside = {field: value for field, value in record.items() if field not in own and value not in (None, "", [])}
     for field in UNREAD:
-        if beside.get(field):
+        if field not in own and record.get(field):
             raise ValueError(f"field {field!r} is not read, and would change the chat; remove it from the record")
-    if "system" in beside:
-        system = as_text(beside["system"], "system")
+    system = None if "system" in own else record.get("system")
+    if system not in (None, "", []):
+        system = as_text(system, "system")
         first = chat[0] if chat and chat[0]["role"] in ("system", "developer") else None
         if first is None:
             chat = [{"role": "system", "content": system}, *chat]
         elif chat_template.text_of(first["content"]) != system:
             raise ValueError("field 'system' differs from the system message of the chat; remove one of them")
-    tools = beside.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, Mapping) for tool in tools)):
+    return ChatRecord(chat, None if "tools" in own else _tools(record.get("tools")))
+
+
+def _tools(value: Any) -> list[Mapping[str, Any]] | None:
+    """Schemas as a list, or as the JSON of one: a column of Arrow can't hold schemas of different shapes."""
+    if value in (None, "", []):
+        return None
+    tools = value
+    if isinstance(value, str):
+        try:
+            tools = json.loads(value)
+        except (ValueError, RecursionError):
+            raise ValueError(f"field 'tools' must be a list of JSON schemas, found the text {value[:40]!r}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise ValueError(f"field 'tools' must be a list of JSON schemas, found {type(tools).__name__}")
-    return ChatRecord(chat, tools)
+    return tools or None
 
 
 def text_or_chat(record: Fields, field: str, role: str) -> Chat:
@@ -182,10 +202,13 @@ def instruction(record: Fields, field: str, context: str) -> Chat:
     """
     task, given = text(record, field), record.get(context)
     words = "" if given is None else as_text(given, context)
+    history = record.get("history")
+    if history not in (None, "") and not isinstance(history, list):
+        raise ValueError(f"field 'history' must be a list of prompts and responses, found {type(history).__name__}")
     turns = []
-    for index, pair in enumerate(record.get("history") or ()):
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise ValueError(f"field 'history[{index}]' must be a prompt and a response, found {pair!r}")
-        for number, role in enumerate(("user", "assistant")):
-            turns.append({"role": role, "content": as_text(pair[number], f"history[{index}][{number}]")})
+    for number, pair in enumerate(history or (), 1):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise ValueError(f"field 'history': turn {number} must be a prompt and a response, found {repr(pair)[:80]}")
+        for role, content in zip(("user", "assistant"), pair, strict=True):
+            turns.append({"role": role, "content": as_text(content, "history")})
     return [*turns, {"role": "user", "content": f"{task}\n\n{words}" if words else task}]

@@ -40,7 +40,7 @@ def read_dialogue(record: Fields, field: str) -> Chat:
         field: of the dialogue, or of a response that continues the dialogue in ``prompt``.
 
     Raises:
-        ValueError: the field is missing, not text, or does not begin with ``Human:``.
+        ValueError: the field is missing, not text, or begins neither with ``Human:`` nor as ``prompt`` does.
     """
     dialogue = _whole(record, field)
     before, *turns = _TURN.split(dialogue)
@@ -55,6 +55,11 @@ def read_dialogue(record: Fields, field: str) -> Chat:
 def _whole(record: Fields, field: str) -> str:
     """The dialogue in a field, after the prompt's where the field holds a response alone."""
     dialogue = text(record, field)
-    if record.get("prompt") is not None and not is_dialogue(dialogue):
-        return as_text(record["prompt"], "prompt") + dialogue
+    if record.get("prompt") is None:
+        return dialogue
+    prompt = as_text(record["prompt"], "prompt")
+    if not is_dialogue(dialogue):
+        return prompt + dialogue
+    if not dialogue.lstrip().startswith(prompt.strip()):
+        raise ValueError(f"field {field!r} is a dialogue that does not begin with that of 'prompt'; remove one of them")
     return dialogue

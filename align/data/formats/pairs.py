@@ -5,9 +5,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from align.data.formats.fields import Chat, Fields, as_record, instruction, required, text, text_or_chat
+from align.data.formats.fields import (
+    Chat,
+    ChatRecord,
+    Fields,
+    as_record,
+    instruction,
+    required,
+    text,
+    text_or_chat,
+)
 from align.data.formats.hh import is_dialogue, read_dialogue, split_dialogue
 from align.data.formats.record_format import RecordFormat, check_prompt
+from align.data.formats.sharegpt import read_conversation, with_wrapped_tools
 from align.data.formats.tldr import read_post, read_summary
 from align.tokenizer.chat_template import text_of
 
@@ -112,7 +122,7 @@ class Preference(PairFormat):
                 required(record, self.prompt)
             return _from_chats(chosen, rejected, (self.chosen, self.rejected))
         prompt = text_or_chat(record, self.prompt, "user")
-        return Pair(prompt, _response(prompt, chosen, self.chosen), _response(prompt, rejected, self.rejected))
+        return Pair(prompt, only_response(prompt, chosen, self.chosen), only_response(prompt, rejected, self.rejected))
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,51 @@ class Alpaca(PairFormat):
     def pair(self, record: Fields) -> Pair:
         """See the base class."""
         return Pair(instruction(record, "instruction", "input"), text(record, "chosen"), text(record, "rejected"))
+
+
+@dataclass(frozen=True)
+class ShareGPT(PairFormat):
+    """``{"conversations": [{"from": "human", "value": ...}], "chosen": {"from": "gpt", "value": ...}, ...}``.
+
+    LLaMA-Factory's schema of preference pairs; ``chosen`` and ``rejected`` may also be the texts alone.
+    """
+
+    field: str = "conversations"
+    """Field of the prompt, a list of messages"""
+    chosen: str = "chosen"
+    """Field of the preferred response"""
+    rejected: str = "rejected"
+    """Field of the other response"""
+    role: str = "from"
+    """Key of a message's role: human, gpt, system, developer, user, assistant or tool"""
+    content: str = "value"
+    """Key of a message's text"""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """See the base class."""
+        return (self.field, self.chosen, self.rejected)
+
+    def pair(self, record: Fields) -> Pair:
+        """See the base class."""
+        prompt = self._messages(required(record, self.field), self.field)
+        return Pair(prompt, self._response(record, self.chosen), self._response(record, self.rejected))
+
+    def _response(self, record: Fields, field: str) -> str:
+        value = required(record, field)
+        if isinstance(value, str):
+            return text(record, field)
+        if not isinstance(value, Mapping):
+            raise ValueError(f"field {field!r} must be text or a message, found {type(value).__name__}")
+        return only_response([], self._messages([value], field), field)
+
+    def read(self, record: Fields) -> Pair:
+        """See the base class."""
+        pair = super().read(record)
+        return pair._replace(tools=with_wrapped_tools(ChatRecord(pair.prompt, pair.tools)).tools)
+
+    def _messages(self, value: Any, field: str) -> Chat:
+        return read_conversation(value, field, role=self.role, content=self.content)
 
 
 @dataclass(frozen=True)
@@ -157,12 +212,21 @@ class TLDR(PairFormat):
         return Pair(prompt, read_summary(record, "chosen"), read_summary(record, "rejected"))
 
 
-PAIR_FORMATS: tuple[PairFormat, ...] = (Preference(), HH(), Alpaca())
+PAIR_FORMATS: tuple[PairFormat, ...] = (Preference(), HH(), Alpaca(), ShareGPT())
 """What is detected."""
 
 
-def _response(prompt: Chat, chat: Chat, field: str) -> str:
-    """The response in a field that holds it alone or after the prompt."""
+def only_response(prompt: Chat, chat: Chat, field: str) -> str:
+    """The text of the response in a field that holds it alone or after the prompt.
+
+    Args:
+        prompt: the messages before it.
+        chat: the messages in the field.
+        field: where they were found.
+
+    Raises:
+        ValueError: it holds other messages, or more than the text of a response.
+    """
     if len(chat) > 1 and chat[: len(prompt)] == prompt:
         chat = chat[len(prompt) :]
     if [message["role"] for message in chat] != ["assistant"]:
@@ -171,7 +235,7 @@ def _response(prompt: Chat, chat: Chat, field: str) -> str:
             f"field {field!r} must hold one message from the assistant, alone or after the messages of the prompt; "
             f"found messages from: {roles}"
         )
-    return _text(chat[0], field)
+    return response_text(chat[0], field)
 
 
 def _from_chats(chosen: Chat, rejected: Chat, fields: tuple[str, str]) -> Pair:
@@ -184,14 +248,22 @@ def _from_chats(chosen: Chat, rejected: Chat, fields: tuple[str, str]) -> Pair:
         equal = [left == right for left, right in zip(*prompts, strict=False)]
         number = [*equal, False].index(False) + 1
         raise ValueError(f"the prompts in {fields[0]!r} and {fields[1]!r} differ from message {number}")
-    return Pair(chosen[:-1], _text(chosen[-1], fields[0]), _text(rejected[-1], fields[1]))
+    return Pair(chosen[:-1], response_text(chosen[-1], fields[0]), response_text(rejected[-1], fields[1]))
 
 
-def _text(message: Mapping[str, Any], field: str) -> str:
-    """The text of a response, which is all that a pair stores of it."""
+def response_text(message: Mapping[str, Any], field: str) -> str:
+    """The text of a response, which is all that is stored of it.
+
+    Args:
+        message: the response.
+        field: where it was found.
+
+    Raises:
+        ValueError: it has more than text.
+    """
     if more := [key for key in message if key not in ("role", "content")]:
         raise ValueError(
-            f"the response in field {field!r} has {', '.join(more)}; of a preferred response only the "
-            "content is read: write it as text of the content, or remove it"
+            f"the response in field {field!r} has {', '.join(more)}; only the content of a response "
+            "is read: write it as text of the content, or remove it"
         )
     return text_of(message["content"])

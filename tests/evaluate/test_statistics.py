@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from align.compare.statistics import Estimate, higher, interval, length_controlled_wins, share_interval, wins
+from align.evaluate.statistics import Estimate, higher, interval, length_controlled_wins, share_interval, wins
 
 
 def simulate(

@@ -1,0 +1,87 @@
+"""The records of evaluation files that a command line names: documents, problems, pairs."""
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from align.evaluate.programs import Problem
+    from align.evaluate.reward_pairs import RankedPair
+
+
+def read_texts(files: Sequence[str]) -> list[str]:
+    """Documents, in order.
+
+    Args:
+        files: JSONL of ``{"text": ...}``, or .txt; what ``data.init_args.train`` takes.
+
+    Raises:
+        ValueError: a record has no text; the message names file and line.
+        FileNotFoundError: there is no such file.
+    """
+    from align.data.formats.texts import Text
+    from align.data.readers import BadRecords, find_sources
+    from align.data.tokenize import encode_records
+
+    sources, bad = find_sources([*files]), BadRecords("stop", hint="")
+    return list(encode_records(sources, bad, format=Text(), formats=(), encode=str))
+
+
+def read_problems(file: str) -> list["Problem"]:
+    """Functions to write, in HumanEval's format.
+
+    Args:
+        file: JSONL of ``{"task_id", "prompt", "entry_point", "test"}``, or its Hub id.
+
+    Raises:
+        ValueError: a record has another form; the message names file and line.
+        FileNotFoundError: there is no such file.
+    """
+    from align.data.readers import BadRecords, find_sources
+    from align.evaluate.programs import Problem
+
+    bad, problems = BadRecords("stop", hint=""), []
+    for source in find_sources(file):
+        for record in source.records(bad):
+            try:
+                problems.append(Problem.of(record.fields))
+            except ValueError as error:
+                bad.add(record.source, record.location, str(error))
+    if not problems:
+        raise ValueError(f"{file} holds no problems")
+    return problems
+
+
+def read_ranked_pairs(file: str, *, limit: int | None = None) -> list["RankedPair"]:
+    """Pairs whose order is known, in any format of preference pairs.
+
+    Args:
+        file: what ``data.init_args.train`` takes; ``subset`` of a record is the category.
+        limit: number of pairs to read; None: all.
+
+    Raises:
+        ValueError: a record is no pair; the message names file and line.
+        FileNotFoundError: there is no such file.
+    """
+    from align.data.formats.pairs import PAIR_FORMATS
+    from align.data.formats.record_format import detect
+    from align.data.readers import BadRecords, find_sources
+    from align.evaluate.reward_pairs import RankedPair
+    from align.tokenizer.prompts import as_prompt
+
+    bad, pairs = BadRecords("stop", hint=""), []
+    for source in find_sources(file):
+        chosen = None
+        for record in islice(source.records(bad), limit):
+            try:
+                chosen = chosen or detect(record.fields, PAIR_FORMATS)
+                pair = chosen.read(record.fields)
+                category = record.fields.get("subset") or ""
+                if not isinstance(category, str):
+                    raise ValueError(f"field 'subset' must be a text, found {category!r}")
+                pairs.append(RankedPair(as_prompt(pair.prompt), pair.chosen, pair.rejected, category))
+            except ValueError as error:
+                bad.add(record.source, record.location, str(error))
+    if not pairs:
+        raise ValueError(f"{file} holds no pairs")
+    return pairs[:limit]

@@ -1,0 +1,209 @@
+"""Scored responses, programs against unit tests, and reward models on pairs."""
+
+import json
+from itertools import combinations
+from math import comb
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from align.cli import main
+from align.evaluate.programs import Problem, Programs, pass_at_k
+from align.evaluate.reward_pairs import RankedPair, RewardPairs
+from align.evaluate.scored import Scored
+from align.evaluate.task import Subject
+from align.execution import Limits, Outcome
+from align.generation.responses import sample_responses
+from align.generation.sampling_config import SamplingConfig
+from align.io.directory import save_network
+from align.model.config import GPTConfig
+from align.model.gpt import ScalarGPT
+from align.rewards.programs import UnitTests, code_of
+from align.rewards.reward import FunctionReward
+from align.tokenizer import Tokenizer
+
+
+def subject(model: Path, folder: Path) -> Subject:
+    return Subject(model, "cpu", 0, 3, folder)
+
+
+def test_scores_are_means_over_prompts_and_resume(model: Path, tmp_path: Path, monkeypatch) -> None:
+    """A reward of the length of each response; the second run samples nothing."""
+    reward = FunctionReward(
+        "length",
+        lambda prompts, responses, bonus: [len(text) + more for text, more in zip(responses, bonus, strict=True)],
+    )
+    prompts, columns = ["one two", "three", "four five", "one"], [{"bonus": 10.0 * i} for i in range(4)]
+    task = Scored(prompts, columns, reward, n=2, sampling=SamplingConfig(max_new_tokens=6))
+    found = task.run(subject(model, tmp_path), limit=3)
+    assert [item["doc_id"] for item in found.items] == [0, 1, 2]
+    lengths = [np.mean([len(text) for text in item["resps"]]) for item in found.items]
+    expected = [length + 10.0 * i for i, length in enumerate(lengths)]
+    assert found.measures[0].values == pytest.approx(expected)
+    monkeypatch.setattr("align.evaluate.scored.sample_responses", lambda *_, **__: pytest.fail("all is logged"))
+    assert task.run(subject(model, tmp_path), limit=3).items == found.items
+
+
+def test_responses_do_not_depend_on_the_batch(model: Path, tmp_path: Path) -> None:
+    reward = FunctionReward("none", lambda prompts, responses: [0.0] * len(responses))
+    task = Scored(["one", "two", "three"], [{}] * 3, reward, n=2, sampling=SamplingConfig(max_new_tokens=5))
+    rows = [
+        [item["resps"] for item in task.run(Subject(model, "cpu", 0, size, tmp_path / str(size)), limit=None).items]
+        for size in (2, 64)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(("n", "correct", "k"), [(5, 2, 1), (5, 2, 3), (5, 0, 3), (5, 5, 2), (5, 3, 5), (1, 1, 1)])
+def test_pass_at_k_counts_the_choices_of_k_programs(n: int, correct: int, k: int) -> None:
+    """Of all choices of k programs, the share that has a correct one."""
+    passed = [True] * correct + [False] * (n - correct)
+    choices = list(combinations(passed, k))
+    assert len(choices) == comb(n, k)
+    share = sum(any(choice) for choice in choices) / len(choices)
+    assert pass_at_k(np.array([passed]), k)[0] == pytest.approx(share)
+
+
+def test_programs_are_run_with_their_tests(model: Path, tmp_path: Path, monkeypatch) -> None:
+    """What the model continues is cut where something else begins, and run with the tests."""
+    ran: list[str] = []
+
+    def run(source: str, limits: Limits) -> Outcome:
+        ran.append(source)
+        return Outcome("return 1" in source, "", "", 0.0, {})
+
+    monkeypatch.setattr("align.evaluate.programs.run_program", run)
+    monkeypatch.setattr(
+        "align.evaluate.programs.sampled_texts",
+        lambda *_, **__: [[("    return 1\ndef other(): pass", True)], [("    return 2\n", True)]],
+    )
+    problems = [
+        Problem("a", "import math\ndef f():\n", "f", "def check(g): assert g() == 1"),
+        Problem("b", "def g():\n", "g", ""),
+    ]
+    monkeypatch.setattr(Subject, "is_chat", False)
+    found = Programs(problems, workers=1).run(subject(model, tmp_path), limit=None)
+    assert found.measures[0].values.tolist() == [1.0, 0.0]
+    assert ran[0] == "import math\nimport math\ndef f():\n    return 1\ndef check(g): assert g() == 1\ncheck(f)\n"
+
+
+def test_the_last_block_of_a_response_is_its_program() -> None:
+    assert code_of("Try\n```python\na = 1\n```\nor better\n```\nb = 2\n```") == "b = 2"
+    assert code_of("```py\nunfinished = 1") == "unfinished = 1"
+    assert code_of("x = 1") == "x = 1"
+
+
+def test_unit_tests_need_permission_and_read_their_column() -> None:
+    with pytest.raises(ValueError, match="allow_code_execution"):
+        UnitTests()
+    reward = UnitTests(allow_code_execution=True)
+    assert reward.columns == ("tests",)
+    with pytest.raises(ValueError, match="tests"):
+        reward(["p"], ["x = 1"], [{"tests": 3}])
+
+
+@pytest.mark.skipif("__import__('sys').platform != 'linux'")
+def test_unit_tests_reward_what_passes() -> None:
+    reward = UnitTests(allow_code_execution=True)
+    responses = [
+        "```python\ndef f(x): return x + 1\n```",
+        "```python\ndef f(x): return x\n```",
+        "import os; os._exit(0)",
+    ]
+    tests = ["assert f(1) == 2", ["assert f(1) == 1", "assert f(2) == 2"], "assert False"]
+    assert reward(["p"] * 3, responses, [{"tests": test} for test in tests]) == [1.0, 1.0, 0.0]
+
+
+@pytest.fixture(scope="module")
+def reward_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    tokenizer = Tokenizer.load(model)
+    network = ScalarGPT(
+        GPTConfig(vocab_size=tokenizer.vocab_size, layers=1, heads=2, width=16, ff_width=16, context=48)
+    )
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    directory = tmp_path_factory.mktemp("reward")
+    save_network(network, directory, bos_id=tokenizer.bos_id, eos_ids=list(tokenizer.stop_ids), pad_id=tokenizer.pad_id)
+    tokenizer.save(directory)
+    return directory
+
+
+@torch.no_grad()
+def test_accuracy_by_category_is_that_of_transformers_scores(reward_model: Path, tmp_path: Path, capsys) -> None:
+    """RewardBench's format through the command; the scores are those of transformers' sequence classifier."""
+    from transformers import AutoModelForSequenceClassification
+
+    rows = [
+        {"prompt": f"say {word}", "chosen": f"{word} one", "rejected": f"two {word}", "subset": subset}
+        for word, subset in (
+            ("one", "chat"),
+            ("two", "chat"),
+            ("three", "safety"),
+            ("four", "safety"),
+            ("five", "safety"),
+        )
+    ]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert (
+        main(["eval", f"rm={reward_model}", "--pairs", str(file), "--out", str(tmp_path / "out"), "--device", "cpu"])
+        == 0
+    )
+    items = [json.loads(line) for line in (tmp_path / "out/rm/samples_RewardPairs.jsonl").read_text().splitlines()]
+    peer, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(reward_model).eval(),
+        Tokenizer.load(reward_model),
+    )
+    right = []
+    for row, item in zip(rows, items, strict=True):
+        scores = []
+        for response in (row["chosen"], row["rejected"]):
+            chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": response}]
+            ids = torch.tensor([tokenizer.render_chat(chat).ids])
+            scores.append(float(peer(ids).logits))
+        assert item["scores"] == pytest.approx(scores, rel=1e-3, abs=1e-4)
+        right.append(float(scores[0] > scores[1]))
+    results = json.loads((tmp_path / "out/rm/results.json").read_text())["results"]["RewardPairs"]
+    assert results["accuracy,none"] == pytest.approx(np.mean(right))
+    assert results["accuracy,chat"] == pytest.approx(np.mean(right[:2]))
+    assert results["accuracy,safety"] == pytest.approx(np.mean(right[2:]))
+
+
+def test_equal_scores_count_half(reward_model: Path, tmp_path: Path) -> None:
+    pairs = [RankedPair("one", "two", "two", ""), RankedPair("one", "two", "two", "")]
+    found = RewardPairs(pairs).run(subject(reward_model, tmp_path), limit=None)
+    assert [(measure.name, measure.value) for measure in found.measures] == [("accuracy,none", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--prompts", "x.jsonl"], "--judge"),
+        (["--programs", "x.jsonl"], "--allow_code_execution"),
+        (["--texts", "x.txt", "--n", "3"], "temperature"),
+    ],
+)
+def test_settings_that_do_not_fit_are_usage_errors(model: Path, args: list[str], named: str, capsys) -> None:
+    assert main(["eval", str(model), *args]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_the_service_samples(model: Path) -> None:
+    """A response ends where its stop text does, as if a stop token had been sampled."""
+    from align.evaluate.harness_model import StopTexts
+    from align.io.directory import load_network
+
+    network, tokenizer = load_network(model).eval(), Tokenizer.load(model)
+    prompts = [tokenizer.encode("one"), tokenizer.encode("two three")]
+    sampling = SamplingConfig(max_new_tokens=10)
+    whole = sample_responses(network, tokenizer, prompts, sampling, seeds=[1, 2])
+    stop = whole.texts[0][2:4]
+    ends = StopTexts(tokenizer, [stop], rows=2)
+    short = sample_responses(network, tokenizer, prompts, sampling, seeds=[1, 2], on_token=ends)
+    assert stop in short.texts[0]
+    assert whole.texts[0].startswith(short.texts[0])
+    assert short.finished[0]
+    assert len(short.ids[0]) < len(whole.ids[0])
