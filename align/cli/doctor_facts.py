@@ -269,7 +269,7 @@ def _micro_batch(stage: Stage, data: TokenData, train: Split, accumulate: int) -
         rows = stage.rollout_config.episodes // (stage.update_config.minibatches * accumulate)
         return max(1, rows), longest + stage.rollout_config.max_new_tokens
     rows = data.batch_size * len(train.samples[0].rows)
-    return rows, data.context if kind_of(data) == "texts" or getattr(data, "packing", False) else longest
+    return rows, data.context if kind_of(data) == "texts" or getattr(data, "packing", "none") != "none" else longest
 
 
 def _frozen(stage: Stage, parameters: int, size: int) -> Iterator[tuple[str, int]]:

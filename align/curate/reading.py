@@ -16,16 +16,18 @@ import numpy as np
 
 from align.curate.context import Dropped, Kind, Row, Sample, Split
 from align.data.data_module import TokenData
+from align.data.feedback_data import FeedbackData
 from align.data.formats.chats import CHAT_FORMATS
 from align.data.formats.fields import ChatRecord
-from align.data.formats.pairs import PAIR_FORMATS, Pair
 from align.data.formats.prompt_records import PROMPT_FORMATS
 from align.data.formats.record_format import detect
-from align.data.pair_data import PreferenceData, PromptData
+from align.data.mixing import WeightedSource
+from align.data.pair_data import PromptData
 from align.data.readers import BadRecords, Record, Source, find_sources
-from align.data.rows import document_rows
+from align.data.response_data import ResponseData
+from align.data.rows import best_fit_rows
 from align.data.text_data import ChatData, RowData, TextData
-from align.data.tokenize import encode_chat, encode_pair, unlike_whole_chat
+from align.data.tokenize import encode_chat, encode_responses, unlike_whole_chat
 from align.io.progress import progress_bar
 from align.tokenizer.chat_template import text_of
 from align.tokenizer.prompts import with_system
@@ -47,12 +49,12 @@ class _Reader(NamedTuple):
     Attributes:
         kind: of the records.
         formats: candidates for detection.
-        sample: content of a record -> a sample without its source, location and fields.
+        sample: content of a record -> a sample, or several, without source, location and fields.
     """
 
     kind: Kind
     formats: Sequence[Any]
-    sample: Callable[[Any], Sample]
+    sample: Callable[[Any], Sample | list[Sample]]
 
 
 class _Bad(BadRecords):
@@ -82,12 +84,19 @@ def read_splits(data: TokenData, *, limit: int) -> dict[str, Split]:
     Returns:
         dict: split -> its records; without splits that are not set.
     """
-    given = {split: sources for split, sources in data._given.items() if sources}
+    given = {split: _files(sources) for split, sources in data._given.items() if sources}
     with progress_bar("reading data", None) as advance:
         splits = {split: _read(data, split, sources, limit or sys.maxsize, advance) for split, sources in given.items()}
     if data.val_fraction and "train" in splits:
         splits |= _held_out(splits["train"], data)
     return {split: _with_rows(splits[split], data) for split in ("train", "validation", "test") if split in splits}
+
+
+def _files(given: Any) -> list[str]:
+    """All files of a split, those of sources with weights in order."""
+    entries = [given] if isinstance(given, str) else given
+    parts = (one.files if isinstance(one, WeightedSource) else one for one in entries)
+    return [file for part in parts for file in ([part] if isinstance(part, str) else part)]
 
 
 def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, advance: Callable[[int], None]) -> Split:
@@ -113,7 +122,7 @@ def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, a
                     format = detect(record.fields, reader.formats)
                 advance(1)
                 try:
-                    samples.append(_sample(reader, format, record))
+                    samples += _samples(reader, format, record)
                     characters += len(samples[-1].text) if reader.kind == "texts" else 0
                 except (ValueError, RecursionError) as error:
                     reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -129,9 +138,10 @@ def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, a
     return Split(split, samples, dropped, unreadable, not_utf8, records=total if further else None)
 
 
-def _sample(reader: _Reader, format: Any, record: Record) -> Sample:
-    sample = reader.sample(format.read(record.fields))
-    return replace(sample, source=record.source, location=record.location, fields=record.fields)
+def _samples(reader: _Reader, format: Any, record: Record) -> list[Sample]:
+    found = reader.sample(format.read(record.fields))
+    here: dict[str, Any] = {"source": record.source, "location": record.location, "fields": record.fields}
+    return [replace(sample, **here) for sample in (found if isinstance(found, list) else [found])]
 
 
 def _lines_not_utf8(source: Source) -> int:
@@ -163,8 +173,9 @@ def _is_utf8(line: bytes) -> bool:
 def _reader(data: TokenData) -> _Reader:
     if isinstance(data, ChatData):
         return _Reader("chats", CHAT_FORMATS, partial(_chat, data))
-    if isinstance(data, PreferenceData):
-        return _Reader("pairs", PAIR_FORMATS, partial(_pair, data, itertools.count()))
+    if isinstance(data, ResponseData):
+        kind: Kind = "feedback" if isinstance(data, FeedbackData) else "pairs"
+        return _Reader(kind, data._formats, partial(_responses, data, itertools.count()))
     if isinstance(data, PromptData):
         return _Reader("prompts", PROMPT_FORMATS, partial(_prompt, data))
     if isinstance(data, TextData):
@@ -211,28 +222,30 @@ def _chat(data: ChatData, chat: ChatRecord) -> Sample:
     )
 
 
-def _pair(data: PreferenceData, numbers: Iterator[int], pair: Pair) -> Sample:
-    pair = pair._replace(prompt=with_system(pair.prompt, data.system_prompt))
-    whole = encoded = encode_pair(pair, data.tokenizer, sys.maxsize)
-    longest = len(whole.prompt) + max(len(whole.chosen), len(whole.rejected))
-    if longest > data.context + 1:
-        encoded = encode_pair(pair, data.tokenizer, data.context + 1)
-    lost = encoded.truncation
-    unlike = unlike_whole_chat(pair, whole, data.tokenizer) if next(numbers) < _COMPARED else None
-    rows = [_response_row(encoded.prompt, response) for response in (encoded.chosen, encoded.rejected)]
-    return _new(
-        "\n".join(_contents(pair.prompt)),
-        [pair.chosen, pair.rejected],
-        rows,
-        longest,
-        response_tokens=(len(whole.chosen), len(whole.rejected)),
-        roles=tuple(message["role"] for message in pair.prompt),
-        truncated_prompt=lost.truncated_prompt_tokens,
-        truncated_response=lost.truncated_response_tokens,
-        lost_end=lost.responses_without_end,
-        unrendered=encoded.dropped,
-        unlike=unlike,
-    )
+def _responses(data: ResponseData, numbers: Iterator[int], content: Any) -> list[Sample]:
+    samples = []
+    for prompt, responses, tools, encoded, label in data._encode(content):
+        whole = encode_responses(prompt, responses, data.tokenizer, sys.maxsize, tools=tools)
+        compared = next(numbers) < _COMPARED
+        unlike = unlike_whole_chat(prompt, responses[0], whole, data.tokenizer, tools=tools) if compared else None
+        lost = encoded.truncation
+        samples.append(
+            _new(
+                "\n".join(_contents(prompt)),
+                responses,
+                [_response_row(encoded.prompt, response) for response in encoded.responses],
+                len(whole.prompt) + max(map(len, whole.responses)),
+                response_tokens=tuple(map(len, whole.responses)),
+                roles=tuple(message["role"] for message in prompt),
+                truncated_prompt=lost.truncated_prompt_tokens,
+                truncated_response=lost.truncated_response_tokens,
+                lost_end=lost.responses_without_end,
+                unrendered=encoded.dropped,
+                unlike=unlike,
+                label=label,
+            )
+        )
+    return samples
 
 
 def _response_row(prompt: np.ndarray, response: np.ndarray) -> Row:
@@ -292,12 +305,12 @@ def _with_rows(split: Split, data: TokenData) -> Split:
     """The split with the number of rows of an epoch, where that is not the number of samples."""
     if not split.samples:
         return split
-    if isinstance(data, RowData) and getattr(data, "packing", False):
+    if isinstance(data, RowData) and data.packing != "none":
         bounds = np.cumsum([0, *(len(sample.rows[0].ids) for sample in split.samples)])
-        if getattr(data, "packing", "") == "stream":
+        if data.packing == "wrap":
             return replace(split, rows=-(-(int(bounds[-1]) - 1) // data.context))
-        return replace(split, rows=len(document_rows(bounds, data.context + 1)))
-    if kind_of(data) == "pairs":
+        return replace(split, rows=len(best_fit_rows(bounds, data.context + 1)))
+    if isinstance(data, ResponseData):
         by_prompt = bool(getattr(data, "by_prompt", False)) and split.name == "train"
         groups = itertools.groupby(split.samples, key=lambda sample: sample.prompt if by_prompt else id(sample))
         computed = [_computed(list(group)) for _, group in groups]

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from curate_data import CHATML, VOCABULARY, clean
 
-from align.curate.context import Context, Network
+from align.curate.context import Context, Network, Run
 from align.curate.doctor import Doctor
-from align.curate.reading import read_splits
-from align.data import ChatData, TextData
+from align.curate.reading import kind_of, read_splits
+from align.data import ChatData, FeedbackData, TextData
 from align.tokenizer import Tokenizer
 
 CARD = "4111 1111 1111 1111"  # a test number; the check digit is right
@@ -423,17 +423,18 @@ def test_stages_that_share_held_out_prompts(context_of):
         assert (found.severity, found.finding.count, found.finding.total) == (severity, 5, 40)
 
 
-def test_unbalanced_labels(context_of):
+def test_unbalanced_labels(tokenizer_dir, tmp_path):
     """2 of 100 responses are labelled undesirable."""
-    context = context_of("chats", clean("chats", 100, 0))
-    train = context.train
-    samples = [replace(sample, label=number > 1) for number, sample in enumerate(train.samples)]
-    context = replace(context, kind="feedback", splits={"train": replace(train, samples=samples)})
+    records = [one | {"label": number > 1} for number, one in enumerate(clean("chats", 100, 0))]
+    (tmp_path / "feedback.jsonl").write_bytes(_lines(records))
+    data = FeedbackData(tokenizer_dir, str(tmp_path / "feedback.jsonl"))
+    context = Context("KTO", "feedback", read_splits(data, limit=0), data.tokenizer, Run(max_epochs=2))
+    assert kind_of(data) == context.kind
     (found,) = [one for one in Doctor().examine(context) if one.severity == "warning"]
     assert (found.check, found.finding.count) == ("LabelBalance", 98)
 
 
-@pytest.mark.parametrize(("packing", "rows"), [("stream", 3), ("documents", 2)])
+@pytest.mark.parametrize(("packing", "rows"), [("wrap", 3), ("best_fit", 2)])
 def test_rows_of_packed_documents(packing: str, rows: int, context_of):
     """Two documents of 30 tokens, bos and eos among them, make 60 tokens: with a context of 29, rows of 30 that share
     a token in a stream (30, 29 more, 1 more), and one row each as documents.
