@@ -274,12 +274,14 @@ def parse_byte_level(data: dict[str, Any]) -> ByteLevelSpec:
             raise OtherKindError(f"model.{name} is {model[name]!r}")
     nfc = _parse_normalizer(data.get("normalizer"))
     splits = _parse_pre_tokenizer(data.get("pre_tokenizer"))
-    added = parse_added(data.get("added_tokens") or ())
+    added = parse_added(data)
     for token in added:
         if token.single_word:
             raise OtherKindError(f"added token {token.content!r} has single_word")
         if token.normalized and nfc and unicodedata.normalize("NFC", token.content) != token.content:
             raise OtherKindError(f"added token {token.content!r} is matched after NFC, which changes it")
+    if wrong := next((item for item in model["vocab"].items() if type(item[1]) is not int or item[1] < 0), None):
+        raise ValueError(f"token {wrong[0]!r} has the id {wrong[1]!r}; ids are integers from 0")
     added_ids = {token.content: token.id for token in added}
     # Added tokens may be listed in the vocabulary, by their content.
     vocab = {
@@ -287,6 +289,12 @@ def parse_byte_level(data: dict[str, Any]) -> ByteLevelSpec:
         for name, number in model["vocab"].items()
     }
     ranks, made = parse_merges(model["merges"], model["vocab"])
+    outside, first = [token for token in added if token.content not in model["vocab"]], len(model["vocab"])
+    if moved := next((token for number, token in enumerate(outside, first) if token.id != number), None):
+        raise ValueError(
+            f"added token {moved.content!r} has the id {moved.id}, but the vocabulary has {first} tokens, after which "
+            "`tokenizers` numbers added tokens without gaps; list it in the vocabulary"
+        )
     return ByteLevelSpec(
         vocab=vocab,
         ranks=ranks,
@@ -336,6 +344,8 @@ def _parse_pre_tokenizer(pre_tokenizer: dict[str, Any] | None) -> tuple[Split, .
     splits = []
     for step in steps:
         if step["type"] == "ByteLevel":
+            if step is not steps[-1]:
+                raise OtherKindError("the pre-tokenizer has ByteLevel before its end, where it maps bytes twice")
             if step.get("add_prefix_space"):
                 raise OtherKindError("ByteLevel has add_prefix_space")
             if step.get("use_regex", True):

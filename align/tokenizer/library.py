@@ -89,7 +89,7 @@ def parse_library(data: dict[str, Any], reason: str) -> LibrarySpec:
         raise ValueError(f"model.dropout is {data['model']['dropout']!r}, with which ids are random; set it to null")
     spec = LibrarySpec(
         rest={name: value for name, value in data.items() if name not in own},
-        added=parse_added(data.get("added_tokens") or ()),
+        added=parse_added(data),
         post_processor=data.get("post_processor"),
     )
     _Decoder(spec.rest.get("decoder"))

@@ -162,9 +162,20 @@ def typecode_for(vocab_size: int) -> Typecode:
     return "H" if vocab_size <= 1 << 16 else "I"
 
 
-def parse_added(tokens: Sequence[Mapping[str, Any]]) -> tuple[AddedToken, ...]:
-    """The added tokens of a tokenizer.json."""
-    return tuple(AddedToken(**{name: token[name] for name in _TOKEN_FIELDS if name in token}) for token in tokens)
+def parse_added(data: Mapping[str, Any]) -> tuple[AddedToken, ...]:
+    """The added tokens of a tokenizer.json.
+
+    Raises:
+        ValueError: they are no list, or two have the same id, or one is no id.
+    """
+    tokens = data.get("added_tokens", [])
+    if not isinstance(tokens, list):
+        raise ValueError(f"added_tokens is {tokens!r}; it must be a list")
+    added = tuple(AddedToken(**{name: token[name] for name in _TOKEN_FIELDS if name in token}) for token in tokens)
+    ids = [token.id for token in added]
+    if any(type(number) is not int or number < 0 for number in ids) or len(set(ids)) < len(ids):
+        raise ValueError(f"added_tokens have the ids {ids[:8]}; they must be integers from 0, each once")
+    return added
 
 
 def describe_added(added: Sequence[AddedToken]) -> list[dict[str, Any]]:

@@ -252,6 +252,11 @@ def test_our_ids_in_tokenizers(tokenizer, tmp_path_factory, text):
     assert _cache["peer"].encode(text).ids == tokenizer.encode(text)
 
 
+def _token(content: str, number: int) -> dict[str, object]:
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": number, "content": content, "special": True, **plain}
+
+
 def _changed(path, tmp_path, change) -> str:
     data = json.loads((path / "tokenizer.json").read_text())
     change(data)
@@ -265,6 +270,12 @@ def _changed(path, tmp_path, change) -> str:
         (lambda d: d["model"]["vocab"].pop("a"), "merge [0-9]+"),
         (lambda d: d["model"]["merges"].append(["q", "☃"]), r"merge.*\('q', '☃'\)"),
         (lambda d: d["model"]["vocab"].update({"☃": 9999}), "token.*'☃'"),
+        (lambda d: d["model"]["vocab"].update({"a": "65"}), "token 'a'.*'65'"),
+        (lambda d: d["model"]["vocab"].update({"a": -1}), "token 'a'.*-1"),
+        (lambda d: d.update(added_tokens=3), "added_tokens.*3"),
+        (lambda d: d.update(added_tokens=[_token("<x>", 600), _token("<y>", 600)]), "added_tokens.*600, 600"),
+        (lambda d: d.update(added_tokens=[_token("<y>", 601), _token("<x>", 600)]), "added token '<y>'.*601"),
+        (lambda d: d.update(added_tokens=[_token("<x>", 9000)]), "added token '<x>'.*9000"),
         (lambda d: d.pop("model"), "KeyError.*model"),
         (lambda d: d["model"].update(vocab=[1]), "AttributeError"),
         (lambda d: d["model"].update(dropout=0.1), r"model\.dropout.*0\.1"),
@@ -309,3 +320,11 @@ def test_a_hub_id_loads(monkeypatch, qwen_directory):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(qwen_directory))
     assert Tokenizer.load("someone/model").fingerprint == Tokenizer.load(qwen_directory).fingerprint
+
+
+def test_byte_level_before_the_end_is_left_to_tokenizers(gpt2_directory, tmp_path):
+    """Two steps that map bytes: applied twice, as `tokenizers` does, or refused."""
+    change = lambda d: d.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [d["pre_tokenizer"]] * 2})  # noqa: E731
+    tokenizer = Tokenizer.load(_changed(gpt2_directory, tmp_path, change))
+    peer = PeerTokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("a bc  d") == peer.encode("a bc  d", add_special_tokens=False).ids
