@@ -132,6 +132,7 @@ class Gemma3(_Gemma):
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
         "sliding_window_pattern": 6,
+        "use_bidirectional_attention": False,
     }
 
     def misfits(self, config: GPTConfig) -> list[str]:
@@ -162,7 +163,7 @@ class Gemma3(_Gemma):
 
     def window_interval(self, fields: ConfigJson) -> int:
         """What ``sliding_window_pattern`` says."""
-        return int(fields.count("sliding_window_pattern"))
+        return int(fields.count("sliding_window_pattern", null=self.defaults["sliding_window_pattern"]))
 
     def read_rope(self, fields: ConfigJson) -> dict[str, Any]:
         """RoPE by kind of block, from transformers 5's fields or the older ones, by transformers' rule.
