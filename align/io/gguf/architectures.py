@@ -397,11 +397,6 @@ class Gemma3(_Gemma):
     interval = 6
     largest = 62
 
-    def misfits(self, config: GPTConfig) -> list[str]:
-        """Also requires attention without soft caps."""
-        cap = config.attention_softcap
-        return super().misfits(config) + ([] if cap is None else [f"attention_softcap is {cap} (needs None)"])
-
     def write_rope(self, config: GPTConfig) -> dict[str, Any]:
         """Adds the base of blocks with a window."""
         return super().write_rope(config) | {"rope.freq_base_swa": config.window_rope_theta or config.rope_theta}
