@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generation": {"model", "adapters", "tokenizer", "objectives"},
     "io": {"model", "adapters", "tokenizer"},
     "data": {"tokenizer"},
+    "curate": {"data", "tokenizer"},
     "rewards": {"model", "io", "generation", "sandbox", "execution", "tokenizer"},
     "training": {"model", "adapters", "io"},
     "algorithms": {"tokenizer", "objectives", "model", "adapters", "generation", "io", "rewards", "training"},

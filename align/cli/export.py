@@ -243,4 +243,5 @@ def _show(out: str, report: dict[str, Any]) -> None:
     print(f"read by {found['read_by']}, {found['prompts']} prompts, {found['tokens']} positions")
     for name, value in found.items():
         if name not in ("read_by", "prompts", "tokens"):
-            print(f"  {name.replace('_', ' '):<20} {value:.6g}")
+            shown = value if isinstance(value, str) else f"{value:.6g}"
+            print(f"  {name.replace('_', ' '):<20} {shown}")

@@ -53,6 +53,7 @@ _TOP_KEYS = ("run", "seed_everything", "trainer", "model", "data", "optimizer", 
     "throughput",
     "baseline",
     "average",
+    "doctor",
 )
 
 

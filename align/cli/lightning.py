@@ -38,6 +38,7 @@ from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import check_nulls, explain, keep_nulls, key_of
+from align.curate.doctor import Doctor
 from align.io.atomic import replacing_file
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
@@ -110,6 +111,8 @@ class AlignCLI(LightningCLI):
         parser.add_lightning_class_args(Baseline, "baseline")
         # Last, so that the others write the average before the trained weights are restored.
         parser.add_lightning_class_args(WeightAverage, "average")
+        # Read by `align doctor` and by `align run` before it trains.
+        parser.add_class_arguments(Doctor, "doctor")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with a mistake reported in one line."""
@@ -427,7 +430,9 @@ def _write_predictions(file: Path, rows: list[dict[str, float]]) -> None:
     print(f"wrote {file} ({len(rows)} rows)")
 
 
-def make_cli(args: list[str], *, verb: str = "fit", parse_only: bool = False) -> AlignCLI:
+def make_cli(
+    args: list[str], *, verb: str = "fit", parse_only: bool = False, kind: type[AlignCLI] = AlignCLI
+) -> AlignCLI:
     """The Lightning CLI with our defaults; the caller runs its Trainer.
 
     The verb is not one of LightningCLI's subcommands, because below a subcommand ``${run}`` would need its name.
@@ -436,6 +441,7 @@ def make_cli(args: list[str], *, verb: str = "fit", parse_only: bool = False) ->
         args: the command line after the verb.
         verb: fit, validate, test or predict.
         parse_only: read the recipe without building anything.
+        kind: class of the CLI.
 
     Returns:
         AlignCLI: with ``config``, and with ``model``, ``datamodule`` and ``trainer`` unless parse_only.
@@ -448,7 +454,7 @@ def make_cli(args: list[str], *, verb: str = "fit", parse_only: bool = False) ->
     search_working_directory()  # for the class paths of a recipe
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-        return (_ParseOnly if parse_only else AlignCLI)(
+        return (_ParseOnly if parse_only else kind)(
             LightningModule,
             LightningDataModule,
             subclass_mode_model=True,

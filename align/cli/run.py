@@ -6,14 +6,24 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from align.cli.settings import parse_settings, setting
 from align.io.manifest import stage_of
 from align.pipeline.recipes import find_recipe
 from align.pipeline.run_lock import run_lock
-from align.pipeline.runner import STAGE_VARIABLE, Outcome, check_inputs, choose_stages, preemption_requested, run_stage
-from align.pipeline.stages import read_pipeline
+from align.pipeline.runner import (
+    STAGE_VARIABLE,
+    Outcome,
+    Verdict,
+    check_inputs,
+    choose_stages,
+    preemption_requested,
+    run_stage,
+)
+from align.pipeline.stages import Stage, read_pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +49,9 @@ class RunSettings:
     """Run all stages up to this one, and this one, unless they are up to date"""
     force: bool = False
     """Run every chosen stage, up to date or not"""
+    doctor: Literal["stop", "warn", "off"] = "stop"
+    """Look at the data and settings of each stage before it trains, as `align doctor` does. stop: an error ends the
+    run; warn: train all the same, which the stage's manifest records; off: don't look"""
     seed: int = 0
     """Seed of data, initial weights, order and sampling"""
     set: tuple[str, ...] = setting((), repeatable=True, metavar="NAME=VALUE")
@@ -75,11 +88,13 @@ def main(args: list[str]) -> int:
     stages = choose_stages(pipeline, only=options.only, start=options.start, end=options.end)
     check_inputs(stages, pipeline)
     report: Callable[[Outcome], None] = _report_json if options.json else _report_text
+    examine = partial(_examine, stops=options.doctor == "stop") if options.doctor != "off" else None
     preemption_requested(forget=True)
     with run_lock(pipeline.run):
         for stage in stages:
             with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-                outcome = run_stage(stage, pipeline, align, force=options.force or options.start is not None)
+                force = options.force or options.start is not None
+                outcome = run_stage(stage, pipeline, align, force=force, examine=examine)
             report(outcome)
             if outcome.status in ("failed", "preempted") or preemption_requested():
                 return int(outcome.status == "failed")
@@ -88,6 +103,13 @@ def main(args: list[str]) -> int:
     if models and not options.json:
         print(f"Try it: align generate {models[-1]} --prompt TEXT", file=sys.stderr)
     return 0
+
+
+def _examine(stage: Stage, *, stops: bool) -> Verdict:
+    """What the doctor says of a stage; imported here, as stages that don't train don't need it."""
+    from align.cli.doctor import verdict
+
+    return verdict(stage, stops=stops)
 
 
 def _found(path: str) -> Path:

@@ -8,14 +8,16 @@ Legend: N tokens of a response, V vocabulary.
    responses, the mean KL divergence of the export from two networks is measured: from the source (``kl``: what the
    export loses), and from the source with its weights rounded as the file stores them (``kl_rounded``: next to nothing
    in any precision, unless a tensor is wrong).
-4. Both respond greedily, to all prompts if a judge compares the responses.
+4. Both respond greedily, to all prompts if a judge compares the responses. Each token of the export's responses must
+   be the likeliest by its own log-probabilities, and a response must end where one of the source's would. Settings
+   such as a repetition penalty, which change greedy decoding, are switched off, and named in the result.
 5. ``check`` refuses differences above a ``Tolerance``.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 
@@ -44,11 +46,25 @@ PLAIN_PROMPTS: tuple[str, ...] = (
 """Prompts used where none are given"""
 
 
+class Greedy(NamedTuple):
+    """A greedy response.
+
+    Attributes:
+        ids: its tokens, with the one that ended it.
+        text: the same without special tokens.
+    """
+
+    ids: list[int]
+    text: str
+
+
 class Reading(Protocol):
     """An export, loaded in the program it is for."""
 
     name: str
     """The program, with its version"""
+    switched_off: dict[str, Any]
+    """Settings of the export that change greedy decoding, which ``respond`` leaves out"""
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of plain text."""
@@ -62,8 +78,8 @@ class Reading(Protocol):
         """``[N, V]`` float32: of every token at the positions of ``ids[start:]``."""
         ...
 
-    def respond(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
-        """The greedy response to each row of ids, without special tokens."""
+    def respond(self, rows: list[list[int]], max_new_tokens: int) -> list[Greedy]:
+        """The greedy response to each row of ids."""
         ...
 
     def score(self, ids: list[int]) -> float:
@@ -105,6 +121,8 @@ class Verification:
     """Prompts that both responded to greedily"""
     same_text: int | None = None
     """Of these, equal responses"""
+    switched_off: str | None = None
+    """Settings of the export that change greedy decoding and were left out, as ``name=value``"""
     reward_source: float | None = None
     """The judge's mean reward of the source's greedy responses"""
     reward_export: float | None = None
@@ -270,20 +288,40 @@ def _verify_texts(
     ours = responses(cast(GPT, source.network), source.tokenizer, ids, max_new_tokens, temperature=0.0)  # 4
     theirs = reading.respond(ids, max_new_tokens)
     for prompt, response, text, other in zip(ids, ours.ids, ours.texts, theirs, strict=True):
-        if text != other and _certain(reading.logprobs(prompt + response, len(prompt)), response):
-            raise ValueError(
-                f"verify: the export responds {_shown(other)}, but its log-probabilities give {_shown(text)}: "
-                "check its stop tokens and generation settings"
-            )
-    same = sum(text == other for text, other in zip(ours.texts, theirs, strict=True))
-    scores = judged(judge, prompts, ours.texts, theirs) if judge else {}
-    return {"responses": len(ids), "same_text": same, **scores}
+        _check_greedy(reading, prompt, other, set(source.tokenizer.stop_ids), max_new_tokens)
+        if other.ids == response and other.text != text:
+            raise ValueError(f"verify: the export decodes {response[:8]} as {_shown(other.text)}, not {_shown(text)}")
+    texts = [response.text for response in theirs]
+    same = sum(text == other for text, other in zip(ours.texts, texts, strict=True))
+    scores = judged(judge, prompts, ours.texts, texts) if judge else {}
+    left_out = ", ".join(f"{name}={value}" for name, value in reading.switched_off.items())
+    return {"responses": len(ids), "same_text": same, "switched_off": left_out or None, **scores}
 
 
-def _certain(logprobs: torch.Tensor, response: list[int]) -> bool:
-    """Whether every token of the response is the likeliest by half a nat, more than rounding can change."""
-    best, second = logprobs.topk(2, -1).values.unbind(-1)
-    return logprobs.argmax(-1).tolist() == response and (best - second).min().item() > 0.5
+_TIE = 0.1
+"""Nats by which rounding can make another token the likeliest: batches and caches add in another order"""
+
+
+def _check_greedy(reading: Reading, prompt: list[int], found: Greedy, stops: set[int], max_new_tokens: int) -> None:
+    """Refuse a response that is not the export's greedy one, or ends elsewhere than one of the source's.
+
+    The export's own log-probabilities are what it is held to, so that nothing depends on how sure it is.
+    """
+    logprobs = reading.logprobs(prompt + found.ids, len(prompt))
+    behind = logprobs.max(-1).values - logprobs[torch.arange(len(found.ids)), torch.tensor(found.ids)]
+    unlikely = [place for place, gap in enumerate(behind.tolist()) if not gap <= _TIE]
+    if unlikely:
+        token, likeliest = found.ids[unlikely[0]], logprobs[unlikely[0]].argmax().item()
+        raise ValueError(
+            f"verify: the export responds {_shown(found.text)}, whose token {unlikely[0]} is {token}, but its "
+            f"log-probabilities give {likeliest}: check its generation settings"
+        )
+    ends = next((place for place, token in enumerate(found.ids, 1) if token in stops), max_new_tokens)
+    if len(found.ids) != ends:
+        raise ValueError(
+            f"verify: the export's response {_shown(found.text)} ends after {len(found.ids)} tokens, with token "
+            f"{found.ids[-1]}; the source's would end after {ends}: check its stop tokens"
+        )
 
 
 def _shown(text: str) -> str:

@@ -8,6 +8,7 @@ from urllib.request import Request, urlopen
 import torch
 
 from align.export.extra import need
+from align.export.verify import Greedy
 from align.io.gguf.container import open_container
 from align.model.attention import soft_capped
 
@@ -34,6 +35,7 @@ class LlamaReading:
         llama: Any = need("xllamacpp", "--verify of format gguf")
         from importlib.metadata import version
 
+        self.switched_off: dict[str, Any] = {}  # a GGUF file has no such settings
         self.name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
         params = llama.CommonParams()
         params.model.path = str(file)
@@ -68,9 +70,11 @@ class LlamaReading:
         hidden = torch.tensor(reply["embedding"][start - 1 : -1])
         return torch.log_softmax(soft_capped(hidden @ self.output.T, self.cap), -1)
 
-    def respond(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
+    def respond(self, rows: list[list[int]], max_new_tokens: int) -> list[Greedy]:
         """See ``verify.Reading``."""
-        return [str(self._complete(ids, n_predict=max_new_tokens)["text"]) for ids in rows]
+        request = {"n_predict": max_new_tokens, "temperature": 0, "return_tokens": True, "cache_prompt": True}
+        found = [self._post("/completion", {"prompt": ids, **request}) for ids in rows]
+        return [Greedy(list(one["tokens"]), str(one["content"])) for one in found]
 
     def score(self, ids: list[int]) -> float:
         """Reward models are not exported to GGUF."""
@@ -79,12 +83,6 @@ class LlamaReading:
     def close(self) -> None:
         """See ``verify.Reading``: the server stops when it is garbage-collected."""
         del self.server
-
-    def _complete(self, ids: list[int], **request: Any) -> dict[str, Any]:
-        reply = self.server.handle_completions({"prompt": ids, "temperature": 0, "cache_prompt": True, **request})
-        if "choices" not in reply:
-            raise ValueError(f"{self.name}: {reply}")
-        return dict(reply["choices"][0])
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         """Send a request to the server, which listens on this machine only."""

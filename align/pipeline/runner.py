@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from align.io.manifest import MANIFEST, read_manifest, write_manifest
 from align.pipeline.recipe_error import RecipeError, nearest
 from align.pipeline.stage_record import StageRecord, content_hash
 from align.pipeline.stages import Pipeline, Stage
@@ -25,6 +26,18 @@ _ASIDE = ".previous"
 Status = Literal["done", "up-to-date", "failed", "preempted"]
 Command = Callable[[list[str]], int]
 """Runs an ``align`` command line; returns its exit code"""
+
+
+class Verdict(NamedTuple):
+    """What was found in a stage that is about to train.
+
+    Attributes:
+        record: JSON values for the stage's record and its model's manifest.
+        refusal: why the stage must not train; None: it may.
+    """
+
+    record: dict[str, Any]
+    refusal: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -99,7 +112,14 @@ def check_inputs(stages: Sequence[Stage], pipeline: Pipeline) -> None:
                 raise RecipeError(missing + _how_to_write(path, stage, pipeline))
 
 
-def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool) -> Outcome:
+def run_stage(
+    stage: Stage,
+    pipeline: Pipeline,
+    command: Command,
+    *,
+    force: bool,
+    examine: Callable[[Stage], Verdict] | None = None,
+) -> Outcome:
     """Run a stage unless it is up to date; resume it if it was interrupted.
 
     Args:
@@ -107,6 +127,7 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
         pipeline: where its record is kept.
         command: runs the stage's command line.
         force: run it even if it is up to date.
+        examine: looks at a stage that is about to train; None: nothing does.
 
     Raises:
         RecipeError: an input is missing.
@@ -120,6 +141,9 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
     if reason is None:
         unchanged = "inputs, recipe and output are unchanged"
         return Outcome(stage, "up-to-date", time.perf_counter() - begun, unchanged)
+    verdict = examine(stage) if examine is not None and stage.is_training else Verdict({})
+    if verdict.refusal is not None:
+        return Outcome(stage, "failed", time.perf_counter() - begun, verdict.refusal)
     arguments = list(stage.arguments)
     resumed = False
     if stage.is_training:
@@ -130,7 +154,7 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
         else:
             _set_aside(stage.folder)
     print(f"== {stage.name}: running ({reason})", file=sys.stderr, flush=True)
-    record.begin(fingerprint)
+    record.begin(fingerprint, **verdict.record)
     line = [*stage.command, *arguments]
     os.environ[STAGE_VARIABLE] = json.dumps(line)
     try:
@@ -150,7 +174,9 @@ def run_stage(stage: Stage, pipeline: Pipeline, command: Command, *, force: bool
         return Outcome(stage, "failed", seconds, f"align {stage.command[0]} exited with code {code}")
     if stage.is_training and (stage.folder / PREEMPTED).is_file():
         return Outcome(stage, "preempted", seconds, "preempted: run the same command again to resume")
-    record.finish(fingerprint, content_hash(stage.writes), seconds)
+    if verdict.record and (stage.writes / MANIFEST).is_file():
+        write_manifest(stage.writes, read_manifest(stage.writes) | verdict.record)
+    record.finish(fingerprint, content_hash(stage.writes), seconds, **verdict.record)
     return Outcome(stage, "done", seconds, reason)
 
 

@@ -56,13 +56,14 @@ class StageRecord:
         """Whether it was started from the same inputs and recipe and did not finish."""
         return self._state.get("state") == "begun" and self._state["fingerprint"] == fingerprint
 
-    def begin(self, fingerprint: str) -> None:
-        """Record that the stage is running."""
-        self._write({"state": "begun", "fingerprint": fingerprint})
+    def begin(self, fingerprint: str, **facts: Any) -> None:
+        """Record that the stage is running, with further ``facts`` as JSON values."""
+        self._write({"state": "begun", "fingerprint": fingerprint} | facts)
 
-    def finish(self, fingerprint: str, output: str, seconds: float) -> None:
-        """Record that the stage is done, with its output's hash."""
-        self._write({"state": "done", "fingerprint": fingerprint, "output": output, "seconds": round(seconds, 1)})
+    def finish(self, fingerprint: str, output: str, seconds: float, **facts: Any) -> None:
+        """Record that the stage is done, with its output's hash and further ``facts`` as JSON values."""
+        done = {"state": "done", "fingerprint": fingerprint, "output": output, "seconds": round(seconds, 1)}
+        self._write(done | facts)
 
     def restore(self) -> None:
         """Undo ``begin``: the stage never started."""

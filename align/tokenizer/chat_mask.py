@@ -128,6 +128,12 @@ class Turns:
     def _turn(self, number: int) -> Turn:
         own = [index for index, placed in enumerate(self._first) if placed.leaf.message == number]
         if not own:
+            content = self._messages[number].get("content")
+            if isinstance(content, str) and content and content in self._text:
+                raise ValueError(
+                    f"{_name(number)}: the chat template renders its content in a form that can't be followed, such as "
+                    "text that a filter wraps; join strings with + or ~"
+                )
             raise ValueError(f"{_name(number)}: the chat template does not render it")
         if own[-1] - own[0] >= len(own):
             raise ValueError(f"{_name(number)}: the chat template renders it in several places")

@@ -106,7 +106,7 @@ class _Fields:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._metadata = metadata
         self.tokens: list[str] = list(self.need("tokens"))
-        self.types = [TokenType(int(number)) for number in self._rows("token_type")]
+        self.types = [self._type(number, index) for index, number in enumerate(self._rows("token_type"))]
         self.chat_template: str | None = metadata.get("tokenizer.chat_template")
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -124,6 +124,21 @@ class _Fields:
             raise ValueError(f"tokenizer.ggml.{name} has {len(rows)} entries for {len(self.tokens)} tokens")
         return rows
 
+    def _type(self, number: Any, index: int) -> TokenType:
+        if number not in list(TokenType):
+            known = f"{min(TokenType):d} to {max(TokenType):d}"
+            raise ValueError(f"tokenizer.ggml.token_type is {number} for token {index}; known are {known}")
+        return TokenType(number)
+
+    def token_id(self, name: str) -> int | None:
+        """The field of a token's id; None if the file does not have it."""
+        number = self.get(name)
+        if number is None:
+            return None
+        if not isinstance(number, int) or not 0 <= number < len(self.tokens):
+            raise ValueError(f"tokenizer.ggml.{name} is {number!r}, but there are {len(self.tokens)} tokens")
+        return number
+
     def scores(self) -> Sequence[float]:
         return self._rows("scores")
 
@@ -138,18 +153,15 @@ class _Fields:
 
     def shared(self, *, adds_bos: bool) -> dict[str, Any]:
         """What every kind of `TokenizerSpec` has."""
-        ids = {role: self.get(field) for role, field in _ROLES.items()}
-        for role, number in ids.items():
-            if number is not None and not 0 <= number < len(self.tokens):
-                raise ValueError(f"tokenizer.ggml.{_ROLES[role]} is {number}, but there are {len(self.tokens)} tokens")
+        ids = {role: self.token_id(field) for role, field in _ROLES.items()}
         bos = ids["bos_token"]
-        opens = bool(self.get("add_bos_token", adds_bos)) and bos is not None
+        opens = bool(self.get("add_bos_token", adds_bos))
         return {
             "added": self.added(),
-            "post_processor": begins_with(self.tokens[bos], bos) if opens else None,
+            "post_processor": begins_with(self.tokens[bos], bos) if opens and bos is not None else None,
             "config": {role: self.tokens[number] for role, number in ids.items() if number is not None},
             "chat_template": self.chat_template,
-            "stops": tuple(number for name in _STOPS if (number := self.get(name)) is not None),
+            "stops": tuple(number for name in _STOPS if (number := self.token_id(name)) is not None),
         }
 
 
@@ -188,7 +200,7 @@ def _read_sentencepiece(fields: _Fields) -> TokenizerSpec:
     prepend = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
     back = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
-    unknown = fields.get("unknown_token_id")
+    unknown = fields.token_id("unknown_token_id")
     names = {text: i for i, text in enumerate(fields.tokens) if fields.types[i] != TokenType.UNUSED}
     rest = {
         "normalizer": prepend if prefix else replace,

@@ -6,7 +6,7 @@ a chat has the same ids every day. ``strftime_now`` formats 26 July 2024, the da
 
 import datetime
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NoReturn
 
@@ -16,11 +16,23 @@ from jinja2.ext import Extension
 from jinja2.filters import make_attrgetter
 from jinja2.nodes import CallBlock, Concat, Node
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import Context, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 
 from align.tokenizer.spec import TokenizerSpec
-from align.tokenizer.traced import GENERATED, Safe, Traced, as_json, generated, join, pieces_of, safe, trace
+from align.tokenizer.traced import (
+    GENERATED,
+    Safe,
+    Traced,
+    as_json,
+    braces,
+    generated,
+    join,
+    percent,
+    pieces_of,
+    safe,
+    trace,
+)
 
 Message = Mapping[str, Any]
 
@@ -225,6 +237,25 @@ class _TracingGenerator(CodeGenerator):
 class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _TracingGenerator
     concat = staticmethod(join)
+    intercepted_binops = frozenset("%")
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """``left % right``, where the origin of formatted strings is kept."""
+        return percent(left, right) if isinstance(left, str) else super().call_binop(context, operator, left, right)
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """``str.format``, where the origin of formatted strings is kept."""
+        if super().wrap_str_format(value) is None or hasattr(value.__self__, "__html__"):
+            return super().wrap_str_format(value)
+        formatter = SandboxedFormatter(self)
+
+        def by_position(*values: Any, **named: Any) -> str:
+            return braces(value.__self__, values, named, formatter)
+
+        def by_name(named: Mapping[str, Any]) -> str:
+            return braces(value.__self__, (), named, formatter)
+
+        return by_name if value.__name__ == "format_map" else by_position
 
 
 @lru_cache(maxsize=1)
@@ -236,6 +267,7 @@ def _environment() -> _Environment:
     environment.globals["strftime_now"] = TODAY.strftime
     environment.filters["tojson"] = _to_json
     environment.filters["join"] = _join
+    environment.filters["format"] = _format
     environment.filters["safe"] = _safe
     return environment
 
@@ -249,6 +281,12 @@ def _to_json(
 ) -> str:
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     return as_json(value, text)
+
+
+def _format(value: Any, *args: Any, **kwargs: Any) -> str:
+    if args and kwargs:
+        raise jinja2.TemplateError("the filter format takes values by position or by name, not both")
+    return percent(str(value), kwargs or args)
 
 
 def _safe(value: Any) -> Safe:

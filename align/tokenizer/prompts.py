@@ -86,5 +86,5 @@ def encode_prompt(
         raise ValueError(f"the system message {system!r} needs a chat, but the model continues text; leave it out")
     ids = [*tokenizer.opening_ids, *tokenizer.encode(prompt)]
     if not ids:
-        raise ValueError("the prompt is empty and the tokenizer has no bos token to begin with; give some text")
+        raise ValueError("the prompt is empty, and the tokenizer writes no bos token before a text; give some text")
     return ids

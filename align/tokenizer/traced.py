@@ -4,11 +4,13 @@ A chat template is a program that takes the strings of a chat apart and joins th
 str with the same value under every operation whose result also says, for each character, which string of the chat it
 was and whether it was altered. So a rendered chat shows what of it is whose, without searching.
 
-An operation that builds its result outside Python's string methods (``'%s' % content``) yields a plain str: its
-characters then look like text of the template. `jinja_template` detects such losses.
+An operation that builds its result outside Python's string methods yields a plain str: its characters then look like
+text of the template. `percent` and `braces` follow formatted strings; other losses are found by `chat_mask`.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from string import Formatter
 from typing import Any, NamedTuple, SupportsIndex
 
 PLAIN = 0
@@ -247,6 +249,66 @@ def join(strings: Iterable[str], separator: str = "") -> str:
             pieces += between
         pieces += pieces_of(string)
     return Traced(text, tuple(pieces))
+
+
+_CONVERSION = re.compile(r"%(?:\((?P<key>[^)]*)\))?(?P<spec>[#0\- +]*\d*(?:\.\d+)?)[hlL]?(?P<kind>[diouxXeEfFgGcrsa%])")
+
+
+def percent(text: str, values: Any) -> str:
+    """``text % values``, with the origin of the strings in it.
+
+    Raises:
+        TypeError: as Python's own.
+    """
+    plain = str.__mod__(text, values)
+    left = iter(values if isinstance(values, tuple) else (values,))
+    found, end = [], 0
+    for match in _CONVERSION.finditer(text):
+        found.append(text[end : match.start()])
+        end = match.end()
+        if match["kind"] == "%":
+            found.append("%")
+            continue
+        value = next(left, None) if match["key"] is None else values[match["key"]]
+        found.append(_formatted(value, f"%{match['spec']}{match['kind']}" % (value,)))
+    return _if_equal(join([*found, text[end:]]), plain)
+
+
+def braces(text: str, values: Sequence[Any], named: Mapping[str, Any], formatter: Formatter) -> str:
+    """``text.format(*values, **named)``, with the origin of the strings in it.
+
+    Args:
+        text: the format.
+        values: by position.
+        named: by name.
+        formatter: looks up the fields.
+    """
+    plain = formatter.vformat(text, values, named)
+    found, number = [], 0
+    for literal, name, spec, conversion in formatter.parse(text):
+        found.append(literal)
+        if name is None:
+            continue
+        if name[:1] in ("", ".", "["):
+            name, number = f"{number}{name}", number + 1
+        value, _ = formatter.get_field(name, values, named)
+        shown = formatter.format_field(
+            formatter.convert_field(value, conversion), formatter.vformat(spec or "", values, named)
+        )
+        found.append(_formatted(value, shown))
+    return _if_equal(join(found), plain)
+
+
+def _formatted(value: Any, shown: str) -> str:
+    """How a value is shown in a formatted string."""
+    if not isinstance(value, Traced):
+        return shown
+    return value if value == shown else value._altered(shown)
+
+
+def _if_equal(followed: str, plain: str) -> str:
+    """What was followed, unless Python's result is another (``%*d``)."""
+    return followed if followed == plain else plain
 
 
 def generated(text: str) -> str:

@@ -82,6 +82,7 @@ RULES: dict[str, Rule] = {
     "checkpoint.monitor": _effect("the ranking starts over; earlier checkpoints stay on disk"),
     "checkpoint.mode": _effect("the ranking starts over; earlier checkpoints stay on disk"),
     "health.*": _NOT_TRAINING,
+    "doctor.*": _NOT_TRAINING,
     "model_directory.which": _effect("from the next validation on"),
     "model_directory.monitor": _effect("the best value is forgotten; the next validation writes the model"),
     "samples.*": _NOT_TRAINING,

@@ -12,6 +12,8 @@ from align.export.export_settings import ExportSettings
 from align.export.safetensors_dir import write_hf
 from align.export.source import open_source
 from align.export.verify import prompt_ids
+from align.export.verify_llama import LlamaReading
+from align.export.verify_transformers import TransformersReading
 from align.export.write_export import Check, export
 from align.model.gpt import GPT
 
@@ -93,5 +95,38 @@ def test_generation_settings_that_end_responses_early_are_refused(make, tmp_path
         (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": likeliest}))
 
     monkeypatch.setattr(write_export, "_writer", lambda source, settings: write)
-    with pytest.raises(ValueError, match=naming("responds", "log-probabilities")):
+    with pytest.raises(ValueError, match=naming(f"token {likeliest}", "ends after 1 tokens")):
         export(source, tmp_path / "out", ExportSettings(), checked=checked)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 1}, {"suppress_tokens": [7]}], ids=str
+)
+def test_settings_that_change_greedy_decoding_are_left_out_and_named(make, tmp_path, stated):
+    """Only the source's own generation settings differ from a plain model's, and the export keeps them."""
+    model = make(**SHAPE)
+    file = model / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | stated | {"temperature": 0.5, "do_sample": True}))
+    ((name, value),) = stated.items()
+    found = export(
+        open_source(str(model)), tmp_path / "out", ExportSettings(), checked=Check(PROMPTS, max_new_tokens=8)
+    )
+    assert found["verification"]["switched_off"] == f"{name}={value}"
+    assert found["verification"]["same_text"] == 2
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())[name] == value
+
+
+@pytest.mark.parametrize("format", ["hf", "gguf"])
+def test_texts_that_the_log_probabilities_do_not_give_are_refused(make, tmp_path, monkeypatch, format):
+    """However unsure the network is: the weights are an untrained network's, and the last token of each is another."""
+    reading = TransformersReading if format == "hf" else LlamaReading
+    respond = reading.respond
+
+    def wrong(self, rows, max_new_tokens):
+        found = respond(self, rows, max_new_tokens)
+        return [one._replace(ids=[*one.ids[:-1], (one.ids[-1] + 7) % 100]) for one in found]
+
+    monkeypatch.setattr(reading, "respond", wrong)
+    source = open_source(str(make(**SHAPE)))
+    with pytest.raises(ValueError, match=naming("responds", "log-probabilities")):
+        export(source, tmp_path / "out", ExportSettings(format=format), checked=Check(PROMPTS, max_new_tokens=4))

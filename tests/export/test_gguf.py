@@ -172,7 +172,7 @@ def test_reward_models_are_refused(make, tmp_path):
         (GEMMA2 | {"tied_embeddings": False}, ("gemma2", "tied_embeddings", "False")),
         (GEMMA2 | {"window_layers": (1,)}, ("gemma2", "window_layers", "(1,)", "(0, 2)")),
         (GEMMA2 | {"attention_scale": 0.5}, ("gemma2", "attention_scale", "0.5", "0.25")),
-        (GEMMA3 | {"attention_softcap": 3.0}, ("gemma3", "attention_softcap", "3.0")),
+        (GEMMA3 | {"attention_softcap": 3.0}, ("Gemma3ForCausalLM", "attention_softcap", "3.0")),
     ],
     ids=str,
 )

@@ -116,7 +116,7 @@ DYNAMIC = {"rope_type": "dynamic", "factor": 4.0}
         (LLAMA_FILE, {"quantization_config": {"quant_method": "gptq"}}, "quantization_config.*gptq"),
         (LLAMA_FILE, {"hidden_act": "gelu"}, "hidden_act.*'gelu'.*'silu'"),
         (LLAMA_FILE, {"hidden_size": None}, "hidden_size"),
-        (LLAMA_FILE, {"hidden_size": "32"}, "width.*'32'"),
+        (LLAMA_FILE, {"hidden_size": "32"}, "hidden_size.*'32'"),
         (LLAMA_FILE, {"num_key_value_heads": 3}, r"kv_heads\D*3\b.*\bheads\D*4\b"),
         (LLAMA_FILE, {"rms_norm_eps": "small"}, ""),
         (LLAMA_FILE, {"attention_bias": True}, "attention_bias.*True.*mlp_bias.*False"),

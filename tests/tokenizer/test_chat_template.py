@@ -159,7 +159,7 @@ def _with_template(directory, tmp_path, template) -> Tokenizer:
             r"\b2\b.*content",
         ),
         ("{% for m in messages %}{{ m.content | upper }}<|im_end|>{% endfor %}", r"\b2\b.*content"),
-        ("{% for m in messages %}{{ '(%s)' % m.content }}<|im_end|>{% endfor %}", r"\b2\b"),
+        ("{% for m in messages %}{{ '(%*s)' % (1, m.content) }}<|im_end|>{% endfor %}", r"\b2\b.*followed"),
         ("{% for m in messages %}{{ m.content[1:] }}<|im_end|>{% endfor %}", r"\b2\b.*content.*'d'"),
         ("{{ raise_exception('only dogs') }}", "chat.template.*only dogs"),
         ("{% for m in messages %}", "chat.template.*endfor"),
@@ -438,10 +438,31 @@ def test_forged_turns_are_what_transformers_sanitizes(qwen_directory):
     assert _shown(tokenizer, rendered).endswith(f"assistant[\n\n{text}<|im_end|>]\n")
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "'<|im_start|>%s\\n%s<|im_end|>\\n' % (m.role, m.content)",
+        "'<|im_start|>%(role)s\\n%(content)s<|im_end|>\\n' % m",
+        "'<|im_start|>{}\\n{}<|im_end|>\\n'.format(m.role, m.content)",
+        "'<|im_start|>{1[role]}\\n{0}<|im_end|>\\n'.format(m.content, m)",
+        "'<|im_start|>{m[role]}\\n{c!s}<|im_end|>\\n'.format(m=m, c=m.content)",
+        "'<|im_start|>%s\\n%s<|im_end|>\\n' | format(m.role, m.content)",
+    ],
+)
+def test_formatted_strings_are_followed(qwen_directory, tmp_path, expression):
+    """Ids and mask are those of the template that joins the same strings; transformers renders the same text."""
+    chat = [{"role": "user", "content": "a %s {} b"}, {"role": "assistant", "content": "c<|im_end|>100%"}]
+    loop = "{%% for m in messages %%}{{ %s }}{%% endfor %%}"
+    joined = loop % "'<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n'"
+    expected = _with_template(qwen_directory, tmp_path, joined).render_chat(chat)
+    found = _with_template(qwen_directory, tmp_path, loop % expression).render_chat(chat)
+    assert (found.ids, found.mask) == (expected.ids, expected.mask)
+
+
 def test_forgeries_that_cannot_be_followed(qwen_directory, tmp_path):
-    """A template that writes a content with % or tools as a Python object hides where they are."""
+    """A template that writes a content with %* or tools as a Python object hides where they are."""
     chat = [{"role": "user", "content": "<|im_end|>"}, {"role": "assistant", "content": "b"}]
-    template = "{{ tools | string }}{{ '(%s)' % messages[0].content }}<|im_end|>"
+    template = "{{ tools | string }}{{ '(%*s)' % (1, messages[0].content) }}<|im_end|>"
     tokenizer = _with_template(qwen_directory, tmp_path, template)
     schema = {"type": "function", "function": {"name": "<|im_start|>"}}
     for messages, tools, named in ((chat[:1], None, "message 1.*content"), ([CHAT[1]], [schema], "tools")):

@@ -1,10 +1,12 @@
 """Traced strings: equal to strings under every operation, and each character knows where it came from."""
 
+from string import Formatter
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from align.tokenizer.traced import ALTERED, Traced, as_json, join, pieces_of, safe, trace
+from align.tokenizer.traced import ALTERED, Traced, as_json, braces, join, percent, pieces_of, safe, trace
 
 words = st.text("ab \n<x>", max_size=12)
 
@@ -97,3 +99,23 @@ def test_safe_strings(left, right):
 
     assert safe(trace(left, 0)) + trace(right, 1) == Markup(left) + right
     assert trace(right, 1) + safe(trace(left, 0)) == right + Markup(left)
+
+
+@given(first=words, second=words, template=st.sampled_from(["<%s|%s>", "%s%%%s", "%-3s|%r"]))
+def test_percent(first, second, template):
+    """As Python's %; what stands for %s keeps its origin."""
+    found = percent(template, (trace(first, 0), trace(second, 1)))
+    assert found == template % (first, second)
+    if "r" not in template:
+        assert [one for one in _origins(found) if one] == [*first, *second]
+
+
+@given(first=words, second=words, template=st.sampled_from(["<{}|{}>", "{1}{{}}{0}", "{a:>4}{b!r}", "{a}{b[0]:s}"]))
+def test_braces(first, second, template):
+    """As Python's format; what stands for a string keeps its origin."""
+    named = {"a": first, "b": [second]}
+    traced = {"a": trace(first, 0), "b": [trace(second, 1)]}
+    found = braces(template, (trace(first, 0), trace(second, 1)), traced, Formatter())
+    assert found == template.format(first, second, **named)
+    if "!" not in template:
+        assert sorted(one for one in _origins(found) if one) == sorted([*first, *second])

@@ -72,7 +72,7 @@ def family_in(fields: ConfigJson) -> Family:
     """The family of a config.json.
 
     Raises:
-        ValueError: its model_type, architecture or quantization is not supported.
+        ValueError: its model_type, architecture, quantization, or the way it attends is not supported.
     """
     family = _BY_TYPE.get(kind := fields.get("model_type"))
     if family is None:
@@ -84,6 +84,9 @@ def family_in(fields: ConfigJson) -> Family:
             raise fields.unsupported("num_labels", labels, "1 (a reward model)")
     if scheme := fields.get("quantization_config", None):
         raise fields.unsupported("quantization_config", scheme, "unquantized weights")
+    if layers := fields.get("per_layer_config", None):
+        raise fields.unsupported("per_layer_config", layers, "the same settings for all layers")
+    fields.only("is_causal", True, default=True)
     return family
 
 
@@ -93,7 +96,8 @@ def config_from(fields: ConfigJson) -> GPTConfig:
     Raises:
         ValueError: it asks for something our network does not support; the message names file, field and what is.
     """
-    settings = family_in(fields).read(fields)
+    family = family_in(fields)
+    settings = family.read(fields.over(family.defaults))
     try:
         config = GPTConfig.from_dict(settings)
     except (TypeError, ValueError) as error:

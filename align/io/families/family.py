@@ -2,9 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 from align.model.config import GPTConfig
 from align.model.rope_scaling import LinearScaling, Llama3Scaling, RopeScaling, YarnScaling
@@ -52,12 +52,23 @@ class FileTensor(NamedTuple):
 
 
 class ConfigJson:
-    """The fields of a config.json, read with errors that name file, field and value."""
+    """The fields of a config.json, read with errors that name file, field and value.
 
-    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+    Attributes:
+        values: what the file states.
+        path: the file.
+        defaults: what a field that the file does not have means; a null in the file does not mean this.
+    """
+
+    def __init__(self, values: Mapping[str, Any], path: Path, defaults: Mapping[str, Any] | None = None) -> None:
         """Wrap the parsed ``values`` of the file ``path``."""
         self.values = values
         self.path = path
+        self.defaults = {} if defaults is None else defaults
+
+    def over(self, defaults: Mapping[str, Any]) -> "ConfigJson":
+        """The same fields with ``defaults``."""
+        return ConfigJson(self.values, self.path, defaults)
 
     def get(self, name: str, default: Any = _UNSET) -> Any:
         """A field's value; ``default`` where it is absent or null.
@@ -65,23 +76,55 @@ class ConfigJson:
         Raises:
             ValueError: the field is absent and has no default.
         """
-        value = self.values.get(name)
+        value = self._value(name, None)
         if value is not None:
             return value
         if default is _UNSET:
             raise ValueError(f"{self.path}: {name} is missing")
         return default
 
-    def only(self, name: str, *supported: Any, default: Any = None) -> Any:
-        """A field's value, which must be one of ``supported``.
+    def only(self, name: str, *supported: Any, default: Any = _UNSET) -> Any:
+        """A field's value, which must be one of ``supported``; ``default`` where it is absent.
 
         Raises:
             ValueError: it is none of them.
         """
-        value = self.get(name, default)
+        value = self._value(name, default)
         if value not in supported:
             raise self.unsupported(name, value, " or ".join(repr(known) for known in supported))
         return value
+
+    def count(self, name: str, *, null: Any = _UNSET) -> Any:
+        """A field that is an integer from 1 on; ``null`` where it is null.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return self._typed(name, null, self.as_count)
+
+    def number(self, name: str, *, null: Any = _UNSET) -> Any:
+        """A field that is a finite number, as a float; ``null`` where it is null.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return self._typed(name, null, self.as_number)
+
+    def flag(self, name: str) -> bool:
+        """A field that is true or false.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return bool(self._typed(name, _UNSET, self.as_flag))
+
+    def items(self, name: str) -> list[Any] | None:
+        """A field that is a list; None where it is null.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return cast(list[Any] | None, self._typed(name, None, self._as_list))
 
     def mapping(self, name: str) -> dict[str, Any]:
         """A field that is an object; empty where it is absent or null.
@@ -94,9 +137,50 @@ class ConfigJson:
             raise self.unsupported(name, value, "an object or null")
         return dict(value)
 
+    def as_count(self, name: str, value: Any) -> int:
+        """``value``, the field ``name``, which must be an integer from 1 on."""
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise self.unsupported(name, value, "an integer, at least 1")
+        return value
+
+    def as_number(self, name: str, value: Any) -> float:
+        """``value``, the field ``name``, which must be a finite number."""
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise self.unsupported(name, value, "a number")
+        return float(value)
+
+    def as_flag(self, name: str, value: Any) -> bool:
+        """``value``, the field ``name``, which must be true or false."""
+        if not isinstance(value, bool):
+            raise self.unsupported(name, value, "true or false")
+        return value
+
+    def _as_list(self, name: str, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.unsupported(name, value, "a list or null")
+        return value
+
+    def _typed(self, name: str, null: Any, check: Callable[[str, Any], Any]) -> Any:
+        value = self._value(name, _UNSET)
+        return null if value is None and null is not _UNSET else check(name, value)
+
+    def _value(self, name: str, default: Any) -> Any:
+        """A field's value; ``default`` where it is absent."""
+        value = self.values.get(name, self.defaults.get(name, default))
+        if value is _UNSET:
+            raise ValueError(f"{self.path}: {name} is missing")
+        return value
+
     def unsupported(self, name: str, value: Any, supported: str) -> ValueError:
         """The error for a field that asks for something our network does not support."""
         return ValueError(f"{self.path}: {name} is {value!r}; supported: {supported}")
+
+    def conflict(self, name: str, value: Any, other: str, effective: Any) -> ValueError:
+        """The error for a field that another one overrides."""
+        return ValueError(
+            f"{self.path}: {name} is {value!r}, but {other}, which has priority, is {effective!r}; "
+            f"make them equal or remove {name}"
+        )
 
 
 STRUCTURE = (
@@ -138,6 +222,8 @@ class Family:
     """Settings of STRUCTURE that the architecture fixes, where they are not GPTConfig's defaults"""
     free: ClassVar[frozenset[str]] = frozenset()
     """Settings of STRUCTURE that its files state"""
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    """What fields of config.json mean where a file does not have them: the defaults of transformers' class"""
 
     def misfits(self, config: GPTConfig) -> list[str]:
         """Why the architecture can't express ``config``: one phrase per setting; empty if it can."""
@@ -169,16 +255,27 @@ class Family:
         return None if name.endswith(".rotary_emb.inv_freq") else name
 
 
+ROTARY_DEFAULTS: Mapping[str, Any] = {
+    "hidden_act": "silu",
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "embedding_std": 0.02,
+}
+"""Of most rotary families"""
+
+
 class RotaryFamily(Family):
     """What most families share: RMSNorm, rotary positions, a gated feed-forward layer."""
 
     free = frozenset({"rope_scaling"})
     act: ClassVar[tuple[str, str]] = ("hidden_act", "silu")
     """Field and value of the activation function"""
-    head_width: ClassVar[int | None] = None
-    """What a file that has no head_dim means; None: hidden_size / num_attention_heads"""
-    tied: ClassVar[bool] = False
-    """What a file that has no tie_word_embeddings means"""
+    defaults = ROTARY_DEFAULTS
     theta: ClassVar[float] = 10_000.0
     """RoPE base of a file that has none"""
 
@@ -205,32 +302,32 @@ class RotaryFamily(Family):
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
         """The settings that all of them share."""
-        field, act = self.act
-        fields.only(field, act, default=act)
+        fields.only(*self.act)
         rope = self.read_rope(fields)
         if rope["rope_fraction"] != 1.0:
             raise fields.unsupported("partial_rotary_factor", rope["rope_fraction"], "1.0")
+        heads = fields.count("num_attention_heads")
         return {
             **self.needs,
-            "vocab_size": fields.get("vocab_size"),
-            "width": fields.get("hidden_size"),
-            "ff_width": fields.get("intermediate_size"),
-            "layers": fields.get("num_hidden_layers"),
-            "heads": fields.get("num_attention_heads"),
-            "kv_heads": fields.get("num_key_value_heads", fields.get("num_attention_heads")),
-            "head_width": fields.get("head_dim", self.head_width),
-            "context": fields.get("max_position_embeddings"),
-            "norm_eps": fields.get("rms_norm_eps", 1e-6),
-            "tied_embeddings": fields.get("tie_word_embeddings", self.tied),
-            "dropout": fields.get("attention_dropout", 0.0),
-            "init_std": fields.get("initializer_range", 0.02),
-            "embedding_std": fields.get("embedding_std", 0.02),
+            "vocab_size": fields.count("vocab_size"),
+            "width": fields.count("hidden_size"),
+            "ff_width": fields.count("intermediate_size"),
+            "layers": fields.count("num_hidden_layers"),
+            "heads": heads,
+            "kv_heads": fields.count("num_key_value_heads", null=heads),
+            "head_width": fields.count("head_dim", null=None if self.defaults["head_dim"] is None else _UNSET),
+            "context": fields.count("max_position_embeddings"),
+            "norm_eps": fields.number("rms_norm_eps"),
+            "tied_embeddings": fields.flag("tie_word_embeddings"),
+            "dropout": fields.number("attention_dropout", null=0.0),
+            "init_std": fields.number("initializer_range"),
+            "embedding_std": fields.number("embedding_std"),
             **rope,
         }
 
     def read_rope(self, fields: ConfigJson) -> dict[str, Any]:
         """RoPE settings."""
-        return read_rope(fields, default_theta=self.theta)
+        return read_rope(fields, theta=self.theta)
 
 
 def write_rope(config: GPTConfig) -> dict[str, Any]:
@@ -252,59 +349,124 @@ def rope_fields(scaling: RopeScaling | None) -> dict[str, Any]:
     return {"rope_type": "default"}
 
 
-def read_rope(fields: ConfigJson, *, default_theta: float = 10000.0, default_fraction: float = 1.0) -> dict[str, Any]:
-    """RoPE settings, from transformers 5's fields or the older ones."""
-    name = "rope_parameters" if fields.mapping("rope_parameters") else "rope_scaling"
-    theta, fraction = fields.get("rope_theta", default_theta), fields.get("partial_rotary_factor", default_fraction)
-    return rope_settings(fields, name, fields.mapping(name), theta=theta, fraction=fraction)
-
-
-def rope_settings(
-    fields: ConfigJson, name: str, rope: dict[str, Any], *, theta: float, fraction: float = 1.0
+def read_rope(
+    fields: ConfigJson,
+    *,
+    theta: float,
+    fraction: float = 1.0,
+    names: tuple[str, str] = ("rope_theta", "partial_rotary_factor"),
 ) -> dict[str, Any]:
-    """Our RoPE settings from an object of config.json.
+    """RoPE settings by transformers' rule: of ``rope_scaling`` where it is not empty, else of ``rope_parameters``.
+
+    Args:
+        fields: config.json.
+        theta: base of a file that has none.
+        fraction: share of rotated components of a file that has none.
+        names: the fields with base and share, which are read where the object does not have them.
+
+    Raises:
+        ValueError: a field is missing, not supported, or contradicts the one that transformers uses instead.
+    """
+    objects = {name: fields.mapping(name) for name in ("rope_scaling", "rope_parameters")}
+    name, unused = objects if objects["rope_scaling"] else reversed(objects)
+    original = fields.count(_ORIGINAL, null=None) if _ORIGINAL in fields.values else None
+    scaling = read_scaling(fields, name, objects[name], original=original)
+    other = read_scaling(fields, unused, objects[unused], original=original)
+    if name == "rope_parameters":
+        clash = scaling is not None and unused in fields.values
+    else:  # transformers 5 writes rope_parameters without scaling; then somebody adds rope_scaling
+        clash = other is not None and other != scaling
+    if clash:
+        raise fields.conflict(unused, fields.values[unused], name, objects[name])
+    settled = [
+        settle(
+            fields,
+            {f"{name}.{key}": objects[name].get(key), field: fields.values.get(field)},
+            {key: fields.values.get(key), f"{unused}.{key}": objects[unused].get(key)},
+            default=default,
+        )
+        for key, field, default in zip(("rope_theta", "partial_rotary_factor"), names, (theta, fraction), strict=True)
+    ]
+    return {"rope_theta": settled[0], "rope_fraction": settled[1], "rope_scaling": scaling}
+
+
+def settle(
+    fields: ConfigJson, sources: Mapping[str, Any], ignored: Mapping[str, Any] | None = None, *, default: float
+) -> float:
+    """A number that several fields may state.
+
+    Args:
+        fields: config.json.
+        sources: fields and values by priority; None: not stated.
+        ignored: the same of fields that transformers does not read.
+        default: where no source states it.
+
+    Raises:
+        ValueError: one of them states another number, or no number.
+    """
+    stated = {name: fields.as_number(name, value) for name, value in sources.items() if value is not None}
+    source, value = next(iter(stated.items()), (f"the default of {[*sources][-1]}", default))
+    for name, other in {**(ignored or {}), **stated}.items():
+        if other is not None and fields.as_number(name, other) != value:
+            raise fields.conflict(name, other, source, value)
+    return value
+
+
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def read_scaling(
+    fields: ConfigJson, name: str, rope: Mapping[str, Any], *, original: int | None = None
+) -> dict[str, Any] | None:
+    """Our RoPE scaling from an object of config.json, as ``GPTConfig.from_dict`` takes it; None: unscaled.
 
     Args:
         fields: config.json.
         name: path of ``rope`` in it.
-        rope: the object.
-        theta: base, where it has none.
-        fraction: share of rotated components, where it has none.
+        rope: the object; base and share of rotated components are not read.
+        original: trained context, whatever the object states; None: the object's, or else the maximum context.
 
     Raises:
         ValueError: a field is missing or not supported.
     """
-    rope = {key: value for key, value in rope.items() if value is not None}
-    theta, fraction = rope.pop("rope_theta", theta), rope.pop("partial_rotary_factor", fraction)
-    old_kind = rope.pop("type", "default")
-    kind = rope.pop("rope_type", old_kind)
-    found: dict[str, Any] = {"rope_theta": float(theta), "rope_fraction": float(fraction), "rope_scaling": None}
+    rope = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    old_kind = rope.pop("type", None)
+    kind = rope.pop("rope_type", old_kind) or "default"
     if kind != "default" and kind not in _SCALINGS:
-        raise fields.unsupported(
-            f"{name}.rope_type", kind, " or ".join(repr(known) for known in ("default", *_SCALINGS))
-        )
+        known = " or ".join(map(repr, ("default", *_SCALINGS)))
+        raise fields.unsupported(f"{name}.rope_type", kind, known)
     scaling, names = _SCALINGS.get(kind, (None, {}))
+    stated_original = rope.pop(_ORIGINAL, None)
+    if _ORIGINAL in names:
+        rope[_ORIGINAL] = original or stated_original or fields.count("max_position_embeddings")
     if kind == "yarn":
-        _read_yarn(fields, rope)
-    elif kind != "llama3":
-        rope.pop("original_max_position_embeddings", None)  # without effect
+        _read_yarn(fields, name, rope)
+    rope = {key: value for key, value in rope.items() if value is not None}
     if unknown := sorted(rope.keys() - names):
         raise fields.unsupported(f"{name}.{unknown[0]}", rope[unknown[0]], f"rope_type {kind!r} without it")
     needed = names if kind == "llama3" else names.keys() & {"factor"}
     if missing := sorted(needed - rope.keys()):
         raise ValueError(f"{fields.path}: {name}.{missing[0]} is missing")
-    if scaling is not None:
-        found["rope_scaling"] = {"kind": scaling.__name__} | {names[key]: value for key, value in rope.items()}
-    return found
+    if scaling is None:
+        return None
+    checks = {_ORIGINAL: fields.as_count, "truncate": fields.as_flag}
+    values = {key: checks.get(key, fields.as_number)(f"{name}.{key}", value) for key, value in rope.items()}
+    return {"kind": scaling.__name__} | {names[key]: value for key, value in values.items()}
 
 
-def _read_yarn(fields: ConfigJson, rope: dict[str, Any]) -> None:
+def _read_yarn(fields: ConfigJson, name: str, rope: dict[str, Any]) -> None:
     """Complete the fields of YaRN, as transformers does."""
-    rope.setdefault("original_max_position_embeddings", fields.get("max_position_embeddings", None))
-    mscale, all_dim = rope.pop("mscale", None), rope.pop("mscale_all_dim", None)
-    if mscale and all_dim and "factor" in rope:
-        above, below = (0.1 * scale * math.log(rope["factor"]) + 1.0 for scale in (mscale, all_dim))
-        rope.setdefault("attention_factor", above / below)
+    if "factor" in rope and rope["factor"] is None:
+        original = fields.as_count(f"{name}.{_ORIGINAL}", rope[_ORIGINAL])
+        rope["factor"] = fields.count("max_position_embeddings") / original
+    for beta in ("beta_fast", "beta_slow"):
+        if rope.get(beta) == 0:
+            del rope[beta]
+    scales = [rope.pop(key, None) for key in ("mscale", "mscale_all_dim")]
+    if all(scales) and rope.get("factor") is not None and rope.get("attention_factor") is None:
+        factor = fields.as_number(f"{name}.factor", rope["factor"])
+        above, below = (0.1 * fields.as_number(f"{name}.mscale", scale) * math.log(factor) + 1.0 for scale in scales)
+        rope["attention_factor"] = above / below
 
 
 def read_windows(fields: ConfigJson, sliding: Sequence[bool]) -> dict[str, Any]:
@@ -317,14 +479,14 @@ def read_windows(fields: ConfigJson, sliding: Sequence[bool]) -> dict[str, Any]:
     Raises:
         ValueError: ``layer_types`` has another kind of layer, or not one for each block.
     """
-    kinds = fields.get("layer_types", None)
-    window = fields.get("sliding_window", None)
+    kinds = fields.items("layer_types") if "layer_types" in fields.values else None
+    window = fields.count("sliding_window", null=None)
     if kinds is not None:
         if len(kinds) != len(sliding):
             raise fields.unsupported("layer_types", kinds, f"one kind for each of {len(sliding)} layers")
         for kind in kinds:
-            if kind not in _LAYER_KINDS:
-                raise fields.unsupported("layer_types", kind, " or ".join(map(repr, _LAYER_KINDS)))
+            if kind not in LAYER_KINDS:
+                raise fields.unsupported("layer_types", kind, " or ".join(map(repr, LAYER_KINDS)))
         sliding = [kind == "sliding_attention" for kind in kinds]
     blocks = [number for number, has_window in enumerate(sliding) if has_window]
     if window is None or not blocks:
@@ -334,11 +496,11 @@ def read_windows(fields: ConfigJson, sliding: Sequence[bool]) -> dict[str, Any]:
 
 def write_windows(config: GPTConfig) -> dict[str, Any]:
     """Sliding-window settings as transformers' fields."""
-    kinds = [_LAYER_KINDS[config.window_of(layer) is not None] for layer in range(config.layers)]
+    kinds = [LAYER_KINDS[config.window_of(layer) is not None] for layer in range(config.layers)]
     return {"sliding_window": config.window, "layer_types": kinds}
 
 
-_LAYER_KINDS = ("full_attention", "sliding_attention")
+LAYER_KINDS = ("full_attention", "sliding_attention")
 
 
 def renamed(names: Iterable[str], parts: Mapping[str, str]) -> list[FileTensor]:

@@ -4,16 +4,20 @@ from collections.abc import Iterable
 from typing import Any
 
 from align.io.families.family import (
+    LAYER_KINDS,
+    ROTARY_DEFAULTS,
     ConfigJson,
     FileTensor,
     RotaryFamily,
+    read_scaling,
     read_windows,
     renamed,
     rope_fields,
-    rope_settings,
+    settle,
     write_windows,
 )
 from align.model.config import GPTConfig
+from align.model.rope_scaling import YarnScaling
 
 _NORMS = {
     ".attention_output_layernorm.": ".post_attention_layernorm.",
@@ -28,12 +32,20 @@ class _Gemma(RotaryFamily):
     needs = {"norm_placement": "both", "norm_offset": True, "scale_embeddings": True, "feed_forward": "geglu"}
     free = RotaryFamily.free | {"window", "window_layers", "attention_scale", "attention_softcap", "logit_softcap"}
     act = ("hidden_activation", "gelu_pytorch_tanh")
-    head_width = 256
-    tied = True
-    soft_caps: tuple[float | None, float | None]
-    """Of attention and logits, in a file that says nothing"""
-    window_interval: int
-    """One block in this many has no window, the last of each group, in a file that says nothing"""
+    defaults = {
+        **ROTARY_DEFAULTS,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+        "query_pre_attn_scalar": 256,
+        "sliding_window": 4096,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "use_bidirectional_attention": None,
+    }
 
     def misfits(self, config: GPTConfig) -> list[str]:
         """Also requires an attention scale that is 1 / sqrt of an integer, and a width that transformers accepts."""
@@ -64,24 +76,24 @@ class _Gemma(RotaryFamily):
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
         """Refuses biases and bidirectional attention."""
-        fields.only("attention_bias", False, default=False)
-        fields.only("use_bidirectional_attention", False, default=False)
-        interval = fields.get("sliding_window_pattern", self.window_interval)
-        layers = fields.get("num_hidden_layers")
-        attention, logits = (
-            # An explicit null means none, unlike in other fields.
-            fields.values.get(name, default)
-            for name, default in zip(("attn_logit_softcapping", "final_logit_softcapping"), self.soft_caps, strict=True)
-        )
+        fields.only("attention_bias", False)
+        fields.only("use_bidirectional_attention", False, None)
+        interval, layers = self.window_interval(fields), fields.count("num_hidden_layers")
+        if (scalar := fields.number("query_pre_attn_scalar")) <= 0:
+            raise fields.unsupported("query_pre_attn_scalar", scalar, "a number above 0")
         return (
             super().read(fields)
             | read_windows(fields, [(layer + 1) % interval != 0 for layer in range(layers)])
             | {
-                "attention_scale": fields.get("query_pre_attn_scalar", 256) ** -0.5,
-                "attention_softcap": attention,
-                "logit_softcap": logits,
+                "attention_scale": scalar**-0.5,
+                "attention_softcap": fields.number("attn_logit_softcapping", null=None),
+                "logit_softcap": fields.number("final_logit_softcapping", null=None),
             }
         )
+
+    def window_interval(self, fields: ConfigJson) -> int:
+        """One block in this many has no window, the last of each group, in a file that has no ``layer_types``."""
+        raise NotImplementedError
 
     def layout(self, names: Iterable[str], config: GPTConfig) -> list[FileTensor]:
         """The norms have names of their own."""
@@ -94,8 +106,16 @@ class Gemma2(_Gemma):
     model_type = "gemma2"
     architecture = "Gemma2ForCausalLM"
     classifier = "Gemma2ForSequenceClassification"
-    soft_caps = (50.0, 30.0)
-    window_interval = 2
+    defaults = _Gemma.defaults | {
+        "vocab_size": 256_000,
+        "max_position_embeddings": 8192,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    }
+
+    def window_interval(self, fields: ConfigJson) -> int:
+        """Every other block, whatever ``sliding_window_pattern`` says, which transformers does not read either."""
+        return 2
 
 
 class Gemma3(_Gemma):
@@ -105,13 +125,21 @@ class Gemma3(_Gemma):
     architecture = "Gemma3ForCausalLM"
     classifier = "Gemma3TextForSequenceClassification"
     needs = _Gemma.needs | {"qk_norm": "head"}
-    free = _Gemma.free | {"window_rope_theta"}
-    soft_caps = (None, None)
-    window_interval = 6
+    free = _Gemma.free - {"attention_softcap"} | {"window_rope_theta"}
+    defaults = _Gemma.defaults | {
+        "vocab_size": 262_208,
+        "max_position_embeddings": 131_072,
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "sliding_window_pattern": 6,
+        "use_bidirectional_attention": False,
+    }
 
     def misfits(self, config: GPTConfig) -> list[str]:
-        """Also requires windows with unscaled RoPE."""
+        """Also requires windows with unscaled RoPE, and YaRN with the borders that transformers computes."""
         found = super().misfits(config)
+        if isinstance(config.rope_scaling, YarnScaling) and not config.rope_scaling.truncate:
+            found.append("rope_scaling.truncate is False (needs True)")
         if config.rope_scaling is not None and config.window is not None and config.window_rope_theta is None:
             found.append("window_rope_theta is None with rope_scaling (needs a base of its own)")
         return found
@@ -127,21 +155,50 @@ class Gemma3(_Gemma):
             },
         }
 
+    def read(self, fields: ConfigJson) -> dict[str, Any]:
+        """Refuses the soft cap of scores, which transformers ignores; a base for windows needs windows."""
+        fields.only("attn_logit_softcapping", None)
+        found = super().read(fields)
+        return found if "window" in found else found | {"window_rope_theta": None}
+
+    def window_interval(self, fields: ConfigJson) -> int:
+        """What ``sliding_window_pattern`` says."""
+        return int(fields.count("sliding_window_pattern", null=self.defaults["sliding_window_pattern"]))
+
     def read_rope(self, fields: ConfigJson) -> dict[str, Any]:
-        """RoPE by kind of block, from transformers 5's fields or the older ones."""
-        by_kind = fields.mapping("rope_parameters")
-        full = by_kind.get("full_attention") or fields.mapping("rope_scaling")
-        rope = rope_settings(
-            fields, "rope_parameters.full_attention", full, theta=fields.get("rope_theta", 1_000_000.0)
-        )
-        local = rope_settings(
-            fields,
-            "rope_parameters.sliding_attention",
-            by_kind.get("sliding_attention") or {},
-            theta=fields.get("rope_local_base_freq", 10_000.0),
-        )
-        if local["rope_scaling"] is not None:
-            raise fields.unsupported(
-                "rope_parameters.sliding_attention", by_kind, "unscaled RoPE in blocks with a window"
-            )
-        return rope | {"window_rope_theta": local["rope_theta"]}
+        """RoPE by kind of block, from transformers 5's fields or the older ones, by transformers' rule.
+
+        ``rope_scaling`` is merged into ``rope_parameters.full_attention``.
+        """
+        by_kind = ConfigJson(fields.mapping("rope_parameters"), fields.path)
+        if unknown := sorted(by_kind.values.keys() - set(LAYER_KINDS)):
+            raise fields.unsupported("rope_parameters", dict(by_kind.values), f"an object without {unknown[0]}")
+        full, local = (by_kind.mapping(kind) for kind in LAYER_KINDS)
+        added = fields.mapping("rope_scaling")
+        name, sliding = "rope_parameters.full_attention", "rope_parameters.sliding_attention"
+        before, scaling = (read_scaling(fields, name, rope) for rope in (full, full | added))
+        if before is not None and "rope_scaling" in fields.values and (not added or before != scaling):
+            raise fields.conflict(name, full, "rope_scaling", fields.values["rope_scaling"])
+        if scaling is not None and scaling.get("truncate") is False:
+            raise fields.unsupported(f"{name}.truncate", False, "true")
+        if read_scaling(fields, sliding, local) is not None:
+            raise fields.unsupported(sliding, local, "unscaled RoPE in blocks with a window")
+        bases = {
+            "rope_scaling.rope_theta": added.get("rope_theta"),
+            f"{name}.rope_theta": full.get("rope_theta"),
+            "rope_theta": fields.values.get("rope_theta"),
+        }
+        windows = {
+            f"{sliding}.rope_theta": local.get("rope_theta"),
+            "rope_local_base_freq": fields.values.get("rope_local_base_freq"),
+        }
+        shares = {
+            f"{path}.partial_rotary_factor": rope.get("partial_rotary_factor")
+            for path, rope in ((name, full | added), (sliding, local))
+        }
+        return {
+            "rope_theta": settle(fields, bases, default=1_000_000.0),
+            "rope_fraction": settle(fields, shares, default=1.0),
+            "rope_scaling": scaling,
+            "window_rope_theta": settle(fields, windows, default=10_000.0),
+        }

@@ -27,6 +27,14 @@ _CONV1D = re.compile(r"\.c_(attn|proj|fc)\.weight$")
 
 _CAUSAL_MASK = re.compile(r"\.attn\.(bias|masked_bias)$")
 
+_ALIASES = {
+    "n_embd": "hidden_size",
+    "n_positions": "max_position_embeddings",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+}
+"""The names that transformers reads too, and prefers"""
+
 
 class GPT2(Family):
     """Queries, keys and values are one fused matrix, and matrices are stored ``[in, out]`` (Conv1D)."""
@@ -40,6 +48,24 @@ class GPT2(Family):
         "feed_forward": "gelu",
         "qkv_bias": True,
         "bias": True,
+    }
+
+    defaults = {
+        "vocab_size": 50257,
+        "n_positions": 1024,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "resid_pdrop": 0.1,
+        "layer_norm_epsilon": 1e-5,
+        "initializer_range": 0.02,
+        "embedding_std": 0.02,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
     }
 
     def misfits(self, config: GPTConfig) -> list[str]:
@@ -72,24 +98,24 @@ class GPT2(Family):
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
         """Reads dropout from resid_pdrop; refuses attention variants."""
-        fields.only("activation_function", "gelu_new", "gelu_pytorch_tanh", default="gelu_new")
-        fields.only("scale_attn_weights", True, default=True)
-        fields.only("scale_attn_by_inverse_layer_idx", False, default=False)
-        fields.only("add_cross_attention", False, default=False)
-        width = fields.get("n_embd")
+        fields.only("activation_function", "gelu_new", "gelu_pytorch_tanh")
+        fields.only("scale_attn_weights", True)
+        fields.only("scale_attn_by_inverse_layer_idx", False)
+        fields.only("add_cross_attention", False)
+        width = _size(fields, "n_embd")
         return {
             **self.needs,
-            "vocab_size": fields.get("vocab_size"),
-            "context": fields.get("n_positions"),
+            "vocab_size": fields.count("vocab_size"),
+            "context": _size(fields, "n_positions"),
             "width": width,
-            "layers": fields.get("n_layer"),
-            "heads": fields.get("n_head"),
-            "ff_width": fields.get("n_inner", 4 * width),
-            "norm_eps": fields.get("layer_norm_epsilon", 1e-5),
-            "dropout": fields.get("resid_pdrop", 0.1),
-            "init_std": fields.get("initializer_range", 0.02),
-            "embedding_std": fields.get("embedding_std", 0.02),
-            "tied_embeddings": fields.get("tie_word_embeddings", True),
+            "layers": _size(fields, "n_layer"),
+            "heads": _size(fields, "n_head"),
+            "ff_width": fields.count("n_inner", null=4 * width),
+            "norm_eps": fields.number("layer_norm_epsilon"),
+            "dropout": fields.number("resid_pdrop"),
+            "init_std": fields.number("initializer_range"),
+            "embedding_std": fields.number("embedding_std"),
+            "tied_embeddings": fields.flag("tie_word_embeddings"),
         }
 
     def layout(self, names: Iterable[str], config: GPTConfig) -> list[FileTensor]:
@@ -102,3 +128,18 @@ class GPT2(Family):
         if _CAUSAL_MASK.search(name):
             return None
         return name if name.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{name}"
+
+
+def _size(fields: ConfigJson, name: str) -> int:
+    """A size under either of its names.
+
+    Raises:
+        ValueError: it is no size, or the two differ.
+    """
+    alias = _ALIASES[name]
+    if alias not in fields.values:
+        return int(fields.count(name))
+    size = int(fields.count(alias))
+    if name in fields.values and fields.count(name) != size:
+        raise fields.conflict(name, fields.values[name], alias, size)
+    return size

@@ -35,6 +35,23 @@ class GPTNeoX(Family):
     needs = {"norm": "layernorm", "qkv_bias": True, "bias": True}
     free = frozenset({"rope_scaling", "rope_fraction", "parallel_residual", "feed_forward"})
 
+    defaults = {
+        "vocab_size": 50432,
+        "hidden_size": 6144,
+        "num_hidden_layers": 44,
+        "num_attention_heads": 64,
+        "intermediate_size": 24576,
+        "hidden_act": "gelu",
+        "attention_dropout": 0.0,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.02,
+        "embedding_std": 0.02,
+        "layer_norm_eps": 1e-5,
+        "tie_word_embeddings": False,
+        "use_parallel_residual": True,
+        "attention_bias": True,
+    }
+
     def misfits(self, config: GPTConfig) -> list[str]:
         """Also requires a feed-forward layer without a gate, as many key heads as heads, and heads of width / heads."""
         found = super().misfits(config)
@@ -71,26 +88,27 @@ class GPTNeoX(Family):
         }
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
-        """Refuses attention without biases, and other activations than GELU."""
-        fields.only("attention_bias", True, default=True)
+        """Refuses attention without biases, heads of another width, and other activations than GELU."""
+        fields.only("attention_bias", True)
         by_act = {theirs: ours for ours, acts in _ACTS.items() for theirs in acts}
-        act = fields.only("hidden_act", *by_act, default="gelu")
-        theta, fraction = fields.get("rotary_emb_base", 10000.0), fields.get("rotary_pct", 0.25)
+        act = fields.only("hidden_act", *by_act)
+        width, heads = fields.count("hidden_size"), fields.count("num_attention_heads")
+        fields.only("head_dim", None, width // heads, default=None)
         return {
             **self.needs,
-            **read_rope(fields, default_theta=theta, default_fraction=fraction),
-            "vocab_size": fields.get("vocab_size"),
-            "context": fields.get("max_position_embeddings"),
-            "width": fields.get("hidden_size"),
-            "layers": fields.get("num_hidden_layers"),
-            "heads": fields.get("num_attention_heads"),
-            "ff_width": fields.get("intermediate_size"),
-            "norm_eps": fields.get("layer_norm_eps", 1e-5),
-            "dropout": fields.get("attention_dropout", 0.0),
-            "init_std": fields.get("initializer_range", 0.02),
-            "embedding_std": fields.get("embedding_std", 0.02),
-            "tied_embeddings": fields.get("tie_word_embeddings", False),
-            "parallel_residual": fields.get("use_parallel_residual", True),
+            **read_rope(fields, theta=10_000.0, fraction=0.25, names=("rotary_emb_base", "rotary_pct")),
+            "vocab_size": fields.count("vocab_size"),
+            "context": fields.count("max_position_embeddings"),
+            "width": width,
+            "layers": fields.count("num_hidden_layers"),
+            "heads": heads,
+            "ff_width": fields.count("intermediate_size"),
+            "norm_eps": fields.number("layer_norm_eps"),
+            "dropout": fields.number("attention_dropout"),
+            "init_std": fields.number("initializer_range"),
+            "embedding_std": fields.number("embedding_std"),
+            "tied_embeddings": fields.flag("tie_word_embeddings"),
+            "parallel_residual": fields.flag("use_parallel_residual"),
             "feed_forward": by_act[act],
         }
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from align.io.families.family import ConfigJson, RotaryFamily
+from align.io.families.family import ROTARY_DEFAULTS, ConfigJson, RotaryFamily
 from align.model.config import GPTConfig
 
 
@@ -14,6 +14,16 @@ class Llama(RotaryFamily):
     classifier = "LlamaForSequenceClassification"
     needs = {}
     free = RotaryFamily.free | {"qkv_bias", "bias"}
+    defaults = {
+        **ROTARY_DEFAULTS,
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+        "mlp_bias": False,
+    }
 
     def misfits(self, config: GPTConfig) -> list[str]:
         """Also requires equal bias settings, and a width that transformers accepts."""
@@ -30,7 +40,7 @@ class Llama(RotaryFamily):
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
         """Refuses bias settings that differ."""
-        attention, mlp = fields.get("attention_bias", False), fields.get("mlp_bias", False)
+        attention, mlp = fields.flag("attention_bias"), fields.flag("mlp_bias")
         if attention != mlp:
             raise fields.unsupported("attention_bias", attention, f"the same as mlp_bias, {mlp}")
         return super().read(fields) | {"qkv_bias": attention, "bias": mlp}

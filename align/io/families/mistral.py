@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from align.io.families.family import ConfigJson, RotaryFamily, read_windows
+from align.io.families.family import ROTARY_DEFAULTS, ConfigJson, RotaryFamily, read_windows
 from align.model.config import GPTConfig
 
 
@@ -14,6 +14,17 @@ class Mistral(RotaryFamily):
     classifier = "MistralForSequenceClassification"
     needs = {}
     free = RotaryFamily.free | {"window"}
+    defaults = {
+        **ROTARY_DEFAULTS,
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    }
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
         """Adds the window."""
@@ -21,4 +32,4 @@ class Mistral(RotaryFamily):
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
         """Adds the window."""
-        return super().read(fields) | read_windows(fields, [True] * fields.get("num_hidden_layers"))
+        return super().read(fields) | read_windows(fields, [True] * fields.count("num_hidden_layers"))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from align.io.families.family import ConfigJson, FileTensor, RotaryFamily, renamed
+from align.io.families.family import ROTARY_DEFAULTS, ConfigJson, FileTensor, RotaryFamily, renamed
 from align.model.config import GPTConfig
 
 _NORMS = {
@@ -19,6 +19,16 @@ class Olmo2(RotaryFamily):
     architecture = "Olmo2ForCausalLM"
     classifier = "Olmo2ForSequenceClassification"
     needs = {"norm_placement": "output", "qk_norm": "all"}
+    defaults = {
+        **ROTARY_DEFAULTS,
+        "vocab_size": 50304,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-05,
+    }
 
     def misfits(self, config: GPTConfig) -> list[str]:
         """Also requires heads of width / heads."""
@@ -32,9 +42,9 @@ class Olmo2(RotaryFamily):
         return super().write(config) | {"attention_bias": False}
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
-        """Refuses biases; the norm's epsilon defaults to 1e-5."""
-        fields.only("attention_bias", False, default=False)
-        return super().read(fields) | {"norm_eps": fields.get("rms_norm_eps", 1e-5)}
+        """Refuses biases."""
+        fields.only("attention_bias", False)
+        return super().read(fields)
 
     def layout(self, names: Iterable[str], config: GPTConfig) -> list[FileTensor]:
         """The norms have names of their own."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from align.io.families.family import ConfigJson, RotaryFamily, read_windows, write_windows
+from align.io.families.family import ROTARY_DEFAULTS, ConfigJson, RotaryFamily, read_windows, write_windows
 from align.model.config import GPTConfig
 
 
@@ -14,6 +14,19 @@ class Qwen2(RotaryFamily):
     classifier = "Qwen2ForSequenceClassification"
     needs = {"qkv_bias": True}
     free = RotaryFamily.free | {"window", "window_layers"}
+    defaults = {
+        **ROTARY_DEFAULTS,
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    }
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
         """Adds windows."""
@@ -32,8 +45,8 @@ def write_optional_windows(config: GPTConfig) -> dict[str, Any]:
 
 def read_optional_windows(fields: ConfigJson) -> dict[str, Any]:
     """Windows of Qwen2 and Qwen3, which have an effect only where ``use_sliding_window`` is set."""
-    layers = fields.get("num_hidden_layers")
-    if not fields.get("use_sliding_window", False):
+    layers = fields.count("num_hidden_layers")
+    if not fields.flag("use_sliding_window"):
         return {}
-    first = fields.get("max_window_layers", 28)
+    first = fields.number("max_window_layers")  # may be 0
     return read_windows(fields, [layer >= first for layer in range(layers)])

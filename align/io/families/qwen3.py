@@ -3,7 +3,7 @@
 from typing import Any
 
 from align.io.families.family import ConfigJson, RotaryFamily
-from align.io.families.qwen2 import read_optional_windows, write_optional_windows
+from align.io.families.qwen2 import Qwen2, read_optional_windows, write_optional_windows
 from align.model.config import GPTConfig
 
 
@@ -15,7 +15,7 @@ class Qwen3(RotaryFamily):
     classifier = "Qwen3ForSequenceClassification"
     needs = {"qk_norm": "head"}
     free = RotaryFamily.free | {"window", "window_layers"}
-    head_width = 128
+    defaults = Qwen2.defaults | {"head_dim": 128}
 
     def write(self, config: GPTConfig) -> dict[str, Any]:
         """Adds windows, and attention without biases."""
@@ -23,5 +23,5 @@ class Qwen3(RotaryFamily):
 
     def read(self, fields: ConfigJson) -> dict[str, Any]:
         """Refuses biases."""
-        fields.only("attention_bias", False, default=False)
+        fields.only("attention_bias", False)
         return super().read(fields) | read_optional_windows(fields)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from align.io.families.family import ConfigJson, RotaryFamily
+from align.io.families.family import ROTARY_DEFAULTS, ConfigJson, RotaryFamily, read_windows
 from align.model.config import GPTConfig
 
 
@@ -14,7 +14,22 @@ class SmolLM3(RotaryFamily):
     classifier = "SmolLM3ForSequenceClassification"
     needs = {}
     free = RotaryFamily.free | {"no_rope_layers"}
-    tied = True
+    defaults = {
+        **ROTARY_DEFAULTS,
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+        "mlp_bias": False,
+        "use_sliding_window": False,
+        "sliding_window": None,
+        "no_rope_layers": None,
+        "no_rope_layer_interval": 4,
+    }
     theta = 2_000_000.0
 
     def misfits(self, config: GPTConfig) -> list[str]:
@@ -33,8 +48,14 @@ class SmolLM3(RotaryFamily):
     def read(self, fields: ConfigJson) -> dict[str, Any]:
         """Refuses biases and windows, which no published checkpoint has."""
         for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
-            fields.only(name, False, default=False)
-        layers, interval = fields.get("num_hidden_layers"), fields.get("no_rope_layer_interval", 4)
-        rotated = fields.get("no_rope_layers", [(layer + 1) % interval != 0 for layer in range(layers)])
+            fields.only(name, False)
+        layers, interval = fields.count("num_hidden_layers"), fields.count("no_rope_layer_interval")
+        if read_windows(fields, [False] * layers):
+            raise fields.unsupported("layer_types", fields.values["layer_types"], "'full_attention' for all layers")
+        rotated = fields.items("no_rope_layers")
+        if rotated is None:
+            rotated = [(layer + 1) % interval != 0 for layer in range(layers)]
+        if len(rotated) < layers:
+            raise fields.unsupported("no_rope_layers", rotated, f"0 or 1 for each of {layers} layers, or null")
         bare = [layer for layer in range(layers) if not rotated[layer]]
         return super().read(fields) | {"no_rope_layers": bare}

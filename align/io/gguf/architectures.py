@@ -44,7 +44,14 @@ _PARTS = {
     "mlp_output_layernorm": "post_ffw_norm",
 }
 
-_FOREIGN = ("expert_count", "logit_scale", "residual_scale", "embedding_scale", "attention.clamp_kqv")
+_FOREIGN = (
+    "expert_count",
+    "expert_used_count",
+    "logit_scale",
+    "residual_scale",
+    "embedding_scale",
+    "attention.clamp_kqv",
+)
 """Keys of other networks that share an architecture's name"""
 
 _KEPT = ("init_std", "embedding_std", "dropout")
@@ -196,6 +203,9 @@ class Architecture:
         heads, width = metadata.get("attention.head_count"), metadata.get("embedding_length")
         head_width = metadata.get("attention.key_length", width // heads)
         rotated = metadata.get("rope.dimension_count", head_width)
+        # Rows of query and key matrices alternate within a whole head; llama.cpp refuses the key too.
+        if not 0 < rotated <= head_width or (self.alternates and rotated != head_width):
+            raise metadata.unsupported("rope.dimension_count", rotated, f"the width of a head, {head_width}")
         return {"rope_theta": metadata.get("rope.freq_base", 10000.0), "rope_fraction": rotated / head_width}
 
     def layout(self, names: Iterable[str], config: GPTConfig) -> list[GgufTensor]:
@@ -386,11 +396,6 @@ class Gemma3(_Gemma):
     scalings = (LinearScaling,)
     interval = 6
     largest = 62
-
-    def misfits(self, config: GPTConfig) -> list[str]:
-        """Also requires attention without soft caps."""
-        cap = config.attention_softcap
-        return super().misfits(config) + ([] if cap is None else [f"attention_softcap is {cap} (needs None)"])
 
     def write_rope(self, config: GPTConfig) -> dict[str, Any]:
         """Adds the base of blocks with a window."""

@@ -1,0 +1,1 @@
+"""The checks that ``align doctor`` runs: one frozen dataclass each."""
