@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
+from align.cli.harness import HarnessFlags
 from align.cli.model_path import named_models
 from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
@@ -59,6 +60,12 @@ class CompareSettings:
     """--best_of may choose truncated responses too, not only where all N are"""
     texts: tuple[str, ...] = setting((), metavar="FILE")
     """Ordinary documents, JSONL of {'text': ...} or .txt, whose bits per byte show what alignment cost"""
+    eval: tuple[str, ...] = setting((), metavar="TASK")
+    """Tasks of lm-evaluation-harness, as in `align eval`, whose change from the baseline shows what alignment cost"""
+    eval_limit: int | None = None
+    """Items of each of these tasks, from the first; null: all"""
+    harness: HarnessFlags = HarnessFlags()
+    """How the harness presents its tasks"""
     metric: tuple[str, ...] = setting((), metavar="CLASS")
     """Class paths of further comparison metrics, or of tuples of them"""
     n: int = 4
@@ -80,7 +87,7 @@ class CompareSettings:
 
     def __post_init__(self) -> None:
         """Reject invalid settings; those of sampling are ResponseConfig's to check."""
-        require_at_least(self, limit=1, frontier_n=0)
+        require_at_least(self, limit=1, frontier_n=0, eval_limit=1)
 
 
 def main(args: list[str]) -> int:
@@ -101,6 +108,7 @@ def main(args: list[str]) -> int:
 
     out = Path(options.out)
     report, rows = compare(task, out / "cache", progress_bar)
+    report |= {"abilities": _abilities(options, task, out / "cache")}
     report = {"command": ["align", "compare", *args], "versions": running_versions(), **report}
     _write(out, "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     _write(out, "samples.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -144,6 +152,33 @@ def _task(options: CompareSettings) -> "Task":
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _abilities(options: CompareSettings, task: "Task", folder: Path) -> list[dict[str, Any]]:
+    """The rows of the table of abilities; none without ``--eval``."""
+    if not options.eval:
+        return []
+    from align.compare.abilities import abilities
+    from align.evaluate.task import Subject
+
+    run, config = options.harness.load("--eval"), task.config
+    results = {
+        candidate.name: [
+            [
+                result
+                for results, _ in run(
+                    Subject(of.model, config.device, config.seed, config.batch_size, folder),
+                    options.eval,
+                    options.eval_limit,
+                )
+                for result in results
+            ]
+            for of in candidate.runs
+        ]
+        for candidate in task.candidates
+        if candidate.best_of is None
+    }
+    return abilities(results)
 
 
 def _best_of(word: str, candidates: Sequence["Candidate"], options: CompareSettings) -> "Candidate":
@@ -208,7 +243,7 @@ def _show(report: dict[str, Any], out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from align.compare.markdown import models_table, pairs_table, texts_table
+    from align.compare.markdown import abilities_table, models_table, pairs_table, texts_table
 
     console = Console(width=None if sys.stdout.isatty() else 160)
     tables = [("Models", models_table(report))]
@@ -216,6 +251,8 @@ def _show(report: dict[str, Any], out: Path) -> None:
         tables.append(("Pairs", pairs_table(report)))
     if report["texts"]:
         tables.append(("What alignment cost", texts_table(report)))
+    if report["abilities"]:
+        tables.append(("Abilities", abilities_table(report)))
     for title, (head, rows) in tables:
         shown = Table(title=title, title_justify="left")
         for name in head:

@@ -1,16 +1,15 @@
 """``align eval``: what a model can do, by lm-evaluation-harness's tasks and on texts."""
 
 import json
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from align.cli.device import DeviceSettings, network_device
-from align.cli.errors import UsageError
+from align.cli.harness import HarnessFlags
 from align.cli.model_path import named_models
 from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
@@ -38,8 +37,6 @@ class EvalSettings:
     tasks: tuple[str, ...] = ()
     """Names of lm-evaluation-harness's tasks and groups (mmlu, hellaswag, winogrande, gsm8k, ifeval ...), arc or
     truthfulqa for both tasks of that name"""
-    include: str | None = None
-    """Folder with further tasks as YAML files of lm-evaluation-harness, which may read local data"""
     texts: tuple[str, ...] = setting((), metavar="FILE")
     """Documents, JSONL of {'text': ...} or .txt: bits per byte and perplexity"""
     stride: int | None = None
@@ -63,11 +60,6 @@ class EvalSettings:
     """Longest of those responses, tokens"""
     limit: int | None = None
     """Items of each task, from the first; null: all"""
-    fewshot: int | None = None
-    """Examples before each question; null: what each task is meant to have"""
-    chat: Literal["auto", "yes", "no"] = "auto"
-    """Render prompts with the chat template; auto: in tasks that sample responses, of models that have learnt their
-    template; lm_eval has a flag --apply_chat_template"""
     batch_size: int = 64
     """Responses sampled at a time"""
     seed: int = 0
@@ -75,6 +67,8 @@ class EvalSettings:
     out: str | None = None
     """Folder of results.json, the items and the logs from which an interrupted evaluation resumes; null: the results
     are only shown"""
+    harness: HarnessFlags = HarnessFlags()
+    """How the harness presents its tasks"""
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
     json: bool = False
@@ -82,7 +76,7 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        require_at_least(self, limit=1, fewshot=0, batch_size=1, stride=1, n=1)
+        require_at_least(self, limit=1, batch_size=1, stride=1, n=1)
         if not any((self.tasks, self.texts, self.prompts, self.programs, self.pairs)):
             raise ValueError("nothing to evaluate; give --tasks, --texts, --prompts, --programs or --pairs")
         if (self.prompts is None) != (self.judge is None):
@@ -168,8 +162,8 @@ def _evaluate(
         results.append(result)
         _add(report, result)
     if options.tasks:
-        run_harness, settings = _harness(options)
-        for some, raw in run_harness(subject, options.tasks, settings, limit=options.limit):
+        run = options.harness.load("--tasks")
+        for some, raw in run(subject, options.tasks, options.limit):
             results += some
             for key, value in raw.items():
                 if isinstance(value, dict) and key != "samples":
@@ -177,18 +171,6 @@ def _evaluate(
                 elif key not in ("samples", "total_evaluation_time_seconds"):
                     report.setdefault(key, value)
     return results, report
-
-
-def _harness(options: EvalSettings) -> tuple[Any, Any]:
-    """The function that runs the harness's tasks, and its settings."""
-    os.environ.setdefault("TQDM_DISABLE", "1")  # the harness's bars; align has its own
-    try:
-        from align.evaluate.harness_tasks import HarnessSettings, run_harness
-    except ImportError as error:
-        raise UsageError(
-            f'--tasks needs lm-evaluation-harness ({error}): pip install "lightning-align[eval]"; --texts works without'
-        ) from error
-    return run_harness, HarnessSettings(options.include, options.fewshot, options.chat)
 
 
 def _empty_report(subject: "Subject", options: EvalSettings) -> dict[str, Any]:

@@ -209,6 +209,7 @@ def compare(task: Task, folder: Path, progress: Progress) -> tuple[dict[str, Any
         "texts": {"documents": len(task.texts), "bytes": sum(len(text.encode()) for text in task.texts)}
         if task.texts
         else None,
+        "abilities": [],
         "settings": settings_diff(task.candidates),
     }
     return report, list(_rows(task, sampled))

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from align.compare import charts, wording
 from align.compare.candidates import COSTS
-from align.compare.markdown import texts_lede
+from align.compare.markdown import abilities_lede, texts_lede
 from align.compare.picks import embedded, picks
 
 _HERE = Path(__file__).parent
@@ -65,6 +65,7 @@ def write_html(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> 
         over_optimisation=_over_optimisation(report),
         proxies=_proxies(report),
         texts=_texts(report),
+        abilities=_abilities(report),
         lengths=_lengths(report, rows),
         costs=_costs(report),
         settings=_settings(report),
@@ -137,6 +138,29 @@ def _texts(report: Mapping[str, Any]) -> dict[str, Any] | None:
         for name, of in found.items()
     ]
     return {"lede": texts_lede(report), "rows": rows}
+
+
+def _abilities(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Each model on evaluation tasks."""
+    if not report["abilities"]:
+        return None
+    rows = [
+        {
+            "task": row["task"],
+            "measure": row["measure"].removesuffix(",none"),
+            "items": row["items"],
+            "cells": [
+                {
+                    "value": wording.estimate(of["value"], 3),
+                    "change": of["change"] and wording.estimate(of["change"], 3, sign=True),
+                    "verdict": of["verdict"],
+                }
+                for of in row["models"].values()
+            ],
+        }
+        for row in report["abilities"]
+    ]
+    return {"lede": abilities_lede(report), "names": list(report["abilities"][0]["models"]), "rows": rows}
 
 
 def _matrices(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -36,6 +36,8 @@ def to_markdown(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) ->
         ]
     if report["texts"]:
         parts += ["## What alignment cost", texts_lede(report), table(*texts_table(report))]
+    if report["abilities"]:
+        parts += ["## Abilities", abilities_lede(report), table(*abilities_table(report))]
     if any(model["proxies"] for model in report["models"].values()):
         parts += ["## Gains by other judges", table(*_proxy_table(report))]
     if report["frontier"]:
@@ -111,6 +113,28 @@ def texts_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 ]
             )
     return head, rows
+
+
+def abilities_lede(report: Mapping[str, Any]) -> str:
+    """One sentence on what the table of abilities shows."""
+    return (
+        f"Tasks of lm-evaluation-harness; in each cell the value and its change from {report['baseline']}, paired over "
+        "items."
+    )
+
+
+def abilities_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of abilities."""
+    names = list(report["abilities"][0]["models"])
+    rows = []
+    for row in report["abilities"]:
+        cells = []
+        for name in names:
+            of = row["models"][name]
+            change = "" if of["change"] is None else f"; {with_interval(of['change'], sign='+')} ({of['verdict']})"
+            cells.append(with_interval(of["value"]) + change)
+        rows.append([row["task"], row["measure"].removesuffix(",none"), f"{row['items']:,}", *cells])
+    return ["task", "measure", "items", *names], rows
 
 
 def further_table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

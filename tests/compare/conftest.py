@@ -33,6 +33,7 @@ def _make(
     scores: bool = True,
     best_of: bool = False,
     texts: bool = False,
+    abilities: bool = False,
 ) -> Content:
     """Model number i is better than number i - 1 by 0.4 standard deviations of a response's score.
 
@@ -47,6 +48,7 @@ def _make(
         scores: whether the judges give scores, or only compare.
         best_of: whether the last model is the best of 4 of the first.
         texts: whether the models have read ordinary texts.
+        abilities: whether they were evaluated on tasks.
     """
     rng, words = np.random.default_rng(0), random.Random(0)
     shape = (seeds, prompts, n)
@@ -94,6 +96,7 @@ def _make(
             {"setting": "data.train", "values": {name: [f"{name}.jsonl", None] for name in names}},
         ],
         "texts": {"documents": 30, "bytes": 24_000} if texts else None,
+        "abilities": _abilities(names) if abilities else [],
     }
     if texts:
         for i, model in enumerate(report["models"].values()):
@@ -246,3 +249,12 @@ def _point(i: int, name: str, seed: int, step: int, judge: str, checkpoints: int
 
 def _estimate(value: Any) -> dict[str, Any]:
     return {"mean": value.mean, "ci95": [value.low, value.high]}
+
+
+def _abilities(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    value = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    models = {
+        name: {"value": value, "change": {"mean": -0.1, "ci95": [-0.2, -0.05]}, "verdict": "worse"} for name in names
+    }
+    models[names[0]] = {"value": value, "change": None, "verdict": None}
+    return [{"task": "arc_easy", "measure": "acc,none", "items": 100, "models": models}]
