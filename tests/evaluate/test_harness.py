@@ -88,3 +88,16 @@ def test_results_have_the_harness_schema(model: Path, tasks: Path, tmp_path: Pat
 def test_an_unknown_task_is_refused(model: Path, tasks: Path, capsys) -> None:
     assert main(["eval", str(model), "--tasks", "choise", "--include", str(tasks)]) == 1
     assert "did you mean choice" in capsys.readouterr().err
+
+
+def test_a_comparison_shows_what_alignment_cost_in_abilities(model: Path, tasks: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"one two {word}"}) + "\n" for word in ("a", "b")))
+    args = ["compare", f"a={model}", f"b={model}", "--prompts", str(prompts), "--out", str(tmp_path / "out")]
+    args += ["--n", "1", "--max_new_tokens", "4", "--frontier_n", "0"]
+    assert main([*args, "--eval", "choice", "--include", str(tasks), "--chat", "no", "--device", "cpu"]) == 0
+    (first, second) = json.loads((tmp_path / "out" / "report.json").read_text())["abilities"]
+    assert [row["measure"] for row in (first, second)] == ["acc,none", "acc_norm,none"]
+    assert first["models"]["b"]["change"] == {"mean": 0.0, "ci95": [0.0, 0.0]}
+    assert first["models"]["b"]["verdict"] == "no difference shown"
+    assert "choice" in (tmp_path / "out" / "report.html").read_text()
