@@ -89,7 +89,7 @@ def run_harness(
                 limit=limit,
                 apply_chat_template=chat,
                 # What is logged depends on the model and the request, which has the ids' text and all settings.
-                use_cache=str(subject.folder / f"harness-{subject.fingerprint[:16]}-{subject.seed}"),
+                use_cache=str(subject.folder / f"harness-{subject.key}"),
                 bootstrap_iters=0,
             )
         assert found is not None

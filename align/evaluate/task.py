@@ -51,6 +51,12 @@ class Subject:
         return weights_fingerprint(self.directory)
 
     @cached_property
+    def key(self) -> str:
+        """Names what responses and log-likelihoods depend on besides the request."""
+        kind = self.device.partition(":")[0]
+        return f"{self.fingerprint[:16]}-{self.tokenizer.fingerprint[:16]}-{kind}-{self.seed}"
+
+    @cached_property
     def is_chat(self) -> bool:
         """Whether the model has learnt its chat template; one that align only pretrained has not."""
         return answers_chats(self.tokenizer, stage_of(self.directory))

@@ -33,7 +33,7 @@ def ours(model: Path, tasks: Path, cache: Path):
 
 @pytest.fixture(scope="module")
 def theirs(model: Path, tasks: Path):
-    """The harness's own model, whose softmax in float32 is off by 1e-5 nats per token: in float64 instead."""
+    """The harness's own model; its softmax in float32 rounds more than ours, so it is in float64."""
     peer = HFLM(pretrained=str(model), dtype="float32", softmax_dtype="float64", batch_size=1, device="cpu")
     manager = lm_eval.tasks.TaskManager(include_path=str(tasks), include_defaults=False)
     found = lm_eval.simple_evaluate(model=peer, tasks=[*NAMES], task_manager=manager, bootstrap_iters=0)
