@@ -1,7 +1,7 @@
 """align against `lm_eval --model hf` on the same tasks: CPU seconds, and how far their answers are apart.
 
-python benchmarks/harness.py EXPORT --questions ../shared/data/gsm8k-test.jsonl --texts recipes/smollm2-135m/text.jsonl \
-    --threads 1 --out benchmarks/results/harness.json
+python benchmarks/harness.py EXPORT --questions ../shared/data/gsm8k-test.jsonl \
+    --texts recipes/smollm2-135m/text.jsonl --threads 1 --out benchmarks/results/harness.json
 
 Three tasks of local files: multiple choice with two examples and four choices, whole texts, and greedy responses of up
 to 64 tokens. The questions are GSM8K's, ``{"question", "answer"}`` with the answer after ``####``. The last round's
@@ -114,7 +114,7 @@ def compare(folder: Path) -> None:
 if __name__ == "__main__":
     peers = {"align": ours, "hf": theirs}
     parser = measure.parser(__doc__ or "", peers)
-    parser.add_argument("model", nargs="?", help="a directory that `align export` wrote, whose tokenizer transformers leaves as it is")
+    parser.add_argument("model", nargs="?", help="what `align export` wrote: its tokenizer is left as it is")
     parser.add_argument("--questions", type=Path, help="JSONL of GSM8K's format")
     parser.add_argument("--texts", type=Path, help="JSONL of {'text': ...}")
     args = parser.parse_args()
