@@ -46,10 +46,10 @@ from align.objectives import (
     AdvantageEstimator,
     ScoredResponses,
     explained_variance,
-    ppo_policy_loss,
-    ppo_value_loss,
+    policy_loss,
     token_logprobs,
     truncated_importance_weights,
+    value_losses,
 )
 from align.rewards.functions import columns_read, load_reward
 from align.rewards.reward import Reward
@@ -77,9 +77,8 @@ class PPO(Stage):
            importance weights where the sampler's probabilities are not the trainer's;
         6. the controller moves the KL coefficient for the next iteration;
         7. fill the rollout buffer;
-        8. for each micro-batch of each pass, update: clipped policy loss, KL where it is in the loss, clipped value
-           loss; their sum is divided by the tokens of the whole optimizer step, or (`length_unbiased`) by
-           responses x max_new_tokens;
+        8. for each micro-batch of each pass, update: the surrogate's policy loss, KL where it is in the loss, clipped
+           value loss, averaged over the whole optimizer step;
         9. end the iteration early once the policy has moved too far from the one that sampled.
 
     Args:
@@ -87,7 +86,8 @@ class PPO(Stage):
             adapter directory, to continue training that adapter.
         reward: directory of a reward model or of a reward model's adapter, module:function of (prompts, responses) ->
             scores, class path of a ``Reward`` (its settings are its init_args), or sandbox.
-        estimator: advantage estimator: GAE, GRPO, DrGRPO, RLOO, or the class path of your own.
+        estimator: advantage estimator: GAE, ReinforcePlusPlus, ReinforcePlusPlusBaseline, GRPO, DrGRPO, MaxRL, RLOO, or
+            the class path of your own.
         reference: model directory to measure the KL to, instead of init_from.
         gold: a second reward, as ``reward``, that is only logged (rollout/gold), to see over-optimisation of the first.
         rollout: sampling.
@@ -152,6 +152,7 @@ class PPO(Stage):
         self.estimator, self.rollout_config, self.scoring_config = estimator, rollout, scoring
         self.kl_config, self.update_config = kl, update
         self.value_config = (value or ValueConfig()) if estimator.needs_value else None
+        self.average = update.average or update.surrogate.default_average or estimator.default_average
         kl_estimators = kl.estimators(estimator.default_kl_in)
         self._kl_in_reward, self._kl_in_loss = kl_estimators.get("reward"), kl_estimators.get("loss")
         self.reward_name, self.gold_name = reward, gold
@@ -531,7 +532,9 @@ class PPO(Stage):
         """
         warming_up = self._warming_up(batch.iteration)
         rows = batch.ids, batch.prompt_lengths, batch.lengths
-        tokens = torch.tensor(batch.logprobs.numel(), device=batch.ids.device)
+        lengths = batch.response_lengths
+        weights = self.average.weights(lengths)
+        count = self.average.count(lengths, self.rollout_config.max_new_tokens)
         loss, states = torch.zeros((), device=batch.ids.device), None
         metrics: dict[str, torch.Tensor] = {}
         # Policy loss, and the KL where it is in the loss.
@@ -540,19 +543,20 @@ class PPO(Stage):
                 states = response_states(self.network, *rows, group_size=batch.group_size)
         if not warming_up:
             assert states is not None
-            loss, metrics = self._policy_loss(batch, states, tokens)
+            loss, metrics = self._policy_loss(batch, states, weights, count)
         # Value loss.
         if self.value is not None and self.value_config is not None:
             values = token_values(self.value, states, *rows, batch.group_size)
             clip = self.value_config.value_clip_range
-            value_loss, clipped = ppo_value_loss(values, batch.values, batch.returns, clip=clip)
+            losses, clipped = value_losses(values, batch.values, batch.returns, clip=clip)
+            value_loss = (losses * weights).sum()
             loss = loss + self.value_config.value_coef * value_loss
-            metrics |= {"train/value_loss": value_loss.detach() / tokens, "train/value_clip_fraction": clipped}
+            metrics |= {"train/value_loss": value_loss.detach() / count, "train/value_clip_fraction": clipped}
         if warming_up and self.sharing.ranks > 1 and self.device_mesh is None:
             # DDP waits for every gradient.
             loss = loss + 0 * sum(parameter.sum() for parameter in self.network.parameters() if parameter.requires_grad)
         largest = {name: metrics.pop(name) for name in ("train/ratio_max", "rollout/logprob_gap") if name in metrics}
-        means = self.mean_over_ranks({"train/loss": loss / tokens, **metrics}, tokens)
+        means = self.mean_over_ranks({"train/loss": loss / count, **metrics}, count)
         mean = means.pop("train/loss")
         self.log("train/loss", mean, prog_bar=True)
         self.log_dict(means)
@@ -560,13 +564,12 @@ class PPO(Stage):
             self.log(name, self.reduce(value, "max"))
         self._log_rollout()
         self.refuse_nonfinite(mean)
-        longest = len(batch.lengths) * self.rollout_config.max_new_tokens
-        return self.weighted(loss, torch.full_like(tokens, longest) if self.estimator.length_unbiased else tokens)
+        return self.weighted(loss, count)
 
     def _policy_loss(
-        self, batch: RolloutBatch, states: torch.Tensor, tokens: torch.Tensor
+        self, batch: RolloutBatch, states: torch.Tensor, weights: torch.Tensor, count: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The summed loss of the policy, its KL in the loss included, and what to log of it."""
+        """The weighted sum of the policy's losses, its KL in the loss included, and what to log of it."""
         logprobs = self._token_logprobs(self.network, states, batch.targets)
         old, advantages, metrics = batch.logprobs, batch.advantages, {}
         if self._defers_logprobs:
@@ -574,15 +577,17 @@ class PPO(Stage):
             advantages = self._weighted(advantages, old, batch.logprobs)
             gaps = (old - batch.logprobs).abs()
             metrics = {"rollout/logprob_gap": gaps.max(), "rollout/logprob_gap_mean": gaps.mean()}
-        policy = ppo_policy_loss(logprobs, old, advantages, clip=self.update_config.clip_range)
+        policy = policy_loss(self.update_config.surrogate, logprobs, old, advantages, batch.response_lengths)
         self._check_first(batch, policy.approx_kl, policy.ratio_max)
+        tokens = batch.response_lengths.sum()
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
-        metrics |= {"train/policy_loss": policy.loss.detach() / tokens, "train/clip_fraction": policy.clip_fraction}
+        loss = (policy.losses * weights).sum()
+        metrics |= {"train/policy_loss": loss.detach() / count, "train/clip_fraction": policy.clip_fraction}
         metrics |= {"train/approx_kl": policy.approx_kl, "train/ratio_max": policy.ratio_max}
         if self._kl_in_loss is None or batch.reference_logprobs is None:
-            return policy.loss, metrics
+            return loss, metrics
         kl = self._kl_in_loss.estimate(logprobs, batch.reference_logprobs)
-        return policy.loss + batch.kl_coef * kl.sum(), metrics
+        return loss + batch.kl_coef * (kl * weights).sum(), metrics
 
     def _check_first(self, batch: RolloutBatch, approx_kl: torch.Tensor, ratio_max: torch.Tensor) -> None:
         """Before the first update of an iteration the policy must be the one that sampled: KL 0 and ratio 1.

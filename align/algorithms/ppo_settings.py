@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from align.objectives import DEFAULT_KL_ESTIMATORS, AdaptiveKL, FixedKL, KLEstimator, KLUse, check_kl_use
+from align.objectives import (
+    DEFAULT_KL_ESTIMATORS,
+    AdaptiveKL,
+    Average,
+    FixedKL,
+    KLEstimator,
+    KLUse,
+    Surrogate,
+    TokenClip,
+    check_kl_use,
+)
 
 
 def _require(name: str, value: object, holds: bool, right: str) -> None:
@@ -149,8 +159,11 @@ class UpdateConfig:
     """Passes over the rollout"""
     minibatches: int = 4
     """Optimizer steps per pass; trainer.accumulate_grad_batches splits each into micro-batches"""
-    clip_range: float = 0.2
-    """The ratio of new to old probability is clipped to 1 - clip_range and 1 + clip_range"""
+    surrogate: Surrogate = TokenClip()  # noqa: RUF009 (frozen)
+    """Objective of the policy: TokenClip, SequenceClip, or the class path of your own"""
+    average: Average | None = None
+    """Over tokens: TokenMean, ResponseMean or ConstantLength; None: that of the surrogate if it has one, else of the
+    estimator"""
     target_kl: float | None = 0.1
     """End an iteration after the optimizer step whose KL(old || new) exceeds this, nats per token; None: never"""
 
@@ -158,7 +171,6 @@ class UpdateConfig:
         """Reject invalid settings."""
         _require("update.epochs", self.epochs, self.epochs >= 1, "at least 1")
         _require("update.minibatches", self.minibatches, self.minibatches >= 1, "at least 1")
-        _require("update.clip_range", self.clip_range, 0 < self.clip_range < 1, "in (0, 1)")
         _require("update.target_kl", self.target_kl, self.target_kl is None or self.target_kl > 0, "above 0, or null")
 
 

@@ -86,6 +86,12 @@ class RolloutBatch(NamedTuple):
     iteration: int
     position: int
 
+    @property
+    def response_lengths(self) -> torch.Tensor:
+        """``[R]`` int64, tokens of each response; they add up to M."""
+        rows = zip(self.lengths, self.prompt_lengths, strict=True)
+        return torch.tensor([length - prompt for length, prompt in rows], device=self.ids.device)
+
 
 _PER_TOKEN = ("logprobs", "reference_logprobs", "values", "advantages", "returns")
 

@@ -11,9 +11,13 @@ from align.objectives.advantages import (
     DrGRPO,
     Estimate,
     GroupEstimator,
+    MaxRL,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
     ScoredResponses,
     gae,
 )
+from align.objectives.averages import Average, ConstantLength, ResponseMean, TokenMean
 from align.objectives.bradley_terry import bradley_terry_loss
 from align.objectives.cross_entropy import NextTokenLoss, linear_cross_entropy, next_token_loss, row_nll
 from align.objectives.feedback import FeedbackLogprobs, FeedbackLoss, FeedbackLosses, reference_point
@@ -30,12 +34,22 @@ from align.objectives.kl import (
 from align.objectives.kl_control import AdaptiveKL, FixedKL
 from align.objectives.logprobs import response_logprobs, sequence_logprobs, token_logprobs, token_logprobs_and_entropy
 from align.objectives.masked import Total, explained_variance, masked_whiten, one_process
-from align.objectives.policy import PolicyLoss, ppo_policy_loss, ppo_value_loss, truncated_importance_weights
+from align.objectives.policy import (
+    PolicyLoss,
+    SequenceClip,
+    Surrogate,
+    TokenClip,
+    policy_loss,
+    truncated_importance_weights,
+    value_losses,
+)
 from align.objectives.preference import PairLogprobs, PairLosses, PreferenceLoss
 
 __all__ = [
     "AdaptiveKL",
     "AdvantageEstimator",
+    "Average",
+    "ConstantLength",
     "DrGRPO",
     "DEFAULT_KL_ESTIMATORS",
     "Estimate",
@@ -51,13 +65,21 @@ __all__ = [
     "K3",
     "KLEstimator",
     "KLUse",
+    "MaxRL",
     "NextTokenLoss",
     "PairLogprobs",
     "PairLosses",
     "PolicyLoss",
     "PreferenceLoss",
     "RLOO",
+    "ReinforcePlusPlus",
+    "ReinforcePlusPlusBaseline",
+    "ResponseMean",
     "ScoredResponses",
+    "SequenceClip",
+    "Surrogate",
+    "TokenClip",
+    "TokenMean",
     "Total",
     "bradley_terry_loss",
     "check_kl_use",
@@ -68,8 +90,7 @@ __all__ = [
     "masked_whiten",
     "next_token_loss",
     "one_process",
-    "ppo_policy_loss",
-    "ppo_value_loss",
+    "policy_loss",
     "reference_point",
     "response_logprobs",
     "row_nll",
@@ -77,4 +98,5 @@ __all__ = [
     "token_logprobs",
     "token_logprobs_and_entropy",
     "truncated_importance_weights",
+    "value_losses",
 ]

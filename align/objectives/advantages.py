@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from align.objectives.averages import Average, ConstantLength, TokenMean
 from align.objectives.kl import KLUse
 from align.objectives.masked import Total, masked_whiten, one_process
 
@@ -83,13 +84,13 @@ class AdvantageEstimator(ABC):
         needs_value: train a value model and pass its values.
         min_group_size: the fewest responses to each prompt.
         default_kl_in: where the KL penalty goes unless the recipe says otherwise.
-        length_unbiased: divide the loss by responses x max_new_tokens, not by the tokens of the responses.
+        default_average: over tokens, unless the recipe or the surrogate names another.
     """
 
     needs_value: ClassVar[bool] = False
     min_group_size: ClassVar[int] = 1
     default_kl_in: ClassVar[KLUse] = "reward"
-    length_unbiased: ClassVar[bool] = False
+    default_average: ClassVar[Average] = TokenMean()
 
     @abstractmethod
     def estimate(self, responses: ScoredResponses, *, total: Total = one_process) -> Estimate:
@@ -129,6 +130,22 @@ class GAE(AdvantageEstimator):
             responses.token_rewards(), responses.values, responses.mask, gamma=self.gamma, lam=self.lam
         )
         return Estimate(masked_whiten(advantages, responses.mask, total=total), returns)
+
+
+@dataclass(frozen=True)
+class ReinforcePlusPlus(AdvantageEstimator):
+    """The reward to go, whitened over the rollout: REINFORCE++ (Hu et al. 2025, arXiv:2501.03262).
+
+    A token's advantage is the response's score minus the KL penalties from it on; then all tokens of all ranks are
+    shifted and scaled together. No value model, and no groups: one response to each prompt is enough.
+    """
+
+    @torch.no_grad()
+    def estimate(self, responses: ScoredResponses, *, total: Total = one_process) -> Estimate:
+        """See ``AdvantageEstimator``."""
+        nothing = torch.zeros_like(responses.penalties)
+        to_go, _ = gae(responses.token_rewards(), nothing, responses.mask, gamma=1.0, lam=1.0)
+        return Estimate(masked_whiten(to_go, responses.mask, total=total), nothing)
 
 
 class GroupEstimator(AdvantageEstimator):
@@ -198,18 +215,65 @@ class RLOO(GroupEstimator):
 
 @dataclass(frozen=True)
 class DrGRPO(GroupEstimator):
-    """Reward minus the group's mean, with a loss that weighs no token by its response's length (Liu et al. 2025).
+    """Reward minus the group's mean (Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3.2).
 
-    Neither GRPO's scaling by the standard deviation nor a division by response lengths: the loss is the sum over tokens
-    over a constant, responses times their greatest length.
+    Neither GRPO's scaling by the standard deviation nor a division by response lengths: the loss is divided by a
+    constant (``ConstantLength``), unless the recipe says otherwise.
     """
 
     default_kl_in = "loss"
-    length_unbiased = True
+    default_average = ConstantLength()
 
     def compare(self, rewards: torch.Tensor) -> torch.Tensor:
         """Advantages ``[G, K]``; they sum to 0 in each group."""
         return centre(rewards)
+
+
+@dataclass(frozen=True)
+class ReinforcePlusPlusBaseline(GroupEstimator):
+    """Reward minus the group's mean, whitened over the rollout: REINFORCE++ with baseline (Hu et al. 2025).
+
+    GRPO divides by the deviation of few responses, which depends on the reward that it scales; here all tokens of the
+    rollout share one deviation.
+    """
+
+    default_kl_in = "loss"
+
+    def compare(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Advantages ``[G, K]`` before they are whitened; they sum to 0 in each group."""
+        return centre(rewards)
+
+    @torch.no_grad()
+    def estimate(self, responses: ScoredResponses, *, total: Total = one_process) -> Estimate:
+        """See ``GroupEstimator``."""
+        advantages, returns = super().estimate(responses, total=total)
+        return Estimate(masked_whiten(advantages, responses.mask, total=total), returns)
+
+
+@dataclass(frozen=True)
+class MaxRL(GroupEstimator):
+    """Reward minus the group's mean, over that mean: maximum-likelihood RL (Tajwar et al. 2026, arXiv:2602.02710).
+
+    For rewards of 0 and 1 the expected update is the gradient of -sum_k (1 - p)^k / k up to k = K - 1, where p is the
+    probability of success: the beginning of the series of log p. K = 2 is the policy gradient; with more responses a
+    prompt's weight grows towards 1 / p. A group without a success has advantages of 0.
+    """
+
+    default_kl_in = "loss"
+
+    def compare(self, rewards: torch.Tensor) -> torch.Tensor:
+        """Advantages ``[G, K]``; they sum to 0 in each group.
+
+        Raises:
+            ValueError: a reward is negative: its mean would not be a probability.
+        """
+        if bool((rewards < 0).any()):
+            raise ValueError(
+                f"MaxRL needs rewards of at least 0, such as 0 or 1 for a check; one is {rewards.min().item():g}: set "
+                "scoring.missing_eos_penalty to 0 and kl.kl_in to loss, or use another estimator"
+            )
+        mean = rewards.mean(1, keepdim=True)
+        return centre(rewards) / mean.masked_fill(mean == 0, 1)
 
 
 def centre(rewards: torch.Tensor) -> torch.Tensor:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -5,7 +6,19 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from align.objectives import GAE, GRPO, RLOO, DrGRPO, Estimate, ScoredResponses, gae, masked_whiten
+from align.objectives import (
+    GAE,
+    GRPO,
+    RLOO,
+    DrGRPO,
+    Estimate,
+    MaxRL,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    ScoredResponses,
+    gae,
+    masked_whiten,
+)
 
 
 def test_gae_by_hand():
@@ -109,6 +122,51 @@ def test_group_advantages_by_hand():
         assert estimator.compare(rewards)[0].tolist() == pytest.approx([-2, -1, 3])
 
 
+def test_reinforce_plus_plus_by_hand():
+    """Scores 5 and 7, penalties 1 2 and 1 1 1: rewards to go 2 3 and 4 5 6, of mean 4 and variance 10 / 4."""
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    penalties = torch.tensor([[1.0, 2.0, 0.0], [1.0, 1.0, 1.0]])
+    got = ReinforcePlusPlus().estimate(ScoredResponses(torch.tensor([5.0, 7.0]), penalties, torch.zeros(2, 3), mask))
+    scale = 2.5**-0.5
+    assert got.advantages[0].tolist() == pytest.approx([-2 * scale, -1 * scale, 0])
+    assert got.advantages[1].tolist() == pytest.approx([0, scale, 2 * scale])
+    assert not got.returns.any()
+
+
+def test_reinforce_plus_plus_with_baseline_by_hand():
+    """Groups 1 3 and 5 5, responses of 1, 1, 1 and 2 tokens: -1 1 0 0 0, of mean 0 and variance 2 / 4."""
+    mask = torch.tensor([[1, 0], [1, 0], [1, 0], [1, 1]], dtype=torch.bool)
+    scores, zeros = torch.tensor([1.0, 3.0, 5.0, 5.0]), torch.zeros(4, 2)
+    got = ReinforcePlusPlusBaseline().estimate(ScoredResponses(scores, zeros, zeros, mask, 2))
+    expected = [[-(2**0.5), 0], [2**0.5, 0], [0, 0], [0, 0]]
+    torch.testing.assert_close(got.advantages, torch.tensor(expected))
+
+
+def test_max_rl_by_hand():
+    """Rewards 1 0 0 0: mean 1/4, so 3 and -1; 1 1 0 0: 1 and -1; none: 0."""
+    rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0]])
+    assert MaxRL().compare(rewards).tolist() == [[3, -1, -1, -1], [1, 1, -1, -1], [0, 0, 0, 0]]
+    with pytest.raises(ValueError, match=r"missing_eos_penalty"):
+        MaxRL().compare(torch.tensor([[1.0, -1]]))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+@pytest.mark.parametrize("p", [0.1, 0.6])
+def test_max_rl_is_the_gradient_of_the_truncated_log_likelihood(size: int, p: float):
+    """Expected update of a policy that succeeds with probability p = sigmoid(t), over all 2^K outcomes of a group.
+
+    d log p_i / dt is 1 - p for a success and -p for a failure. The series sum_k (1 - p)^(k - 1) dp/dt, k = 1 to K - 1,
+    is the gradient of -sum_k (1 - p)^k / k.
+    """
+    expected = 0.0
+    for outcome in itertools.product([0.0, 1.0], repeat=size):
+        advantages = MaxRL().compare(torch.tensor([outcome], dtype=torch.float64))[0].tolist()
+        update = sum(a * (r - p) for a, r in zip(advantages, outcome, strict=True)) / size
+        expected += math.prod(p if r else 1 - p for r in outcome) * update
+    series = sum((1 - p) ** (k - 1) for k in range(1, size)) * p * (1 - p)
+    assert expected == pytest.approx(series)
+
+
 @pytest.mark.parametrize("estimator", [GRPO(), RLOO()], ids=["grpo", "rloo"])
 def test_every_token_of_a_response_has_its_advantage(estimator):
     """Two groups, 1 0 1 and 3 3 0, by hand: means 2/3 and 2, leave-one-out baselines, unbiased deviations."""
@@ -152,7 +210,7 @@ def test_group_advantages_match_their_definitions_and_order_changes_nothing(seed
         torch.testing.assert_close(compare(rewards).sum(1), torch.zeros(3, dtype=torch.float64))
 
 
-GROUPED = [GRPO(), GRPO(scale_by_std=False), DrGRPO(), RLOO()]
+GROUPED = [GRPO(), GRPO(scale_by_std=False), DrGRPO(), RLOO(), ReinforcePlusPlusBaseline()]
 
 
 @given(reward=st.floats(-(2.0**100), 2.0**100, width=32), size=st.integers(2, 17))
