@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from align.adapters.lora import LoraConfig, adapters, add_adapter
+from align.algorithms.dynamic_sampling import Draw, differing, first_groups, joined
 from align.algorithms.module import Stage
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.ppo_networks import ValueHead, ValueModel, make_reference, make_value, padded, token_values
@@ -29,11 +30,12 @@ from align.algorithms.rollout import (
     RolloutPrompt,
     check_reward,
     earlier_occurrences,
-    rollout_metrics,
+    sample_metrics,
     sample_rollout,
     score_rollout,
+    token_metrics,
 )
-from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, join_ranks
+from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, TakePrompts, join_ranks
 from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
 from align.generation.sampled_ids import SampledIds
@@ -284,7 +286,7 @@ class PPO(Stage):
         self._loader = RolloutLoader(prompts, self._next_rollout, plan, seed=lambda: self._seed)
         return self._loader
 
-    def _next_rollout(self, prompts: list[RolloutPrompt], iteration: int) -> tuple[Rollout | None, dict[str, float]]:
+    def _next_rollout(self, take: TakePrompts, iteration: int) -> tuple[Rollout | None, dict[str, float]]:
         """``roll_out`` in the precision of the update, since otherwise the first ratio is not 1; joined over ranks.
 
         Raises:
@@ -295,7 +297,7 @@ class PPO(Stage):
         before = self.rollout_state()
         try:
             with self.trainer.precision_plugin.forward_context():
-                rollout, metrics = self.roll_out(prompts, iteration)
+                rollout, metrics = self.roll_out(take, iteration)
         except BaseException:
             self.load_rollout_state(before)
             raise
@@ -310,13 +312,13 @@ class PPO(Stage):
         return rollout, metrics
 
     @torch.no_grad()
-    def roll_out(self, prompts: list[RolloutPrompt], iteration: int) -> tuple[Rollout | None, dict[str, float]]:
-        """Steps 1 to 7 of an iteration, on this rank's prompts.
+    def roll_out(self, take: TakePrompts, iteration: int) -> tuple[Rollout | None, dict[str, float]]:
+        """Steps 1 to 7 of an iteration, on this rank.
 
         ``no_grad`` and not ``inference_mode``: the update differentiates expressions of what is stored here.
 
         Args:
-            prompts: to respond to.
+            take: the next prompts to respond to.
             iteration: from 0.
 
         Returns:
@@ -326,13 +328,8 @@ class PPO(Stage):
             ValueError: the reward failed, or the estimator returned what an update cannot learn from.
         """
         group_size = self.rollout_config.group_size
-        # 1. Sample.
-        responses = self._sampled(prompts, iteration)
-        # 2. Score.
-        with self._breaking_off():
-            scores = score_rollout(
-                self.reward, self.gold, responses, self.scoring_config, statistics=self.statistics, total=self._total
-            )
+        # 1. Sample, and 2. score.
+        (responses, scores), metrics = self._draw(take, iteration)
         # 3. Log-probs under the reference, and under the policy that sampled.
         reference_logprobs = kl = None
         if self.kl_config.needs_reference:
@@ -352,7 +349,7 @@ class PPO(Stage):
         advantages, returns = estimate
         if self.recompute_logprobs and not self._defers_logprobs:
             advantages = self._weighted(advantages, logprobs, responses.logprobs)
-        metrics = rollout_metrics(responses, scores, kl, logprobs, group_size=group_size, total=self._total)
+        metrics |= token_metrics(kl, logprobs, responses.mask, total=self._total)
         metrics |= {"rollout/kl_coef": kl_coef, **gaps}
         if self.value is not None:
             critic, targets = wide(values), wide(returns)
@@ -383,31 +380,66 @@ class PPO(Stage):
         )
         return rollout, metrics
 
-    def _sampled(self, prompts: list[RolloutPrompt], iteration: int) -> Responses:
-        """The responses of an iteration, with a progress bar; abandoned when the run is preempted."""
+    def _draw(self, take: TakePrompts, iteration: int) -> tuple[Draw, dict[str, float]]:
+        """Scored responses to train on, and what to log of all that were sampled for it.
+
+        With `rollout.refills`, prompts are drawn until every rank has its groups of differing scores.
+        """
+        config, draws, numbers = self.rollout_config, list[Draw](), list[int]()
+        for _ in range(1 + config.refills):
+            prompts = take()
+            numbers += [prompt.number for prompt in prompts]
+            responses = self._sampled(prompts, iteration, earlier=self._earlier(numbers)[-len(prompts) :])
+            with self._breaking_off():
+                scores = score_rollout(
+                    self.reward,
+                    self.gold,
+                    responses,
+                    self.scoring_config,
+                    longest=config.max_new_tokens,
+                    statistics=self.statistics,
+                    total=self._total,
+                )
+            draws.append(Draw(responses, scores))
+            if not config.refills:
+                break
+            found = sum(differing(draw.scores.scores, config.group_size).sum() for draw in draws)
+            missing = torch.as_tensor(len(prompts) - found, device=responses.ids.device)
+            if self.reduce(missing, "max") <= 0:
+                break
+        sampled = joined(draws)
+        metrics = sample_metrics(*sampled, group_size=config.group_size, total=self._total)
+        if not config.refills:
+            kept = sampled
+        else:
+            metrics["rollout/draws"] = len(draws)
+            kept = first_groups(sampled, len(prompts), config.group_size)
+        self._count_work(sampled.responses, kept.responses)
+        return kept, metrics
+
+    def _sampled(self, prompts: list[RolloutPrompt], iteration: int, *, earlier: list[int]) -> Responses:
+        """Responses to prompts, with a progress bar; abandoned when the run is preempted."""
         with self._breaking_off() as break_off, self._sampling_bar(iteration) as advance:
 
             def on_step() -> None:
                 break_off()
                 advance(1)
 
-            responses = sample_rollout(
+            return sample_rollout(
                 self.network,
                 prompts,
                 self.rollout_config,
                 tokenizer=self._tokenizer,
                 seed=self._seed,
                 iteration=iteration,
-                earlier=self._earlier(prompts),
+                earlier=earlier,
                 on_step=on_step,
             )
-        self._count_work(responses)
-        return responses
 
-    def _earlier(self, prompts: list[RolloutPrompt]) -> list[int]:
-        """How often each prompt occurs before in the iteration, over all ranks."""
-        numbers = torch.tensor([prompt.number for prompt in prompts], device=self.trainer.strategy.root_device)
-        parts = self.over_ranks(numbers) if self.sharing.ranks > 1 else [numbers]
+    def _earlier(self, numbers: list[int]) -> list[int]:
+        """How often each of the iteration's prompts occurs before in it, over all ranks."""
+        own = torch.tensor(numbers, device=self.trainer.strategy.root_device)
+        parts = self.over_ranks(own) if self.sharing.ranks > 1 else [own]
         return earlier_occurrences([part.tolist() for part in parts])[self.sharing.rank]
 
     def _logprobs(self, network: GPT, responses: Responses) -> tuple[torch.Tensor, torch.Tensor]:
@@ -486,13 +518,14 @@ class PPO(Stage):
         with gathered(self.value) as value:
             return padded(token_values(value, states, *responses.rows, group_size), responses.mask)
 
-    def _count_work(self, responses: Responses) -> None:
+    def _count_work(self, sampled: Responses, kept: Responses) -> None:
         """Add to ``work``: responses, tokens sampled, and tokens read without a backward pass, over all ranks."""
-        readers = sum(network is not None for network in (self.reward_network, self.gold_network))
-        readers += isinstance(self.value, ScalarGPT) + self.kl_config.needs_reference
+        scorers = sum(network is not None for network in (self.reward_network, self.gold_network))
+        readers = isinstance(self.value, ScalarGPT) + self.kl_config.needs_reference
         readers += bool(self.recompute_logprobs) and not self._defers_logprobs
-        here = [len(responses.lengths), int(responses.mask.sum()), readers * sum(responses.lengths)]
-        totals = self._total(torch.tensor(here, device=responses.ids.device)).tolist()
+        read = scorers * sum(sampled.lengths) + readers * sum(kept.lengths)
+        here = [len(sampled.lengths), int(sampled.mask.sum()), read]
+        totals = self._total(torch.tensor(here, device=sampled.ids.device)).tolist()
         self.work = {name: done + int(new) for (name, done), new in zip(self.work.items(), totals, strict=True)}
 
     def _check_start(self, kl: float, responses: Responses) -> None:

@@ -33,6 +33,9 @@ class RolloutConfig:
     """Responses per iteration, over all ranks"""
     group_size: int = 1
     """Responses to each prompt; an estimator that compares them needs at least 2"""
+    refills: int = 0
+    """Dynamic sampling: at most this many further draws of prompts per iteration, to replace groups of equal scores; if
+    there are still too few others, some of those groups stay"""
     temperature: float = 1.0
     """Divides the logits when sampling and in the old, new and reference log-probs"""
     max_new_tokens: int = 128
@@ -52,6 +55,12 @@ class RolloutConfig:
         """Reject invalid settings."""
         _require("rollout.episodes", self.episodes, self.episodes >= 1, "at least 1")
         _require("rollout.group_size", self.group_size, self.group_size >= 1, "at least 1")
+        _require("rollout.refills", self.refills, self.refills >= 0, "at least 0")
+        if self.refills and self.group_size == 1:
+            raise ValueError(
+                f"rollout.refills is {self.refills}, but rollout.group_size is 1: there is no group whose scores could "
+                "be equal; set group_size to at least 2"
+            )
         _require("rollout.temperature", self.temperature, self.temperature > 0, "above 0")
         _require("rollout.max_new_tokens", self.max_new_tokens, self.max_new_tokens >= 1, "at least 1")
         _require("rollout.logprob_tolerance", self.logprob_tolerance, self.logprob_tolerance >= 0, "at least 0")
@@ -80,12 +89,19 @@ class ScoringConfig:
     """Clip rewards to [-reward_clip, reward_clip] after normalisation; None: do not clip"""
     missing_eos_penalty: float = 1.0
     """Subtracted from the score of a response that reached max_new_tokens before its end"""
+    overlong_tokens: int = 0
+    """Soft limit: a response within this many tokens of max_new_tokens loses a share of overlong_penalty that rises
+    linearly to all of it; 0: none does"""
+    overlong_penalty: float = 1.0
+    """Subtracted from the score of a response of max_new_tokens, in units of reward"""
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
         clip = self.reward_clip
         _require("scoring.reward_clip", clip, clip is None or clip > 0, "above 0, or null")
         _require("scoring.missing_eos_penalty", self.missing_eos_penalty, self.missing_eos_penalty >= 0, "at least 0")
+        _require("scoring.overlong_tokens", self.overlong_tokens, self.overlong_tokens >= 0, "at least 0")
+        _require("scoring.overlong_penalty", self.overlong_penalty, self.overlong_penalty >= 0, "at least 0")
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,7 @@ def score_rollout(
     responses: Responses,
     config: ScoringConfig,
     *,
+    longest: int,
     statistics: RewardStatistics,
     total: Total,
 ) -> Scores:
@@ -219,7 +220,8 @@ def score_rollout(
         reward: scores responses.
         gold: scores them for the log only; None: no gold reward.
         responses: B of this rank.
-        config: normalisation, clip and penalty.
+        config: normalisation, clip and penalties.
+        longest: the most tokens that a response may have.
         statistics: of the run's rewards; updated where rewards are normalised by them.
         total: sums over ranks.
 
@@ -231,7 +233,8 @@ def score_rollout(
         statistics.update(rewards, total)
         rewards = statistics.normalise(rewards)
     gold_rewards = None if gold is None else rewards_of(gold, responses)
-    return Scores(rewards, score(rewards, responses.finished, config), gold_rewards)
+    scores = score(rewards, responses.finished, responses.mask.sum(1), config, longest=longest)
+    return Scores(rewards, scores, gold_rewards)
 
 
 def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
@@ -257,20 +260,31 @@ def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
     return rewards
 
 
-def score(rewards: torch.Tensor, finished: torch.Tensor, config: ScoringConfig) -> torch.Tensor:
-    """Scores of responses: rewards clipped, minus the penalty where a response has no end.
+def score(
+    rewards: torch.Tensor, finished: torch.Tensor, lengths: torch.Tensor, config: ScoringConfig, *, longest: int
+) -> torch.Tensor:
+    """Scores of responses: rewards clipped, minus the penalties for a missing end and for a length near the limit.
+
+    The second is the soft overlong punishment of DAPO (Yu et al. 2025, equation 13): with C ``overlong_tokens``, a
+    response of more than ``longest - C`` tokens loses ``overlong_penalty`` times its excess over C.
 
     Args:
         rewards: ``[B]``.
         finished: ``[B]`` bool, whether the policy ended the response itself.
-        config: clip and penalty.
+        lengths: ``[B]`` tokens of each response.
+        config: clip and penalties.
+        longest: the most tokens that a response may have.
 
     Returns:
         ``[B]``.
     """
     clip = config.reward_clip
     kept = rewards if clip is None else rewards.clamp(-clip, clip)
-    return kept - config.missing_eos_penalty * (~finished)
+    scores = kept - config.missing_eos_penalty * (~finished)
+    if not config.overlong_tokens:
+        return scores
+    excess = (lengths - (longest - config.overlong_tokens)).clamp(min=0) / config.overlong_tokens
+    return scores - config.overlong_penalty * excess
 
 
 def check_reward(reward: Reward, tokenizer: Any) -> None:
@@ -283,22 +297,12 @@ def check_reward(reward: Reward, tokenizer: Any) -> None:
         reward.check_tokenizer(tokenizer)
 
 
-def rollout_metrics(
-    responses: Responses,
-    scores: Scores,
-    kl: torch.Tensor | None,
-    logprobs: torch.Tensor,
-    *,
-    group_size: int,
-    total: Total,
-) -> dict[str, float]:
-    """What is logged of a rollout: means over the responses of all ranks, of the entropy over their tokens.
+def sample_metrics(responses: Responses, scores: Scores, *, group_size: int, total: Total) -> dict[str, float]:
+    """What is logged of all that was sampled: means over the responses, or groups, of all ranks.
 
     Args:
         responses: B of this rank.
         scores: of them.
-        kl: ``[B, N]`` K1 of each token, nats; None: not computed.
-        logprobs: ``[B, N]`` under the policy that sampled, nats.
         group_size: responses to each prompt.
         total: sums over ranks.
     """
@@ -307,10 +311,7 @@ def rollout_metrics(
         "rollout/score": scores.scores,
         "rollout/length": responses.mask.sum(1),
         "rollout/eos_rate": responses.finished,
-        "rollout/entropy": -logprobs[responses.mask],
     }
-    if kl is not None:
-        values["rollout/kl"] = kl.sum(1)
     if scores.gold is not None:
         values["rollout/gold"] = scores.gold
     if group_size > 1:
@@ -318,6 +319,21 @@ def rollout_metrics(
         values["rollout/group_std"] = groups.std(1)
         values["rollout/equal_groups"] = groups.amax(1) == groups.amin(1)
     return {name: mean(value, total) for name, value in values.items()}
+
+
+def token_metrics(
+    kl: torch.Tensor | None, logprobs: torch.Tensor, mask: torch.Tensor, *, total: Total
+) -> dict[str, float]:
+    """What is logged of the responses to train on: mean KL per response and entropy per token, over all ranks.
+
+    Args:
+        kl: ``[B, N]`` K1 of each token, nats; None: not computed.
+        logprobs: ``[B, N]`` under the policy that sampled, nats.
+        mask: ``[B, N]`` bool, True on tokens of the response.
+        total: sums over ranks.
+    """
+    metrics = {"rollout/entropy": mean(-logprobs[mask], total)}
+    return metrics if kl is None else metrics | {"rollout/kl": mean(kl.sum(1), total)}
 
 
 def mean(values: torch.Tensor, total: Total) -> float:

@@ -122,8 +122,11 @@ def join_ranks(rollout: Rollout, group_size: int, over_ranks: Callable[[torch.Te
     return Rollout(**joined)
 
 
-RollOut = Callable[[list[RolloutPrompt], int], tuple[Rollout | None, dict[str, float]]]
-"""(prompts, iteration) -> the rollout to train on, or None where the run has to end; and what to log of it"""
+TakePrompts = Callable[[], list[RolloutPrompt]]
+"""() -> this rank's next prompts, as many as an iteration trains on"""
+
+RollOut = Callable[[TakePrompts, int], tuple[Rollout | None, dict[str, float]]]
+"""(take, iteration) -> the rollout to train on, or None where the run has to end; and what to log of it"""
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,11 @@ class BatchPlan:
     def __len__(self) -> int:
         """Micro-batches of an iteration."""
         return self.epochs * self.minibatches * self.micro_batches
+
+    @property
+    def prompts(self) -> int:
+        """Prompts of an iteration on each rank."""
+        return self.episodes // (self.group_size * self.ranks)
 
     @property
     def micro_batches_per_pass(self) -> int:
@@ -363,8 +371,7 @@ class RolloutLoader:
         """Roll out; a failure leaves the loader as it was."""
         before = self.prompts.state_dict()
         try:
-            prompts = self.prompts.take(self.plan.episodes // (self.plan.group_size * self.plan.ranks))
-            rollout, metrics = self._roll_out(prompts, self.iteration + 1)
+            rollout, metrics = self._roll_out(lambda: self.prompts.take(self.plan.prompts), self.iteration + 1)
         except BaseException:
             self.prompts.load_state_dict(before)
             raise

@@ -174,6 +174,7 @@ RULES: dict[str, Rule] = {
     "model.estimator.*": _OBJECTIVE,
     "model.rollout.episodes": _ITERATION,
     "model.rollout.group_size": _ITERATION,
+    "model.rollout.refills": _effect("from the next iteration on"),
     "model.rollout.temperature": _ITERATION,
     "model.rollout.max_new_tokens": _ITERATION,
     "model.rollout.logprob_tolerance": _reported(
@@ -184,6 +185,8 @@ RULES: dict[str, Rule] = {
     "model.scoring.normalise": _OBJECTIVE,
     "model.scoring.reward_clip": _OBJECTIVE,
     "model.scoring.missing_eos_penalty": _OBJECTIVE,
+    "model.scoring.overlong_tokens": _OBJECTIVE,
+    "model.scoring.overlong_penalty": _OBJECTIVE,
     "model.kl.kl_coef": _effect("from the next iteration on; an adaptive coefficient starts again from it"),
     "model.kl.kl_in": _OBJECTIVE,
     "model.kl.estimator.*": _OBJECTIVE,

@@ -9,7 +9,17 @@ from lightning.pytorch.callbacks import Callback
 from ppo_parts import CONFIG, VOCAB, Logged, fit, policy, ppo
 
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
-from align.objectives import GAE, GRPO, RLOO, DrGRPO
+from align.objectives import (
+    GAE,
+    GRPO,
+    RLOO,
+    DrGRPO,
+    MaxRL,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    SequenceClip,
+    TokenClip,
+)
 from align.training.optimization import OptimizerConfig
 
 BANDIT = {
@@ -27,8 +37,32 @@ BANDIT = {
         {"estimator": GRPO(), "rollout": {"episodes": 32, "group_size": 4}},
         {"estimator": DrGRPO(), "rollout": {"episodes": 32, "group_size": 4}},
         {"estimator": RLOO(), "rollout": {"episodes": 32, "group_size": 4}},
+        {"estimator": ReinforcePlusPlus(), "rollout": {"episodes": 32}},
+        {"estimator": ReinforcePlusPlusBaseline(), "rollout": {"episodes": 32, "group_size": 4}},
+        {"estimator": MaxRL(), "rollout": {"episodes": 32, "group_size": 4}},
+        {
+            "estimator": GRPO(),
+            "rollout": {"episodes": 32, "group_size": 4, "refills": 2},
+            "update": {"target_kl": None, "surrogate": TokenClip(high=0.28)},
+        },
+        {
+            "estimator": GRPO(),
+            "rollout": {"episodes": 32, "group_size": 4},
+            "update": {"target_kl": None, "surrogate": SequenceClip(low=0.1, high=0.2)},
+        },
     ],
-    ids=["ppo", "shared", "grpo", "dr-grpo", "rloo"],
+    ids=[
+        "ppo",
+        "shared",
+        "grpo",
+        "dr-grpo",
+        "rloo",
+        "reinforce++",
+        "reinforce++-baseline",
+        "maxrl",
+        "dapo",
+        "gspo",
+    ],  # fmt: skip
 )
 def test_each_estimator_learns_to_say_the_wanted_token(settings):
     """A random policy says it once in 12 tokens; the reward is its share, so the best is 1."""
@@ -62,7 +96,9 @@ def test_weights_move_and_the_reference_does_not():
         assert not torch.equal(weight, stage.network.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("settings", [{}, {"estimator": GRPO(), "rollout": {"group_size": 2}}], ids=["ppo", "grpo"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"estimator": GRPO(), "rollout": {"group_size": 2, "refills": 1}}], ids=["ppo", "grpo"]
+)
 def test_every_metric_and_setting_is_documented(settings):
     docs = Path(__file__).parents[2] / "docs"
     glossary, page = (docs / "metrics.md").read_text(), (docs / "ppo.md").read_text()
