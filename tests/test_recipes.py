@@ -9,7 +9,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(ROOT.glob("recipes/**/*.y*ml"))
 PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
-OVERLAYS = [path for path in RECIPES if path.parent.name == "hardware"]
+HARDWARE = [path for path in RECIPES if path.parent.name == "hardware"]
+ALGORITHMS = [path for path in RECIPES if path.parent.name == "algorithms"]
+OVERLAYS = HARDWARE + ALGORITHMS
 SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
 SEEDS = [path for path in RECIPES if path.name == "seeds.yaml"]
 FURTHER = [path for path in RECIPES if path.name == "kto_seeds.yaml"]  # pipelines that share the recipes of a folder
@@ -55,10 +57,28 @@ def _assert_holds(config: Any, wanted: dict[str, Any]):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward", "dpo", "kto", "ppo"])
-@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
-def test_overlays_parse_over_every_stage(path: Path, stage: str):
+@pytest.mark.parametrize("path", HARDWARE, ids=lambda path: path.stem)
+def test_hardware_overlays_parse_over_every_stage(path: Path, stage: str):
     overlay = yaml.safe_load(path.read_text())
     _assert_holds(_parse(ROOT / f"recipes/tiny/{stage}.yaml", path), overlay)
+
+
+@pytest.mark.parametrize("path", ALGORITHMS, ids=lambda path: path.stem)
+def test_algorithm_overlays_change_what_they_name_and_nothing_else(path: Path):
+    overlay = yaml.safe_load(path.read_text())["model"]["init_args"]
+    ours = _parse(ROOT / "recipes/tiny/grpo.yaml", path).model.init_args
+    plain = _parse(ROOT / "recipes/tiny/grpo.yaml").model.init_args
+    assert ours.estimator.class_path == f"align.objectives.{overlay.pop('estimator')}"
+    for name in ("rollout", "scoring", "kl", "update"):
+        named = overlay.get(name, {})
+        changed = {key for key in vars(plain[name]) if ours[name][key] != plain[name][key]}
+        assert changed <= {*named}
+        for key in {*named} - {"surrogate", "average"}:
+            assert ours[name][key] == named[key]
+    for key, value in overlay.get("update", {}).items():
+        wanted = {"class_path": value} if isinstance(value, str) else value
+        assert ours["update"][key].class_path == f"align.objectives.{wanted['class_path']}"
+        _assert_holds(ours["update"][key].get("init_args", {}), wanted.get("init_args", {}))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
