@@ -13,6 +13,7 @@ _HOMES = {
     "ChatData": "align.data",
     "Checkpoints": "align.training",
     "Cost": "align.callbacks",
+    "Distill": "align.algorithms",
     "DPO": "align.algorithms",
     "FeedbackData": "align.data",
     "FourBit": "align.training",
@@ -30,6 +31,7 @@ _HOMES = {
     "ModelDirectory": "align.callbacks",
     "ModelParallel": "align.training",
     "OptimizerConfig": "align.training",
+    "OnPolicyDistill": "align.algorithms",
     "PolicyEvaluationConfig": "align.algorithms",
     "PPO": "align.algorithms",
     "PreferenceData": "align.data",
@@ -59,8 +61,10 @@ __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:
     from align.adapters.lora import LoraConfig as LoraConfig
+    from align.algorithms.distillation import Distill as Distill
     from align.algorithms.dpo import DPO as DPO
     from align.algorithms.kto import KTO as KTO
+    from align.algorithms.on_policy_distillation import OnPolicyDistill as OnPolicyDistill
     from align.algorithms.policy_evaluation import PolicyEvaluationConfig as PolicyEvaluationConfig
     from align.algorithms.ppo import PPO as PPO
     from align.algorithms.ppo_settings import KLConfig as KLConfig

@@ -1,7 +1,9 @@
 """The LightningModules, one per stage of the pipeline."""
 
+from align.algorithms.distillation import Distill
 from align.algorithms.dpo import DPO
 from align.algorithms.kto import KTO
+from align.algorithms.on_policy_distillation import OnPolicyDistill
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
@@ -11,8 +13,10 @@ from align.algorithms.sft import SFT
 
 __all__ = [
     "DPO",
+    "Distill",
     "KLConfig",
     "KTO",
+    "OnPolicyDistill",
     "PPO",
     "Pretrain",
     "PolicyEvaluation",

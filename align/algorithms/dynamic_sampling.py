@@ -49,7 +49,9 @@ def first_groups(draw: Draw, count: int, group_size: int) -> Draw:
     chosen = torch.cat([differ.nonzero()[:, 0], (~differ).nonzero()[:, 0]])[:count].sort().values
     offsets = torch.arange(group_size, device=chosen.device)
     rows = (chosen[:, None] * group_size + offsets).ravel()
-    return Draw(_rows_of(draw.responses, rows), Scores(*(None if x is None else x[rows] for x in draw.scores)))
+    rewards, scores, gold = draw.scores
+    kept = Scores(rewards[rows], scores[rows], None if gold is None else gold[rows])
+    return Draw(_rows_of(draw.responses, rows), kept)
 
 
 def joined(draws: Sequence[Draw]) -> Draw:
@@ -69,7 +71,11 @@ def joined(draws: Sequence[Draw]) -> Draw:
             columns=[columns for part in responses for columns in part.columns],
             texts=[text for part in responses for text in part.texts],
         ),
-        Scores(*(None if parts[0] is None else torch.cat(parts) for parts in zip(*scores, strict=True))),
+        Scores(
+            rewards=torch.cat([part.rewards for part in scores]),
+            scores=torch.cat([part.scores for part in scores]),
+            gold=torch.cat(gold) if (gold := [part.gold for part in scores if part.gold is not None]) else None,
+        ),
     )
 
 

@@ -114,10 +114,10 @@ class LanguageModelStage(Stage):
                     "to tokenizer.with_added_tokens(add_tokens) before the Trainer starts"
                 )
 
-    def hidden(self, batch: TokenBatch) -> torch.Tensor:
-        """Step 2: hidden states ``[B, T-1, D]`` of ``ids[:, :-1]``."""
+    def hidden(self, batch: TokenBatch, network: GPT | None = None) -> torch.Tensor:
+        """Step 2: hidden states ``[B, T-1, D]`` of ``ids[:, :-1]``, by default of the network that trains."""
         documents, positions = batch.documents, batch.positions
-        return self.network.hidden(
+        return (network or self.network).hidden(
             batch.ids[:, :-1],
             positions=None if positions is None else positions[:, :-1],
             documents=None if documents is None else documents[:, :-1],
@@ -135,13 +135,17 @@ class LanguageModelStage(Stage):
             z_loss=self.z_loss,
         )
 
+    def training_loss(self, batch: TokenBatch) -> NextTokenLoss:
+        """Steps 2 and 3 of training."""
+        return self.loss(batch)
+
     def training_step(self, batch: TokenBatch, batch_idx: int) -> torch.Tensor:
         """Loss of a micro-batch; see the class for the steps.
 
         Raises:
             FloatingPointError: the loss is not finite.
         """
-        result = self.loss(batch)  # 2, 3
+        result = self.training_loss(batch)  # 2, 3
         mean = result.nll / result.tokens.clamp(min=1)
         mean = self.mean_over_ranks({"loss": mean}, result.tokens)["loss"]
         self.log("train/loss", mean, prog_bar=True)

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from align.batches import FeedbackBatch, PairBatch, TokenBatch
+from align.batches import FeedbackBatch, PairBatch, PromptBatch, TokenBatch
 from align.callbacks.throughput import data_ranks
 from align.io.manifest import read_manifest, write_manifest
 from align.model.gpt import GPT, ScalarGPT
@@ -23,11 +23,11 @@ class Cost(pl.Callback):
     Counted over all ranks and, in a run that was resumed, from its beginning:
 
     - ``tokens_trained``: tokens of every optimizer step; of pairs and responses without padding, prompts included;
-    - ``samples``, ``tokens_sampled``: responses sampled for training (PPO's rollouts, not validation);
+    - ``samples``, ``tokens_sampled``: responses sampled for training (rollouts, not validation);
     - ``labels``: preference pairs, or responses with feedback, read in the first epoch;
     - ``flops``: ``GPT.flops_per_token`` for each trained token and trained network, a third of it for each token
-      sampled or read by a frozen network (a forward pass without its backward); matrices frozen under adapters have no
-      gradient of their own, two thirds of the work;
+      sampled or read by a frozen network (a forward pass without its backward), a teacher by its own size; matrices
+      frozen under adapters have no gradient of their own, two thirds of the work;
     - ``wall_seconds``, ``cpu_seconds`` (all threads, rank 0), validation included; ``peak_memory_mib`` (rank 0): most
       resident memory, on a GPU most allocated memory; None where the system does not report it (Windows).
     """
@@ -67,9 +67,9 @@ class Cost(pl.Callback):
         ranks = data_ranks(trainer)
         trained = batch.labelled if isinstance(batch, FeedbackBatch) else batch
         self._total["rows"] += len(trained.ids) * ranks
-        if isinstance(batch, PairBatch | FeedbackBatch):
+        if isinstance(batch, PairBatch | FeedbackBatch | PromptBatch):
             self._unread["tokens_trained"] += trained.lengths.sum() * ranks
-            if trainer.current_epoch == 0:
+            if trainer.current_epoch == 0 and not isinstance(batch, PromptBatch):
                 self._unread["labels"] += (batch.numbers >= 0).sum() * ranks
         else:
             tokens = batch.ids.numel() if isinstance(batch, TokenBatch) else sum(batch.lengths)
@@ -84,15 +84,18 @@ class Cost(pl.Callback):
 
     def cost(self, module: pl.LightningModule) -> dict[str, float | None]:
         """The fields of the manifest."""
-        work = {"samples": 0, "tokens_sampled": 0, "tokens_read": 0} | getattr(module, "work", {})
+        work = dict.fromkeys(("samples", "tokens_sampled", "tokens_read", "tokens_trained", "flops"), 0)
+        work |= getattr(module, "work", {})
         network = module.network
         assert isinstance(network, GPT | ScalarGPT)
         learning = 1 + isinstance(getattr(module, "value", None), ScalarGPT)
         trained = self.state_dict()
+        trained["tokens_trained"] += work["tokens_trained"]
         peak = trained["peak_memory_mib"]
         row = round(trained["tokens_trained"] / max(1, trained["rows"]))
         flops = network.flops_per_token(row) * trained["tokens_trained"] * learning
         flops += network.flops_per_token(row, forward_only=True) * (work["tokens_read"] + work["tokens_sampled"])
+        flops += work["flops"]
         return {
             **{name: round(trained[name], 2) for name in _TOTALS},
             "tokens_sampled": work["tokens_sampled"],

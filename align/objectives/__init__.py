@@ -20,6 +20,7 @@ from align.objectives.advantages import (
 from align.objectives.averages import Average, ConstantLength, ResponseMean, TokenMean
 from align.objectives.bradley_terry import bradley_terry_loss
 from align.objectives.cross_entropy import NextTokenLoss, linear_cross_entropy, next_token_loss, row_nll
+from align.objectives.divergence import Divergence, ForwardKL, JensenShannon, ReverseKL, linear_divergence
 from align.objectives.feedback import FeedbackLogprobs, FeedbackLoss, FeedbackLosses, reference_point
 from align.objectives.kl import (
     DEFAULT_KL_ESTIMATORS,
@@ -52,14 +53,17 @@ __all__ = [
     "ConstantLength",
     "DrGRPO",
     "DEFAULT_KL_ESTIMATORS",
+    "Divergence",
     "Estimate",
     "FeedbackLogprobs",
     "FeedbackLoss",
     "FeedbackLosses",
     "FixedKL",
+    "ForwardKL",
     "GAE",
     "GRPO",
     "GroupEstimator",
+    "JensenShannon",
     "K1",
     "K2",
     "K3",
@@ -75,6 +79,7 @@ __all__ = [
     "ReinforcePlusPlus",
     "ReinforcePlusPlusBaseline",
     "ResponseMean",
+    "ReverseKL",
     "ScoredResponses",
     "SequenceClip",
     "Surrogate",
@@ -87,6 +92,7 @@ __all__ = [
     "explained_variance",
     "gae",
     "linear_cross_entropy",
+    "linear_divergence",
     "masked_whiten",
     "next_token_loss",
     "one_process",

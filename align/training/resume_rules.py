@@ -160,6 +160,11 @@ RULES: dict[str, Rule] = {
     "model.centering": _OBJECTIVE,
     "model.head_seed": _PAST,
     "model.normalise_on": _effect("when the model directory is next written"),
+    # Distillation.
+    "model.teacher": _content("it is part of the objective"),
+    "model.divergence.*": _OBJECTIVE,
+    "model.temperature": _OBJECTIVE,
+    "model.max_new_tokens": _OBJECTIVE,
     # Pairs.
     "model.loss.*": _OBJECTIVE,
     "model.sft_coef": _OBJECTIVE,

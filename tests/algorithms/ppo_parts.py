@@ -42,7 +42,9 @@ class Prompts:
         return -(-len(self.prompts) // self.batch_size)
 
     def __iter__(self):
-        for start in range(self.delivered * self.batch_size, len(self.prompts), self.batch_size):
+        # Lightning takes as many batches as the length says, and never asks for the end of a pass.
+        first = self.delivered % len(self)
+        for start in range(first * self.batch_size, len(self.prompts), self.batch_size):
             self.delivered += 1
             chosen = list(range(start, min(start + self.batch_size, len(self.prompts))))
             longest = max(len(self.prompts[i]) for i in chosen)
@@ -55,7 +57,6 @@ class Prompts:
                 tuple(f"prompt {i}" for i in chosen),
                 tuple({"number": i} for i in chosen),
             )
-        self.delivered = 0
 
     def state_dict(self):
         return {"delivered": self.delivered}
