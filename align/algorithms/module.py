@@ -30,6 +30,7 @@ from align.training.memory import (
     compile_blocks,
     recompute_activations,
 )
+from align.training.muon import block_matrices
 from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer, build_schedule
 from align.training.qlora import FourBit, four_bit_plugin
 from align.training.sharding import clip_gradients, local, shard
@@ -38,7 +39,8 @@ from align.training.strategy import check_accumulation, index_optimizer_state
 _RECORD = "stage"
 """Key of a checkpoint: what the stage compares when it resumes"""
 
-_GROUP_SETTINGS = ("lr", "weight_decay", "betas", "eps")
+_GROUP_SETTINGS = ("lr", "weight_decay", "betas", "eps", "momentum")
+"""Settings of parameter groups that a resumed run takes from the recipe; momentum is Muon's"""
 
 
 class Sharing(NamedTuple):
@@ -269,7 +271,7 @@ class Stage(pl.LightningModule):
         optimizer = self.build_optimizer()
         # Copied: the schedule changes a rate that is a tensor in place.
         self._recipe_groups = [
-            {name: group[name] for name in _GROUP_SETTINGS} | {"lr": float(group["lr"])}
+            {name: group[name] for name in _GROUP_SETTINGS if name in group} | {"lr": float(group["lr"])}
             for group in optimizer.param_groups
         ]
         schedule = build_schedule(optimizer, self.schedule_config, int(self.trainer.estimated_stepping_batches))
@@ -277,7 +279,18 @@ class Stage(pl.LightningModule):
 
     def build_optimizer(self) -> Optimizer:
         """The optimizer of the trained parameters."""
-        return build_optimizer(self.trained(), self.optimizer_config)
+        return self.optimizer_of(self.network, self.optimizer_config)
+
+    def optimizer_of(self, network: nn.Module, config: OptimizerConfig) -> Optimizer:
+        """The optimizer of one of the stage's networks.
+
+        Raises:
+            ValueError: Muon can't update its matrices.
+        """
+        if config.matrices == "muon" and (self.adapter_record is not None or self.device_mesh is not None):
+            trained = "adapters train, which are halves of a matrix" if self.adapter_record else "weights are sharded"
+            raise ValueError(f"optimizer.matrices is muon, which needs whole matrices, but {trained}: set it to adamw")
+        return build_optimizer(network.parameters(), config, blocks=block_matrices(network))
 
     def trained(self) -> Iterable[nn.Parameter]:
         """The parameters that the optimizer updates."""
@@ -375,12 +388,12 @@ class Stage(pl.LightningModule):
         step, rate = schedule.last_epoch, float(groups[0]["lr"])
         # The schedule's rates: an optimizer state from a sharded checkpoint has no initial_lr.
         stored = [
-            {name: _plain(group[name]) for name in _GROUP_SETTINGS} | {"lr": _plain(base)}
+            {name: _plain(group[name]) for name in _GROUP_SETTINGS if name in group} | {"lr": _plain(base)}
             for group, base in zip(groups, schedule.base_lrs, strict=True)
         ]
         recipes = self._recipe_groups
         for number, (group, recipe) in enumerate(zip(groups, recipes, strict=True)):
-            group |= {name: recipe[name] for name in _GROUP_SETTINGS if name != "lr"}
+            group |= {name: value for name, value in recipe.items() if name != "lr"}
             if stored[number]["lr"] != _plain(recipe["lr"]):
                 group["initial_lr"] = schedule.base_lrs[number] = recipe["lr"]
             now = recipe["lr"] * schedule.lr_lambdas[number](step)
@@ -388,9 +401,9 @@ class Stage(pl.LightningModule):
             if not math.isclose(group["lr"], now, rel_tol=1e-6):
                 group["lr"] = group["lr"].fill_(now) if isinstance(group["lr"], torch.Tensor) else now
         changes = [
-            f"optimizer.{name} {stored[0][name]} -> {_plain(recipes[0][name])}"
-            for name in _GROUP_SETTINGS
-            if stored[0][name] != _plain(recipes[0][name])
+            f"optimizer.{name} {stored[0].get(name)} -> {_plain(recipes[0][name])}"
+            for name in recipes[0]
+            if stored[0].get(name) != _plain(recipes[0][name])
         ]
         steps, total = self._stored.get("steps"), int(self.trainer.estimated_stepping_batches)
         changes += [f"optimizer steps of the run {steps} -> {total}"] if steps not in (None, total) else []

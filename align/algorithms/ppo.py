@@ -60,7 +60,7 @@ from align.training.defaults import REINFORCEMENT
 from align.training.float64 import wide
 from align.training.lightning_internals import skip_batches
 from align.training.memory import MemoryConfig, without_dropout
-from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 from align.training.preemption import preemptible
 from align.training.sharding import gathered
 
@@ -252,10 +252,10 @@ class PPO(Stage):
 
     def build_optimizer(self) -> Optimizer:
         """One optimizer with groups for policy and value."""
-        optimizer = build_optimizer(self.network.parameters(), self.optimizer_config)
-        if self.value_config is not None:
+        optimizer = self.optimizer_of(self.network, self.optimizer_config)
+        if self.value is not None and self.value_config is not None:
             config = replace(self.optimizer_config, lr=self.optimizer_config.peak * self.value_config.lr_factor)
-            for group in build_optimizer(self._value_parameters(), config).param_groups:
+            for group in self.optimizer_of(self.value, config).param_groups:
                 if group["params"]:
                     optimizer.add_param_group(group)
         return optimizer

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: AdamW with weight decay on matrices only, also with 8-bit state."""
+"""Optimizers and learning-rate schedules: AdamW with weight decay on matrices only, also with 8-bit state, and Muon."""
 
 import logging
 import math
@@ -12,12 +12,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from align.training.muon import MUON, AdamWAndMuon
 from align.training.sharding import by_mesh
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019).
+    """AdamW (Loshchilov & Hutter 2019), or Muon for the matrices of the blocks.
 
     Raises:
         ValueError: a setting is invalid.
@@ -31,6 +32,11 @@ class OptimizerConfig:
     """Added to the root of the mean squared gradient"""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices; vectors (norms, biases) never decay"""
+    matrices: Literal["adamw", "muon"] = "adamw"
+    """What updates the matrices of the blocks; AdamW keeps embeddings, output matrix, norms and biases. Muon takes the
+    same learning rate and has half the state"""
+    momentum: float = 0.95
+    """Muon only: decay rate of the running mean of the gradient"""
     state_bits: Literal[32, 8] = 32
     """Bits per value of the running means: 8 takes a quarter of the memory, in blocks of 256 with a scale each
     (Dettmers et al. 2022, arXiv:2110.02861), and needs torchao"""
@@ -43,6 +49,12 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.weight_decay is {self.weight_decay}: it must be at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optimizer.betas are {self.betas}: each must be at least 0 and below 1")
+        if self.matrices not in ("adamw", "muon"):
+            raise ValueError(f"optimizer.matrices is {self.matrices}: it must be adamw or muon")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optimizer.momentum is {self.momentum}: it must be at least 0 and below 1")
+        if self.matrices == "muon" and self.state_bits == 8:
+            raise ValueError("optimizer.matrices is muon and optimizer.state_bits is 8: Muon's state has 32 bits")
         if self.state_bits not in (8, 32):
             raise ValueError(f"optimizer.state_bits is {self.state_bits}: it must be 8 or 32")
 
@@ -136,12 +148,15 @@ class AdamW(torch.optim.AdamW):
         return loss
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW with decay only on matrices (two or more axes).
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, *, blocks: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """AdamW with decay only on matrices (two or more axes); with Muon for the matrices of the blocks if so set.
 
     Args:
         parameters: of the network; frozen ones are skipped.
         config: its settings.
+        blocks: those of the parameters that Muon may update (``block_matrices``).
 
     Returns:
         torch.optim.Optimizer: torch's, fused if every parameter's device has the fused kernel; torchao's for 8-bit
@@ -151,16 +166,25 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
         ModuleNotFoundError: 8-bit state needs torchao, which is not installed.
     """
     trained = [p for p in parameters if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     if config.state_bits == 8:
         return eight_bit_adamw(groups, config)
     fused = all(p.device.type in {"cpu", "cuda"} for p in trained)
-    optimizer = AdamW(groups, lr=config.peak, betas=config.betas, eps=config.eps, fused=fused)
+    adamw: dict[str, Any] = {"lr": config.peak, "betas": config.betas, "eps": config.eps, "fused": fused}
+    if config.matrices == "muon":
+        chosen = {id(p) for p in blocks}
+        ours = [p for p in groups[0]["params"] if id(p) in chosen]
+        groups[0]["params"] = [p for p in groups[0]["params"] if id(p) not in chosen]
+        groups.append({"params": ours, "weight_decay": config.weight_decay, MUON: True})
+        filled = [group for group in groups if group["params"]]
+        optimizer: torch.optim.Optimizer = AdamWAndMuon(filled, AdamW, momentum=config.momentum, **adamw)
+    else:
+        optimizer = AdamW(groups, **adamw)
     # A fused step can unscale fp16 gradients itself, so Lightning refuses to clip before it, even in bf16.
-    optimizer._step_supports_amp_scaling = False
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer
 
 

@@ -138,6 +138,8 @@ RULES: dict[str, Rule] = {
     "model.optimizer.betas": _effect(),
     "model.optimizer.eps": _effect(),
     "model.optimizer.weight_decay": _effect(),
+    "model.optimizer.matrices": _refused("it decides what the optimizer's state is"),
+    "model.optimizer.momentum": _effect(),
     "model.optimizer.state_bits": _refused("it decides the format of the optimizer's state"),
     "model.schedule.kind": _effect(),
     "model.schedule.warmup_steps": _effect(),
