@@ -70,6 +70,7 @@ def joined(draws: Sequence[Draw]) -> Draw:
             prompts=[prompt for part in responses for prompt in part.prompts],
             columns=[columns for part in responses for columns in part.columns],
             texts=[text for part in responses for text in part.texts],
+            rewards=_stacked(given) if (given := [r.rewards for r in responses if r.rewards is not None]) else None,
         ),
         Scores(
             rewards=torch.cat([part.rewards for part in scores]),
@@ -84,7 +85,7 @@ def _rows_of(responses: Responses, rows: torch.Tensor) -> Responses:
     chosen = rows.tolist()
     lengths = [responses.lengths[row] for row in chosen]
     mask = responses.mask[rows]
-    longest = int(mask.sum(1).max())
+    longest = max(responses.lengths[row] - responses.prompt_lengths[row] for row in chosen)
     return Responses(
         ids=responses.ids[rows, : max(lengths)],
         prompt_lengths=[responses.prompt_lengths[row] for row in chosen],
@@ -95,6 +96,7 @@ def _rows_of(responses: Responses, rows: torch.Tensor) -> Responses:
         prompts=[responses.prompts[row] for row in chosen],
         columns=[responses.columns[row] for row in chosen],
         texts=[responses.texts[row] for row in chosen],
+        rewards=None if responses.rewards is None else responses.rewards[rows, :longest],
     )
 
 

@@ -20,6 +20,8 @@ from torch.optim import Optimizer
 
 from align.adapters.lora import LoraConfig, adapters, add_adapter
 from align.algorithms.dynamic_sampling import Draw, differing, first_groups, joined
+from align.algorithms.episode_evaluation import EpisodeEvaluation
+from align.algorithms.episodes import sample_episodes
 from align.algorithms.module import Stage
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.ppo_networks import ValueHead, ValueModel, make_reference, make_value, padded, token_values
@@ -29,7 +31,9 @@ from align.algorithms.rollout import (
     RewardStatistics,
     RolloutPrompt,
     check_reward,
+    chosen_of,
     earlier_occurrences,
+    prompts_of,
     sample_metrics,
     sample_rollout,
     score_rollout,
@@ -38,6 +42,7 @@ from align.algorithms.rollout import (
 from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, TakePrompts, join_ranks
 from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
+from align.environments import Environment
 from align.generation.sampled_ids import SampledIds
 from align.io.progress import Advance, progress_bar
 from align.model.gpt import GPT, ScalarGPT
@@ -87,9 +92,10 @@ class PPO(Stage):
         init_from: model or Hugging Face directory, GGUF file or Hub id that policy and reference start from; or an
             adapter directory, to continue training that adapter.
         reward: directory of a reward model or of a reward model's adapter, module:function of (prompts, responses) ->
-            scores, class path of a ``Reward`` (its settings are its init_args), or sandbox.
-        estimator: advantage estimator: GAE, ReinforcePlusPlus, ReinforcePlusPlusBaseline, GRPO, DrGRPO, MaxRL, RLOO, or
-            the class path of your own.
+            scores, class path of a ``Reward`` (its settings are its init_args), or sandbox; None: sandbox, or what the
+            environment gives.
+        environment: answers the policy's turns and rewards them, instead of a reward, in episodes of several turns: the
+            class path of an ``Environment``.
         reference: model directory to measure the KL to, instead of init_from.
         gold: a second reward, as ``reward``, that is only logged (rollout/gold), to see over-optimisation of the first.
         rollout: sampling.
@@ -119,8 +125,9 @@ class PPO(Stage):
     def __init__(
         self,
         init_from: str | None = None,
-        reward: str | Reward = "sandbox",
+        reward: str | Reward | None = None,
         *,
+        environment: Environment | None = None,
         estimator: AdvantageEstimator = GAE(),  # noqa: B008 (frozen)
         reference: str | None = None,
         gold: str | Reward | None = None,
@@ -149,6 +156,7 @@ class PPO(Stage):
                 f"rollout.group_size is {rollout.group_size}: {name} needs at least {estimator.min_group_size} "
                 "responses to each prompt"
             )
+        _check_environment(environment, reward, scoring, policy_evaluation)
         if value is not None and not estimator.needs_value:
             raise ValueError(f"value is set, but {name} uses no value model: remove it, or set estimator to GAE")
         self.estimator, self.rollout_config, self.scoring_config = estimator, rollout, scoring
@@ -157,9 +165,15 @@ class PPO(Stage):
         self.average = update.average or update.surrogate.default_average or estimator.default_average
         kl_estimators = kl.estimators(estimator.default_kl_in)
         self._kl_in_reward, self._kl_in_loss = kl_estimators.get("reward"), kl_estimators.get("loss")
-        self.reward_name, self.gold_name = reward, gold
+        self.environment = environment
+        self.reward_name = None if environment is not None else "sandbox" if reward is None else reward
+        self.gold_name = gold
         self._load_policy, self.reference_source = load_policy, reference
-        self.policy_evaluation = PolicyEvaluation(policy_evaluation)
+        self.policy_evaluation: PolicyEvaluation | EpisodeEvaluation = (
+            PolicyEvaluation(policy_evaluation)
+            if environment is None
+            else EpisodeEvaluation(policy_evaluation, rollout, environment)
+        )
         self._loader: RolloutLoader | None = None
         self._moved: list[torch.Tensor] = []
         # What outlives an iteration; see rollout_state.
@@ -176,7 +190,7 @@ class PPO(Stage):
         adapted = self.lora is not None or bool(adapters(self.network))
         onto = base_in_memory(self.network, self.parent) if adapted else None
         self.reference = make_reference(self.network, self.reference_source, adapted=adapted)
-        self.reward = load_reward(self.reward_name, onto=onto)
+        self.reward = None if self.reward_name is None else load_reward(self.reward_name, onto=onto)
         self.gold = None if self.gold_name is None else load_reward(self.gold_name, onto=onto)
         self.reward_network = self.reward.network if isinstance(self.reward, RewardModel) else None
         self.gold_network = self.gold.network if isinstance(self.gold, RewardModel) else None
@@ -236,7 +250,8 @@ class PPO(Stage):
             "train": (self.reward_name, self.gold_name),
             "validation": (self.policy_evaluation.config.judge,),
         }
-        return columns_read(rewards.get(split, ()))
+        environment = () if self.environment is None else self.environment.columns
+        return tuple(dict.fromkeys((*environment, *columns_read(rewards.get(split, ())))))
 
     @property
     def _tokenizer(self) -> Any:
@@ -343,7 +358,7 @@ class PPO(Stage):
             kl = K1().estimate(logprobs, reference_logprobs)
             if self._kl_in_reward is not None:
                 penalties = kl_coef * self._kl_in_reward.estimate(logprobs, reference_logprobs)
-        scored = ScoredResponses(scores.scores, penalties, values, responses.mask, group_size)
+        scored = ScoredResponses(scores.scores, penalties, values, responses.mask, group_size, responses.rewards)
         estimate = self.estimator.estimate(scored, total=self._total)
         estimate.check(responses.mask, type(self.estimator).__name__)
         advantages, returns = estimate
@@ -425,16 +440,16 @@ class PPO(Stage):
                 break_off()
                 advance(1)
 
-            return sample_rollout(
-                self.network,
-                prompts,
-                self.rollout_config,
-                tokenizer=self._tokenizer,
-                seed=self._seed,
-                iteration=iteration,
-                earlier=earlier,
-                on_step=on_step,
-            )
+            settings: dict[str, Any] = {
+                "tokenizer": self._tokenizer,
+                "seed": self._seed,
+                "iteration": iteration,
+                "earlier": earlier,
+                "on_step": on_step,
+            }
+            if self.environment is None:
+                return sample_rollout(self.network, prompts, self.rollout_config, **settings)
+            return sample_episodes(self.network, prompts, self.environment, self.rollout_config, **settings)
 
     def _earlier(self, numbers: list[int]) -> list[int]:
         """How often each of the iteration's prompts occurs before in it, over all ranks."""
@@ -444,9 +459,10 @@ class PPO(Stage):
 
     def _logprobs(self, network: GPT, responses: Responses) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs ``[B, N]`` of the sampled tokens under a network, and the hidden states ``[M, D]`` before them."""
-        targets = response_tokens(*responses.rows)
+        targets, own = response_tokens(*responses.rows), responses.chosen
         with gathered(network) as whole:
             states = response_states(whole, *responses.rows, group_size=self.rollout_config.group_size)
+            states, targets = chosen_of(states, own), chosen_of(targets, own)
             flat = self._token_logprobs(whole, states, targets)
         return padded(flat, responses.mask), states
 
@@ -515,8 +531,10 @@ class PPO(Stage):
         if states is None and isinstance(self.value, ValueHead):
             with gathered(self.network) as policy:
                 states = response_states(policy, *responses.rows, group_size=group_size)
+                states = chosen_of(states, responses.chosen)
         with gathered(self.value) as value:
-            return padded(token_values(value, states, *responses.rows, group_size), responses.mask)
+            values = token_values(value, states, *responses.rows, group_size, responses.chosen)
+            return padded(values, responses.mask)
 
     def _count_work(self, sampled: Responses, kept: Responses) -> None:
         """Add to ``work``: responses, tokens sampled, and tokens read without a backward pass, over all ranks."""
@@ -565,7 +583,7 @@ class PPO(Stage):
         """
         warming_up = self._warming_up(batch.iteration)
         rows = batch.ids, batch.prompt_lengths, batch.lengths
-        lengths = batch.response_lengths
+        lengths = batch.counts
         weights = self.average.weights(lengths)
         count = self.average.count(lengths, self.rollout_config.max_new_tokens)
         loss, states = torch.zeros((), device=batch.ids.device), None
@@ -574,12 +592,13 @@ class PPO(Stage):
         if not warming_up or isinstance(self.value, ValueHead):
             with torch.set_grad_enabled(not warming_up):
                 states = response_states(self.network, *rows, group_size=batch.group_size)
+                states = chosen_of(states, batch.chosen)
         if not warming_up:
             assert states is not None
             loss, metrics = self._policy_loss(batch, states, weights, count)
         # Value loss.
         if self.value is not None and self.value_config is not None:
-            values = token_values(self.value, states, *rows, batch.group_size)
+            values = token_values(self.value, states, *rows, batch.group_size, batch.chosen)
             clip = self.value_config.value_clip_range
             losses, clipped = value_losses(values, batch.values, batch.returns, clip=clip)
             value_loss = (losses * weights).sum()
@@ -610,9 +629,9 @@ class PPO(Stage):
             advantages = self._weighted(advantages, old, batch.logprobs)
             gaps = (old - batch.logprobs).abs()
             metrics = {"rollout/logprob_gap": gaps.max(), "rollout/logprob_gap_mean": gaps.mean()}
-        policy = policy_loss(self.update_config.surrogate, logprobs, old, advantages, batch.response_lengths)
+        policy = policy_loss(self.update_config.surrogate, logprobs, old, advantages, batch.counts)
         self._check_first(batch, policy.approx_kl, policy.ratio_max)
-        tokens = batch.response_lengths.sum()
+        tokens = batch.counts.sum()
         self._moved.append(torch.stack([policy.approx_kl * tokens, tokens]))
         loss = (policy.losses * weights).sum()
         metrics |= {"train/policy_loss": loss.detach() / count, "train/clip_fraction": policy.clip_fraction}
@@ -685,7 +704,11 @@ class PPO(Stage):
             self.log(name, number, on_step=False, on_epoch=True, prog_bar=shown, batch_size=1, sync_dist=True)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
-        """Sample responses to validation prompts."""
+        """Sample responses to validation prompts, or play episodes from them."""
+        if isinstance(self.policy_evaluation, EpisodeEvaluation):
+            with gathered(self.network) as policy:
+                self.policy_evaluation.update(policy, prompts_of(batch), self._tokenizer, ranks=self.sharing.ranks)
+            return
         rows = zip(batch.ids.tolist(), batch.lengths.tolist(), strict=True)
         prompts = [ids[:length] for ids, length in rows]
         self.policy_evaluation.update(
@@ -723,3 +746,27 @@ class PPO(Stage):
         """Restore ``rollout_state``; see ``Stage.on_load_checkpoint`` for the loader."""
         super().on_load_checkpoint(checkpoint)
         self.load_rollout_state(checkpoint["rollout"])
+
+
+def _check_environment(
+    environment: Environment | None,
+    reward: str | Reward | None,
+    scoring: ScoringConfig,
+    evaluation: PolicyEvaluationConfig,
+) -> None:
+    """Refuse settings that mean nothing in episodes of several turns.
+
+    Raises:
+        ValueError: there is such a setting.
+    """
+    if environment is None:
+        return
+    if reward is not None:
+        raise ValueError("reward and environment are both set: the environment rewards its episodes; remove reward")
+    if scoring.normalise != "none" or scoring.reward_clip is not None:
+        raise ValueError(
+            "scoring.normalise or scoring.reward_clip is set, but an environment's rewards belong to single turns: "
+            "scale them in the environment"
+        )
+    if evaluation.judge is not None:
+        raise ValueError("policy_evaluation.judge is set, but the environment is the judge of its episodes: remove it")

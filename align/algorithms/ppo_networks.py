@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from align.adapters.lora import LoraConfig, adapters, copy_adapter, merged_copy, share_base
+from align.algorithms.rollout import chosen_of
 from align.algorithms.starting_points import load_start, reference_view
 from align.io.adapter_directory import Base
 from align.io.directory import load_scalar
@@ -47,6 +48,7 @@ def token_values(
     prompt_lengths: Sequence[int],
     lengths: Sequence[int],
     group_size: int,
+    chosen: torch.Tensor | None,
 ) -> torch.Tensor:
     """The value ``[M]`` before each token of each response.
 
@@ -57,9 +59,11 @@ def token_values(
         prompt_lengths: the same.
         lengths: the same.
         group_size: the same.
+        chosen: which of the tokens after the prompts are those of the responses; None: all.
     """
     if isinstance(value, ScalarGPT):
-        return value.scores(response_states(value, ids, prompt_lengths, lengths, group_size=group_size))
+        states = response_states(value, ids, prompt_lengths, lengths, group_size=group_size)
+        return value.scores(chosen_of(states, chosen))
     assert policy_states is not None
     return value.scores(policy_states)
 
@@ -96,7 +100,7 @@ def make_reference(policy: GPT, source: str | None, *, adapted: bool) -> GPT:
 
 
 def make_value(
-    policy: GPT, reward: Reward, *, source: str | None, lora: LoraConfig | None, onto: Base | None, adapted: bool
+    policy: GPT, reward: Reward | None, *, source: str | None, lora: LoraConfig | None, onto: Base | None, adapted: bool
 ) -> ScalarGPT:
     """A value model: from ``source``, else from the reward model, else from the policy.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from align.algorithms.ppo_settings import RolloutConfig, ScoringConfig
+from align.batches import PromptBatch
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
@@ -38,6 +39,12 @@ class RolloutPrompt(NamedTuple):
     columns: Columns
 
 
+def prompts_of(batch: PromptBatch) -> list[RolloutPrompt]:
+    """The prompts of a batch, without the rows that only fill it up."""
+    fields = batch.ids.tolist(), batch.lengths.tolist(), batch.numbers.tolist(), batch.prompts, batch.columns
+    return [RolloutPrompt(ids[:length], *rest) for ids, length, *rest in zip(*fields, strict=True) if length]
+
+
 class Responses(NamedTuple):
     """Sampled responses; those to the same prompt are neighbours.
 
@@ -45,12 +52,14 @@ class Responses(NamedTuple):
         ids: ``[B, T]`` int64, prompt and response, right-padded.
         prompt_lengths: B, tokens of each prompt.
         lengths: B, tokens of each row without padding.
-        mask: ``[B, N]`` bool, True on tokens of the response, its end-of-turn token included.
+        mask: ``[B, N]`` bool, True on tokens of the response, its end-of-turn token included; in an episode of several
+            turns on those of the model's.
         logprobs: ``[B, N]`` float32, the sampler's, 0 on padding.
         finished: ``[B]`` bool, False where a response reached the length limit.
         prompts: B prompts, texts or messages.
         columns: B records, the columns that rewards read.
         texts: B texts of the responses.
+        rewards: ``[B, N]`` float32, of an environment, at the last token of each turn; None without one.
     """
 
     ids: torch.Tensor
@@ -62,6 +71,12 @@ class Responses(NamedTuple):
     prompts: list[Prompt]
     columns: list[Columns]
     texts: list[str]
+    rewards: torch.Tensor | None = None
+
+    @property
+    def chosen(self) -> torch.Tensor | None:
+        """``[M']`` bool over all tokens after the prompts: True where the policy chose it; None: it chose all."""
+        return chosen_tokens(self.mask, self.prompt_lengths, self.lengths)
 
     @property
     def rows(self) -> tuple[torch.Tensor, list[int], list[int]]:
@@ -81,6 +96,28 @@ class Scores(NamedTuple):
     rewards: torch.Tensor
     scores: torch.Tensor
     gold: torch.Tensor | None
+
+
+def chosen_tokens(mask: torch.Tensor, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> torch.Tensor | None:
+    """Of all tokens after the prompts, in the order of ``response_tokens``, which the mask counts.
+
+    Args:
+        mask: ``[B, N]`` bool, of the tokens after each prompt.
+        prompt_lengths: B.
+        lengths: B, tokens of each row.
+
+    Returns:
+        ``[M']`` bool; None where it counts all of them.
+    """
+    counts = [length - prompt for length, prompt in zip(lengths, prompt_lengths, strict=True)]
+    within = torch.arange(mask.shape[1], device=mask.device) < torch.tensor(counts, device=mask.device)[:, None]
+    chosen = mask[within]
+    return None if bool(chosen.all()) else chosen
+
+
+def chosen_of(values: torch.Tensor, chosen: torch.Tensor | None) -> torch.Tensor:
+    """Of ``values`` ``[M', ...]`` those that ``chosen`` names, ``[M, ...]``."""
+    return values if chosen is None else values[chosen]
 
 
 def sample_rollout(
@@ -205,7 +242,7 @@ class RewardStatistics:
 
 
 def score_rollout(
-    reward: Reward,
+    reward: Reward | None,
     gold: Reward | None,
     responses: Responses,
     config: ScoringConfig,
@@ -217,7 +254,7 @@ def score_rollout(
     """Rewards of the responses, normalised, then turned into scores.
 
     Args:
-        reward: scores responses.
+        reward: scores responses; None: an environment rewarded them.
         gold: scores them for the log only; None: no gold reward.
         responses: B of this rank.
         config: normalisation, clip and penalties.
@@ -228,13 +265,19 @@ def score_rollout(
     Raises:
         ValueError: a reward failed; see ``rewards_of``.
     """
-    rewards = rewards_of(reward, responses)
+    rewards = episode_rewards(responses) if reward is None else rewards_of(reward, responses)
     if config.normalise == "running":
         statistics.update(rewards, total)
         rewards = statistics.normalise(rewards)
     gold_rewards = None if gold is None else rewards_of(gold, responses)
     scores = score(rewards, responses.finished, responses.mask.sum(1), config, longest=longest)
     return Scores(rewards, scores, gold_rewards)
+
+
+def episode_rewards(responses: Responses) -> torch.Tensor:
+    """What the environment gave in each episode, ``[B]`` float32."""
+    assert responses.rewards is not None, "no environment rewarded the responses"
+    return responses.rewards.sum(1)
 
 
 def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
@@ -312,6 +355,8 @@ def sample_metrics(responses: Responses, scores: Scores, *, group_size: int, tot
         "rollout/length": responses.mask.sum(1),
         "rollout/eos_rate": responses.finished,
     }
+    if responses.rewards is not None:
+        values["rollout/turns"] = turns(responses.mask)
     if scores.gold is not None:
         values["rollout/gold"] = scores.gold
     if group_size > 1:
@@ -319,6 +364,11 @@ def sample_metrics(responses: Responses, scores: Scores, *, group_size: int, tot
         values["rollout/group_std"] = groups.std(1)
         values["rollout/equal_groups"] = groups.amax(1) == groups.amin(1)
     return {name: mean(value, total) for name, value in values.items()}
+
+
+def turns(mask: torch.Tensor) -> torch.Tensor:
+    """Runs of tokens that count, ``[B]`` int64, in the rows of ``mask`` ``[B, N]``."""
+    return mask[:, 0].long() + (mask[:, 1:] & ~mask[:, :-1]).sum(1)
 
 
 def token_metrics(

@@ -7,7 +7,7 @@ Every rank holds the rollout of all ranks and takes its share of each minibatch.
 process, whatever the number of ranks, and the state of any rank is complete.
 
 Legend: B responses of an iteration, T tokens of the longest row, N tokens of the longest response, R rows of a
-micro-batch, M tokens of their responses.
+micro-batch, M tokens of their responses, M' those with what an environment wrote between two turns.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from align.algorithms.rollout import RolloutPrompt
+from align.algorithms.rollout import RolloutPrompt, chosen_of, chosen_tokens, prompts_of
 from align.batches import PromptBatch
 from align.model.response_states import response_tokens
 
@@ -30,7 +30,7 @@ class Rollout(NamedTuple):
         ids: ``[B, T]`` int64, prompt and response, right-padded.
         prompt_lengths: ``[B]`` int64, tokens of each prompt.
         lengths: ``[B]`` int64, tokens of each row.
-        mask: ``[B, N]`` bool, True on tokens of the response.
+        mask: ``[B, N]`` bool, True on tokens of the response; of the model's turns where there are several.
         logprobs: ``[B, N]`` under the policy that sampled, nats; the sampler's where the update recomputes them.
         reference_logprobs: ``[B, N]`` under the reference, nats; None where the KL is not used.
         values: ``[B, N]`` before the update; 0 without a value model.
@@ -60,6 +60,8 @@ class RolloutBatch(NamedTuple):
         ids: ``[R, T]`` int64, no wider than its longest row.
         prompt_lengths: R, tokens of each prompt.
         lengths: R, tokens of each row.
+        counts: ``[R]`` int64, tokens of each response; they add up to M.
+        chosen: ``[M']`` bool, which tokens after the prompts are those of the responses; None: all.
         targets: ``[M]`` int64, the tokens of the responses.
         logprobs: ``[M]`` under the policy that sampled.
         reference_logprobs: ``[M]``; None where the KL is not used.
@@ -75,6 +77,8 @@ class RolloutBatch(NamedTuple):
     ids: torch.Tensor
     prompt_lengths: tuple[int, ...]
     lengths: tuple[int, ...]
+    counts: torch.Tensor
+    chosen: torch.Tensor | None
     targets: torch.Tensor
     logprobs: torch.Tensor
     reference_logprobs: torch.Tensor | None
@@ -85,12 +89,6 @@ class RolloutBatch(NamedTuple):
     group_size: int
     iteration: int
     position: int
-
-    @property
-    def response_lengths(self) -> torch.Tensor:
-        """``[R]`` int64, tokens of each response; they add up to M."""
-        rows = zip(self.lengths, self.prompt_lengths, strict=True)
-        return torch.tensor([length - prompt for length, prompt in rows], device=self.ids.device)
 
 
 _PER_TOKEN = ("logprobs", "reference_logprobs", "values", "advantages", "returns")
@@ -284,10 +282,7 @@ class PromptStream:
                 batch = next(self._iterator, None)
         if batch is None:
             raise ValueError("there are no training prompts")
-        fields = batch.ids.tolist(), batch.lengths.tolist(), batch.numbers.tolist(), batch.prompts, batch.columns
-        rows = zip(*fields, strict=True)
-        # Rows of no tokens only fill up the last batch.
-        self._batch = [RolloutPrompt(ids[:length], *rest) for ids, length, *rest in rows if length]
+        self._batch = prompts_of(batch)
         self._offset = 0
 
 
@@ -386,12 +381,15 @@ class RolloutLoader:
         prompt_lengths = rollout.prompt_lengths[chosen].tolist()
         ids, mask = rollout.ids[chosen, : max(lengths)], rollout.mask[chosen]
         statistics = {name: getattr(rollout, name) for name in _PER_TOKEN}
+        own = chosen_tokens(mask, prompt_lengths, lengths)
         tokens: dict[str, Any] = {name: None if of is None else of[chosen][mask] for name, of in statistics.items()}
         return RolloutBatch(
             ids=ids,
             prompt_lengths=tuple(prompt_lengths),
             lengths=tuple(lengths),
-            targets=response_tokens(ids, prompt_lengths, lengths),
+            counts=mask.sum(1),
+            chosen=own,
+            targets=chosen_of(response_tokens(ids, prompt_lengths, lengths), own),
             kl_coef=rollout.kl_coef,
             group_size=self.plan.unit,
             iteration=self.iteration,

@@ -24,8 +24,10 @@ class ScoredResponses(NamedTuple):
         scores: ``[B]`` reward of each whole response, without the KL penalty.
         penalties: ``[B, N]`` KL penalty of each token, in units of reward; 0 where the KL is in the loss.
         values: ``[B, N]`` value before each token; 0 without a value model.
-        mask: ``[B, N]`` bool, True on the tokens of the response.
+        mask: ``[B, N]`` bool, True on the tokens of the response; of several turns, on those of the model's.
         group_size: K.
+        turn_rewards: ``[B, N]`` the part of the scores that was given within a response, at the tokens that it was
+            given for; None: none was.
     """
 
     scores: torch.Tensor
@@ -33,12 +35,16 @@ class ScoredResponses(NamedTuple):
     values: torch.Tensor
     mask: torch.Tensor
     group_size: int = 1
+    turn_rewards: torch.Tensor | None = None
 
     def token_rewards(self) -> torch.Tensor:
-        """Reward of each token ``[B, N]``: minus its penalty, plus the response's score at its last token."""
-        last = self.mask.sum(1, keepdim=True) - 1
-        rewards = -self.penalties
-        return rewards.scatter_add(1, last, self.scores[:, None].to(rewards.dtype))
+        """Reward of each token ``[B, N]``: what it was given, minus its penalty; the rest of the score at the last."""
+        positions = torch.arange(self.mask.shape[1], device=self.mask.device)
+        last = (self.mask * positions).amax(1, keepdim=True)
+        rewards, rest = -self.penalties, self.scores
+        if self.turn_rewards is not None:
+            rewards, rest = rewards + self.turn_rewards, rest - self.turn_rewards.sum(1)
+        return rewards.scatter_add(1, last, rest[:, None].to(rewards.dtype))
 
     def group_rewards(self) -> torch.Tensor:
         """Reward of each response ``[G, K]``: its score minus the penalties of its tokens."""
@@ -290,12 +296,14 @@ def gae(
     """The recursion of generalised advantage estimation (Schulman et al. 2016, equation 16).
 
     delta_t = r_t + gamma V_{t+1} - V_t and A_t = sum_k (gamma lam)^k delta_{t+k}, up to the last token that counts. A
-    response is a whole episode, truncated or not, so the value after its last token is 0.
+    response is a whole episode, truncated or not, so the value after its last token is 0. Tokens that don't count, such
+    as those that an environment wrote between two turns, are no steps: the last token of a turn is followed by the
+    first of the next.
 
     Args:
         rewards: ``[B, N]`` of each token.
         values: ``[B, N]`` expected return before each token was chosen.
-        mask: ``[B, N]`` bool, True on the response: one run of tokens in each row.
+        mask: ``[B, N]`` bool, True on the tokens that the policy chose.
         gamma: discount per token, in [0, 1].
         lam: 0 trusts the values, 1 the rewards, in [0, 1].
 
@@ -304,23 +312,23 @@ def gae(
         value model; both 0 where the mask is False.
 
     Raises:
-        ValueError: the shapes differ, or the mask has holes.
+        ValueError: the shapes differ.
     """
     if not rewards.shape == values.shape == mask.shape:
         raise ValueError(
             f"rewards {tuple(rewards.shape)}, values {tuple(values.shape)} and mask {tuple(mask.shape)} must be alike"
         )
-    starts = mask[:, 1:] & ~mask[:, :-1]
-    if (starts.sum(1) + mask[:, 0] > 1).any():
-        raise ValueError("the mask has holes: each row must count one run of tokens")
-    rewards, values = rewards.masked_fill(~mask, 0), values.masked_fill(~mask, 0)
+    # The tokens that count first, in their order.
+    order = torch.argsort(~mask, dim=1, stable=True)
+    back, counted = torch.argsort(order, dim=1), mask.gather(1, order)
+    rewards, values = (x.masked_fill(~mask, 0).gather(1, order) for x in (rewards, values))
     # Values outside the mask are now 0, and so is the one after the last token.
     after = torch.cat([values[:, 1:], values.new_zeros(len(values), 1)], 1)
-    deltas = (rewards + gamma * after - values).masked_fill(~mask, 0)
+    deltas = (rewards + gamma * after - values).masked_fill(~counted, 0)
     advantages = torch.empty_like(deltas)
     running = deltas.new_zeros(len(deltas))
     for t in reversed(range(deltas.shape[1])):
         running = deltas[:, t] + gamma * lam * running
         advantages[:, t] = running
-    advantages.masked_fill_(~mask, 0)
-    return advantages, advantages + values
+    advantages.masked_fill_(~counted, 0)
+    return advantages.gather(1, back), (advantages + values).gather(1, back)

@@ -177,6 +177,7 @@ RULES: dict[str, Rule] = {
     # Rollouts.
     "model.reward": _content("it is part of the objective"),
     "model.reward.*": _OBJECTIVE,
+    "model.environment.*": _OBJECTIVE,
     "model.gold.*": _reported("it is only logged"),
     "model.estimator.*": _OBJECTIVE,
     "model.rollout.episodes": _ITERATION,

@@ -1,0 +1,5 @@
+"""Multi-turn tasks: what answers a model between its turns, and rewards it."""
+
+from align.environments.environment import Environment, Step
+
+__all__ = ["Environment", "Step"]
