@@ -113,6 +113,7 @@ class AlignCLI(LightningCLI):
         parser.add_lightning_class_args(WeightAverage, "average")
         # Read by `align doctor` and by `align run` before it trains.
         parser.add_class_arguments(Doctor, "doctor")
+        _refuse_sub_configs(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, with a mistake reported in one line."""
@@ -219,6 +220,18 @@ class AlignCLI(LightningCLI):
         if trainer.loggers and self.verb == "fit":
             callbacks += [Tracking(), LearningRateMonitor("step")]
         return trainer
+
+
+def _refuse_sub_configs(parser: LightningArgumentParser) -> None:
+    """Have settings take a path as it is.
+
+    Where a setting can be a class or a list of classes, jsonargparse reads the file that its value names as YAML:
+    ``train: alpaca.json`` would become a list with one entry for each record.
+    """
+    for action in parser._actions:
+        if hasattr(action, "sub_add_kwargs"):
+            action._enable_path = False
+            action.sub_add_kwargs["sub_configs"] = False
 
 
 class RunConfig(SaveConfigCallback):

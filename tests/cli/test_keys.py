@@ -190,6 +190,21 @@ def test_files_replace_the_recipes_held_out_share():
     assert (settings.validation, settings.val_fraction) == ("x.jsonl", None)
 
 
+def test_a_file_that_a_setting_names_is_not_read_as_a_recipe(tmp_path: Path, monkeypatch):
+    """Data that is YAML too: a list of records, a text; and a file named like a class."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.json").write_text('[{"prompt": "2+2?"}, {"prompt": "3+3?"}]')
+    Path("a.csv").write_text("prompt\n2+2?\n")
+    Path("GAE").write_text("class_path: RLOO\n")
+    recipe = Path(__file__).resolve().parents[2] / "recipes/tiny/ppo.yaml"
+    words = ["--config", str(recipe), "--model.init_args.estimator", "GAE"]
+    given = json.dumps({"data": {"init_args": {"train": "a.json"}}})
+    config = make_cli([*words, f"--config={given}"], parse_only=True).config
+    assert config.data.init_args.train == "a.json"
+    assert config.model.init_args.estimator.class_path.endswith(".GAE")
+    assert make_cli([*words, "--data.init_args.train", "a.csv"], parse_only=True).config.data.init_args.train == "a.csv"
+
+
 OTHERS = {
     "model.init_args.lora.r": "rank",
     "model.init_args.learning_rate": "optimizer.lr",
