@@ -21,6 +21,9 @@ from align.data.sampler import PRODUCT, SORTED_BATCHES, ResumableLoader
 
 EpochEnd = Literal["longest", "shortest"]
 
+_LEAST_SHARE = 1e-9
+"""Smallest share of a source; an epoch in which a smaller one is read could not be counted in float64"""
+
 
 @dataclass(frozen=True)
 class WeightedSource:
@@ -95,12 +98,18 @@ class Mixture:
         """The mixture of some sources.
 
         Raises:
-            ValueError: two sources have the same name.
+            ValueError: two sources have the same name, or a share is too small.
         """
         names = [source.label for source in sources]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"train has two sources named {repeated[0]!r}; set name of one of them")
         total = math.fsum(source.weight for source in sources)
+        for source in sources:
+            if source.weight / total < _LEAST_SHARE:
+                raise ValueError(
+                    f"train: weight of {source.label} is {source.weight} of {total} in all; its share must be at least "
+                    f"{_LEAST_SHARE:g}, as it would have no row in a run; raise it or remove the source"
+                )
         return cls(tuple(names), tuple(source.weight / total for source in sources))
 
     def counts(self, n: int) -> np.ndarray:

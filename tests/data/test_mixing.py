@@ -335,3 +335,10 @@ def test_bitwise_identical_after_a_kill(tokenizer_dir, write, tmp_path, given):
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
     assert train(data(), tmp_path / "killed", 20, resume=tmp_path / "killed" / "last.ckpt") == whole
+
+
+def test_a_share_too_small_to_ever_be_read_is_refused():
+    """An epoch that reads every source would have more rows than float64 counts."""
+    with pytest.raises(ValueError, match=naming("train", "weight", 1e-12)):
+        mixture(1e-12, 1.0)
+    assert mixture(1e-8, 1.0).counts(100).tolist() == [0, 100]
