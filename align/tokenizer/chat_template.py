@@ -12,7 +12,7 @@
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -136,6 +136,15 @@ def text_of(content: Any) -> str:
     return "\n".join(part["text"] for part in content or ())
 
 
+def _unread_of_parts(messages: Sequence[Message]) -> Iterator[str]:
+    """What text parts have that ``text_of`` leaves out, such as ``user content cache_control``."""
+    for message in messages:
+        for part in () if isinstance(message.get("content"), str) else message.get("content") or ():
+            for key, value in part.items():
+                if key not in ("type", "text") and value is not None:
+                    yield f"{message['role']} content {key}"
+
+
 def check_message(message: Message) -> None:
     """Check one message, which has no None.
 
@@ -191,7 +200,7 @@ def _render_own(
     special = tokenizer.special_tokens
     ids = [special[BOS]]
     mask = [False]
-    dropped = ["tools"] if tools else []
+    dropped = [*(["tools"] if tools else []), *_unread_of_parts(messages)]
     for number, (message, weight) in enumerate(zip(messages, weights, strict=True), 1):
         role = "system" if message["role"] == "developer" else message["role"]
         if role not in ROLE_TOKENS or "tool_calls" in message:
@@ -223,7 +232,9 @@ def _render_foreign(
     from align.tokenizer.jinja_template import template_of
 
     template = template_of(tokenizer.spec)
+    unread: list[str] = []
     if any(not isinstance(message.get("content", ""), str) for message in messages) and not template.takes_parts:
+        unread = [*_unread_of_parts(messages)]
         messages = [
             {**message, "content": text_of(message["content"])} if "content" in message else message
             for message in messages
@@ -254,7 +265,7 @@ def _render_foreign(
         mask[encoded.tokens(*span)] = True
     begins = [(turn.start, turn.as_prompted) for turn in turns] or [(start, True) for start, _ in spans]
     unlike = sum(not as_prompted or encoded.straddles(start) for start, as_prompted in begins)
-    return RenderedChat(encoded.ids, mask.tolist(), dropped, unlike)
+    return RenderedChat(encoded.ids, mask.tolist(), tuple(dict.fromkeys([*unread, *dropped])), unlike)
 
 
 def _is_trained(messages: set[int], weights: list[int]) -> bool:

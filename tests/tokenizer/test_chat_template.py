@@ -405,6 +405,16 @@ def test_parts_where_a_template_takes_texts(qwen_directory):
 
 
 @pytest.mark.parametrize("family", ["tokenizer", "qwen"])
+def test_keys_of_parts_are_reported(request, family, qwen_directory):
+    """Nothing that a part has beside its text is rendered."""
+    t = request.getfixturevalue("tokenizer") if family == "tokenizer" else Tokenizer.load(qwen_directory)
+    part = {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}, "citations": None}
+    rendered = t.render_chat([{"role": "user", "content": [part, part]}])
+    assert rendered.ids == t.render_chat([{"role": "user", "content": "a\na"}]).ids
+    assert rendered.dropped == ("user content cache_control",)
+
+
+@pytest.mark.parametrize("family", ["tokenizer", "qwen"])
 def test_weight_0_is_not_trained_on(request, family, tmp_path, qwen_directory):
     """Same ids, less mask; with {% generation %} marks too."""
     tokenizer = request.getfixturevalue("tokenizer") if family == "tokenizer" else Tokenizer.load(qwen_directory)
