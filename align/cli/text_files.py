@@ -64,18 +64,17 @@ def read_ranked_pairs(file: str, *, limit: int | None = None) -> list["RankedPai
         FileNotFoundError: there is no such file.
     """
     from align.data.formats.pairs import PAIR_FORMATS
-    from align.data.formats.record_format import detect
+    from align.data.formats.record_format import FileFormat
     from align.data.readers import BadRecords, find_sources
     from align.evaluate.reward_pairs import RankedPair
     from align.tokenizer.prompts import as_prompt
 
     bad, pairs = BadRecords("stop", hint=""), []
     for source in find_sources(file):
-        chosen = None
+        file_format = FileFormat(None, PAIR_FORMATS)
         for record in islice(source.records(bad), limit):
             try:
-                chosen = chosen or detect(record.fields, PAIR_FORMATS)
-                pair = chosen.read(record.fields)
+                pair = file_format.of(record.fields).read(record.fields)
                 category = record.fields.get("subset") or ""
                 if not isinstance(category, str):
                     raise ValueError(f"field 'subset' must be a text, found {category!r}")

@@ -20,7 +20,7 @@ from align.data.feedback_data import FeedbackData
 from align.data.formats.chats import CHAT_FORMATS
 from align.data.formats.fields import ChatRecord
 from align.data.formats.prompt_records import PROMPT_FORMATS
-from align.data.formats.record_format import detect
+from align.data.formats.record_format import FileFormat
 from align.data.mixing import WeightedSource
 from align.data.pair_data import PromptData
 from align.data.readers import BadRecords, Record, Source, find_sources
@@ -114,15 +114,13 @@ def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, a
     for source in sources:
         if lines := _lines_not_utf8(source):
             not_utf8[source.name] = lines
-        bad, format = _Bad(), data.format if hasattr(data, "format") else None
+        bad, file_format = _Bad(), FileFormat(getattr(data, "format", None), reader.formats)
         try:
             records = source.records(bad)
             for record in itertools.islice(records, share):
-                if format is None:
-                    format = detect(record.fields, reader.formats)
                 advance(1)
                 try:
-                    samples += _samples(reader, format, record)
+                    samples += _samples(reader, file_format.of(record.fields), record)
                     characters += len(samples[-1].text) if reader.kind == "texts" else 0
                 except (ValueError, RecursionError) as error:
                     reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -5,6 +5,7 @@ are streamed through ``datasets``; nothing but our cache of tokens is written to
 and the commands that take records read them here.
 """
 
+import codecs
 import csv
 import difflib
 import glob
@@ -117,6 +118,10 @@ class ReadFields(Mapping[str, Any]):
         self._read.add(name)
         return value
 
+    def peek(self, name: str) -> Any:
+        """The value of a field, None without it; it does not count as read."""
+        return self._fields.get(name)
+
     def __contains__(self, name: object) -> bool:
         """Whether there is a field of this name."""
         return name in self._fields
@@ -226,6 +231,9 @@ class Source:
             if line.isspace():
                 continue
             location = f"line {number}"
+            if line.startswith(codecs.BOM_UTF8):
+                bad.add(self.name, location, "begins with a byte-order mark, as where files were joined; remove the mark")
+                continue
             try:
                 value = parse(line.decode("utf-8", "surrogatepass"))
             except json.JSONDecodeError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from align.data.columns import columns_of
 from align.data.formats.fields import Chat
 from align.data.formats.pairs import Pair
-from align.data.formats.record_format import RecordFormat, detect
+from align.data.formats.record_format import FileFormat, RecordFormat
 from align.data.readers import BadRecords, ReadFields, Source
 from align.tokenizer import Tokenizer
 from align.tokenizer.chat_template import TEMPLATE, Tool, text_of
@@ -36,14 +36,13 @@ def encode_records(
     Args:
         sources: files, in order.
         bad: receives the records that can't be used, and counts the columns that nothing read.
-        format: of all records; None detects each file's format from its first record.
+        format: of all records; None detects each file's format from its first usable record.
         formats: candidates for detection.
         encode: turns the content of a record into what a corpus stores; raises ValueError for a bad record.
         advance: is called with the bytes of files that were read since the last call.
 
     Raises:
-        ValueError: the format of a file can't be detected.
-        BadRecordError: see ``BadRecords``.
+        BadRecordError: see ``BadRecords``; a record whose format can't be detected is bad.
     """
     records = encode_with_columns(
         sources, bad, format=format, formats=formats, encode=encode, columns=(), advance=advance
@@ -67,28 +66,22 @@ def encode_with_columns(
     Args:
         sources: files, in order.
         bad: receives the records that can't be used, those without one of ``columns`` among them.
-        format: of all records; None detects each file's format from its first record.
+        format: of all records; None detects each file's format from its first usable record.
         formats: candidates for detection.
         encode: as of ``encode_records``.
         columns: names of the columns.
         advance: as of ``encode_records``.
 
     Raises:
-        ValueError: the format of a file can't be detected.
-        BadRecordError: see ``BadRecords``.
+        BadRecordError: see ``BadRecords``; a record whose format can't be detected is bad.
     """
     for source in sources:
-        chosen = format
+        file_format = FileFormat(format, formats)
         for record in source.records(bad, advance=advance):
-            if chosen is None:
-                try:
-                    chosen = detect(record.fields, formats)
-                except ValueError as error:
-                    raise ValueError(f"{record.source}: {record.location}: {error}") from None
             bad.place = f"{record.source}: {record.location}"
             fields = ReadFields(record.fields)
             try:
-                encoded = encode(chosen.read(fields))
+                encoded = encode(file_format.of(record.fields).read(fields))
                 kept = columns_of(fields, columns)
             except ValueError as error:
                 bad.add(record.source, record.location, str(error))

@@ -119,7 +119,7 @@ CASES = [
     Case("not UTF-8", "NotUTF8", "chats", cp1252, 1, "error", also=("DroppedRecords",)),
     Case("an empty file", "UnreadableFiles", "chats", lambda r: b"", None, "error"),
     Case("a binary file", "UnreadableFiles", "chats", lambda r: b"\x00\x01" * 50, None, "error"),
-    Case("fields of no format", "UnreadableFiles", "chats", lambda r: b'{"a": 1}\n' * 9, None, "error"),
+    Case("fields of no format", "DroppedRecords", "chats", lambda r: b'{"a": 1}\n' * 9, 9, "error", ("NoRecords",)),
     Case(
         "no usable record",
         "NoRecords",

@@ -11,7 +11,7 @@ from naming import names, naming
 
 from align.data.formats.chats import PromptCompletion
 from align.data.formats.pairs import Preference
-from align.data.pair_data import PreferenceData
+from align.data.pair_data import PreferenceData, PromptData
 from align.data.text_data import ChatData, TextData
 
 TEMPLATE = (
@@ -291,3 +291,41 @@ def test_undesirable_responses_are_no_demonstrations(build):
         build(ChatData, good, bad)
     data = build(ChatData, good, bad, {"messages": [ASKED, ANSWERED], "label": 0}, on_bad_record="skip")
     assert data._corpus("train").meta["records"]["used"] == 1
+
+
+MIXED = {
+    PreferenceData: (
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "\n\nHuman: a\n\nAssistant:", "chosen": " b", "rejected": " c"},
+        ("HH", "Preference"),
+    ),
+    PromptData: ({"prompt": "a"}, {"prompt": "\n\nHuman: a\n\nAssistant:"}, ("HH", "Prompt")),
+    ChatData: ({"instruction": "a", "output": "b"}, {"messages": [ASKED, ANSWERED]}, ("Messages", "Alpaca")),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_a_file_has_one_format(build, kind):
+    """A record of another format than the first would be read in part: a dialogue as the text of one message."""
+    first, other, formats = MIXED[kind]
+    with pytest.raises(ValueError, match=naming("records.jsonl", 2, *formats)):
+        build(kind, first, other, context=64)
+    data = build(kind, other | dict.fromkeys(other, None), first, other, first, context=64, on_bad_record="skip")
+    records = data._corpus("train").meta["records"]
+    assert (records["used"], records["bad"]) == (2, 2), "a first record without values decides nothing"
+
+
+def test_a_label_that_is_none_is_reported_as_a_column(build):
+    """Only false and 0 refuse a demonstration, and true is what a demonstration is."""
+    labels = ["false", -1, True, None]
+    data = build(ChatData, *({"prompt": "a", "completion": "b", "label": label} for label in labels))
+    assert data._corpus("train").meta["records"]["unread_columns"] == {"label": 2}
+
+
+def test_lines_after_a_second_byte_order_mark(build, write, tokenizer_dir, tmp_path):
+    """Two files that `cat` joined."""
+    line = json.dumps({"text": "a"}).encode() + b"\n"
+    file = write("joined.jsonl", b"\xef\xbb\xbf" + line + b"\xef\xbb\xbf" + line)
+    data = TextData(tokenizer_dir, file, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match=naming("joined.jsonl", 2, "byte-order mark")):
+        data.prepare_data()

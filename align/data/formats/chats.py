@@ -10,6 +10,7 @@ from align.data.formats.fields import (
     as_chat,
     as_record,
     instruction,
+    peek,
     required,
     text,
     text_or_chat,
@@ -39,7 +40,8 @@ class ChatFormat(RecordFormat[ChatRecord]):
             ValueError: as ``messages`` and ``as_record`` raise, or there is no response to learn from, or a response is
                 blank, or feedback says that it is undesirable.
         """
-        if record.get("label") in (False, 0):
+        # Other labels, such as the text "false", may mean anything: they are reported as a column that is not read.
+        if peek(record, "label") in (False, True) and not record["label"]:
             raise ValueError(
                 f"field 'label' is {record['label']!r}: the response is undesirable, so there is nothing to learn from "
                 "it; train on feedback with KTO and FeedbackData"

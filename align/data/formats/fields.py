@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from align.data.readers import ReadFields
 from align.tokenizer import chat_template
 
 Fields = Mapping[str, Any]
@@ -50,6 +51,11 @@ def required(record: Fields, field: str) -> Any:
         hint = f", did you mean {similar[0]!r}?" if similar and similar[0] != field else ""
         raise ValueError(f"field {field!r} is missing{hint}")
     return value
+
+
+def peek(record: Fields, field: str) -> Any:
+    """A field's value, None without it; a column that is only peeked at is still reported as one that is not read."""
+    return record.peek(field) if isinstance(record, ReadFields) else record.get(field)
 
 
 def as_text(value: Any, field: str) -> str:

@@ -82,6 +82,38 @@ def detect(record: Fields, formats: Sequence[Format]) -> Format:
     raise ValueError(f"the fields {found} fit no format; set format to one of {known}, or to a class of yours")
 
 
+class FileFormat(Generic[Content]):
+    """The format of the records of one file: a given one, or the only one that the first usable record fits."""
+
+    def __init__(self, given: RecordFormat[Content] | None, candidates: Sequence[RecordFormat[Content]]) -> None:
+        """Begin before the first record.
+
+        Args:
+            given: of all records; None detects it.
+            candidates: for detection.
+        """
+        self._given, self._candidates, self._detected = given, candidates, given
+
+    def of(self, record: Fields) -> RecordFormat[Content]:
+        """The format to read a record with.
+
+        Raises:
+            ValueError: none was detected yet, and no format fits, or several do; or the record fits another than the
+                one that was detected, which would read part of it.
+        """
+        if self._detected is None:
+            self._detected = detect(record, self._candidates)
+        elif self._given is None and not self._detected.fits(record):
+            for other in self._candidates:
+                if other.fits(record):
+                    raise ValueError(
+                        f"the record fits {type(other).__name__}, but the file is read as "
+                        f"{type(self._detected).__name__}, which its first record fits; divide it into files of one "
+                        "format, or set format"
+                    )
+        return self._detected
+
+
 def check_prompt(prompt: Chat) -> None:
     """Check that a model can respond to a prompt.
 
