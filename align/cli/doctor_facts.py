@@ -83,13 +83,14 @@ def context_of(cli: DoctorCLI, *, name: str = "", others: dict[str, Context] | N
         others: contexts of the stages before it.
 
     Raises:
-        ValueError: the doctor can't read the data of such a data module.
+        ValueError: the doctor can't read the data of such a data module, or there is no such reward.
     """
     data, stage = cli.datamodule, cli.model
     if not isinstance(data, TokenData) or not isinstance(stage, Stage):
         raise ValueError(
             f"align doctor reads align's stages and data, not {type(stage).__name__}, {type(data).__name__}"
         )
+    data.ask_for_columns(stage)
     splits = read_splits(data, limit=cli.doctor.records)
     networks = list(_networks(cli, stage))
     return Context(

@@ -228,7 +228,8 @@ def _refuse_sub_configs(parser: LightningArgumentParser) -> None:
     Where a setting can be a class or a list of classes, jsonargparse reads the file that its value names as YAML:
     ``train: alpaca.json`` would become a list with one entry for each record.
     """
-    for action in parser._actions:
+    actions: list[Any] = parser._actions
+    for action in actions:
         if hasattr(action, "sub_add_kwargs"):
             action._enable_path = False
             action.sub_add_kwargs["sub_configs"] = False

@@ -57,6 +57,8 @@ class Sample:
     """Role of each message of a chat"""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The record as it is in the file"""
+    unread: tuple[str, ...] = ()
+    """Fields with a value that neither the record format nor a reward reads"""
     truncated_prompt: int = 0
     """Tokens that truncation dropped from the prompt"""
     truncated_response: int = 0
@@ -132,9 +134,9 @@ class Split:
     records: int | None = None
     """Records of the files, dropped ones included, where more were counted than read; None: all were read"""
     rows: int | None = None
-    """Rows of an epoch where they are not one per sample"""
+    """Rows of an epoch where they are not one per sample, at the scale of what was read"""
     computed: int | None = None
-    """Tokens that the network computes where rows share some; None: all of them"""
+    """Tokens that the network computes in an epoch where rows share some or repeat; None: all of them, once"""
 
     @property
     def scale(self) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from align.curate.check import Check, Finding, Severity
-from align.curate.checks import duplicates, networks, pairs, records, settings, texts, tokens
+from align.curate.checks import duplicates, networks, pairs, prompts, records, settings, texts, tokens
 from align.curate.context import Context
 
 DEFAULT_CHECKS: tuple[Check, ...] = (
@@ -31,6 +31,8 @@ DEFAULT_CHECKS: tuple[Check, ...] = (
     tokens.UnknownCharacters(),
     tokens.PadIsEnd(),
     records.EmptyResponses(),
+    prompts.EmptyPrompts(),
+    prompts.RenderedPrompts(),
     records.RoleOrder(),
     records.RepeatedResponses(),
     records.OtherModels(),
@@ -38,6 +40,7 @@ DEFAULT_CHECKS: tuple[Check, ...] = (
     pairs.ContradictingPairs(),
     pairs.Ties(),
     pairs.LabelBalance(),
+    pairs.ContradictingLabels(),
     pairs.LengthBias(),
     duplicates.ExactDuplicates(),
     duplicates.NearDuplicates(),

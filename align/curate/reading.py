@@ -15,19 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from align.curate.context import Dropped, Kind, Row, Sample, Split
+from align.data.columns import columns_of
 from align.data.data_module import TokenData
 from align.data.feedback_data import FeedbackData
 from align.data.formats.chats import CHAT_FORMATS
 from align.data.formats.fields import ChatRecord
 from align.data.formats.prompt_records import PROMPT_FORMATS
 from align.data.formats.record_format import FileFormat
-from align.data.mixing import WeightedSource
+from align.data.mixing import MixedOrder, WeightedSource
 from align.data.pair_data import PromptData
-from align.data.readers import BadRecords, Record, Source, find_sources
+from align.data.readers import BadRecords, ReadFields, Record, Source, find_sources
 from align.data.response_data import ResponseData
 from align.data.rows import best_fit_rows
 from align.data.text_data import ChatData, RowData, TextData
 from align.data.tokenize import encode_chat, encode_responses, unlike_whole_chat
+from align.data.utf8_files import COMPRESSIONS
 from align.io.progress import progress_bar
 from align.tokenizer.chat_template import text_of
 from align.tokenizer.prompts import with_system
@@ -69,6 +71,25 @@ class _Bad(BadRecords):
         self.found.append(Dropped(source, location, reason, {}))
 
 
+class _Part(NamedTuple):
+    """What was read of a source with a weight; of all files where there are no weights.
+
+    Attributes:
+        samples: of its records.
+        dropped: number of records that can't be used.
+        further: number of records that were counted, but not read.
+    """
+
+    samples: list[Sample]
+    dropped: int = 0
+    further: int = 0
+
+    @property
+    def scale(self) -> float:
+        """Ratio of all records to those read."""
+        return 1 + self.further / max(1, len(self.samples) + self.dropped)
+
+
 def kind_of(data: TokenData) -> Kind:
     """What the records of a data module are."""
     return _reader(data).kind
@@ -86,65 +107,76 @@ def read_splits(data: TokenData, *, limit: int) -> dict[str, Split]:
     """
     given = {split: _files(sources) for split, sources in data._given.items() if sources}
     with progress_bar("reading data", None) as advance:
-        splits = {split: _read(data, split, sources, limit or sys.maxsize, advance) for split, sources in given.items()}
-    if data.val_fraction and "train" in splits:
-        splits |= _held_out(splits["train"], data)
-    return {split: _with_rows(splits[split], data) for split in ("train", "validation", "test") if split in splits}
+        found = {split: _read(data, split, files, limit or sys.maxsize, advance) for split, files in given.items()}
+    if data.val_fraction and "train" in found:
+        found |= _held_out(*found["train"], data)
+    return {split: _with_rows(*found[split], data) for split in ("train", "validation", "test") if split in found}
 
 
-def _files(given: Any) -> list[str]:
-    """All files of a split, those of sources with weights in order."""
-    entries = [given] if isinstance(given, str) else given
-    parts = (one.files if isinstance(one, WeightedSource) else one for one in entries)
-    return [file for part in parts for file in ([part] if isinstance(part, str) else part)]
+def _files(given: Any) -> list[list[str]]:
+    """The files of each source with a weight; of all sources together where they have none."""
+    entries: list[Any] = [given] if isinstance(given, str) else given
+    if isinstance(entries[0], WeightedSource):
+        return [[one.files] if isinstance(one.files, str) else one.files for one in entries]
+    return [list(entries)]
 
 
-def _read(data: TokenData, split: str, given: str | Sequence[str], limit: int, advance: Callable[[int], None]) -> Split:
-    reader = _reader(data)
-    samples: list[Sample] = []
+def _read(
+    data: TokenData, split: str, given: Sequence[Sequence[str]], limit: int, advance: Callable[[int], None]
+) -> tuple[Split, list[_Part]]:
+    reader, columns = _reader(data), data._columns[split]
     dropped: list[Dropped] = []
     unreadable: list[str] = []
     not_utf8: dict[str, int] = {}
     try:
-        sources = find_sources(given)
+        sources = [find_sources(files) for files in given]
     except (OSError, ValueError) as error:
-        return Split(split, (), unreadable=[str(error)])
-    share = -(-limit // len(sources))
-    further = characters = 0
-    for source in sources:
-        if lines := _lines_not_utf8(source):
-            not_utf8[source.name] = lines
-        bad, file_format = _Bad(), FileFormat(getattr(data, "format", None), reader.formats)
-        try:
-            records = source.records(bad)
-            for record in itertools.islice(records, share):
-                advance(1)
-                try:
-                    samples += _samples(reader, file_format.of(record.fields), record)
-                    characters += len(samples[-1].text) if reader.kind == "texts" else 0
-                except (ValueError, RecursionError) as error:
-                    reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-                    dropped.append(Dropped(record.source, record.location, reason, record.fields))
-                if characters > _CHARACTERS:
-                    break
-            if source.kind != "hub":
-                further += sum(1 for _ in itertools.islice(records, min(_COUNTED * share, sys.maxsize)))
-        except (OSError, ValueError) as error:
-            unreadable.append(str(error) if source.name in str(error) else f"{source.name}: {error}")
-        dropped += bad.found
-    total = len(samples) + len(dropped) + further
-    return Split(split, samples, dropped, unreadable, not_utf8, records=total if further else None)
+        return Split(split, (), unreadable=[str(error)]), [_Part([])]
+    share = -(-limit // sum(map(len, sources)))
+    parts = []
+    characters = 0
+    for group in sources:
+        samples: list[Sample] = []
+        further, before = 0, len(dropped)
+        for source in group:
+            if lines := _lines_not_utf8(source):
+                not_utf8[source.name] = lines
+            bad, file_format = _Bad(), FileFormat(getattr(data, "format", None), reader.formats)
+            try:
+                records = source.records(bad)
+                for record in itertools.islice(records, share):
+                    advance(1)
+                    try:
+                        samples += _samples(reader, file_format.of(record.fields), record, columns)
+                        characters += len(samples[-1].text) if reader.kind == "texts" else 0
+                    except (ValueError, RecursionError) as error:
+                        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+                        dropped.append(Dropped(record.source, record.location, reason, record.fields))
+                    if characters > _CHARACTERS:
+                        break
+                if source.kind != "hub":
+                    further += sum(1 for _ in itertools.islice(records, min(_COUNTED * share, sys.maxsize)))
+            except (OSError, ValueError) as error:
+                unreadable.append(str(error) if source.name in str(error) else f"{source.name}: {error}")
+            dropped += bad.found
+        parts.append(_Part(samples, len(dropped) - before, further))
+    every, further = _samples_of(parts), sum(part.further for part in parts)
+    total = len(every) + len(dropped) + further
+    return Split(split, every, dropped, unreadable, not_utf8, records=total if further else None), parts
 
 
-def _samples(reader: _Reader, format: Any, record: Record) -> list[Sample]:
-    found = reader.sample(format.read(record.fields))
+def _samples(reader: _Reader, format: Any, record: Record, columns: Sequence[str]) -> list[Sample]:
+    fields = ReadFields(record.fields)
+    found = reader.sample(format.read(fields))
+    columns_of(fields, columns)
     here: dict[str, Any] = {"source": record.source, "location": record.location, "fields": record.fields}
+    here["unread"] = tuple(fields.unread())
     return [replace(sample, **here) for sample in (found if isinstance(found, list) else [found])]
 
 
 def _lines_not_utf8(source: Source) -> int:
     """Lines of a local text file that are not UTF-8; 0 for files that declare another encoding or are compressed."""
-    if source.kind not in _LOCAL_TEXT or Path(source.name).suffix in (".gz", ".zst"):
+    if source.kind not in _LOCAL_TEXT or Path(source.name).suffix.lower() in COMPRESSIONS:
         return 0
     with open(source.name, "rb") as file:
         content = file.read(_UTF8_BYTES)
@@ -269,24 +301,37 @@ def _prompt(data: PromptData, chat: ChatRecord) -> Sample:
 # Splits and rows.
 
 
-def _held_out(train: Split, data: TokenData) -> dict[str, Split]:
-    """Train and validation, as ``val_fraction`` divides the records, or a single document."""
-    samples = list(train.samples)
-    if len(samples) == 1 and isinstance(data, RowData):
-        first, second = _halves(samples[0], data)
-        return {"train": replace(train, samples=[first]), "validation": Split("validation", [second])}
-    held_out = min(len(samples) - 1, max(1, round(len(samples) * data.val_fraction))) if samples else 0
+def _held_out(train: Split, parts: list[_Part], data: TokenData) -> dict[str, tuple[Split, list[_Part]]]:
+    """Train and validation, as ``val_fraction`` divides the records of each source, or its only document."""
+    kept, held_out, unreadable = [], [], []
+    for samples, dropped, further in parts:
+        first, second = samples[:], []
+        if len(samples) > 1:
+            size = min(len(samples) - 1, max(1, round(len(samples) * data.val_fraction)))
+            first, second = samples[:-size], samples[-size:]
+        elif samples and isinstance(data, TextData):
+            first, second = ([half] for half in _halves(samples[0], data))
+        elif samples:
+            unreadable.append(
+                f"{samples[0].source}: only 1 record, of which data.init_args.val_fraction ({data.val_fraction}) can't "
+                "hold out any"
+            )
+        share = round(further * data.val_fraction)
+        kept.append(_Part(first, dropped, further - share))
+        held_out.append(_Part(second, 0, share))
     records = None if train.records is None else round(train.records * data.val_fraction)
-    keep = len(samples) - held_out
+    rest = None if records is None else (train.records or 0) - records
     return {
-        "train": replace(
-            train, samples=samples[:keep], records=None if records is None else (train.records or 0) - records
-        ),
-        "validation": Split("validation", samples[keep:], records=records),
+        "train": (replace(train, samples=_samples_of(kept), records=rest), kept),
+        "validation": (Split("validation", _samples_of(held_out), (), unreadable, records=records), held_out),
     }
 
 
-def _halves(sample: Sample, data: RowData) -> tuple[Sample, Sample]:
+def _samples_of(parts: Sequence[_Part]) -> list[Sample]:
+    return [sample for part in parts for sample in part.samples]
+
+
+def _halves(sample: Sample, data: TextData) -> tuple[Sample, Sample]:
     """A document divided by bytes."""
     (row,), text = sample.rows, sample.responses[0]
     filled = np.cumsum(data.tokenizer.token_bytes[row.ids])
@@ -299,21 +344,51 @@ def _halves(sample: Sample, data: RowData) -> tuple[Sample, Sample]:
     return parts[0], parts[1]
 
 
-def _with_rows(split: Split, data: TokenData) -> Split:
-    """The split with the number of rows of an epoch, where that is not the number of samples."""
+def _with_rows(split: Split, parts: list[_Part], data: TokenData) -> Split:
+    """The split with the rows and tokens of an epoch, where they are not those of its samples."""
     if not split.samples:
         return split
+    counts = [_rows(part.samples, data, by_prompt=split.name == "train" and _by_prompt(data)) for part in parts]
+    if split.name == "train" and data._mixture is not None and all(count.rows for count in counts):
+        sizes = tuple(round(count.rows * part.scale) for count, part in zip(counts, parts, strict=True))
+        order = MixedOrder(data._mixture, sizes, batch_size=data.batch_size, seed=data.seed, ends=data.epoch)
+        passes = order.passes() * [part.scale for part in parts] / split.scale
+        computed = sum(count.tokens * times for count, times in zip(counts, passes.tolist(), strict=True))
+        return replace(split, rows=round(len(order) * data.batch_size / split.scale), computed=round(computed))
+    rows, tokens = (sum(column) for column in zip(*counts, strict=True))
+    return replace(
+        split,
+        rows=None if rows == len(split.samples) else rows,
+        computed=None if tokens == split.tokens else tokens,
+    )
+
+
+class _Counts(NamedTuple):
+    """Rows, and tokens that the network computes, of one pass."""
+
+    rows: int
+    tokens: int
+
+
+def _by_prompt(data: TokenData) -> bool:
+    return bool(getattr(data, "by_prompt", False))
+
+
+def _rows(samples: Sequence[Sample], data: TokenData, *, by_prompt: bool) -> _Counts:
+    """The counts of one source, as no row has tokens of two."""
+    tokens = sum(len(row.ids) for sample in samples for row in sample.rows)
+    if not samples:
+        return _Counts(0, 0)
     if isinstance(data, RowData) and data.packing != "none":
-        bounds = np.cumsum([0, *(len(sample.rows[0].ids) for sample in split.samples)])
+        bounds = np.cumsum([0, *(len(sample.rows[0].ids) for sample in samples)])
         if data.packing == "wrap":
-            return replace(split, rows=-(-(int(bounds[-1]) - 1) // data.context))
-        return replace(split, rows=len(best_fit_rows(bounds, data.context + 1)))
+            return _Counts(-(-(int(bounds[-1]) - 1) // data.context), tokens)
+        return _Counts(len(best_fit_rows(bounds, data.context + 1)), tokens)
     if isinstance(data, ResponseData):
-        by_prompt = bool(getattr(data, "by_prompt", False)) and split.name == "train"
-        groups = itertools.groupby(split.samples, key=lambda sample: sample.prompt if by_prompt else id(sample))
+        groups = itertools.groupby(samples, key=lambda sample: sample.prompt if by_prompt else id(sample))
         computed = [_computed(list(group)) for _, group in groups]
-        return replace(split, rows=len(computed) if by_prompt else None, computed=sum(computed))
-    return split
+        return _Counts(len(computed), sum(computed))
+    return _Counts(len(samples), tokens)
 
 
 def _computed(pairs: Sequence[Sample]) -> int:

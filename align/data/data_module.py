@@ -165,7 +165,7 @@ class TokenData(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Tokenize what is not in the cache; Lightning calls this in one process per machine."""
-        self._ask_for_columns()
+        self.ask_for_columns(getattr(self.trainer, "lightning_module", None))
         for split, given in self._given.items():
             if given and split not in self._streamed:
                 self._corpus(split)
@@ -176,7 +176,7 @@ class TokenData(pl.LightningDataModule):
         Raises:
             ValueError: a file or record can't be used, or a split has too few rows.
         """
-        self._ask_for_columns()
+        self.ask_for_columns(getattr(self.trainer, "lightning_module", None))
         for split in _SPLITS[stage]:
             if split in self._datasets or split in self._streamed or not self._has(split):
                 continue
@@ -287,9 +287,13 @@ class TokenData(pl.LightningDataModule):
         self._corpora[split, number] = Corpus.open(path)
         return self._corpora[split, number]
 
-    def _ask_for_columns(self) -> None:
-        """Ask the stage for the columns that its rewards read; forget corpora that were opened for other ones."""
-        read = getattr(getattr(self.trainer, "lightning_module", None), "reward_columns", None)
+    def ask_for_columns(self, stage: Any) -> None:
+        """Ask a stage, if any, for the columns that its rewards read; forget corpora that were opened for other ones.
+
+        Raises:
+            ValueError: there is no such reward.
+        """
+        read = getattr(stage, "reward_columns", None)
         if read is None or not self._with_prompts:
             return
         columns = {split: set(read(split)) for split in self._given}

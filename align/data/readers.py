@@ -232,7 +232,7 @@ class Source:
                 continue
             location = f"line {number}"
             if line.startswith(codecs.BOM_UTF8):
-                bad.add(self.name, location, "begins with a byte-order mark, as where files were joined; remove the mark")
+                bad.add(self.name, location, "begins with a byte-order mark, as if files were joined; remove the mark")
                 continue
             try:
                 value = parse(line.decode("utf-8", "surrogatepass"))

@@ -4,15 +4,18 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from curate_data import CHATML, VOCABULARY, clean
+from naming import names
 
 from align.curate.context import Context, Network, Run
 from align.curate.doctor import Doctor
 from align.curate.reading import kind_of, read_splits
-from align.data import ChatData, FeedbackData, TextData
+from align.data import ChatData, FeedbackData, PromptData, TextData
+from align.data.mixing import WeightedSource
 from align.tokenizer import Tokenizer
 
 CARD = "4111 1111 1111 1111"  # a test number; the check digit is right
@@ -117,6 +120,8 @@ CASES = [
     ),
     Case("not JSON", "DroppedRecords", "chats", lambda r: _lines(r) + b'{"prompt": \n', 1, "error"),
     Case("not UTF-8", "NotUTF8", "chats", cp1252, 1, "error", also=("DroppedRecords",)),
+    Case("nothing before a response", "EmptyPrompts", "chats", put("prompt", " ", 3, 9), 2),
+    Case("a rendered prompt", "RenderedPrompts", "prompts", within("prompt", "\n\nAssistant: ", 3), 1),
     Case("an empty file", "UnreadableFiles", "chats", lambda r: b"", None, "error"),
     Case("a binary file", "UnreadableFiles", "chats", lambda r: b"\x00\x01" * 50, None, "error"),
     Case("fields of no format", "DroppedRecords", "chats", lambda r: b'{"a": 1}\n' * 9, 9, "error", ("NoRecords",)),
@@ -423,13 +428,66 @@ def test_stages_that_share_held_out_prompts(context_of):
         assert (found.severity, found.finding.count, found.finding.total) == (severity, 5, 40)
 
 
+def context_of_feedback(records: list, tokenizer_dir: str, tmp_path: Path) -> Context:
+    (tmp_path / "feedback.jsonl").write_bytes(_lines(records))
+    data = FeedbackData(tokenizer_dir, str(tmp_path / "feedback.jsonl"))
+    return Context("KTO", kind_of(data), read_splits(data, limit=0), data.tokenizer, Run(max_epochs=2))
+
+
+def test_contradicting_labels(tokenizer_dir, tmp_path):
+    records = [one | {"label": number % 2} for number, one in enumerate(clean("chats", 100, 0))]
+    records += [one | {"label": 1 - one["label"]} for one in records[:3]]
+    context = context_of_feedback(records, tokenizer_dir, tmp_path)
+    found = {one.check: one.finding.count for one in Doctor().examine(context) if one.severity == "warning"}
+    assert found == {"ContradictingLabels": 6, "ExactDuplicates": 3}
+
+
+def test_pairs_as_feedback(tokenizer_dir, tmp_path):
+    """Both fields of the responses are read; two responses of one record that resemble each other are no duplicates."""
+    pairs = clean("pairs", 50, 0)
+    records = [one | {"rejected": one["chosen"] + " No.", "score": 1} for one in pairs]
+    found = {one.check: one for one in Doctor().examine(context_of_feedback(records, tokenizer_dir, tmp_path))}
+    assert "NearDuplicates" not in found
+    assert (found["UnreadColumns"].finding.count, found["UnreadColumns"].finding.total) == (100, 100)
+    assert names(found["UnreadColumns"].finding.message, "score")
+    assert not names(found["UnreadColumns"].finding.message, "chosen")
+
+
+def test_columns_that_a_reward_reads(tokenizer_dir, tmp_path):
+    """A record without one is dropped, as in training; the others' are not unread."""
+
+    class Graded:
+        def reward_columns(self, split: str) -> tuple[str, ...]:
+            return ("answer",) if split == "train" else ()
+
+    records = [one | {"answer": "4", "level": 1} for one in clean("prompts", 40, 0)]
+    records[7]["answer"] = None
+    (tmp_path / "prompts.jsonl").write_bytes(_lines(records))
+    data = PromptData(tokenizer_dir, str(tmp_path / "prompts.jsonl"))
+    data.ask_for_columns(Graded())
+    train = read_splits(data, limit=0)["train"]
+    assert [(one.location, names(one.reason, "answer")) for one in train.dropped] == [("line 8", True)]
+    assert {sample.unread for sample in train.samples} == {("level",)}
+
+
+@pytest.mark.parametrize("limit", [0, 20])
+def test_an_epoch_of_a_mixture(limit: int, tokenizer_dir, tmp_path):
+    """Of 60 and 40 chats a tenth each is held out. The other 54 of the first are a quarter of 216 rows: 27 steps."""
+    for name, count in (("a", 60), ("b", 40)):
+        (tmp_path / f"{name}.jsonl").write_bytes(_lines(clean("chats", count, count)))
+    sources = [WeightedSource(str(tmp_path / f"{name}.jsonl"), weight) for name, weight in (("a", 1.0), ("b", 3.0))]
+    data = ChatData(tokenizer_dir, sources, val_fraction=0.1)
+    splits = read_splits(data, limit=limit)
+    context = Context("SFT", "chats", splits, data.tokenizer)
+    assert context.steps == 27
+    held_out = Counter(Path(sample.source).stem for sample in splits["validation"].samples)
+    assert held_out == ({"a": 1, "b": 1} if limit else {"a": 6, "b": 4})
+
+
 def test_unbalanced_labels(tokenizer_dir, tmp_path):
     """2 of 100 responses are labelled undesirable."""
     records = [one | {"label": number > 1} for number, one in enumerate(clean("chats", 100, 0))]
-    (tmp_path / "feedback.jsonl").write_bytes(_lines(records))
-    data = FeedbackData(tokenizer_dir, str(tmp_path / "feedback.jsonl"))
-    context = Context("KTO", "feedback", read_splits(data, limit=0), data.tokenizer, Run(max_epochs=2))
-    assert kind_of(data) == context.kind
+    context = context_of_feedback(records, tokenizer_dir, tmp_path)
     (found,) = [one for one in Doctor().examine(context) if one.severity == "warning"]
     assert (found.check, found.finding.count) == ("LabelBalance", 98)
 

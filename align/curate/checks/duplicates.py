@@ -60,7 +60,10 @@ class NearDuplicates(Check):
             groups = near_duplicates(split.sketch, threshold=self.similarity)
             first = {unit.key: number for number, unit in reversed([*enumerate(units)])}
             distinct = np.array([first[unit.key] == number for number, unit in enumerate(units)], dtype=bool)
-            near = np.flatnonzero(distinct & (groups != np.arange(len(units))))
+            # The two responses of a pair, read as feedback, may well be alike.
+            records = np.array([unit.sample.where for unit in units])
+            own = (records == records[groups]) & (not split.in_paragraphs)
+            near = np.flatnonzero(distinct & (groups != np.arange(len(units))) & ~own)
             if len(near):
                 yield Finding(
                     f"{percent(len(near), int(distinct.sum()))} distinct {_noun(split)} nearly repeat another",

@@ -182,3 +182,27 @@ class LabelBalance(Check):
                     total=len(split.samples),
                     split=split.name,
                 )
+
+
+@dataclass(frozen=True)
+class ContradictingLabels(Check):
+    """Feedback that labels one response to one prompt both desirable and not."""
+
+    def find(self, context: Context) -> Iterable[Finding]:
+        """Within each split."""
+        if context.kind != "feedback":
+            return
+        for split in context.splits.values():
+            labels: dict[str, set[bool | None]] = {}
+            for sample in split.samples:
+                labels.setdefault(sample.text, set()).add(sample.label)
+            hits = [sample for sample in split.samples if len(labels[sample.text]) > 1]
+            if hits:
+                yield Finding(
+                    f"{percent(len(hits), len(split.samples))} responses are labelled both desirable and not",
+                    "keep the majority's label, or neither",
+                    count=len(hits),
+                    total=len(split.samples),
+                    split=split.name,
+                    examples=examples(hits),
+                )

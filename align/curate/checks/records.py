@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,36 +216,21 @@ def _around(pattern: re.Pattern[str], text: str) -> str:
 
 @dataclass(frozen=True)
 class UnreadColumns(Check):
-    """Fields of the records that neither the record format nor the chat template reads."""
+    """Fields of the records that neither the record format nor a reward reads."""
 
     severity = "note"
 
     def find(self, context: Context) -> Iterable[Finding]:
-        """The fields of the training split whose text is in no prompt and no response."""
+        """Those of the training split."""
         split = context.train
-        if not split.samples:
-            return
-        unread = Counter(field for sample in split.samples[:200] for field in _unread(sample))
+        unread = Counter(field for sample in split.samples for field in sample.unread)
         if unread:
-            names = ", ".join(sorted(unread))
             yield Finding(
-                f"fields that are not rendered: {names}",
+                f"fields that nothing reads: {', '.join(sorted(unread))}",
                 count=max(unread.values()),
-                total=min(200, len(split.samples)),
+                total=len(split.samples),
                 split=split.name,
             )
-
-
-def _unread(sample: Sample) -> Iterator[str]:
-    for field, value in sample.fields.items():
-        if isinstance(value, str):
-            read = value.strip() in sample.text or sample.text in value  # a held-out part of a document
-        elif isinstance(value, list):
-            read = all(isinstance(item, Mapping) and {"role", "from"} & set(item) for item in value)
-        else:
-            read = value is None
-        if not read and "Human:" not in str(value):
-            yield field
 
 
 @dataclass(frozen=True)
