@@ -67,7 +67,11 @@ def accumulating(trainer: pl.Trainer) -> bool:
 def validation_follows(trainer: pl.Trainer) -> bool:
     """Whether Lightning validates after the current batch; asked by callbacks that run just before it decides."""
     loop = trainer.fit_loop
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)  # type: ignore[arg-type]
+    if not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
+        return False
+    validation = loop.epoch_loop.val_loop
+    validation.setup_data()  # as it does before it runs
+    return not validation.skip  # without validation data
 
 
 def force_validation(trainer: pl.Trainer) -> Callable[[], None]:

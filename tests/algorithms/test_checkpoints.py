@@ -28,6 +28,11 @@ class Resumable(Batches):
         return ResumableLoader(Rows(), BatchOrder(rows=8, batch_size=1, seed=0))
 
 
+class Unvalidated(Resumable):
+    def val_dataloader(self):
+        return []
+
+
 class Seen(pl.Callback):
     """Steps of the validations, kept through a resume as ModelDirectory keeps its best."""
 
@@ -53,7 +58,7 @@ def rows(run: Path) -> list[dict[str, str]]:
 def train(run: Path, ckpt_path: str | None = None, seen: Seen | None = None, **settings):
     pl.seed_everything(0, verbose=False)
     stage = pretrain()
-    checkpoint = settings.pop("checkpoint", {})
+    checkpoint, data = settings.pop("checkpoint", {}), settings.pop("data", Resumable)
     trainer = pl.Trainer(
         **{
             "accelerator": "cpu",
@@ -71,7 +76,7 @@ def train(run: Path, ckpt_path: str | None = None, seen: Seen | None = None, **s
         }
         | settings
     )
-    trainer.fit(stage, Resumable(), ckpt_path=ckpt_path)
+    trainer.fit(stage, data(), ckpt_path=ckpt_path)
     return stage.network.output_weight.detach().clone()
 
 
@@ -118,6 +123,12 @@ class Asked(Seen):
     def on_validation_batch_start(self, trainer, stage, batch, batch_idx, dataloader_idx=0):
         if len(self.steps) == self.validation and batch_idx == 1:
             preemption._Request.signal = 15
+
+
+def test_without_validation_data_the_last_step_is_saved_all_the_same(tmp_path: Path):
+    """A validation would follow, and save, if there were data for it."""
+    train(tmp_path, data=Unvalidated, max_steps=3, val_check_interval=1)
+    assert global_step(tmp_path / "checkpoints/last.ckpt") == 3
 
 
 @pytest.fixture
