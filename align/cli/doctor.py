@@ -171,6 +171,10 @@ def _checked(
     return report_of(context, diagnoses, name=name or context.stage, seconds=seconds), context
 
 
+NOT_LOOKED = Verdict({"doctor": {"looked": False}})
+"""Of a stage that was not checked: with ``--doctor off``, or because its recipe can't be built"""
+
+
 def verdict(stage: Stage, *, stops: bool) -> Verdict:
     """What the doctor says of a stage that ``align run`` is about to train; prints errors and warnings on stderr.
 
@@ -185,12 +189,13 @@ def verdict(stage: Stage, *, stops: bool) -> Verdict:
     try:
         report, context = _checked(list(stage.arguments), name=stage.name)
     except UsageError:
-        return Verdict({})
+        return NOT_LOOKED
     if context is None:
-        return Verdict({})
+        return NOT_LOOKED
     counts = report.counts()
     serious = [one for one in report.diagnoses if one.severity != "note"]
     record = {
+        "looked": True,
         "errors": counts["error"],
         "warnings": counts["warning"],
         "findings": [f"{one.check}: {one.finding.message}" for one in serious],

@@ -497,6 +497,8 @@ def _hush() -> None:
     """Silence Lightning's advertising, and deprecation warnings that only Lightning's code can fix."""
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Validation data is optional.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # Baseline logs the first step of every run.
     warnings.filterwarnings("ignore", message=".*is smaller than the logging interval")
     # Only their callers can follow them.

@@ -88,7 +88,7 @@ def main(args: list[str]) -> int:
     stages = choose_stages(pipeline, only=options.only, start=options.start, end=options.end)
     check_inputs(stages, pipeline)
     report: Callable[[Outcome], None] = _report_json if options.json else _report_text
-    examine = partial(_examine, stops=options.doctor == "stop") if options.doctor != "off" else None
+    examine = partial(_examine, mode=options.doctor)
     preemption_requested(forget=True)
     with run_lock(pipeline.run):
         for stage in stages:
@@ -105,11 +105,11 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _examine(stage: Stage, *, stops: bool) -> Verdict:
+def _examine(stage: Stage, *, mode: str) -> Verdict:
     """What the doctor says of a stage; imported here, as stages that don't train don't need it."""
-    from align.cli.doctor import verdict
+    from align.cli.doctor import NOT_LOOKED, verdict
 
-    return verdict(stage, stops=stops)
+    return NOT_LOOKED if mode == "off" else verdict(stage, stops=mode == "stop")
 
 
 def _found(path: str) -> Path:

@@ -183,12 +183,12 @@ def test_errors_stop_a_run_and_a_flag_overrides(folder: Path, capsys: pytest.Cap
 
     assert run(folder, "--doctor", "warn") == 0
     for found in (record(folder)["doctor"], read_manifest(folder / "runs/sft/model")["doctor"]):
-        assert (found["errors"], found["ignored"]) == (1, True)
+        assert (found["looked"], found["errors"], found["ignored"]) == (True, 1, True)
         assert "Always: nothing is ever right" in found["findings"]
     assert run(folder, "--json") == 0, "it is up to date: the manifest is no part of the output's content"
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["status"] == "up-to-date"
 
     shutil.rmtree(folder / "runs")
     assert run(folder, "--doctor", "off") == 0
-    assert "doctor" not in read_manifest(folder / "runs/sft/model")
+    assert read_manifest(folder / "runs/sft/model")["doctor"] == record(folder)["doctor"] == {"looked": False}
     assert "Always" not in capsys.readouterr().err
