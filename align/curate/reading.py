@@ -25,7 +25,7 @@ from align.data.formats.record_format import FileFormat
 from align.data.mixing import MixedOrder, WeightedSource
 from align.data.pair_data import PromptData
 from align.data.readers import BadRecords, ReadFields, Record, Source, find_sources
-from align.data.response_data import ResponseData
+from align.data.response_data import ResponseData, between_prompts
 from align.data.rows import best_fit_rows
 from align.data.text_data import ChatData, RowData, TextData
 from align.data.tokenize import encode_chat, encode_responses, unlike_whole_chat
@@ -307,8 +307,10 @@ def _held_out(train: Split, parts: list[_Part], data: TokenData) -> dict[str, tu
     for samples, dropped, further in parts:
         first, second = samples[:], []
         if len(samples) > 1:
-            size = min(len(samples) - 1, max(1, round(len(samples) * data.val_fraction)))
-            first, second = samples[:-size], samples[-size:]
+            border = len(samples) - min(len(samples) - 1, max(1, round(len(samples) * data.val_fraction)))
+            if isinstance(data, ResponseData):
+                border = between_prompts([sample.prompt for sample in samples].__getitem__, border, len(samples))
+            first, second = samples[:border], samples[border:]
         elif samples and isinstance(data, TextData):
             first, second = ([half] for half in _halves(samples[0], data))
         elif samples:

@@ -1,13 +1,13 @@
 """What the data modules of pairs and of feedback share: records of a prompt and given responses."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from align.batches import FeedbackBatch, PairBatch
 from align.data.collate import BatchDataset, FeedbackDataset, PairDataset, PromptGroups
-from align.data.corpus import CorpusWriter, corpus_key
+from align.data.corpus import Corpus, CorpusWriter, corpus_key
 from align.data.data_module import TokenData, tokenization_bar
 from align.data.formats.fields import Chat
 from align.data.formats.record_format import RecordFormat
@@ -23,6 +23,21 @@ from align.data.tokenize import (
 )
 from align.tokenizer.chat_template import Tool, check_template
 from align.tokenizer.prompts import as_prompt
+
+
+def between_prompts(prompt_of: Callable[[int], Any], border: int, count: int) -> int:
+    """The border nearest after ``border`` that divides no adjacent records with one prompt, else the nearest before.
+
+    Args:
+        prompt_of: index of a record -> its prompt.
+        border: index of the first record after it, from 1 to ``count - 1``.
+        count: number of records.
+
+    Returns:
+        int: from 1 to ``count - 1``; ``border`` if all records have one prompt.
+    """
+    others = (*range(border, count), *range(border - 1, 0, -1))
+    return next((index for index in others if prompt_of(index - 1) != prompt_of(index)), border)
 
 
 class EncodedRecord(NamedTuple):
@@ -103,6 +118,16 @@ class ResponseData(TokenData):
         return corpus_key(
             data=self._corpus(split).identity, context=self.context, first=records.start, records=len(records)
         )
+
+    def _records_of(self, corpus: Corpus, split: str) -> range:
+        # The responses to a prompt are trained on or held out together.
+        records = super()._records_of(corpus, split)
+        if not self.val_fraction or split == "test":
+            return records
+        count = (len(corpus.offsets) - 1) // self._documents_per_record
+        border = records.stop if split == "train" else records.start
+        border = between_prompts(lambda index: corpus.prompt(index)[0], border, count)
+        return range(border) if split == "train" else range(border, count)
 
     def _settings(self) -> dict[str, Any]:
         settings = {"format": self.format and self.format.identity, "context": self.context}

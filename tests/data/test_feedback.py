@@ -180,3 +180,15 @@ def test_every_response_is_mismatched_once(prompts):
 
 def test_different_prompts_are_rotated_by_one_as_trl_rotates_a_batch():
     assert Numbered([0, 1, 2, 3]).counterparts.tolist() == [3, 0, 1, 2]
+
+
+def test_responses_to_a_prompt_are_held_out_together(build):
+    """Half of six responses would divide those to b; all of one prompt can't stay together."""
+    records = [{"prompt": prompt, "completion": "c", "label": True} for prompt in "abbbbd"]
+    data = build(FeedbackData, *records, val_fraction=0.5)
+    assert data.describe()["train"]["responses"] == 5
+    assert [data._corpus("train").prompt(index)[0] for index in data._records("validation")] == ["d"]
+    data = build(FeedbackData, *[records[1]] * 4, val_fraction=0.5)
+    assert (len(data._records("train")), len(data._records("validation"))) == (2, 2)
+    data = build(FeedbackData, records[0], *records[1:5], val_fraction=0.5)
+    assert (len(data._records("train")), len(data._records("validation"))) == (1, 4)
