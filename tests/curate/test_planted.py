@@ -484,6 +484,13 @@ def test_an_epoch_of_a_mixture(limit: int, tokenizer_dir, tmp_path):
     assert held_out == ({"a": 1, "b": 1} if limit else {"a": 6, "b": 4})
 
 
+def test_a_character_that_nobody_sees_is_shown_by_its_code(context_of):
+    records = clean("chats", 100, 0)
+    records[3]["completion"] += "\u2028and more"
+    (found,) = [one for one in Doctor().examine(context_of("chats", records)) if one.check == "ControlCharacters"]
+    assert "<U+2028>and more" in found.finding.examples[0].text
+
+
 def test_unbalanced_labels(tokenizer_dir, tmp_path):
     """2 of 100 responses are labelled undesirable."""
     records = [one | {"label": number > 1} for number, one in enumerate(clean("chats", 100, 0))]

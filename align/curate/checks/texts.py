@@ -31,7 +31,8 @@ def _found(
 
 def _cited(sample: Sample, start: int, end: int) -> Example:
     text = sample.text
-    return Example(sample.where, shown(text[max(0, start - _AROUND) : end + _AROUND]))
+    hit = "".join(one if one.isprintable() else f"<U+{ord(one):04X}>" for one in text[start:end])
+    return Example(sample.where, shown(text[max(0, start - _AROUND) : start] + hit + text[end : end + _AROUND]))
 
 
 @dataclass(frozen=True)
