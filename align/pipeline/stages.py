@@ -108,7 +108,10 @@ def read_pipeline(
         raise RecipeError(f"{file} does not exist{nearest(folder.name, sorted(found))}")
     content = read_recipe(file)
     if not isinstance(content.get("stages"), dict):
-        raise RecipeError(f"{file} must be a mapping with the key 'stages', itself a mapping of stages")
+        problem = f"{file} must be a mapping with the key 'stages', itself a mapping of stages"
+        if {"model", "data"} & {*content}:
+            problem = f"{file} is the recipe of one stage: give it to align fit or align doctor as --config {file}"
+        raise RecipeError(problem)
     _check_keys(content, _FOLDER_KEYS, str(file))
     run = Path(out) if out else Path("runs") / folder.resolve().name
     known = {"run": str(run), "seed": str(seed), "folder": str(folder)}

@@ -193,6 +193,14 @@ def test_a_misspelt_folder_names_the_nearest(folder: Path, capsys: pytest.Captur
     error_line(capsys, folder.parent / "smal", "small")
 
 
+def test_a_recipe_in_place_of_a_pipeline_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "sft.yaml"
+    file.write_text("model: {class_path: align.algorithms.SFT}\n")
+    for verb in ("run", "doctor"):
+        assert main([verb, str(file)]) == 2
+        error_line(capsys, f"--config {file}")
+
+
 def test_overlays_come_behind_the_recipe_of_training_stages_and_count_by_their_text(tmp_path: Path):
     """Behind the recipe and before the stage's own settings; a copy changes nothing, another text does."""
     stages = "a: {command: fit, recipe: a.yaml, arguments: {x: null}, writes: '${run}/a/model'}"
