@@ -13,7 +13,7 @@ _TAIL = 120
 
 @dataclass(frozen=True)
 class EmptyPrompts(Check):
-    """Chats without a word before the response; other kinds of records are refused then."""
+    """Chats with nothing before the response; other kinds of records are refused then."""
 
     def find(self, context: Context) -> Iterable[Finding]:
         """See ``Check``."""
