@@ -17,7 +17,7 @@ import numpy as np
 from align.io.atomic import creating_directory
 from align.tokenizer.prompts import Columns, Prompt
 
-VERSION = 4
+VERSION = 5
 """Increased whenever the same input gives other tokens, so that no old cache is read."""
 
 

@@ -9,6 +9,7 @@
    turn (chat_mask.py).
 """
 
+import json
 import re
 import unicodedata
 from bisect import bisect_left, bisect_right
@@ -239,6 +240,8 @@ def _render_foreign(
             {**message, "content": text_of(message["content"])} if "content" in message else message
             for message in messages
         ]
+    if template.escapes_arguments:
+        messages = [_with_parsed_arguments(message, number) for number, message in enumerate(messages, 1)]
     text = template.render(messages, tools=tools, add_generation_prompt=add_generation_prompt)  # 2
     special = _special_pattern(tuple(tokenizer.special_tokens))
     parts = Turns(
@@ -266,6 +269,28 @@ def _render_foreign(
     begins = [(turn.start, turn.as_prompted) for turn in turns] or [(start, True) for start, _ in spans]
     unlike = sum(not as_prompted or encoded.straddles(start) for start, as_prompted in begins)
     return RenderedChat(encoded.ids, mask.tolist(), tuple(dict.fromkeys([*unread, *dropped])), unlike)
+
+
+def _with_parsed_arguments(message: dict[str, Any], number: int) -> dict[str, Any]:
+    """The message with the arguments of its calls as objects, where they are JSON text as in OpenAI's API."""
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        if isinstance(words := function.get("arguments"), str):
+            try:
+                arguments = json.loads(words or "{}")
+            except (ValueError, RecursionError):
+                arguments = None
+            if not isinstance(arguments, dict):
+                raise ValueError(
+                    f"message {number}: tool_calls has the arguments {_shown(words)}, which are no JSON object"
+                )
+            function = {**function, "arguments": arguments}
+            call = {**call, "function": function} if "function" in call else function
+        calls.append(call)
+    return message | {"tool_calls": calls}
 
 
 def _is_trained(messages: set[int], weights: list[int]) -> bool:

@@ -154,8 +154,17 @@ class ChatTemplate:
     @cached_property
     def after_call(self) -> str:
         """The template's text after a response that calls a tool and ends the chat."""
-        call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "Zk4", "arguments": {"Zk5": "Zk6"}}}
-        return self._text([_USER, {"role": "assistant", "tool_calls": [call]}]).rpartition("Zk6")[2]
+        return self._with_call({"Zk5": "Zk6"}).rpartition("Zk6")[2]
+
+    @cached_property
+    def escapes_arguments(self) -> bool:
+        """Whether the template writes arguments as JSON even if they are JSON text, whose quotes it escapes."""
+        return '\\"Zk5\\"' in self._with_call('{"Zk5": "Zk6"}')
+
+    def _with_call(self, arguments: Any) -> str:
+        """The text of a chat that ends with a call."""
+        call = {"id": "a1b2c3d4e", "type": "function", "function": {"name": "Zk4", "arguments": arguments}}
+        return self._text([_USER, {"role": "assistant", "tool_calls": [call]}])
 
     @cached_property
     def takes_parts(self) -> bool:

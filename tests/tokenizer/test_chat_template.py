@@ -368,6 +368,25 @@ def test_tools(qwen_directory, tmp_path):
     assert rendered.dropped == ()
 
 
+@pytest.mark.parametrize("name", ["qwen2_5.jinja", "qwen3.jinja"])
+def test_arguments_as_the_text_of_an_object(qwen_directory, tmp_path, name):
+    """OpenAI's schema: Qwen2.5's template would write the text as a JSON string, Qwen3's writes it as it is."""
+    tokenizer = _with_template(qwen_directory, tmp_path, (TRL / name).read_text())
+
+    def chat(arguments: object) -> list[dict]:
+        call = CALL | {"function": {"name": "add", "arguments": arguments}}
+        return [TOOLS[0], {"role": "assistant", "content": None, "tool_calls": [call]}, *TOOLS[2:]]
+
+    rendered = tokenizer.render_chat(chat('{"a": 2, "b": "two"}'), tools=[SCHEMA])
+    assert rendered == tokenizer.render_chat(chat({"a": 2, "b": "two"}), tools=[SCHEMA])
+    assert any(rendered.mask)
+    peer = AutoTokenizer.from_pretrained(tmp_path)
+    assert rendered.ids == peer.apply_chat_template(TOOLS, tools=[SCHEMA], return_dict=True)["input_ids"]
+    if name == "qwen2_5.jinja":
+        with pytest.raises(ValueError, match=r"\b2\b.*tool_calls.*\{2"):
+            tokenizer.render_chat(chat("{2"), tools=[SCHEMA])
+
+
 def test_tools_that_a_template_does_not_know(tokenizer, qwen_directory):
     """ChatML without tools: an unread call is refused, an unread schema is said. Our own format refuses both roles."""
     chatml = Tokenizer.load(qwen_directory)
