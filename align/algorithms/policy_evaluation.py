@@ -4,7 +4,7 @@ Legend: B prompts, N tokens of the longest response, D width, V vocabulary.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from align.model.gpt import GPT
 from align.objectives import distribution_kl
 from align.rewards.functions import load_reward
 from align.rewards.reward import Reward
+from align.rewards.reward_model import models_in
 from align.tokenizer.prompts import Columns, Prompt
 from align.training.float64 import WideMetric, wide
 from align.training.sharding import gathered
@@ -93,7 +94,7 @@ class PolicyEvaluation(WideMetric):
         super().__init__()
         self.config = config
         self.wanted = _MOST if config.prompts is None else config.prompts
-        self._judge: Callable[..., Sequence[float]] | None = None if config.judge is None else load_reward(config.judge)
+        self._judge = None if config.judge is None else load_reward(config.judge)
         self._seen: set[tuple[int, ...]] = set()
         for name in ("kl", "reward"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -131,8 +132,8 @@ class PolicyEvaluation(WideMetric):
                 rows = new[start : start + _ROWS]
                 sampled = self._sample(policy, reference, [prompts[row] for row in rows], tokenizer)
                 if self._judge is not None:
-                    if (network := getattr(self._judge, "network", None)) is not None:
-                        network.to(policy.output_weight.device)
+                    for model in models_in(self._judge):
+                        model.network.to(policy.output_weight.device)
                     asked, records = [contents[row] for row in rows], [columns[row] for row in rows]
                     self.reward += float(sum(self._judge(asked, sampled.texts, records)))
 

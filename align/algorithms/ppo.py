@@ -33,6 +33,7 @@ from align.algorithms.rollout import (
     check_reward,
     chosen_of,
     earlier_occurrences,
+    model_in,
     prompts_of,
     sample_metrics,
     sample_rollout,
@@ -60,7 +61,7 @@ from align.objectives import (
 )
 from align.rewards.functions import columns_read, load_reward
 from align.rewards.reward import Reward
-from align.rewards.reward_model import RewardModel
+from align.rewards.weighted_sum import WeightedSum
 from align.training.defaults import REINFORCEMENT
 from align.training.float64 import wide
 from align.training.lightning_internals import skip_batches
@@ -192,8 +193,8 @@ class PPO(Stage):
         self.reference = make_reference(self.network, self.reference_source, adapted=adapted)
         self.reward = None if self.reward_name is None else load_reward(self.reward_name, onto=onto)
         self.gold = None if self.gold_name is None else load_reward(self.gold_name, onto=onto)
-        self.reward_network = self.reward.network if isinstance(self.reward, RewardModel) else None
-        self.gold_network = self.gold.network if isinstance(self.gold, RewardModel) else None
+        models = model_in(self.reward), model_in(self.gold)
+        self.reward_network, self.gold_network = (None if model is None else model.network for model in models)
         self.value: ValueModel | None = None
         if self.value_config is not None and self.value_config.shared_trunk:
             self.value = ValueHead(self.network.config.width)
@@ -207,10 +208,12 @@ class PPO(Stage):
     def sources(self) -> dict[str, object]:
         """See ``Stage.sources``."""
         value = None if self.value_config is None else self.value_config.init_from
+        summed = self.reward_name.parts if isinstance(self.reward_name, WeightedSum) else {}
         return {
             **super().sources(),
             "reference": self.reference_source,
             "reward": self.reward_name,
+            **{f"reward.parts.{name}": part.reward for name, part in summed.items()},
             "value.init_from": value,
         }
 

@@ -4,7 +4,7 @@ Legend: B responses, T tokens of the longest row (prompt and response), N tokens
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,8 @@ from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.objectives import Total
 from align.rewards.reward import Reward, checked_scores
-from align.rewards.reward_model import RewardModel
+from align.rewards.reward_model import RewardModel, models_in
+from align.rewards.weighted_sum import WeightedSum
 from align.tokenizer.prompts import Columns, Prompt
 from align.training.float64 import wide
 from align.training.sharding import gathered
@@ -91,11 +92,13 @@ class Scores(NamedTuple):
         rewards: ``[B]`` float32, from the reward, normalised if so set.
         scores: ``[B]`` float32, what is optimised apart from the KL: clipped, minus the penalty for a missing end.
         gold: ``[B]`` float32, from the gold reward, which is only logged; None without one.
+        parts: name -> ``[B]`` float32, of each part of a reward that is a ``WeightedSum``.
     """
 
     rewards: torch.Tensor
     scores: torch.Tensor
     gold: torch.Tensor | None
+    parts: Mapping[str, torch.Tensor]
 
 
 def chosen_tokens(mask: torch.Tensor, prompt_lengths: Sequence[int], lengths: Sequence[int]) -> torch.Tensor | None:
@@ -265,19 +268,28 @@ def score_rollout(
     Raises:
         ValueError: a reward failed; see ``rewards_of``.
     """
-    rewards = episode_rewards(responses) if reward is None else rewards_of(reward, responses)
+    parts = part_rewards(reward, responses) if isinstance(reward, WeightedSum) else {}
+    if isinstance(reward, WeightedSum):
+        rewards: torch.Tensor = reward.total(parts)
+    else:
+        rewards = episode_rewards(responses) if reward is None else rewards_of(reward, responses)
     if config.normalise == "running":
         statistics.update(rewards, total)
         rewards = statistics.normalise(rewards)
     gold_rewards = None if gold is None else rewards_of(gold, responses)
     scores = score(rewards, responses.finished, responses.mask.sum(1), config, longest=longest)
-    return Scores(rewards, scores, gold_rewards)
+    return Scores(rewards, scores, gold_rewards, parts)
 
 
 def episode_rewards(responses: Responses) -> torch.Tensor:
     """What the environment gave in each episode, ``[B]`` float32."""
     assert responses.rewards is not None, "no environment rewarded the responses"
     return responses.rewards.sum(1)
+
+
+def part_rewards(reward: WeightedSum, responses: Responses) -> dict[str, torch.Tensor]:
+    """Name -> ``[B]`` float32, the rewards of each part, without its weight; see ``rewards_of``."""
+    return {name: rewards_of(part, responses) for name, part in reward.rewards.items()}
 
 
 def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
@@ -294,6 +306,9 @@ def rewards_of(reward: Reward, responses: Responses) -> torch.Tensor:
         ValueError: the reward raised, or returned another number of scores, or one that is not finite.
     """
     device = responses.ids.device
+    if isinstance(reward, WeightedSum):
+        total: torch.Tensor = reward.total(part_rewards(reward, responses))
+        return total
     if not isinstance(reward, RewardModel):
         scores = reward(responses.prompts, responses.texts, responses.columns)
         return torch.tensor(scores, dtype=torch.float32, device=device)
@@ -330,14 +345,27 @@ def score(
     return scores - config.overlong_penalty * excess
 
 
+def model_in(reward: Reward | None) -> RewardModel | None:
+    """The reward model that a reward is, or that is a part of a weighted sum; None without one.
+
+    Raises:
+        ValueError: several parts are reward models.
+    """
+    found = () if reward is None else models_in(reward)
+    if len(found) > 1:
+        names = ", ".join(model.name for model in found)
+        raise ValueError(f"the parts of the reward have {len(found)} reward models, but training takes one: {names}")
+    return found[0] if found else None
+
+
 def check_reward(reward: Reward, tokenizer: Any) -> None:
     """Refuse a reward model whose token ids decode differently from the policy's.
 
     Raises:
         ValueError: the fingerprints of the tokenizers differ.
     """
-    if isinstance(reward, RewardModel):
-        reward.check_tokenizer(tokenizer)
+    if (model := model_in(reward)) is not None:
+        model.check_tokenizer(tokenizer)
 
 
 def sample_metrics(responses: Responses, scores: Scores, *, group_size: int, total: Total) -> dict[str, float]:
@@ -359,6 +387,7 @@ def sample_metrics(responses: Responses, scores: Scores, *, group_size: int, tot
         values["rollout/turns"] = turns(responses.mask)
     if scores.gold is not None:
         values["rollout/gold"] = scores.gold
+    values |= {f"reward/{name}": rewards for name, rewards in scores.parts.items()}
     if group_size > 1:
         groups = scores.scores.view(-1, group_size)
         values["rollout/group_std"] = groups.std(1)

@@ -1,5 +1,6 @@
 """Where a stage starts from: initial networks, adapters and references, and the record of the base in checkpoints."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from align.io.location import locate
 from align.io.manifest import is_adapter, scores_fingerprint
 from align.io.manifest import weights_fingerprint as fingerprint_of
 from align.model.gpt import GPT, ScalarGPT
+from align.rewards.functions import FILES
 
 Network = TypeVar("Network", GPT, ScalarGPT)
 
@@ -127,13 +129,15 @@ def content_of(source: object) -> str:
     """What a setting that names a model or a reward stands for, as a resumed run compares it.
 
     Args:
-        source: model or adapter directory, GGUF file, Hub id, module:function, or an object.
+        source: model or adapter directory, GGUF file, Hub id, module:function, YAML file of a reward, or an object.
 
     Returns:
-        str: hash of weights and normalisation; of anything else its name.
+        str: hash of weights and normalisation, or of the YAML file; of anything else its name.
     """
     if not isinstance(source, str):
         return f"{type(source).__module__}.{type(source).__qualname__}"
+    if (file := Path(source.rpartition("#")[0] or source)).name.endswith(FILES):
+        return hashlib.sha256(file.read_bytes()).hexdigest()
     if is_adapter(source):
         return f"{scores_fingerprint(source)}+{fingerprint_of(base_of(Path(source)))}"
     # A word without a slash that is no path is a reward's short name, or a module:function.

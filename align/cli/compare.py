@@ -49,10 +49,11 @@ class CompareSettings:
     """Largest number of prompts to read"""
     judge: tuple[str, ...] = setting((), metavar="[NAME=]JUDGE")
     """What scores the responses: sandbox, constraints, constraints_strict, exact_answer, module:function (prompts,
-    responses) -> scores, the class path of a Reward, the directory of a reward model, or http://HOST/v1#MODEL, an
-    OpenAI-compatible endpoint that compares pairs; several sources separated by commas are one per seed; the first
-    judge decides the headline; by default sandbox where data/sandbox.json exists beside the baseline's run, and
-    reward/model where that exists; with neither there is no judge, and no win-rates"""
+    responses) -> scores, the class path of a Reward, a YAML file that describes one, the directory of a reward model,
+    or http://HOST/v1#MODEL, an OpenAI-compatible endpoint that compares pairs; several sources separated by commas are
+    one per seed; a WeightedSum is followed by its parts; the first judge decides the headline; by default sandbox where
+    data/sandbox.json exists beside the baseline's run, and reward/model where that exists; with neither there is no
+    judge, and no win-rates"""
     best_of: tuple[str, ...] = setting((), metavar="NAME=MODEL:N:JUDGE")
     """Further models that are the best of N: of N responses of the model MODEL the one that the judge JUDGE, a name of
     --judge, scores highest, as in best4=sft:4:reward"""
@@ -217,7 +218,7 @@ def _judges(given: tuple[str, ...], beside: Path) -> list["Judge"]:
             if not equals or "/" in name:
                 name, source = text, text
             judges.append(Judge(name, tuple(source.split(","))))
-        return judges
+        return [*judges, *(part for judge in judges if not judge.compares for part in judge.parts())]
     found = []
     if (beside / "data" / "sandbox.json").is_file():
         found.append(Judge("gold", ("sandbox",)))

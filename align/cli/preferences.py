@@ -19,6 +19,7 @@ from align.io.log import Log
 from align.io.progress import progress_bar
 from align.rewards.functions import code_fingerprint, columns_read
 from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
+from align.rewards.weighted_sum import scores_of
 from align.tokenizer.prompts import Columns, Prompt, as_messages, encode_prompt
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class PreferencesSettings:
     """JSONL file of {'prompt': text or messages}"""
     judge: str
     """Reward that scores the responses: sandbox, constraints, constraints_strict, exact_answer, module:function
-    (prompts, responses) -> scores, the class path of a Reward, or the directory of a reward model"""
+    (prompts, responses) -> scores, the class path of a Reward, a YAML file that describes one, or the directory of a
+    reward model"""
     out: str
     """JSONL file to write; OUT.meta.json beside it records where the data comes from"""
     n: int = 4
@@ -193,9 +195,11 @@ def _scored(
     seeds = [response_seed(options.seed, first + number, sample) for number, sample in rows]
     sampled = sample_responses(network, tokenizer, [ids[number] for number, _ in rows], options.sampling, seeds=seeds)
     asked, records = [prompts[number] for number, _ in rows], [columns[number] for number, _ in rows]
-    scores = judge(asked, sampled.texts, records)
-    for (number, _), record, score in zip(rows, sampled.records(), scores, strict=True):
-        found[number].append(ScoredResponse(**record, score=score))
+    scores, parts = scores_of(judge, asked, sampled.texts, records)
+    for row, ((number, _), record, score) in enumerate(zip(rows, sampled.records(), scores, strict=True)):
+        found[number].append(
+            ScoredResponse(**record, score=score, parts={name: values[row] for name, values in parts.items()})
+        )
     return found
 
 

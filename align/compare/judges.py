@@ -13,9 +13,10 @@ import torch
 from align.compare.respond import Response
 from align.io.log import Log, key_of
 from align.io.manifest import scores_fingerprint
-from align.rewards.functions import SHORT_NAMES, code_fingerprint, load_reward
+from align.rewards.functions import SHORT_NAMES, code_fingerprint, load_reward, part_names
 from align.rewards.reward import Reward
 from align.rewards.reward_model import RewardModel
+from align.rewards.weighted_sum import WeightedSum
 from align.tokenizer.prompts import Columns, Prompt
 
 _SCORED = 256
@@ -38,6 +39,17 @@ class Judge(NamedTuple):
     def compares(self) -> bool:
         """Whether it compares two responses instead of scoring each."""
         return self.sources[0].startswith(("http://", "https://"))
+
+    def parts(self) -> list["Judge"]:
+        """A judge for each part, if the sources are a ``WeightedSum``; none otherwise.
+
+        Raises:
+            ValueError: there is no such reward.
+        """
+        return [
+            Judge(f"{self.name}/{name}", tuple(f"{source}#{name}" for source in self.sources))
+            for name in part_names(self.sources[0])
+        ]
 
 
 def score(
@@ -89,6 +101,10 @@ def _identity(reward: Reward, source: str, device: str) -> str | None:
     if reward in SHORT_NAMES.values():
         return None  # scoring again is quicker than reading a log
     if isinstance(reward, RewardModel):
-        return f"{scores_fingerprint(source)} {torch.device(device).type}"
+        return f"{scores_fingerprint(reward.name)} {torch.device(device).type}"
+    if isinstance(reward, WeightedSum):
+        parts = {name: _identity(part, name, device) for name, part in reward.rewards.items()}
+        described = [(name, part.weight, repr(part.reward), parts[name]) for name, part in reward.parts.items()]
+        return repr(described) if any(parts.values()) else None
     code = code_fingerprint(reward)
     return code and f"{source} {code}"

@@ -14,6 +14,7 @@ from align.generation.sampling_config import SamplingConfig
 from align.io.log import Log, key_of
 from align.io.progress import progress_bar
 from align.rewards.reward import Reward
+from align.rewards.weighted_sum import scores_of
 from align.tokenizer.prompts import Columns, Prompt, as_text, encode_prompt
 
 
@@ -52,7 +53,7 @@ class Scored(EvalTask):
         rows = sampled_texts(subject, prompts, n=self.n, sampling=self.sampling)
         asked = [prompt for prompt in prompts for _ in range(self.n)]
         columns = [record for record in self.columns[:limit] for _ in range(self.n)]
-        scores = self.reward(asked, [text for row in rows for text, _ in row], columns)
+        scores, parts = scores_of(self.reward, asked, [text for row in rows for text, _ in row], columns)
         table = np.array(scores).reshape(len(prompts), self.n)
         items = [
             {"doc_id": number, "prompt": as_text(prompt), "resps": [text for text, _ in row], "scores": found.tolist()}
@@ -63,6 +64,9 @@ class Scored(EvalTask):
             Measure.of_items("score,none", table.mean(1), higher_is_better=True),
             Measure.of_items("finished,none", ended.mean(1), higher_is_better=None),
         ]
+        for name, values in parts.items():
+            of_part = np.array(values).reshape(len(prompts), self.n).mean(1)
+            measures.append(Measure.of_items(f"score,{name}", of_part, higher_is_better=None))
         return Result(self.name, measures, items, {"n": self.n, **asdict(self.sampling)})
 
 

@@ -2,10 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from align.rewards.constraints import ConstraintReward
+from align.rewards.constraints import ConstraintReward, ConstraintsColumn
 from align.rewards.functions import SandboxGold, load_reward
-from align.rewards.reward import FunctionReward, Reward, RewardFunction
+from align.rewards.json_schema import JSONSchema, JSONSchemaColumn
+from align.rewards.length import Length
+from align.rewards.programs import UnitTests
+from align.rewards.reward import FunctionReward, Part, Reward, RewardFunction
 from align.rewards.verifiable import ExactAnswer, Matches, MatchesColumn
+from align.rewards.weighted_sum import WeightedSum
 from align.tokenizer.prompts import Columns, Prompt
 
 if TYPE_CHECKING:
@@ -14,15 +18,22 @@ if TYPE_CHECKING:
 __all__ = [
     "Columns",
     "ConstraintReward",
+    "ConstraintsColumn",
     "ExactAnswer",
     "FunctionReward",
+    "JSONSchema",
+    "JSONSchemaColumn",
+    "Length",
     "Matches",
     "MatchesColumn",
+    "Part",
     "Prompt",
     "Reward",
     "RewardFunction",
     "RewardModel",
     "SandboxGold",
+    "UnitTests",
+    "WeightedSum",
     "load_reward",
 ]
 

@@ -1,4 +1,4 @@
-"""Rewards by name: gold rewards, classes, Python functions, reward-model directories."""
+"""Rewards by name: gold rewards, classes, Python functions, YAML files, reward-model directories."""
 
 import hashlib
 import inspect
@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,10 @@ SHORT_NAMES: dict[str, Reward] = {
 """Rewards that need no class path"""
 
 
+FILES = (".yaml", ".yml")
+"""Endings of files that describe a reward"""
+
+
 def search_working_directory() -> None:
     """Make modules in the working directory importable: the installed command, unlike ``python -m``, ignores them."""
     if os.getcwd() not in sys.path and "" not in sys.path:
@@ -62,9 +67,10 @@ def load_reward(
     Args:
         reward: a short name (see ``SHORT_NAMES``); ``module:function`` of a function (prompts, responses) -> scores,
             whose further parameters name the columns that it reads; the class path of a ``Reward`` whose fields all
-            have defaults; a directory that the reward stage or transformers wrote (a sequence classifier with one
-            label), its Hub id, or the directory of a reward model's adapter; or a ``Reward``, which is returned as it
-            is.
+            have defaults; a YAML file with its ``class_path`` and ``init_args``; ``#part`` after one of these, for a
+            part of a ``WeightedSum``; a directory that the reward stage or transformers wrote (a sequence classifier
+            with one label), its Hub id, or the directory of a reward model's adapter; or a ``Reward``, whose parts are
+            loaded if it is a ``WeightedSum``.
         onto: weights in memory to which an adapter is applied if they are its base.
         device: where a reward model's network is moved; None leaves it where it was read.
 
@@ -72,10 +78,11 @@ def load_reward(
         Reward: of a directory a ``RewardModel``.
 
     Raises:
-        ValueError: there is no such module, function, class or directory, or the directory has no reward model.
+        ValueError: there is no such module, function, class, file or directory, or it has no reward.
     """
+    reward = _part(reward)
     if (code := _without_weights(reward)) is not None:
-        return code
+        return code.loaded(partial(load_reward, onto=onto, device=device))
     # Other rewards should not wait for torch.
     from align.rewards.reward_model import RewardModel
 
@@ -107,6 +114,9 @@ def code_fingerprint(reward: str | Path | Reward) -> str | None:
     found = _without_weights(reward)
     if found is None:
         return None
+    if found.summed:
+        parts = [(name, part.weight, code_fingerprint(part.reward)) for name, part in found.summed.items()]
+        return hashlib.sha256(repr(parts).encode()).hexdigest() if any(code for *_, code in parts) else None
     code: Any = found.function if isinstance(found, FunctionReward) else type(found)
     if getattr(code, "__module__", "").startswith("align."):
         return None
@@ -116,17 +126,42 @@ def code_fingerprint(reward: str | Path | Reward) -> str | None:
         return None
 
 
+def part_names(reward: str | Path | Reward) -> tuple[str, ...]:
+    """The parts of a ``WeightedSum``, as they stand after ``#``; of another reward none. No network is loaded.
+
+    Raises:
+        ValueError: there is no such reward.
+    """
+    found = _without_weights(reward)
+    return () if found is None else tuple(found.summed)
+
+
+def _part(reward: str | Path | Reward) -> str | Path | Reward:
+    """What ``REWARD#PART`` names; anything else as it is."""
+    if isinstance(reward, Reward) or "#" not in str(reward):
+        return reward
+    whole, _, name = str(reward).rpartition("#")
+    found = _without_weights(whole)
+    if found is None or name not in found.summed:
+        known = ", ".join(part_names(whole)) or "none"
+        raise ValueError(f"no reward {str(reward)!r}: {whole} has no part {name!r}; its parts: {known}")
+    return found.summed[name].reward
+
+
 def _without_weights(reward: str | Path | Reward) -> Reward | None:
     """The reward; None where the name is that of a reward model, which is not loaded.
 
     Raises:
         ValueError: the name can't be one of either.
     """
+    reward = _part(reward)
     if isinstance(reward, Reward):
         return reward
     name = str(reward)
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
+    if name.endswith(FILES):
+        return _described(name)
     if (found := _IMPORTABLE.fullmatch(name)) and not Path(name).exists():
         search_working_directory()
         return _imported(name, found["module"], found["name"] or found["kind"])
@@ -134,6 +169,24 @@ def _without_weights(reward: str | Path | Reward) -> Reward | None:
         known = ", ".join(map(repr, SHORT_NAMES))
         raise ValueError(f"no reward {name!r}: give {known}, module:function, a class path or a reward-model directory")
     return None
+
+
+def _described(file: str) -> Reward:
+    """The reward that a YAML file describes."""
+    import jsonargparse
+    import yaml
+
+    search_working_directory()
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Reward, "reward", required=True)
+        found = parser.instantiate_classes(parser.parse_object({"reward": content})).reward
+    except (OSError, ValueError, TypeError, yaml.YAMLError, jsonargparse.ArgumentError) as error:
+        reason = " ".join(str(error).split()).removeprefix('Parser key "reward": ')
+        raise ValueError(f"no reward in {file}, which needs class_path and init_args: {reason}") from error
+    assert isinstance(found, Reward)
+    return found
 
 
 def _imported(name: str, module: str, attribute: str) -> Reward:

@@ -1,10 +1,11 @@
 """Preference pairs, or the best response, from the scored responses to a prompt."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from random import Random
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
@@ -16,12 +17,14 @@ class ScoredResponse(NamedTuple):
         tokens: number of sampled tokens, the stop token included.
         finished: ended with a stop token, not truncated at the length limit.
         score: the judge's, in its own unit; higher is better.
+        parts: name -> score of each part of a judge that is a ``WeightedSum``, without its weight.
     """
 
     text: str
     tokens: int
     finished: bool
     score: float
+    parts: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Tally:
     """Records written"""
     score_sum: float = 0.0
     """Over all responses"""
+    part_sums: dict[str, float] = field(default_factory=dict)
+    """The same of each part of a weighted sum"""
     kept_score_sum: float = 0.0
     """Over chosen responses, or the best ones"""
     rejected_score_sum: float = 0.0
@@ -103,7 +108,7 @@ class Tally:
 
     def summary(self, *, best_of: bool) -> dict[str, Any]:
         """Counts, shares and means, ready for JSON."""
-        sums = {"score_sum", "kept_score_sum", "rejected_score_sum", "kept_tokens", "rejected_tokens"}
+        sums = {"score_sum", "part_sums", "kept_score_sum", "rejected_score_sum", "kept_tokens", "rejected_tokens"}
         pairs_only, best_only = (
             {"ties", "untied", "agreeing", "prompts_all_equal", "responses_identical"},
             {"prompts_too_low"},
@@ -114,6 +119,7 @@ class Tally:
         means = {
             "responses": _mean(self.score_sum, self.responses),
             kept: _mean(self.kept_score_sum, self.records),
+            **{f"responses/{name}": _mean(total, self.responses) for name, total in self.part_sums.items()},
         }
         tokens = {kept: _mean(self.kept_tokens, self.records)}
         if best_of:
@@ -197,6 +203,9 @@ def best_response(responses: Sequence[ScoredResponse], config: LabelConfig, tall
 def _usable(responses: Sequence[ScoredResponse], config: LabelConfig, tally: Tally) -> list[ScoredResponse]:
     tally.responses += len(responses)
     tally.score_sum += math.fsum(response.score for response in responses)
+    for name in responses[0].parts:
+        total = math.fsum(response.parts[name] for response in responses)
+        tally.part_sums[name] = tally.part_sums.get(name, 0.0) + total
     tally.responses_unfinished += sum(not response.finished for response in responses)
     # The data modules refuse an empty assistant turn.
     tally.responses_empty += sum(not response.text.strip() for response in responses)

@@ -1,15 +1,13 @@
 """The reward of programs that pass their unit tests."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from align.execution import Limits, run_program
+from align.rewards.fences import fenced
 from align.rewards.reward import Reward, shown
 from align.tokenizer.prompts import Prompt
-
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,6 @@ class UnitTests(Reward):
 
 
 def code_of(response: str) -> str:
-    """The program in a response: its last fenced block, or all of it."""
-    blocks = _FENCE.findall(response)
-    return blocks[-1] if blocks else response
+    """The program in a response: its last fenced block of Python, or all of it."""
+    found = fenced(response, "python", "py", "python3")
+    return response if found is None else found

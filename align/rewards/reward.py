@@ -1,9 +1,12 @@
 """The interface of a reward, and the checks on scores that a user's code returns."""
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
+from types import MappingProxyType
 from typing import Any
 
 from align.tokenizer.prompts import Columns, Prompt, as_prompt, as_text
@@ -40,6 +43,19 @@ class Reward(ABC):
         By default the names of these parameters; a class whose column names are settings says otherwise.
         """
         return required_parameters(self.score)
+
+    @property
+    def summed(self) -> "Mapping[str, Part]":
+        """Name -> what this reward is a weighted sum of; by default nothing."""
+        return MappingProxyType({})
+
+    def loaded(self, load: "Callable[[str | Reward], Reward]") -> "Reward":
+        """The reward with what it is made of loaded; by default itself.
+
+        Args:
+            load: finds a reward by name, and loads a reward model.
+        """
+        return self
 
     @abstractmethod
     def score(
@@ -129,6 +145,25 @@ class Reward(ABC):
         return ValueError(
             f"reward {self.name!r} raised {_described(error)} on {len(responses)} responses, on none alone"
         )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A reward with its weight.
+
+    Raises:
+        ValueError: the weight is 0, NaN or infinite.
+    """
+
+    reward: str | Reward
+    """Reward by name, class path or directory"""
+    weight: float = 1.0
+    """Multiplies its scores; below 0 for what responses should avoid"""
+
+    def __post_init__(self) -> None:
+        """Reject impossible weights."""
+        if not math.isfinite(self.weight) or self.weight == 0:
+            raise ValueError(f"weight is {self.weight}; it must be finite and not 0")
 
 
 class FunctionReward(Reward):

@@ -183,3 +183,11 @@ class RewardModel(Reward):
         for line, row in zip(ids, rows, strict=True):
             line[: len(row)] = torch.tensor(row)
         return self.score_ids(ids, lengths).tolist()
+
+
+def models_in(reward: Reward) -> tuple[RewardModel, ...]:
+    """The reward model that a loaded reward is, or those among the parts of a weighted sum."""
+    if isinstance(reward, RewardModel):
+        return (reward,)
+    parts = [part.reward for part in reward.summed.values()]
+    return tuple(model for part in parts if isinstance(part, Reward) for model in models_in(part))

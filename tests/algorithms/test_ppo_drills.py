@@ -17,6 +17,7 @@ from align.io.directory import save_network
 from align.model.gpt import ScalarGPT
 from align.objectives import GRPO, K1, K3, RLOO, DrGRPO
 from align.rewards.reward_model import RewardModel
+from align.rewards.weighted_sum import Part, WeightedSum
 from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 
@@ -133,6 +134,24 @@ def test_a_reward_model_of_another_tokenizer_is_refused(monkeypatch):
     monkeypatch.setattr("align.algorithms.ppo_networks.load_scalar", lambda name: ScalarGPT(CONFIG))
     with pytest.raises(ValueError, match="'rm'.*another.*tokens"):
         fit(ppo(reward="rm"))
+
+
+def test_the_parts_of_a_weighted_sum_are_logged():
+    """A reward model and a function; the sum is 2 x one - 0.5 x the other, and ``gold`` may be a sum as well."""
+    network, other = ScalarGPT(CONFIG), ScalarGPT(CONFIG)
+    models = [RewardModel("rm", of, Tokens(), mean=0.3, std=2.0) for of in (network, other)]
+    parts = {"model": Part(models[0], 2.0), "share": Part("ppo_parts:share", -0.5)}
+    logged = Logged()
+    stage = ppo(reward=WeightedSum(parts), gold=WeightedSum({"again": Part("ppo_parts:share")}))
+    fit(stage, max_epochs=1, callbacks=[logged])
+    (row,) = logged.rows
+    assert row["rollout/reward"] == pytest.approx(2 * row["reward/model"] - 0.5 * row["reward/share"], abs=1e-5)
+    assert row["rollout/gold"] == row["reward/share"]
+    assert stage.reward_network is network
+    assert "reward/again" not in row
+    assert stage.sources()["reward.parts.share"] == "ppo_parts:share"
+    with pytest.raises(ValueError, match="2 reward models.*rm, rm"):
+        fit(ppo(reward=WeightedSum({"a": Part(models[0]), "b": Part(models[1])})))
 
 
 def test_a_reward_model_scores_ids_and_the_value_model_starts_from_it(monkeypatch):

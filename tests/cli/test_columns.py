@@ -32,8 +32,8 @@ def folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sys.modules.pop("column_judge", None)
 
 
-def command(verb: str, run: Path, file: str) -> list[str]:
-    model, judge = str(run / "sft/model"), "column_judge:plus"
+def command(verb: str, run: Path, file: str, judge: str = "column_judge:plus") -> list[str]:
+    model = str(run / "sft/model")
     if verb == "generate":
         return [verb, model, "--prompts", file, "--judge", judge, "--n", "2", "--json", *SAMPLING]
     if verb == "preferences":
@@ -78,6 +78,40 @@ def test_logged_scores_belong_to_columns(folder: Path, run: Path):
         report = json.loads(Path("report/report.json").read_text())
         assert report["models"]["b"]["rewards"]["plus"]["mean"] == pytest.approx(1.2 + more)
     assert len(list(Path("report/cache").glob("scores-*"))) == 2
+
+
+def test_a_weighted_sum_in_a_file_is_followed_by_its_parts(folder: Path, run: Path):
+    """The judge above counts twice; no response of three tokens has 99 words, so the other part is 0."""
+    parts = "{plus: {reward: 'column_judge:plus', weight: 2}, long: {reward: {class_path: Length, init_args: "
+    parts += "{least: 99}}, weight: 3}}"
+    Path("mix.yaml").write_text(f"class_path: align.rewards.WeightedSum\ninit_args:\n  parts: {parts}\n")
+    assert main(command("preferences", run, "whole.jsonl", "mix.yaml")) == 0
+    meta = json.loads(Path("best.jsonl.meta.json").read_text())
+    assert meta["mean_score"] == pytest.approx(
+        {"responses": 2.4, "best": 2.4, "responses/plus": 1.2, "responses/long": 0}
+    )
+    assert len(meta["judge"]["code"]) == 64
+    assert main(command("compare", run, "whole.jsonl", "mix.yaml")) == 0
+    report = json.loads(Path("report/report.json").read_text())
+    means = {name: found["mean"] for name, found in report["models"]["b"]["rewards"].items()}
+    assert means == pytest.approx({"plus": 2.4, "plus/plus": 1.2, "plus/long": 0})
+    scored = ["eval", str(run / "sft/model"), "--prompts", "whole.jsonl", "--judge", "mix.yaml", "--out", "scored"]
+    assert main([*scored, "--max_new_tokens", "3"]) == 0
+    found = json.loads(Path("scored/sft/results.json").read_text())["results"]["WeightedSum"]
+    names = ("score,none", "score,plus", "score,long")
+    assert [found[name] for name in names] == pytest.approx([2.4, 1.2, 0])
+
+
+def test_a_recipe_rewards_with_a_weighted_sum():
+    """As YAML, with parts by name and with settings."""
+    spec = "{class_path: WeightedSum, init_args: {parts: {answer: {reward: exact_answer, weight: 2}, "
+    spec += "short: {reward: {class_path: Length, init_args: {most: 30, margin: 10}}}}}}"
+    words = [f"--config={RECIPES / 'grpo'}.yaml", f"--model.init_args.reward={spec}"]
+    found = make_cli(words, parse_only=True).config.model.init_args.reward
+    assert found.class_path == "align.rewards.WeightedSum"
+    answer, short = found.init_args.parts["answer"], found.init_args.parts["short"]
+    assert (answer.reward, answer.weight, short.weight) == ("exact_answer", 2.0, 1.0)
+    assert short.reward.init_args.most == 30
 
 
 def test_gold_and_judge_are_classes_with_settings():

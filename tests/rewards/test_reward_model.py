@@ -9,7 +9,9 @@ from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.rewards import reward_model as module
 from align.rewards.functions import load_reward
-from align.rewards.reward_model import RewardModel
+from align.rewards.length import Length
+from align.rewards.reward_model import RewardModel, models_in
+from align.rewards.weighted_sum import Part, WeightedSum
 from align.tokenizer import train_tokenizer
 
 CONFIG = GPTConfig(vocab_size=263, layers=2, heads=2, width=16, ff_width=16, context=40, init_std=0.3)
@@ -128,3 +130,17 @@ def test_a_network_that_diverged_is_named(network, tokenizer):
     network.score.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match=r"'mine'.*nan.*\b0\b.*\b1\b.*'ba'"):
         RewardModel("mine", network, tokenizer)(["ab?"], ["ba"])
+
+
+def test_a_reward_model_as_a_part_of_a_sum(tmp_path, network, tokenizer):
+    """Named without its weights, loaded once, and found where networks are moved."""
+    directory = str(written(network, tmp_path, tokenizer, reward_mean=3.0, reward_std=0.5))
+    summed = WeightedSum({"model": Part(directory, 2.0), "length": Part(Length(most=1))})
+    assert summed.columns == ()
+    reward = load_reward(summed)
+    (model,) = models_in(reward)
+    assert models_in(reward) == models_in(model) == (model,)
+    assert models_in(Length(most=1)) == ()
+    score = model(["ab?"], ["b a"])[0]
+    assert reward(["ab?"], ["b a"]) == [2 * score]
+    assert reward(["ab?"], ["b"])[0] == pytest.approx(2 * model(["ab?"], ["b"])[0] + 1)

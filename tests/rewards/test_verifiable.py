@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from align.rewards import ExactAnswer, Matches, MatchesColumn, load_reward
+from align.rewards import ConstraintsColumn, ExactAnswer, Matches, MatchesColumn, load_reward
 from align.rewards.verifiable import last_number
 
 GSM8K = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "gsm8k-test.jsonl"
@@ -81,3 +81,16 @@ def test_what_is_no_regular_expression():
     for pattern in ("(", 3):
         with pytest.raises(ValueError, match=r"'MatchesColumn' raised ValueError.*'pattern'"):
             MatchesColumn()(["p"], ["r"], [{"pattern": pattern}])
+
+
+def test_the_constraints_of_each_record():
+    """At most three words and no commas: both, one and none of them; a record of one kind is met or not."""
+    both = [{"kind": "words_at_most", "most": 3}, {"kind": "no_commas"}]
+    records = [{"constraints": both}] * 3 + [{"constraints": both[:1]}]
+    responses = ["One, two", "one two", "one, two, three, four", "one two three four"]
+    assert ConstraintsColumn()(["p"] * 4, responses, records) == [0.5, 1, 0, 0]
+    assert ConstraintsColumn(strict=True)(["p"] * 4, responses, records) == [0, 1, 0, 0]
+    assert ConstraintsColumn("asked").columns == ("asked",)
+    for asked in (None, [], {}, ["no_commas"], [{"kind": "no_such"}], [{"kind": "words_at_most", "count": 3}]):
+        with pytest.raises(ValueError, match="constraints"):
+            ConstraintsColumn()(["p"], ["r"], [{"constraints": asked}])
