@@ -47,7 +47,7 @@ class EvalSettings:
     """Reward that scores the responses to --prompts: constraints_strict, exact_answer, module:function, class path of a
     Reward, directory of a reward model (docs/extend/add_a_reward.md)"""
     programs: str | None = setting(None, metavar="FILE")
-    """Functions to write, in HumanEval's format: pass@k of programs that are run against their tests"""
+    """Programs to write, in the format of HumanEval or MBPP: pass@k of programs that are run against their tests"""
     allow_code_execution: bool = False
     """Run the programs of --programs on this machine, shut in as far as the system allows (docs/evaluate.md)"""
     pairs: str | None = setting(None, metavar="FILE")

@@ -5,7 +5,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from align.evaluate.programs import Problem
+    from align.evaluate.problems import Problem
     from align.evaluate.reward_pairs import RankedPair
 
 
@@ -27,28 +27,28 @@ def read_texts(files: Sequence[str]) -> list[str]:
     return list(encode_records(sources, bad, format=Text(), formats=(), encode=str))
 
 
-def read_problems(file: str) -> list["Problem"]:
-    """Functions to write, in HumanEval's format.
+def read_problems(files: str | Sequence[str]) -> list["Problem"]:
+    """Programs to write, in the format of HumanEval or MBPP.
 
     Args:
-        file: JSONL of ``{"task_id", "prompt", "entry_point", "test"}``, or its Hub id.
+        files: of records, or Hub ids; what ``data.init_args.train`` takes.
 
     Raises:
         ValueError: a record has another form; the message names file and line.
         FileNotFoundError: there is no such file.
     """
     from align.data.readers import BadRecords, find_sources
-    from align.evaluate.programs import Problem
+    from align.evaluate.problems import BadProblemError, problems_of
 
-    bad, problems = BadRecords("stop", hint=""), []
-    for source in find_sources(file):
-        for record in source.records(bad):
-            try:
-                problems.append(Problem.of(record.fields))
-            except ValueError as error:
-                bad.add(record.source, record.location, str(error))
+    bad = BadRecords("stop", hint="")
+    records = [record for source in find_sources(files) for record in source.records(bad)]
+    try:
+        problems = problems_of([record.fields for record in records])
+    except BadProblemError as error:
+        bad.add(records[error.number].source, records[error.number].location, str(error))
+        problems = []
     if not problems:
-        raise ValueError(f"{file} holds no problems")
+        raise ValueError(f"{files} holds no problems")
     return problems
 
 

@@ -16,6 +16,7 @@ from align.generation.likelihood import Continuation, likelihoods
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
+from align.generation.stop_texts import StopTexts
 from align.io.progress import progress_bar
 from align.model.gpt import GPT
 from align.tokenizer import Tokenizer
@@ -216,27 +217,3 @@ def _sampling(settings: dict[str, Any]) -> SamplingConfig:
         names = ", ".join(map(str, settings))
         raise ValueError(f"the task's generation_kwargs set {names}, which align's sampling does not have; remove them")
     return SamplingConfig(temperature=0.0 if greedy else temperature, max_new_tokens=longest, **filters)
-
-
-class StopTexts:
-    """Ends a response as soon as its text has one of the stop texts.
-
-    Args:
-        tokenizer: of the responses.
-        stops: texts, none empty.
-        rows: number of responses.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], *, rows: int) -> None:
-        """Start with empty responses."""
-        self._stops = stops
-        self._longest = max(map(len, stops), default=0)
-        self._decoders = [tokenizer.stream_decoder() for _ in range(rows)]
-        self._tails = [""] * rows
-
-    def __call__(self, row: int, token: int) -> bool:
-        """Whether the response ends with this token."""
-        new = self._decoders[row].push(token)
-        tail = self._tails[row] + new
-        self._tails[row] = tail[-self._longest :]
-        return bool(new) and any(stop in tail for stop in self._stops)

@@ -1,64 +1,32 @@
-"""Functional correctness: programs that the model writes, run against unit tests (HumanEval's format)."""
+"""Functional correctness: programs that the model writes, run against unit tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
 
 import numpy as np
 
+from align.evaluate.problems import Problem
 from align.evaluate.result import Measure, Result
 from align.evaluate.scored import sampled_texts
 from align.evaluate.task import EvalTask, Subject
 from align.execution import Limits, run_program
 from align.generation.sampling_config import SamplingConfig
 from align.io.progress import progress_bar
-from align.rewards.programs import code_of
-
-STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@")
-"""What ends a function that continues its head (Chen et al. 2021, section 2.1)"""
-
-
-class Problem(NamedTuple):
-    """A function to write.
-
-    Attributes:
-        task_id: its name.
-        prompt: imports, the head of the function and its docstring.
-        entry_point: name of the function.
-        test: source of ``check(candidate)``.
-    """
-
-    task_id: str
-    prompt: str
-    entry_point: str
-    test: str
-
-    @classmethod
-    def of(cls, record: Mapping[str, object]) -> "Problem":
-        """A record of HumanEval.
-
-        Raises:
-            ValueError: a field is missing or not a text.
-        """
-        for field in cls._fields:
-            if not isinstance(record.get(field), str):
-                raise ValueError(f"field {field!r} must be a text, found {record.get(field)!r}")
-        return cls(*(str(record[field]) for field in cls._fields))
 
 
 @dataclass(frozen=True)
 class Programs(EvalTask):
     """pass@k: the probability that at least one of k programs passes its tests (Chen et al. 2021, equation 1).
 
-    A model that continues text gets the head of the function, one that answers chats a request to complete it.
+    A model that continues text gets the beginning of the program, one that answers chats a request to write it.
 
     Raises:
         ValueError: a setting is invalid.
     """
 
     problems: Sequence[Problem]
-    """Functions to write"""
+    """Programs to write"""
     n: int = 1
     """Programs for each"""
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_new_tokens=512)  # noqa: RUF009 (frozen)
@@ -79,12 +47,11 @@ class Programs(EvalTask):
         """See ``EvalTask``."""
         problems = list(self.problems[:limit])
         chat = subject.is_chat
-        prompts = [_request(problem) if chat else problem.prompt for problem in problems]
-        rows = sampled_texts(subject, prompts, n=self.n, sampling=self.sampling, raw=not chat)
+        prompts = [problem.request if chat else problem.prompt for problem in problems]
+        stops = () if chat else tuple(dict.fromkeys(stop for problem in problems for stop in problem.stops))
+        rows = sampled_texts(subject, prompts, n=self.n, sampling=self.sampling, raw=not chat, stops=stops)
         programs = [
-            _program(problem, code_of(text) if chat else _continued(problem, text))
-            for problem, row in zip(problems, rows, strict=True)
-            for text, _ in row
+            problem.program(text, chat=chat) for problem, row in zip(problems, rows, strict=True) for text, _ in row
         ]
         with progress_bar("programs", len(programs)) as advance, ThreadPoolExecutor(self.workers) as pool:
             outcomes = []
@@ -124,20 +91,3 @@ def pass_at_k(passed: np.ndarray, k: int) -> np.ndarray:
     n, correct = passed.shape[1], passed.sum(1)
     failures = np.arange(n - k + 1, n + 1)
     return np.array([1.0 - np.prod(np.clip(1.0 - c / failures, 0.0, 1.0)) if n - c >= k else 1.0 for c in correct])
-
-
-def _request(problem: Problem) -> str:
-    return f"Complete this Python function. Respond with the whole function.\n\n```python\n{problem.prompt}```"
-
-
-def _continued(problem: Problem, text: str) -> str:
-    """The head of the function with its continuation, up to where something else begins."""
-    for stop in STOPS:
-        text = text.partition(stop)[0]
-    return problem.prompt + text
-
-
-def _program(problem: Problem, code: str) -> str:
-    # The prompt's imports, which a response may have left out.
-    imports = "".join(line + "\n" for line in problem.prompt.splitlines() if line.startswith(("import ", "from ")))
-    return f"{imports}{code}\n{problem.test}\ncheck({problem.entry_point})\n"

@@ -11,6 +11,7 @@ from align.evaluate.task import EvalTask, Subject
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
+from align.generation.stop_texts import StopTexts
 from align.io.log import Log, key_of
 from align.io.progress import progress_bar
 from align.rewards.reward import Reward
@@ -71,7 +72,13 @@ class Scored(EvalTask):
 
 
 def sampled_texts(
-    subject: Subject, prompts: Sequence[Prompt], *, n: int, sampling: SamplingConfig, raw: bool = False
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    sampling: SamplingConfig,
+    raw: bool = False,
+    stops: Sequence[str] = (),
 ) -> list[list[tuple[str, bool]]]:
     """Responses to prompts, logged: ``n`` rows of text and whether it ended with a stop token for each prompt.
 
@@ -81,12 +88,14 @@ def sampled_texts(
         n: responses to each.
         sampling: how they are sampled.
         raw: continue texts instead of answering with the chat template.
+        stops: texts that end a response, besides stop tokens; they are part of it.
 
     Raises:
         ValueError: a prompt leaves no room for a response.
     """
     chat = subject.is_chat and not raw
     facts = [subject.fingerprint, subject.tokenizer.fingerprint, chat, list(prompts), n, asdict(sampling), subject.seed]
+    facts.append(list(stops))
     log = Log(subject.folder / f"responses-{key_of(*facts, torch.device(subject.device).type)}.jsonl")
     group = max(1, subject.batch_size // n)
     with progress_bar("responses", len(prompts)) as advance:
@@ -96,7 +105,8 @@ def sampled_texts(
             ids = [encode_prompt(subject.tokenizer, prompt, chat=chat) for prompt in batch]
             seeds = [response_seed(subject.seed, start + row, k) for row in range(len(batch)) for k in range(n)]
             rows = [one for one in ids for _ in range(n)]
-            sampled = sample_responses(subject.network, subject.tokenizer, rows, sampling, seeds=seeds)
+            ends = StopTexts(subject.tokenizer, stops, rows=len(rows)) if stops else None
+            sampled = sample_responses(subject.network, subject.tokenizer, rows, sampling, seeds=seeds, on_token=ends)
             found = list(zip(sampled.texts, sampled.finished, strict=True))
             log.append([found[row * n : (row + 1) * n] for row in range(len(batch))])
             advance(len(batch))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from align.cli import main
-from align.evaluate.programs import Problem, Programs, pass_at_k
+from align.evaluate.problems import HumanEval
+from align.evaluate.programs import Programs, pass_at_k
 from align.evaluate.reward_pairs import RankedPair, RewardPairs
 from align.evaluate.scored import Scored
 from align.evaluate.task import Subject
@@ -66,6 +67,16 @@ def test_pass_at_k_counts_the_choices_of_k_programs(n: int, correct: int, k: int
     assert pass_at_k(np.array([passed]), k)[0] == pytest.approx(share)
 
 
+def test_pass_at_k_by_hand() -> None:
+    """n = 10: 1 - C(8, 5)/C(10, 5) = 1 - 56/252 = 7/9; 3 failures can't fill 4 places; C(9, 5)/C(10, 5) = 1/2."""
+    passed = np.arange(10)[None] < np.array([[0], [1], [2], [7], [10]])
+    assert pass_at_k(passed, 1) == pytest.approx([0, 0.1, 0.2, 0.7, 1])
+    assert pass_at_k(passed, 5) == pytest.approx([0, 1 / 2, 7 / 9, 1, 1])
+    assert pass_at_k(passed, 10).tolist() == [0, 1, 1, 1, 1]
+    hundreds = np.arange(200)[None] < 3
+    assert pass_at_k(hundreds, 100) == pytest.approx([1 - (100 * 99 * 98) / (200 * 199 * 198)])
+
+
 def test_programs_are_run_with_their_tests(model: Path, tmp_path: Path, monkeypatch) -> None:
     """What the model continues is cut where something else begins, and run with the tests."""
     ran: list[str] = []
@@ -80,8 +91,8 @@ def test_programs_are_run_with_their_tests(model: Path, tmp_path: Path, monkeypa
         lambda *_, **__: [[("    return 1\ndef other(): pass", True)], [("    return 2\n", True)]],
     )
     problems = [
-        Problem("a", "import math\ndef f():\n", "f", "def check(g): assert g() == 1"),
-        Problem("b", "def g():\n", "g", ""),
+        HumanEval("a", "import math\ndef f():\n", "f", "def check(g): assert g() == 1"),
+        HumanEval("b", "def g():\n", "g", ""),
     ]
     monkeypatch.setattr(Subject, "is_chat", False)
     found = Programs(problems, workers=1).run(subject(model, tmp_path), limit=None)
@@ -193,7 +204,7 @@ def test_settings_that_do_not_fit_are_usage_errors(model: Path, args: list[str],
 
 def test_the_service_samples(model: Path) -> None:
     """A response ends where its stop text does, as if a stop token had been sampled."""
-    from align.evaluate.harness_model import StopTexts
+    from align.generation.stop_texts import StopTexts
     from align.io.directory import load_network
 
     network, tokenizer = load_network(model).eval(), Tokenizer.load(model)
