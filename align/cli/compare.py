@@ -62,7 +62,7 @@ class CompareSettings:
     texts: tuple[str, ...] = setting((), metavar="FILE")
     """Ordinary documents, JSONL of {'text': ...} or .txt, whose bits per byte show what alignment cost"""
     eval: tuple[str, ...] = setting((), metavar="TASK")
-    """Tasks of lm-evaluation-harness, as in `align eval`, whose change from the baseline shows what alignment cost"""
+    """Tasks, as in `align eval --tasks`, whose change from the baseline shows what alignment cost"""
     eval_limit: int | None = None
     """Items of each of these tasks, from the first; null: all"""
     harness: HarnessFlags = HarnessFlags()
@@ -89,6 +89,7 @@ class CompareSettings:
     def __post_init__(self) -> None:
         """Reject invalid settings; those of sampling are ResponseConfig's to check."""
         require_at_least(self, limit=1, frontier_n=0, eval_limit=1)
+        self.harness.check("--eval", self.eval)
 
 
 def main(args: list[str]) -> int:

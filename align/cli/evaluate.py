@@ -14,6 +14,7 @@ from align.cli.model_path import named_models
 from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.cli.text_files import read_problems, read_ranked_pairs, read_texts
+from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class EvalSettings:
     default name is the folder's"""
     tasks: tuple[str, ...] = ()
     """Names of lm-evaluation-harness's tasks and groups (mmlu, hellaswag, winogrande, gsm8k, ifeval ...), arc or
-    truthfulqa for both tasks of that name"""
+    truthfulqa for both tasks of that name, humaneval or mbpp"""
     texts: tuple[str, ...] = setting((), metavar="FILE")
     """Documents, JSONL of {'text': ...} or .txt: bits per byte and perplexity"""
     stride: int | None = None
@@ -48,12 +49,10 @@ class EvalSettings:
     Reward, directory of a reward model (docs/extend/add_a_reward.md)"""
     programs: str | None = setting(None, metavar="FILE")
     """Programs to write, in the format of HumanEval or MBPP: pass@k of programs that are run against their tests"""
-    allow_code_execution: bool = False
-    """Run the programs of --programs on this machine, shut in as far as the system allows (docs/evaluate.md)"""
     pairs: str | None = setting(None, metavar="FILE")
     """Pairs {'prompt', 'chosen', 'rejected'}, a category in 'subset' as in RewardBench: accuracy of a reward model"""
     n: int = 1
-    """Responses to each prompt of --prompts and --programs"""
+    """Responses to each prompt of --prompts, and programs for each problem"""
     temperature: float = 0.0
     """Of those responses; 0: greedy"""
     max_new_tokens: int = 512
@@ -74,6 +73,11 @@ class EvalSettings:
     json: bool = False
     """Print the content of results.json on stdout"""
 
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How responses and programs are sampled."""
+        return SamplingConfig(temperature=self.temperature, max_new_tokens=self.max_new_tokens)
+
     def __post_init__(self) -> None:
         """Reject invalid settings."""
         require_at_least(self, limit=1, batch_size=1, stride=1, n=1)
@@ -81,8 +85,9 @@ class EvalSettings:
             raise ValueError("nothing to evaluate; give --tasks, --texts, --prompts, --programs or --pairs")
         if (self.prompts is None) != (self.judge is None):
             raise ValueError("--prompts and --judge belong together; give both")
-        if self.programs is not None and not self.allow_code_execution:
+        if self.programs is not None and not self.harness.allow_code_execution:
             raise ValueError("--programs runs programs that a model wrote; add --allow_code_execution to allow it")
+        self.harness.check("--tasks", self.tasks)
         if self.n > 1 and not self.temperature:
             raise ValueError(f"n is {self.n} and temperature 0, which gives equal responses; set a temperature")
 
@@ -133,10 +138,8 @@ def _own_tasks(options: EvalSettings) -> list["EvalTask"]:
     from align.evaluate.programs import Programs
     from align.evaluate.reward_pairs import RewardPairs
     from align.evaluate.scored import Scored
-    from align.generation.sampling_config import SamplingConfig
     from align.rewards.functions import columns_read, load_reward
 
-    sampling = SamplingConfig(temperature=options.temperature, max_new_tokens=options.max_new_tokens)
     tasks: list[EvalTask] = []
     if options.texts:
         tasks.append(Perplexity(tuple(read_texts(options.texts)), options.stride))
@@ -144,9 +147,9 @@ def _own_tasks(options: EvalSettings) -> list["EvalTask"]:
         columns = columns_read([options.judge])
         prompts, records = read_records(options.prompts, limit=options.limit, columns=columns)
         judge = load_reward(options.judge, device=network_device(options.device.device))
-        tasks.append(Scored(prompts, records, judge, n=options.n, sampling=sampling))
+        tasks.append(Scored(prompts, records, judge, n=options.n, sampling=options.sampling))
     if options.programs is not None:
-        tasks.append(Programs(read_problems(options.programs), n=options.n, sampling=sampling))
+        tasks.append(Programs(read_problems(options.programs), n=options.n, sampling=options.sampling))
     if options.pairs is not None:
         tasks.append(RewardPairs(read_ranked_pairs(options.pairs, limit=options.limit)))
     return tasks
@@ -162,9 +165,11 @@ def _evaluate(
         results.append(result)
         _add(report, result)
     if options.tasks:
-        run = options.harness.load("--tasks")
+        run = options.harness.load("--tasks", n=options.n, sampling=options.sampling)
         for some, raw in run(subject, options.tasks, options.limit):
             results += some
+            for result in some if not raw else ():
+                _add(report, result)
             for key, value in raw.items():
                 if isinstance(value, dict) and key != "samples":
                     report.setdefault(key, {}).update(value)

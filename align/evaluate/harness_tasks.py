@@ -2,9 +2,13 @@
 
 import logging
 import math
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +16,7 @@ from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from align.evaluate.harness_model import HarnessModel
+from align.evaluate.local_data import local_manager
 from align.evaluate.result import Measure, Result
 from align.evaluate.statistics import ratio_values
 from align.evaluate.task import Subject
@@ -46,6 +51,8 @@ class HarnessSettings:
     chat: Literal["auto", "yes", "no"] = "auto"
     """Render prompts with the model's chat template; auto: in tasks that sample responses, of models that have learnt
     their template"""
+    data: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Files of tasks, in place of the Hub's; see ``parse_data``"""
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
@@ -71,29 +78,35 @@ def run_harness(
         ValueError: there is no such task, its data can't be loaded, or the model can't do it.
     """
     names = [part for given in names for part in SETS.get(given, (given,))]
+    if unasked := settings.data.keys() - set(names):
+        raise ValueError(f"data is given for {', '.join(sorted(unasked))}, which is not among the tasks: {names}")
     manager = _manager(names, settings.include)
     model = HarnessModel(subject.network, subject.tokenizer, batch_size=subject.batch_size, seed=subject.seed)
     subject.folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         if name not in manager.all_tasks:
             raise ValueError(_unknown(name, manager.all_tasks, settings))
-        with _explained(name):
-            samples = _samples_responses(manager, name)
-        chat = settings.chat == "yes" or (settings.chat == "auto" and samples and subject.is_chat)
-        with _explained(name):
-            found = simple_evaluate(
-                model=model,
-                tasks=[name],
-                task_manager=manager,
-                num_fewshot=settings.fewshot,
-                limit=limit,
-                apply_chat_template=chat,
-                # What is logged depends on the model and the request, which has the ids' text and all settings.
-                use_cache=str(subject.folder / f"harness-{subject.key}"),
-                bootstrap_iters=0,
-            )
-        assert found is not None
-        yield results_of(found, chat=chat), found
+    with tempfile.TemporaryDirectory() as folder:
+        local = local_manager(manager, settings.data, Path(folder), fewshot=settings.fewshot)
+        for name in names:
+            tasks = local if name in settings.data else manager
+            with _explained(name):
+                samples = _samples_responses(tasks, name)
+            chat = settings.chat == "yes" or (settings.chat == "auto" and samples and subject.is_chat)
+            with _explained(name):
+                found = simple_evaluate(
+                    model=model,
+                    tasks=[name],
+                    task_manager=tasks,
+                    num_fewshot=settings.fewshot,
+                    limit=limit,
+                    apply_chat_template=chat,
+                    # What is logged depends on the model and the request, which has the ids' text and all settings.
+                    use_cache=str(subject.folder / f"harness-{subject.key}"),
+                    bootstrap_iters=0,
+                )
+            assert found is not None
+            yield results_of(found, chat=chat), found
 
 
 def _manager(names: Sequence[str], include: str | None) -> TaskManager:
@@ -102,6 +115,11 @@ def _manager(names: Sequence[str], include: str | None) -> TaskManager:
         manager = TaskManager(include_path=include, include_defaults=False)
         if set(names) <= set(manager.all_tasks):
             return manager
+    return _whole_index(include)
+
+
+@lru_cache(maxsize=1)
+def _whole_index(include: str | None) -> TaskManager:
     return TaskManager(include_path=include)
 
 
@@ -181,11 +199,23 @@ def _explained(name: str) -> Iterator[None]:
     log.setLevel(logging.ERROR)
     try:
         yield
-    except (OSError, ConnectionError, ImportError) as error:
+    except ImportError as error:
+        package = error.name or str(error)
+        raise ValueError(
+            f"task {name} needs the package {package}, which is not installed; "
+            f'pip install "lightning-align[eval]" has those of IFEval, pip install {package} may have others'
+        ) from error
+    except LookupError as error:
+        if type(error) is not LookupError:  # not one of NLTK, about its data
+            raise
+        found = re.search(r"nltk\.download\('(\w+)'\)", str(error))
+        data = found[1] if found else "punkt_tab"
+        raise ValueError(f"task {name} needs NLTK's data: python -m nltk.downloader {data}") from error
+    except (OSError, ConnectionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
-            f"task {name}: its data can't be loaded ({reason}); without a connection give local files in a task of "
-            "your own (--include)"
+            f"task {name}: its data can't be loaded ({reason}); without a connection give local files "
+            f"(--data {name}=FILE)"
         ) from error
     finally:
         log.setLevel(level)

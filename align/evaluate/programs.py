@@ -35,6 +35,8 @@ class Programs(EvalTask):
     """What a program may use"""
     workers: int = 2
     """Programs that run at a time"""
+    label: str = "Programs"
+    """What results call the task"""
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
@@ -42,6 +44,11 @@ class Programs(EvalTask):
             raise ValueError(f"n is {self.n} and workers {self.workers}; both must be at least 1")
         if not self.problems:
             raise ValueError("there are no problems")
+
+    @property
+    def name(self) -> str:
+        """See ``EvalTask``."""
+        return self.label
 
     def run(self, subject: Subject, *, limit: int | None) -> Result:
         """See ``EvalTask``."""
