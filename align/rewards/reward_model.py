@@ -36,10 +36,19 @@ class RewardModel(Reward):
         tokenizer: its own.
         mean: mean of the raw scores of the SFT policy's samples; subtracted.
         std: their standard deviation; divides the rest.
+        whole_chats: it was trained on chats as the template renders them, including what follows the end of the last
+            turn, such as a line break; otherwise on chats that end there, as the reward stage trains.
     """
 
     def __init__(
-        self, name: str, network: ScalarGPT, tokenizer: Tokenizer, *, mean: float = 0.0, std: float = 1.0
+        self,
+        name: str,
+        network: ScalarGPT,
+        tokenizer: Tokenizer,
+        *,
+        mean: float = 0.0,
+        std: float = 1.0,
+        whole_chats: bool = False,
     ) -> None:
         """Keep and freeze the network.
 
@@ -51,6 +60,7 @@ class RewardModel(Reward):
                 f"{name}: reward_mean is {mean} and reward_std {std}; they must be finite, the latter above 0"
             )
         self.name, self.tokenizer, self.mean, self.std = name, tokenizer, mean, std
+        self.whole_chats = whole_chats
         self.network = network.requires_grad_(False).eval()
 
     @classmethod
@@ -90,10 +100,11 @@ class RewardModel(Reward):
     @classmethod
     def _of(cls, name: str, network: ScalarGPT, directory: Path) -> "RewardModel":
         """With the tokenizer of ``directory`` and the mean and standard deviation of its manifest."""
-        manifest = read_manifest(directory) if (directory / "align.json").is_file() else {}
+        foreign = not (directory / "align.json").is_file()
+        manifest = {} if foreign else read_manifest(directory)
         tokens = directory if (directory / "tokenizer.json").is_file() else base_of(directory)
         mean, std = float(manifest.get("reward_mean", 0.0)), float(manifest.get("reward_std", 1.0))
-        return cls(name, network, Tokenizer.load(tokens), mean=mean, std=std)
+        return cls(name, network, Tokenizer.load(tokens), mean=mean, std=std, whole_chats=foreign)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Refuse a policy with another tokenizer.
@@ -143,7 +154,7 @@ class RewardModel(Reward):
         return scores
 
     def encode(self, prompt: Prompt, response: str) -> list[int]:
-        """The ids of a prompt and its response, as preference data renders them.
+        """The ids of a prompt and its response, as preference data renders them; see ``whole_chats``.
 
         A row that exceeds the context is truncated: the prompt at its start, except for BOS; then the response at its
         end.
@@ -157,6 +168,10 @@ class RewardModel(Reward):
         """
         tokenizer, context = self.tokenizer, self.network.config.context
         messages: Any = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        if self.whole_chats:
+            whole = tokenizer.render_chat([*messages, {"role": "assistant", "content": response}]).ids
+            if len(whole) <= context:
+                return whole
         end = tokenizer.end_of_turn_id
         if end is None:
             raise ValueError(f"reward {self.name!r}: its tokenizer has no chat template that ends an assistant's turn")

@@ -1,26 +1,20 @@
 """Scored responses, programs against unit tests, and reward models on pairs."""
 
-import json
 from itertools import combinations
 from math import comb
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from align.cli import main
 from align.evaluate.problems import HumanEval
 from align.evaluate.programs import Programs, pass_at_k
-from align.evaluate.reward_pairs import RankedPair, RewardPairs
 from align.evaluate.scored import Scored
 from align.evaluate.task import Subject
 from align.execution import Limits, Outcome
 from align.generation.responses import sample_responses
 from align.generation.sampling_config import SamplingConfig
-from align.io.directory import save_network
-from align.model.config import GPTConfig
-from align.model.gpt import ScalarGPT
 from align.rewards.programs import UnitTests, code_of
 from align.rewards.reward import FunctionReward
 from align.tokenizer import Tokenizer
@@ -125,68 +119,6 @@ def test_unit_tests_reward_what_passes() -> None:
     ]
     tests = ["assert f(1) == 2", ["assert f(1) == 1", "assert f(2) == 2"], "assert False"]
     assert reward(["p"] * 3, responses, [{"tests": test} for test in tests]) == [1.0, 1.0, 0.0]
-
-
-@pytest.fixture(scope="module")
-def reward_model(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    tokenizer = Tokenizer.load(model)
-    network = ScalarGPT(
-        GPTConfig(vocab_size=tokenizer.vocab_size, layers=1, heads=2, width=16, ff_width=16, context=48)
-    )
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.4)
-    directory = tmp_path_factory.mktemp("reward")
-    save_network(network, directory, bos_id=tokenizer.bos_id, eos_ids=list(tokenizer.stop_ids), pad_id=tokenizer.pad_id)
-    tokenizer.save(directory)
-    return directory
-
-
-@torch.no_grad()
-def test_accuracy_by_category_is_that_of_transformers_scores(reward_model: Path, tmp_path: Path, capsys) -> None:
-    """RewardBench's format through the command; the scores are those of transformers' sequence classifier."""
-    from transformers import AutoModelForSequenceClassification
-
-    rows = [
-        {"prompt": f"say {word}", "chosen": f"{word} one", "rejected": f"two {word}", "subset": subset}
-        for word, subset in (
-            ("one", "chat"),
-            ("two", "chat"),
-            ("three", "safety"),
-            ("four", "safety"),
-            ("five", "safety"),
-        )
-    ]
-    file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert (
-        main(["eval", f"rm={reward_model}", "--pairs", str(file), "--out", str(tmp_path / "out"), "--device", "cpu"])
-        == 0
-    )
-    items = [json.loads(line) for line in (tmp_path / "out/rm/samples_RewardPairs.jsonl").read_text().splitlines()]
-    peer, tokenizer = (
-        AutoModelForSequenceClassification.from_pretrained(reward_model).eval(),
-        Tokenizer.load(reward_model),
-    )
-    right = []
-    for row, item in zip(rows, items, strict=True):
-        scores = []
-        for response in (row["chosen"], row["rejected"]):
-            chat = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": response}]
-            ids = torch.tensor([tokenizer.render_chat(chat).ids])
-            scores.append(float(peer(ids).logits))
-        assert item["scores"] == pytest.approx(scores, rel=1e-3, abs=1e-4)
-        right.append(float(scores[0] > scores[1]))
-    results = json.loads((tmp_path / "out/rm/results.json").read_text())["results"]["RewardPairs"]
-    assert results["accuracy,none"] == pytest.approx(np.mean(right))
-    assert results["accuracy,chat"] == pytest.approx(np.mean(right[:2]))
-    assert results["accuracy,safety"] == pytest.approx(np.mean(right[2:]))
-
-
-def test_equal_scores_count_half(reward_model: Path, tmp_path: Path) -> None:
-    pairs = [RankedPair("one", "two", "two", ""), RankedPair("one", "two", "two", "")]
-    found = RewardPairs(pairs).run(subject(reward_model, tmp_path), limit=None)
-    assert [(measure.name, measure.value) for measure in found.measures] == [("accuracy,none", 0.5)]
 
 
 @pytest.mark.parametrize(
