@@ -5,7 +5,8 @@ python benchmarks/capability_tasks.py runs/abilities --instructions ../shared/da
 align eval base=HuggingFaceTB/SmolLM2-135M-Instruct dpo=runs/smollm2-135m/seed0/dpo \
     --tasks facts arithmetic python_docs next_sentence --include runs/abilities --limit 200
 
-Each item has a beginning and choices of which one is right; the score is whether the right one is the most likely.
+Each item has a beginning and choices of which one is right; ``acc`` is the share of items whose right one is the most
+likely, ``acc_norm`` the same by log-likelihood per character, for choices of different lengths (next_sentence).
 
 - ``facts``: instructions with a short answer ("The capital of Norway is" Oslo). The wrong choices are the answers to
   the three instructions with the most words in common, so that the kind of answer gives nothing away.
@@ -156,7 +157,7 @@ def write_task(folder: Path, name: str, items: Iterable[Item]) -> int:
         'doc_to_text: "{{text}}"',
         'doc_to_choice: "{{choices}}"',
         "doc_to_target: label",
-        "metric_list: [{metric: acc}]",
+        "metric_list: [{metric: acc}, {metric: acc_norm}]",
     ]
     (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n")
     return len(rows)

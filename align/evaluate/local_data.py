@@ -75,7 +75,7 @@ def _members(manager: TaskManager, name: str) -> Iterator[str]:
 
 def _changes(task: str, config: Mapping[str, Any], paths: Mapping[str, str], shots: int) -> dict[str, Any]:
     """Fields of a task's configuration that make it read the files."""
-    evaluated = config.get("test_split") or config.get("validation_split")
+    evaluated = str(config.get("test_split") or config.get("validation_split"))
     base, name = paths.get(""), config.get("dataset_name")
     if base is not None and Path(base).is_dir():
         if (Path(base) / "README.md").is_file():

@@ -11,6 +11,7 @@ from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluatio
 from align.generation.sampled_ids import SampledIds
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
+from align.rewards import FunctionReward
 
 CONFIG = GPTConfig(vocab_size=5, layers=1, heads=2, width=8, ff_width=8, context=8)
 
@@ -34,7 +35,7 @@ def network(seed: int, scale: float = 1.0) -> GPT:
     return net
 
 
-def count_a(prompts, responses, columns):
+def count_a(prompts, responses):
     return [response.count("a") + 10 * len(prompt) for prompt, response in zip(prompts, responses, strict=True)]
 
 
@@ -96,7 +97,7 @@ def test_sums_by_hand():
     policy.model.embed_tokens.weight.data[1] = 1.0
     policy.model.norm.weight.data.fill_(100.0)
     evaluation = PolicyEvaluation(PolicyEvaluationConfig(max_new_tokens=3))
-    evaluation._judge = count_a
+    evaluation._judge = FunctionReward("count_a", count_a)
     evaluation.update(policy, None, [[1, 1], [1]], ["x", "yy"], Words(), columns=[{}, {}])
     values = {name: float(value) for name, value in evaluation.compute().items()}
     assert values == {"length": 3, "eos_rate": 0, "distinct": 0.5, "reward": 15}
@@ -122,13 +123,13 @@ def test_the_first_different_prompts_are_asked_whatever_the_batches():
     prompts, texts = [[1], [2], [1], [], [3], [1, 2], [2, 2]], list("abacdef")
     asked = []
 
-    def note(prompts, responses, columns):
+    def note(prompts, responses):
         asked.extend(prompts)
         return [0.0] * len(prompts)
 
     for sizes in ((7,), (2, 5), (1, 1, 1, 1, 1, 1, 1)):
         evaluation = PolicyEvaluation(PolicyEvaluationConfig(prompts=3, max_new_tokens=2))
-        evaluation._judge = note
+        evaluation._judge = FunctionReward("note", note)
         start = 0
         for size in sizes:
             rows = slice(start, start + size)
