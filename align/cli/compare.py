@@ -140,6 +140,7 @@ def _task(options: CompareSettings) -> "Task":
     device = str(network_device(options.device.device))
     judges = _judges(options.judge, beside)
     try:
+        judges += [part for judge in judges if not judge.compares for part in judge.parts()]
         read = columns_read(source for judge in judges if not judge.compares for source in judge.sources)
         prompts, columns = read_records(file, limit=options.limit, format=options.prompt_format, columns=read)
         return Task(
@@ -219,7 +220,7 @@ def _judges(given: tuple[str, ...], beside: Path) -> list["Judge"]:
             if not equals or "/" in name:
                 name, source = text, text
             judges.append(Judge(name, tuple(source.split(","))))
-        return [*judges, *(part for judge in judges if not judge.compares for part in judge.parts())]
+        return judges
     found = []
     if (beside / "data" / "sandbox.json").is_file():
         found.append(Judge("gold", ("sandbox",)))

@@ -138,7 +138,7 @@ def part_names(reward: str | Path | Reward) -> tuple[str, ...]:
 
 def _part(reward: str | Path | Reward) -> str | Path | Reward:
     """What ``REWARD#PART`` names; anything else as it is."""
-    if isinstance(reward, Reward) or "#" not in str(reward):
+    if isinstance(reward, Reward) or "#" not in str(reward) or Path(reward).exists():
         return reward
     whole, _, name = str(reward).rpartition("#")
     found = _without_weights(whole)
