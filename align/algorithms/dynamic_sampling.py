@@ -49,8 +49,13 @@ def first_groups(draw: Draw, count: int, group_size: int) -> Draw:
     chosen = torch.cat([differ.nonzero()[:, 0], (~differ).nonzero()[:, 0]])[:count].sort().values
     offsets = torch.arange(group_size, device=chosen.device)
     rows = (chosen[:, None] * group_size + offsets).ravel()
-    rewards, scores, gold = draw.scores
-    kept = Scores(rewards[rows], scores[rows], None if gold is None else gold[rows])
+    rewards, scores, gold, parts = draw.scores
+    kept = Scores(
+        rewards[rows],
+        scores[rows],
+        None if gold is None else gold[rows],
+        {name: values[rows] for name, values in parts.items()},
+    )
     return Draw(_rows_of(draw.responses, rows), kept)
 
 
@@ -76,6 +81,7 @@ def joined(draws: Sequence[Draw]) -> Draw:
             rewards=torch.cat([part.rewards for part in scores]),
             scores=torch.cat([part.scores for part in scores]),
             gold=torch.cat(gold) if (gold := [part.gold for part in scores if part.gold is not None]) else None,
+            parts={name: torch.cat([part.parts[name] for part in scores]) for name in scores[0].parts},
         ),
     )
 

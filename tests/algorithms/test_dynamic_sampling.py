@@ -33,7 +33,7 @@ def draw(scores, length=2):
         texts=[f"t{i}" for i in range(count)],
     )
     tensor = torch.tensor(scores)
-    return Draw(responses, Scores(tensor + 10, tensor, None))
+    return Draw(responses, Scores(tensor + 10, tensor, None, {"part": tensor + 20}))
 
 
 def test_the_first_groups_whose_scores_differ_are_kept_in_their_order():
@@ -46,6 +46,7 @@ def test_the_first_groups_whose_scores_differ_are_kept_in_their_order():
     assert kept.responses.ids[:, 0].tolist() == [2, 3, 6, 7]
     assert kept.scores.scores.tolist() == [1, 0, 0, 3]
     assert kept.scores.rewards.tolist() == [11, 10, 10, 13]
+    assert kept.scores.parts["part"].tolist() == [21, 20, 20, 23]
     assert kept.scores.gold is None
     assert first_groups(whole, 3, 2).responses.texts == ["t0", "t1", "t2", "t3", "t6", "t7"]
 
@@ -53,6 +54,7 @@ def test_the_first_groups_whose_scores_differ_are_kept_in_their_order():
 def test_padding_follows_the_longest_response_that_is_kept():
     short, long = draw([1.0, 0.0], length=2), draw([1.0, 1.0], length=5)
     both = joined([short, long])
+    assert both.scores.parts["part"].tolist() == [21, 20, 21, 21]
     assert both.responses.ids.shape == (4, 6)
     assert both.responses.mask.sum(1).tolist() == [1, 2, 1, 5]
     assert both.responses.lengths == [2, 3, 2, 6]
