@@ -1,7 +1,5 @@
 """Rewards by name: gold rewards, classes, Python functions, reward-model directories."""
 
-import hashlib
-import inspect
 import os
 import re
 import sys
@@ -9,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from align.io.code import code_hash
 from align.rewards.constraints import ConstraintReward
 from align.rewards.reward import FunctionReward, Reward
 from align.rewards.verifiable import ExactAnswer
@@ -103,17 +102,15 @@ def columns_read(rewards: Iterable[str | Path | Reward | None]) -> tuple[str, ..
 
 
 def code_fingerprint(reward: str | Path | Reward) -> str | None:
-    """Hash of the module that defines a reward; None for a reward of align, a reward model, and code without a file."""
+    """Hash of the code of a reward; None for a reward of align, a reward model, and code without a source.
+
+    Raises:
+        ValueError: there is no such reward.
+    """
     found = _without_weights(reward)
     if found is None:
         return None
-    code: Any = found.function if isinstance(found, FunctionReward) else type(found)
-    if getattr(code, "__module__", "").startswith("align."):
-        return None
-    try:
-        return hashlib.sha256(inspect.getsource(inspect.getmodule(code) or code).encode()).hexdigest()
-    except (OSError, TypeError):
-        return None
+    return code_hash(found.function if isinstance(found, FunctionReward) else type(found))
 
 
 def _without_weights(reward: str | Path | Reward) -> Reward | None:

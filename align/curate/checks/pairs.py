@@ -31,9 +31,10 @@ class EqualResponses(Check):
         for split in context.splits.values():
             kept = [sample for sample in split.samples if plain(sample.responses[0]) == plain(sample.responses[1])]
             refused = [one for one in split.dropped if _equal(one.fields.get("chosen"), one.fields.get("rejected"))]
+            hits: list[Sample | Dropped] = [*refused, *kept]
             yield from affected(
                 split,
-                [*refused, *kept],
+                hits,
                 "pairs have equal responses, up to case and spaces",
                 "remove them: they teach nothing, or only spaces",
                 example=_chosen,
