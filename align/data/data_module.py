@@ -268,7 +268,7 @@ class TokenData(pl.LightningDataModule):
         """The corpus of the files of a split, or of a weighted source of it."""
         if (split, number) in self._corpora:
             return self._corpora[split, number]
-        sources = find_sources(files)
+        sources = [source.pinned() for source in find_sources(files)]
         prints = {source.name: source.fingerprint() for source in sources}
         self.fingerprints |= prints
         decides = {

@@ -11,8 +11,8 @@ from align.data.collate import RowDataset
 from align.data.corpus import Corpus, corpus_key
 from align.data.data_module import TokenData
 from align.data.joined_corpus import JoinedCorpus
-from align.data.mixing import Files, Mixture, WeightedSource, files_of
-from align.data.readers import find_sources
+from align.data.mixing import Files, Mixture, WeightedSource
+from align.data.readers import Source, find_sources
 from align.data.rows import Packing, Rows
 from align.data.streaming import BlockStream, Encoder, StreamLoader, quick_fingerprint
 
@@ -62,6 +62,8 @@ class RowData(TokenData):
             raise ValueError(f"epoch is {self.epoch}, but a stream has no end; an epoch is trainer.max_steps long")
         self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self._streamed = ("train",) if streaming else ()
+        self._stream_sources: list[list[Source]] = []
+        """Files or Hub data sets of each source of the mixture, as ``setup`` found them"""
         self._stream_loader: StreamLoader | None = None
 
     def _pack(self, name: str, known: Mapping[str, Packing]) -> None:
@@ -126,8 +128,11 @@ class RowData(TokenData):
         """
         super().setup(stage)
         if self.streaming and stage == "fit":
-            sources = find_sources(files_of(self._given["train"] or ()))
-            self.fingerprints |= {source.name: quick_fingerprint(source) for source in sources}
+            found = [find_sources(one.files) for one in self._weighted_or_whole()]
+            self._stream_sources = [[source.pinned() for source in sources] for sources in found]
+            self.fingerprints |= {
+                source.name: quick_fingerprint(source) for sources in self._stream_sources for source in sources
+            }
 
     def train_dataloader(self) -> Any:
         """Shuffled, resumable batches, from the cache or streamed; with overfit_batches always the first ones.
@@ -137,10 +142,10 @@ class RowData(TokenData):
         """
         if not self.streaming:
             return super().train_dataloader()
-        sharing, sources = self._data_parallel(), self._stream_sources()
+        sharing = self._data_parallel()
         streams = [
             BlockStream(
-                find_sources(one.files),
+                sources,
                 self._encoder(),
                 packing=self._packing,
                 width=self.context + 1,
@@ -148,11 +153,11 @@ class RowData(TokenData):
                 seed=(self.seed, number),
                 on_bad_record=self.on_bad_record,
             )
-            for number, one in enumerate(sources)
+            for number, sources in enumerate(self._stream_sources)
         ]
         self._stream_loader = StreamLoader(
             streams,
-            Mixture.of(sources),
+            Mixture.of(self._weighted_or_whole()),
             self._row_dataset,
             steps=self._stream_steps(),
             batch_size=self.batch_size,
@@ -173,7 +178,7 @@ class RowData(TokenData):
             self._stream_loader.close()
         self._stream_loader = None
 
-    def _stream_sources(self) -> list[WeightedSource]:
+    def _weighted_or_whole(self) -> list[WeightedSource]:
         files: Any = self._given["train"]
         return self._weighted or [WeightedSource(files)]
 

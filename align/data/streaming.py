@@ -98,7 +98,7 @@ class Block(NamedTuple):
 class CountedSource(Source):
     """A source that counts the records read of it."""
 
-    skipped: int
+    skipped: int = 0
     """Records at its start that are known already"""
     _read: list[int] = field(default_factory=lambda: [0])
 
@@ -200,7 +200,8 @@ class BlockStream:
                 continue
             record, token = start[2:] if file == start.file else (0, 0)
             source = self.sources[index]
-            for document in self.encoder.documents(CountedSource(source.name, source.kind, record), self._bad):
+            counted = CountedSource(source.name, source.kind, source.commit, skipped=record)
+            for document in self.encoder.documents(counted, self._bad):
                 begins = token if document.record == record else 0
                 yield _from(document, begins), Position(start.epoch, file, document.record, begins)
 

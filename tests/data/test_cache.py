@@ -157,7 +157,7 @@ def test_globs_lists_and_hub_ids(write, tmp_path):
 
 
 def test_hub(build, monkeypatch):
-    """A Hub dataset is streamed; its commit is the fingerprint."""
+    """A Hub dataset is streamed; its commit is the fingerprint and what is read, though a newer one comes meanwhile."""
     import types
 
     import datasets
@@ -170,12 +170,12 @@ def test_hub(build, monkeypatch):
         return iter([{"text": "abc"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    info = types.SimpleNamespace(sha="c0ffee")
+    commits = {"owner/name": iter(["c0ffee", "decaf"])}
     monkeypatch.setattr(
-        huggingface_hub.HfApi, "dataset_info", lambda self, name: info if name == "owner/name" else None
+        huggingface_hub.HfApi, "dataset_info", lambda self, name: types.SimpleNamespace(sha=next(commits[name]))
     )
     data = build("owner/name@en:validation")
-    assert calls == [(("owner/name", "en"), {"split": "validation", "streaming": True})]
+    assert calls == [(("owner/name", "en"), {"split": "validation", "revision": "c0ffee", "streaming": True})]
     assert data.fingerprints == {"owner/name@en:validation": "hub:owner/name@en:validation@c0ffee"}
     assert data.describe()["train"]["tokens"] == 5
 

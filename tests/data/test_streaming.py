@@ -136,7 +136,7 @@ def test_nothing_usable_is_an_error(sizes):
 def test_records_are_counted(write):
     """The second record of three is known already."""
     path = write("a.jsonl", [{"text": letter} for letter in "abc"])
-    source = CountedSource(path, "jsonl", 1)
+    source = CountedSource(path, "jsonl", skipped=1)
     assert [(source.read, source.skipping) for _ in source.records(None)] == [(1, True), (2, False), (3, False)]
 
 
@@ -273,12 +273,13 @@ def test_hub_data_sets_are_streamed(make, monkeypatch):
 
     records = [{"text": letter * 14} for letter in "abcdefghij"]
 
-    def load_dataset(name, config, *, split, streaming):
-        assert (name, config, split, streaming) == ("owner/name", None, "train", True)
+    def load_dataset(name, config, *, split, revision, streaming):
+        assert (name, config, split, revision, streaming) == ("owner/name", None, "train", "c0ffee", True)
         return datasets.IterableDataset.from_generator(lambda: iter(records))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(Source, "fingerprint", lambda source: "hub:commit")
+    commits = iter(["c0ffee", "decaf"] * 2)  # the data set changes after it was looked up
+    monkeypatch.setattr("align.data.readers.dataset_commit", lambda name: next(commits))
     for workers in (0, 1):
         data = make("best fit", train="owner/name", workers=workers, shuffle_buffer=4, batch_size=2)
         loader = data.train_dataloader()
@@ -287,7 +288,8 @@ def test_hub_data_sets_are_streamed(make, monkeypatch):
         loader.load_state_dict(loader.state_dict() | {"batches": 3, "positions": [[0, 0, 5, 0, 1]]})
         assert [listed(batch) for batch in islice(loader, 2)] == [listed(batch) for batch in batches[3:]]
         loader.close()
-    assert data.fingerprints == {"owner/name": "hub:commit"}
+        assert data.fingerprints == {"owner/name": "hub:owner/name@c0ffee"}
+        next(commits)
 
 
 @pytest.mark.parametrize(
