@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
+from align.cli.origin import judge_facts, model_facts
 from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
 from align.io.log import Log
 from align.io.progress import progress_bar
-from align.rewards.functions import code_fingerprint, columns_read
+from align.rewards.functions import columns_read
 from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
 from align.tokenizer.prompts import Columns, Prompt, as_messages, encode_prompt
 
@@ -112,11 +113,7 @@ def main(args: list[str]) -> int:
 
 
 def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, Any]:
-    """Everything that responses and scores depend on; no dates, so that equal runs write equal bytes."""
-    from align.io.location import locate
-    from align.io.manifest import scores_fingerprint, weights_fingerprint
-    from align.tokenizer import Tokenizer
-
+    """Everything that responses and scores depend on."""
     # Logits depend, by rounding, on the shape of the batch and on the device.
     names = ("n", "seed", "batch_size")
     sampling = asdict(options.sampling) | {name: getattr(options, name) for name in names}
@@ -124,16 +121,8 @@ def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, A
     with Path(options.prompts).open("rb") as file:
         prompts = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "model": {
-            "directory": options.model,
-            "weights": weights_fingerprint(locate(options.model)),
-            "tokenizer": Tokenizer.load(options.model).fingerprint,
-        },
-        "judge": {
-            "name": options.judge,
-            "weights": scores_fingerprint(options.judge) if Path(options.judge).is_dir() else None,
-            "code": code_fingerprint(options.judge),
-        },
+        "model": {"directory": options.model, **model_facts(options.model)},
+        "judge": judge_facts(options.judge),
         "prompts": {"file": options.prompts, "sha256": prompts, "skip": options.skip, "limit": options.limit},
         "sampling": sampling,
     }
