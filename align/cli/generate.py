@@ -63,7 +63,8 @@ class GenerateSettings:
     """Device of the networks"""
     judge: str | None = None
     """Reward that scores the samples: sandbox, constraints, constraints_strict, exact_answer, module:function (prompts,
-    responses) -> scores, the class path of a Reward, or the directory of a reward model"""
+    responses) -> scores, the class path of a Reward, {class_path: CLASS, init_args: {NAME: VALUE}} of one with
+    settings, or the directory of a reward model"""
     out: str | None = None
     """JSONL file to which the samples are also written; an interrupted run resumes after its last complete batch"""
     show: int = 8
@@ -216,7 +217,8 @@ def _batches(
     network, tokenizer, chat = _load(directory, device, raw=options.raw)
     for start in range(first, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
-        prompts, columns = ([of[number] for number, _ in batch] for of in (asked.prompts, asked.columns))
+        prompts = [asked.prompts[number] for number, _ in batch]
+        columns = [asked.columns[number] for number, _ in batch]
         ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in prompts]
         seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
         sampled = sample_responses(network, tokenizer, ids, sampling, seeds=seeds)

@@ -30,10 +30,7 @@ def judge_facts(judge: str) -> dict[str, Any]:
         ValueError: there is no such reward.
     """
     from align.io.manifest import scores_fingerprint
-    from align.rewards.functions import code_fingerprint
+    from align.rewards.functions import code_fingerprint, is_mapping
 
-    return {
-        "name": judge,
-        "weights": scores_fingerprint(judge) if Path(judge).is_dir() else None,
-        "code": code_fingerprint(judge),
-    }
+    weights = scores_fingerprint(judge) if not is_mapping(judge) and Path(judge).is_dir() else None
+    return {"name": judge, "weights": weights, "code": code_fingerprint(judge)}

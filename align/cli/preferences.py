@@ -1,6 +1,5 @@
 """``align preferences``: a model's own responses, scored by a reward, as preference pairs or as the best of N."""
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +46,8 @@ class PreferencesSettings:
     """JSONL file of {'prompt': text or messages}"""
     judge: str
     """Reward that scores the responses: sandbox, constraints, constraints_strict, exact_answer, module:function
-    (prompts, responses) -> scores, the class path of a Reward, or the directory of a reward model"""
+    (prompts, responses) -> scores, the class path of a Reward, {class_path: CLASS, init_args: {NAME: VALUE}} of one
+    with settings, or the directory of a reward model"""
     out: str
     """JSONL file to write; OUT.meta.json beside it records where the data comes from"""
     n: int = 4
@@ -89,14 +89,19 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
+    from align.data.readers import find_sources
+
     options = parse_settings(PreferencesSettings, "preferences", args)
     if Path(options.out).is_dir():
         raise UsageError(f"--out {options.out} is a folder; name a file")
     options = replace(options, model=str(model_directory(options.model)))
     device = network_device(options.device.device)
     read = columns_read([options.judge])
-    prompts, columns = read_records(options.prompts, skip=options.skip, limit=options.limit, columns=read)
-    origin = _origin(options, device)
+    sources = [source.pinned() for source in find_sources(options.prompts)]
+    prompts, columns = read_records(
+        options.prompts, skip=options.skip, limit=options.limit, columns=read, sources=sources
+    )
+    origin = _origin(options, device, [source.fingerprint() for source in sources])
     out = Path(options.out)
     log = Log(out.with_name(f".{out.name}.partial"), origin=origin)
     if log:
@@ -112,18 +117,16 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, Any]:
+def _origin(options: PreferencesSettings, device: "torch.device", prompts: Sequence[str]) -> dict[str, Any]:
     """Everything that responses and scores depend on."""
     # Logits depend, by rounding, on the shape of the batch and on the device.
     names = ("n", "seed", "batch_size")
     sampling = asdict(options.sampling) | {name: getattr(options, name) for name in names}
     sampling["device"] = device.type
-    with Path(options.prompts).open("rb") as file:
-        prompts = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "model": {"directory": options.model, **model_facts(options.model)},
         "judge": judge_facts(options.judge),
-        "prompts": {"file": options.prompts, "sha256": prompts, "skip": options.skip, "limit": options.limit},
+        "prompts": {"file": options.prompts, "content": list(prompts), "skip": options.skip, "limit": options.limit},
         "sampling": sampling,
     }
 

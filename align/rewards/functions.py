@@ -3,11 +3,14 @@
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from align.io.code import code_hash
 from align.rewards.constraints import ConstraintReward
@@ -60,10 +63,11 @@ def load_reward(
 
     Args:
         reward: a short name (see ``SHORT_NAMES``); ``module:function`` of a function (prompts, responses) -> scores,
-            whose further parameters name the columns that it reads; the class path of a ``Reward`` whose fields all
-            have defaults; a directory that the reward stage or transformers wrote (a sequence classifier with one
-            label), its Hub id, or the directory of a reward model's adapter; or a ``Reward``, which is returned as it
-            is.
+            whose further parameters name the columns that it reads; the class path of a ``Reward``, or its name alone
+            if it is in ``align.rewards``, and with settings the mapping that a recipe would have, as in ``{class_path:
+            Matches, init_args: {pattern: yes}}``; a directory that the reward stage or transformers wrote (a sequence
+            classifier with one label), its Hub id, or the directory of a reward model's adapter; or a ``Reward``, which
+            is returned as it is.
         onto: weights in memory to which an adapter is applied if they are its base.
         device: where a reward model's network is moved; None leaves it where it was read.
 
@@ -122,8 +126,12 @@ def _without_weights(reward: str | Path | Reward) -> Reward | None:
     if isinstance(reward, Reward):
         return reward
     name = str(reward)
+    if is_mapping(name):
+        return _of_mapping(name)
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
+    if (kind := _own_kind(name)) is not None:
+        return _built(name, kind, {})
     if (found := _IMPORTABLE.fullmatch(name)) and not Path(name).exists():
         search_working_directory()
         return _imported(name, found["module"], found["name"] or found["kind"])
@@ -133,6 +141,50 @@ def _without_weights(reward: str | Path | Reward) -> Reward | None:
     return None
 
 
+def is_mapping(name: str) -> bool:
+    """Whether a reward is named with its settings: ``{class_path: CLASS, init_args: {NAME: VALUE}}``."""
+    return name.lstrip().startswith("{")
+
+
+def _of_mapping(text: str) -> Reward:
+    form = "give {class_path: CLASS, init_args: {NAME: VALUE}}"
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"no reward {text!r}: {' '.join(str(error).split())}; {form}") from error
+    if given.keys() - {"class_path", "init_args"} or not isinstance(given.get("class_path"), str):
+        raise ValueError(f"no reward {text!r}: {form}")
+    path, settings = given["class_path"], given.get("init_args") or {}
+    kind = _own_kind(path)
+    if kind is None:
+        search_working_directory()
+        module, _, name = path.rpartition(".")
+        try:
+            kind = getattr(import_module(module), name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(f"no reward {path!r}: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Reward) and isinstance(settings, Mapping)):
+        raise ValueError(f"no reward {text!r}: class_path must name a Reward, and init_args its settings; {form}")
+    return _built(path, kind, settings)
+
+
+def _own_kind(name: str) -> type[Reward] | None:
+    """The class of ``align.rewards`` that has a name."""
+    package = import_module("align.rewards")
+    kind = getattr(package, name) if name in package.__all__ else None
+    return kind if isinstance(kind, type) and issubclass(kind, Reward) and not isabstract(kind) else None
+
+
+def _built(name: str, kind: type[Reward], settings: Mapping[str, Any]) -> Reward:
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        given = f"the settings {', '.join(settings)}" if settings else "no settings"
+        raise ValueError(
+            f"reward {name!r} was given {given}: {error}; give {{class_path: {name}, init_args: {{NAME: VALUE}}}}"
+        ) from error
+
+
 def _imported(name: str, module: str, attribute: str) -> Reward:
     """The reward that a module has under a name."""
     try:
@@ -140,10 +192,7 @@ def _imported(name: str, module: str, attribute: str) -> Reward:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"no reward {name!r}: {error}") from error
     if isinstance(found, type) and issubclass(found, Reward):
-        try:
-            return found()
-        except TypeError as error:
-            raise ValueError(f"reward {name!r} needs settings: {error}; give class_path and init_args") from error
+        return _built(name, found, {})
     if not callable(found):
         raise ValueError(f"no reward {name!r}: a {type(found).__name__} is neither a function nor a Reward")
     return found if isinstance(found, Reward) else FunctionReward(name, found)
