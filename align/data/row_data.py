@@ -1,10 +1,11 @@
 """What text and chats share: documents laid out in rows, from the cache or streamed."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 
 from align.data.collate import RowDataset
@@ -14,7 +15,7 @@ from align.data.joined_corpus import JoinedCorpus
 from align.data.mixing import Files, Mixture, WeightedSource
 from align.data.readers import Source, find_sources
 from align.data.rows import Packing, Rows
-from align.data.streaming import BlockStream, Encoder, StreamLoader, quick_fingerprint
+from align.data.streaming import BlockStream, Encoder, StreamLoader, files_of_rank, quick_fingerprint
 
 
 class RowData(TokenData):
@@ -25,6 +26,8 @@ class RowData(TokenData):
             do not fit on the disk, and Hub data sets that are not downloaded. Needs trainer.max_steps; validation and
             test are cached as ever
         shuffle_buffer: Rows that are packed and shuffled together while streaming; each is held in memory
+        files_by_rank: While streaming, each rank reads and tokenizes files of its own instead of all; needs files that
+            can be shared out evenly, and a run then resumes on as many ranks only
     """
 
     packing: str
@@ -38,6 +41,7 @@ class RowData(TokenData):
         *,
         streaming: bool = False,
         shuffle_buffer: int = 1000,
+        files_by_rank: bool = False,
         **kwargs: Any,
     ) -> None:
         """Check the settings; ``TokenData`` has those that all data modules share.
@@ -60,7 +64,9 @@ class RowData(TokenData):
             )
         if streaming and self.epoch != "longest":
             raise ValueError(f"epoch is {self.epoch}, but a stream has no end; an epoch is trainer.max_steps long")
-        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
+        if files_by_rank and not streaming:
+            raise ValueError("files_by_rank is true, which is for data that are streamed; set streaming to true too")
+        self.streaming, self.shuffle_buffer, self.files_by_rank = streaming, shuffle_buffer, files_by_rank
         self._streamed = ("train",) if streaming else ()
         self._stream_sources: list[list[Source]] = []
         """Files or Hub data sets of each source of the mixture, as ``setup`` found them"""
@@ -138,14 +144,17 @@ class RowData(TokenData):
         """Shuffled, resumable batches, from the cache or streamed; with overfit_batches always the first ones.
 
         Raises:
-            ValueError: the data are streamed, and the Trainer has no ``max_steps``, or ``overfit_batches``.
+            ValueError: the data are streamed, and the Trainer has no ``max_steps``, or has ``overfit_batches``, or the
+                ranks can't have files of their own.
         """
         if not self.streaming:
             return super().train_dataloader()
         sharing = self._data_parallel()
+        ranks, rank = sharing["num_replicas"], sharing["rank"]
+        alone = self.files_by_rank and ranks > 1
         streams = [
             BlockStream(
-                sources,
+                files_of_rank(sources, ranks=ranks, rank=rank) if alone else sources,
                 self._encoder(),
                 packing=self._packing,
                 width=self.context + 1,
@@ -162,10 +171,11 @@ class RowData(TokenData):
             steps=self._stream_steps(),
             batch_size=self.batch_size,
             seed=self.seed,
-            ranks=sharing["num_replicas"],
-            rank=sharing["rank"],
+            ranks=ranks,
+            rank=rank,
             workers=self.workers,
-            identity=self._stream_identity(streams),
+            identity=self._stream_identity(),
+            gather=self._of_all_ranks if alone else None,
         )
         return self._stream_loader
 
@@ -195,9 +205,18 @@ class RowData(TokenData):
             )
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
-    def _stream_identity(self, streams: Sequence[BlockStream]) -> dict[str, Any]:
+    def _of_all_ranks(self, own: Any) -> list[Any]:
+        """A value of each data-parallel rank; all ranks call it at once."""
+        sharing = self._data_parallel()
+        found = [(sharing["rank"], own)] * dist.get_world_size()
+        dist.all_gather_object(found, (sharing["rank"], own))
+        # Ranks of a tensor-parallel group have the same value.
+        by_rank = dict(found)
+        return [by_rank[rank] for rank in range(sharing["num_replicas"])]
+
+    def _stream_identity(self) -> dict[str, Any]:
         """What gives a position in the stream its meaning, besides weights, seed and batch size."""
-        files = [[self.fingerprints[source.name] for source in stream.sources] for stream in streams]
+        files = [[self.fingerprints[source.name] for source in sources] for sources in self._stream_sources]
         return {
             "data": corpus_key(
                 kind=type(self).__name__,

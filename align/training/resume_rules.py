@@ -243,6 +243,7 @@ RULES: dict[str, Rule] = {
     "data.epoch": _ROWS,
     "data.streaming": _ROWS,
     "data.shuffle_buffer": _ROWS,
+    "data.files_by_rank": _ROWS,
     "data.packing": _ROWS,
     "data.block_diagonal": _ROWS,
     "data.by_prompt": _ROWS,
