@@ -13,7 +13,7 @@ from align.data.corpus import Corpus, corpus_key
 from align.data.data_module import TokenData
 from align.data.joined_corpus import JoinedCorpus
 from align.data.mixing import Files, Mixture, WeightedSource
-from align.data.readers import Source, find_sources
+from align.data.readers import Source
 from align.data.rows import Packing, Rows
 from align.data.streaming import BlockStream, Encoder, StreamLoader, files_of_rank, quick_fingerprint
 
@@ -134,8 +134,7 @@ class RowData(TokenData):
         """
         super().setup(stage)
         if self.streaming and stage == "fit":
-            found = [find_sources(one.files) for one in self._weighted_or_whole()]
-            self._stream_sources = [[source.pinned() for source in sources] for sources in found]
+            self._stream_sources = [self._find(one.files) for one in self._weighted_or_whole()]
             self.fingerprints |= {
                 source.name: quick_fingerprint(source) for sources in self._stream_sources for source in sources
             }

@@ -180,6 +180,29 @@ def test_hub(build, monkeypatch):
     assert data.describe()["train"]["tokens"] == 5
 
 
+def test_all_ranks_read_the_commit_that_rank_0_prepared(tokenizer_dir, tmp_path, monkeypatch):
+    """The data set changes after rank 0 has looked it up; rank 1 opens the same corpus, and streams the same commit."""
+    import types
+
+    import datasets
+
+    read = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, revision, **kwargs: read.append(revision) or iter([{"text": "abc"}])
+    )
+    for streaming in (False, True):
+        settings = {"streaming": streaming, "cache_dir": str(tmp_path / "cache")}
+        first, second = (TextData(tokenizer_dir, "owner/name", **settings) for _ in range(2))
+        monkeypatch.setattr("align.data.readers.dataset_commit", lambda name: "c0ffee")
+        first.prepare_data()
+        monkeypatch.setattr("align.data.readers.dataset_commit", lambda name: "decaf")
+        strategy = types.SimpleNamespace(broadcast=lambda own, commits=first._commits: dict(commits))
+        second.trainer = types.SimpleNamespace(strategy=strategy, distributed_sampler_kwargs=None)
+        second.setup("fit")
+        assert second.fingerprints == {"owner/name": "hub:owner/name@c0ffee"}
+    assert read == ["c0ffee"]
+
+
 def test_last_documents_are_held_out(build, write):
     """A quarter of 4 documents is the last one; each document of n letters is n + 2 tokens."""
     data = build(write("a.jsonl", [{"text": text} for text in ("a", "bb", "ccc", "dddd")]), val_fraction=0.25)

@@ -192,12 +192,6 @@ class ContradictingLabels(Check):
             for sample in split.samples:
                 labels.setdefault(sample.text, set()).add(sample.label)
             hits = [sample for sample in split.samples if len(labels[sample.text]) > 1]
-            if hits:
-                yield Finding(
-                    f"{percent(len(hits), len(split.samples))} responses are labelled both desirable and not",
-                    "keep the majority's label, or neither",
-                    count=len(hits),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(hits),
-                )
+            yield from affected(
+                split, hits, "responses are labelled both desirable and not", "keep the majority's label, or neither"
+            )
