@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from align.curate import Check, Context, Finding
-from align.curate.check import examples
+from align.curate.check import Example, affected
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class FullStop(Check):
         for split in context.splits.values():
             answered = [sample for sample in split.samples if sample.responses]
             without = [one for one in answered if not one.responses[-1].rstrip().endswith(tuple(self.marks))]
-            if len(without) > self.share * len(answered):
-                yield Finding(
-                    f"{len(without)} of {len(answered)} responses end without a full stop",
-                    "complete the sentences, or remove the records",
-                    count=len(without),
-                    total=len(answered),
-                    split=split.name,
-                    examples=examples(without, lambda sample: sample.responses[-1][-60:]),
-                )
+            yield from affected(
+                split,
+                without,
+                "responses end without a full stop",
+                "complete the sentences, or remove the records",
+                example=lambda sample: Example.of(sample, sample.responses[-1][-60:]),
+                total=len(answered),
+                silent=self.share,
+            )

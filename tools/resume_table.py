@@ -44,7 +44,7 @@ def walk_settings() -> dict[str, set[str]]:
     ):
         for name in package.__all__:
             kind = getattr(package, name)
-            for key in (group, *_settings(kind, group)) if issubclass(kind, base) else ():
+            for key in (group, f"{group}.code", *_settings(kind, group)) if issubclass(kind, base) else ():
                 found.setdefault(key, set()).add(name)
     return found
 

@@ -33,15 +33,8 @@ class DPO(ReferenceStage[PairBatch, PairLogprobs, PairLosses]):
         ValueError: not exactly one of init_from and network is given, or a setting is out of range.
     """
 
-    metric_names = (
-        "loss",
-        "accuracy",
-        "margin",
-        "logprob_chosen",
-        "logprob_rejected",
-        "reward_chosen",
-        "reward_rejected",
-    )
+    metric_names = (*ReferenceStage.metric_names, "margin")
+    loss: PreferenceLoss
 
     def __init__(
         self,
@@ -55,7 +48,7 @@ class DPO(ReferenceStage[PairBatch, PairLogprobs, PairLosses]):
         if not 0 <= sft_coef < float("inf"):
             raise ValueError(f"sft_coef is {sft_coef}; it must be at least 0")
         super().__init__(init_from, loss=loss, **kwargs)
-        self.loss, self.sft_coef = loss, sft_coef
+        self.sft_coef = sft_coef
 
     def policy_and_reference(self, split: str, batch: PairBatch) -> PairLogprobs:
         """Steps 1 and 2: log-probs of both responses under policy and reference."""
@@ -72,16 +65,20 @@ class DPO(ReferenceStage[PairBatch, PairLogprobs, PairLosses]):
         Raises:
             ValueError: the loss returned tensors of the wrong shape.
         """
-        losses = self.loss(logprobs)
-        losses.check(type(self.loss).__name__, logprobs)
+        losses = super().losses(logprobs)
         if not self.sft_coef:
             return losses
         return losses._replace(loss=losses.loss - self.sft_coef * logprobs.mean_logprobs()[0])
 
-    def values(self, logprobs: PairLogprobs, losses: PairLosses) -> torch.Tensor:
-        """What is logged for each pair, ``[7, B]``; a pair with equal rewards counts half in the accuracy."""
-        loss, chosen, rejected = losses
-        margin = chosen - rejected
-        accuracy = 0.5 * (1 + margin.sign())
-        values = (loss, accuracy, margin, logprobs.chosen, logprobs.rejected, chosen, rejected)
-        return torch.stack([value.detach() for value in values])
+    def values(self, logprobs: PairLogprobs, losses: PairLosses) -> dict[str, torch.Tensor]:
+        """See ``ReferenceStage``; a pair with equal rewards counts half in the accuracy."""
+        margin = losses.reward_chosen - losses.reward_rejected
+        return {
+            "loss": losses.loss,
+            "accuracy": 0.5 * (1 + margin.sign()),
+            "margin": margin,
+            "logprob_chosen": logprobs.chosen,
+            "logprob_rejected": logprobs.rejected,
+            "reward_chosen": losses.reward_chosen,
+            "reward_rejected": losses.reward_rejected,
+        }

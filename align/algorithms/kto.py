@@ -1,8 +1,7 @@
 """Kahneman-Tversky optimization: the policy learns from single responses that are labelled desirable or not.
 
 To follow a response to its loss, read ``align/batches.py: FeedbackBatch``; ``ReferenceStage.training_step`` in
-``align/algorithms/reference_stage.py``; ``KTO.policy_and_reference`` and ``KTO.losses`` here; then
-``align/objectives/feedback.py``.
+``align/algorithms/reference_stage.py``; ``KTO.policy_and_reference`` here; then ``align/objectives/feedback.py``.
 
 Legend: B responses with feedback.
 """
@@ -41,15 +40,8 @@ class KTO(ReferenceStage[FeedbackBatch, FeedbackLogprobs, FeedbackLosses]):
         ValueError: not exactly one of init_from and network is given, or a setting is out of range.
     """
 
-    metric_names = (
-        "loss",
-        "accuracy",
-        "reference_point",
-        "logprob_chosen",
-        "logprob_rejected",
-        "reward_chosen",
-        "reward_rejected",
-    )
+    metric_names = (*ReferenceStage.metric_names, "reference_point")
+    loss: FeedbackLoss
 
     def __init__(
         self,
@@ -60,7 +52,6 @@ class KTO(ReferenceStage[FeedbackBatch, FeedbackLogprobs, FeedbackLosses]):
     ) -> None:
         """Store the settings; networks are built in ``build``."""
         super().__init__(init_from, loss=loss, **kwargs)
-        self.loss = loss
 
     def on_fit_start(self) -> None:
         """Load or compute the reference log-probs, and check that the weights suit the labels."""
@@ -84,28 +75,27 @@ class KTO(ReferenceStage[FeedbackBatch, FeedbackLogprobs, FeedbackLosses]):
         tokens = batch.labelled.mask[:, 1:].sum(1)
         return FeedbackLogprobs(policy, reference, batch.desirable, tokens, point)
 
-    def losses(self, logprobs: FeedbackLogprobs) -> FeedbackLosses:
-        """Step 3: the loss of each response.
+    def values(self, logprobs: FeedbackLogprobs, losses: FeedbackLosses) -> dict[str, torch.Tensor]:
+        """See ``ReferenceStage``; a reward at the reference point counts half in the accuracy."""
+        return {
+            "loss": losses.loss,
+            "accuracy": 0.5 * (1 + losses.gain.sign()),
+            "logprob_chosen": logprobs.policy,
+            "logprob_rejected": logprobs.policy,
+            "reward_chosen": losses.reward,
+            "reward_rejected": losses.reward,
+            "reference_point": logprobs.reference_point.expand_as(losses.loss),
+        }
 
-        Raises:
-            ValueError: the loss returned tensors of the wrong shape.
-        """
-        losses = self.loss(logprobs)
-        losses.check(type(self.loss).__name__, logprobs)
-        return losses
-
-    def values(self, logprobs: FeedbackLogprobs, losses: FeedbackLosses) -> torch.Tensor:
-        """What is logged for each response, ``[7, B]``; a reward at the reference point counts half in the accuracy."""
-        accuracy = 0.5 * (1 + losses.gain.sign())
-        point = logprobs.reference_point.expand_as(accuracy)
-        of_label = (logprobs.policy, logprobs.policy, losses.reward, losses.reward)
-        return torch.stack([value.detach() for value in (losses.loss, accuracy, point, *of_label)])
-
-    def counted(self, batch: FeedbackBatch) -> torch.Tensor:
+    def records_of(self, batch: FeedbackBatch) -> dict[str, torch.Tensor]:
         """Metrics of chosen responses count the desirable ones, those of rejected responses the others."""
-        real = batch.numbers >= 0
-        chosen, rejected = real & batch.desirable, real & ~batch.desirable
-        return torch.stack([real, real, real, chosen, rejected, chosen, rejected])
+        chosen, rejected = batch.desirable, ~batch.desirable
+        return {
+            "logprob_chosen": chosen,
+            "logprob_rejected": rejected,
+            "reward_chosen": chosen,
+            "reward_rejected": rejected,
+        }
 
     def log_means(self, split: str, means: dict[str, torch.Tensor]) -> None:
         """Log the means, and the margin between both labels where there are both."""

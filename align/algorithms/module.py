@@ -1,6 +1,7 @@
 """The base class of the stages: building networks, gradients that do not depend on micro-batches or ranks, resuming."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -564,7 +565,8 @@ def _class_of(stage: Stage) -> str:
 
 
 def _short(content: str | None) -> str:
-    return "nothing" if content is None else content[:12]
+    """Content for an error: names as they are, hashes by their first digits."""
+    return "nothing" if content is None else re.sub(r"[0-9a-f]{13,}", lambda found: found[0][:12], content)
 
 
 def _plain(value: Any) -> str:

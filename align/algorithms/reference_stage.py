@@ -25,6 +25,7 @@ from align.algorithms.starting_points import (
 )
 from align.batches import FeedbackBatch, PairBatch, ResponseRows
 from align.model.gpt import GPT
+from align.objectives.checks import check_shapes
 from align.rewards.functions import columns_read
 from align.training.defaults import PREFERENCES
 from align.training.float64 import WideMetric, wide
@@ -44,6 +45,11 @@ _TOLERANCE_16 = 0.05
 class ComparedLogprobs(Protocol):
     """Log-probs of B records under policy and reference."""
 
+    @property
+    def shape(self) -> torch.Size:
+        """``[B]``."""
+        ...
+
     def distances(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Size of the log-ratio of each response, ``[responses of a record, B]``: nats, and nats per token."""
         ...
@@ -59,6 +65,10 @@ class RecordLosses(Protocol):
     @property
     def loss(self) -> torch.Tensor:
         """``[B]`` to be differentiated."""
+        ...
+
+    def _asdict(self) -> dict[str, torch.Tensor]:
+        """All fields."""
         ...
 
 
@@ -113,8 +123,17 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
     reference: GPT | None
     frozen_names = ("reference",)
     rate_rule = PREFERENCES
-    metric_names: ClassVar[tuple[str, ...]]
-    """Of ``values``; the first is loss"""
+    metric_names: ClassVar[tuple[str, ...]] = (
+        "loss",
+        "accuracy",
+        "logprob_chosen",
+        "logprob_rejected",
+        "reward_chosen",
+        "reward_rejected",
+    )
+    """Of ``values``; a subclass adds its own"""
+    loss: Any
+    """Log-probs of B records -> losses, a tuple of ``[B]``"""
 
     def __init__(
         self,
@@ -143,6 +162,7 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
             optimizer=optimizer, schedule=schedule, parent=init_from, lora=lora, memory=memory, compile=compile
         )
         self.init_from, self.reference_source, self._load_policy = init_from, reference, load_policy
+        self.loss = loss
         self.needs_reference, self.precomputed = loss.needs_reference, reference_logprobs == "precomputed"
         self.shared_prefix, self.other_reference = shared_prefix and not compile, other_reference
         self.val_means, self.test_means = Means(self.metric_names), Means(self.metric_names)
@@ -155,21 +175,35 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
         """Steps 1 and 2: log-probs of the responses under policy and reference."""
         raise NotImplementedError
 
+    def values(self, logprobs: Logprobs, losses: Losses) -> dict[str, torch.Tensor]:
+        """What is logged for each record, ``[B]`` for each of ``metric_names``."""
+        raise NotImplementedError
+
+    def records_of(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Records that a metric is a mean over, ``[B]`` bool; of metrics without an entry all but padding."""
+        return {}
+
+    # Built on these.
+
     def losses(self, logprobs: Logprobs) -> Losses:
         """Step 3: the loss of each record.
 
         Raises:
             ValueError: the loss returned tensors of the wrong shape.
         """
-        raise NotImplementedError
+        losses: Losses = self.loss(logprobs)
+        check_shapes(type(self.loss).__name__, losses._asdict(), logprobs.shape)
+        return losses
 
-    def values(self, logprobs: Logprobs, losses: Losses) -> torch.Tensor:
-        """What is logged, ``[K, B]`` in the order of ``metric_names``, detached."""
-        raise NotImplementedError
+    def logged_values(self, logprobs: Logprobs, losses: Losses) -> torch.Tensor:
+        """``values``, ``[K, B]`` in the order of ``metric_names``, detached."""
+        values = self.values(logprobs, losses)
+        return torch.stack([values[name].detach() for name in self.metric_names])
 
     def counted(self, batch: Batch) -> torch.Tensor:
-        """Which records each metric is a mean over, ``[K, B]`` bool: by default all but padding."""
-        return (batch.numbers >= 0).expand(len(self.metric_names), -1)
+        """Which records each metric is a mean over, ``[K, B]`` bool."""
+        real, own = batch.numbers >= 0, self.records_of(batch)
+        return torch.stack([own.get(name, real) & real for name in self.metric_names])
 
     def log_means(self, split: str, means: dict[str, torch.Tensor]) -> None:
         """Log means over records; a metric that no record counts in is missing."""
@@ -218,11 +252,11 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
         real = batch.numbers >= 0
         if self.needs_reference and batch_index(self.trainer) == 0:
             self._check_start(logprobs, losses, real)  # 4
-        sums = self.reduce(self.values(logprobs, losses).where(counted, 0).sum(1), "sum")
+        sums = self.reduce(self.logged_values(logprobs, losses).where(counted, 0).sum(1), "sum")
         means = sums / counts.clamp(min=1)
         named = zip(self.metric_names, means, logged, strict=True)
         self.log_means("train", {name: mean for name, mean, exists in named if exists})
-        self.refuse_nonfinite(means[0])
+        self.refuse_nonfinite(means[self.metric_names.index("loss")])
         return self.weighted(losses.loss.where(real, 0).sum(), real.sum())  # 5
 
     def _check_start(self, logprobs: Logprobs, losses: Losses, real: torch.Tensor) -> None:
@@ -300,7 +334,7 @@ class ReferenceStage(Stage, Generic[Batch, Logprobs, Losses]):
 
     def _add(self, split: str, batch: Batch, metric: "Means") -> None:
         logprobs = self.policy_and_reference(split, batch)
-        metric.update(self.values(logprobs, self.losses(logprobs)), self.counted(batch))
+        metric.update(self.logged_values(logprobs, self.losses(logprobs)), self.counted(batch))
 
     def _log_split(self, split: str, metric: "Means") -> None:
         self.log_means(split, metric.compute())

@@ -10,12 +10,13 @@ import torch
 
 from align.adapters.lora import LoraConfig, adapters, add_adapter, convert_base, copy_adapter, share_base
 from align.io.adapter_directory import Base, base_of, base_source, load_adapter
+from align.io.code import code_hash
 from align.io.directory import load_network, load_scalar
 from align.io.location import locate
 from align.io.manifest import is_adapter, scores_fingerprint
 from align.io.manifest import weights_fingerprint as fingerprint_of
 from align.model.gpt import GPT, ScalarGPT
-from align.rewards.functions import FILES
+from align.rewards.functions import FILES, code_fingerprint
 
 Network = TypeVar("Network", GPT, ScalarGPT)
 
@@ -132,17 +133,25 @@ def content_of(source: object) -> str:
         source: model or adapter directory, GGUF file, Hub id, module:function, YAML file of a reward, or an object.
 
     Returns:
-        str: hash of weights and normalisation, or of the YAML file; of anything else its name.
+        str: hash of weights and normalisation, or of the YAML file; of anything else its name; with the hash of a
+        user's code.
+
+    Raises:
+        ValueError: there is no such reward.
     """
     if not isinstance(source, str):
-        return f"{type(source).__module__}.{type(source).__qualname__}"
+        return _with_code(f"{type(source).__module__}.{type(source).__qualname__}", code_hash(source))
     if (file := Path(source.rpartition("#")[0] or source)).name.endswith(FILES):
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return _with_code(hashlib.sha256(file.read_bytes()).hexdigest(), code_fingerprint(source))
     if is_adapter(source):
         return f"{scores_fingerprint(source)}+{fingerprint_of(base_of(Path(source)))}"
     # A word without a slash that is no path is a reward's short name, or a module:function.
     known = "/" in source or Path(source).expanduser().exists()
-    return scores_fingerprint(locate(source)) if known else source
+    return scores_fingerprint(locate(source)) if known else _with_code(source, code_fingerprint(source))
+
+
+def _with_code(name: str, code: str | None) -> str:
+    return name if code is None else f"{name} with code {code}"
 
 
 def base_in_memory(network: GPT | ScalarGPT, source: str | None) -> Base | None:

@@ -49,11 +49,11 @@ class CompareSettings:
     """Largest number of prompts to read"""
     judge: tuple[str, ...] = setting((), metavar="[NAME=]JUDGE")
     """What scores the responses: sandbox, constraints, constraints_strict, exact_answer, module:function (prompts,
-    responses) -> scores, the class path of a Reward, a YAML file that describes one, the directory of a reward model,
-    or http://HOST/v1#MODEL, an OpenAI-compatible endpoint that compares pairs; several sources separated by commas are
-    one per seed; a WeightedSum is followed by its parts; the first judge decides the headline; by default sandbox where
-    data/sandbox.json exists beside the baseline's run, and reward/model where that exists; with neither there is no
-    judge, and no win-rates"""
+    responses) -> scores, the class path of a Reward, {class_path: CLASS, init_args: {NAME: VALUE}} of one with
+    settings, a YAML file with the same, the directory of a reward model, or http://HOST/v1#MODEL, an OpenAI-compatible
+    endpoint that compares pairs; several sources separated by commas are one per seed; a WeightedSum is followed by its
+    parts; the first judge decides the headline; by default sandbox where data/sandbox.json exists beside the baseline's
+    run, and reward/model where that exists; with neither there is no judge, and no win-rates"""
     best_of: tuple[str, ...] = setting((), metavar="NAME=MODEL:N:JUDGE")
     """Further models that are the best of N: of N responses of the model MODEL the one that the judge JUDGE, a name of
     --judge, scores highest, as in best4=sft:4:reward"""
@@ -138,10 +138,12 @@ def _task(options: CompareSettings) -> "Task":
     file = _prompts_file(options.prompts, beside)
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
     device = str(network_device(options.device.device))
-    judges = _judges(options.judge, beside)
     try:
+        judges = _judges(options.judge, beside)
         judges += [part for judge in judges if not judge.compares for part in judge.parts()]
-        read = columns_read(source for judge in judges if not judge.compares for source in judge.sources)
+        metrics = [*DEFAULT_METRICS, *(metric for path in options.metric for metric in load_metrics(path))]
+        scored = columns_read(source for judge in judges if not judge.compares for source in judge.sources)
+        read = sorted({*scored, *(name for metric in metrics for name in metric.columns)})
         prompts, columns = read_records(file, limit=options.limit, format=options.prompt_format, columns=read)
         return Task(
             candidates=candidates,
@@ -150,7 +152,7 @@ def _task(options: CompareSettings) -> "Task":
             judges=judges,
             config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
             frontier_n=options.frontier_n,
-            metrics=[*DEFAULT_METRICS, *(metric for path in options.metric for metric in load_metrics(path))],
+            metrics=metrics,
             texts=read_texts(options.texts),
         )
     except ValueError as error:
@@ -212,14 +214,18 @@ def _prompts_file(given: str | None, beside: Path) -> str:
 
 def _judges(given: tuple[str, ...], beside: Path) -> list["Judge"]:
     from align.compare.judges import Judge
+    from align.rewards.functions import is_mapping, load_reward
 
     if given:
         judges = []
         for text in given:
             name, equals, source = text.partition("=")
-            if not equals or "/" in name:
+            if not equals or "/" in name or is_mapping(text):
                 name, source = text, text
-            judges.append(Judge(name, tuple(source.split(","))))
+            if is_mapping(source):
+                judges.append(Judge(load_reward(source).name if name == source else name, (source,)))
+            else:
+                judges.append(Judge(name, tuple(source.split(","))))
         return judges
     found = []
     if (beside / "data" / "sandbox.json").is_file():

@@ -46,7 +46,8 @@ class EvalSettings:
     """Prompts, and the columns that --judge reads: mean score of the responses"""
     judge: str | None = None
     """Reward that scores the responses to --prompts: constraints_strict, exact_answer, module:function, class path of a
-    Reward, directory of a reward model (docs/extend/add_a_reward.md)"""
+    Reward, {class_path: CLASS, init_args: {NAME: VALUE}} of one with settings, directory of a reward model
+    (docs/extend/add_a_reward.md)"""
     programs: str | None = setting(None, metavar="FILE")
     """Programs to write, in the format of HumanEval or MBPP: pass@k of programs that are run against their tests"""
     pairs: str | None = setting(None, metavar="FILE")

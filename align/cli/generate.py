@@ -4,15 +4,19 @@ import json
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from align.cli.device import DeviceSettings, network_device
+from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
+from align.cli.origin import judge_facts, model_facts
 from align.cli.prompt_file import read_records, require_columns
 from align.cli.sampling import SamplingFlags
 from align.cli.settings import parse_settings, require_at_least, setting
+from align.io.atomic import replacing_file
+from align.io.log import Log, key_of, refuse_other_origin
 from align.tokenizer.prompts import Columns, Prompt, answers_chats, as_text, encode_prompt
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
     from align.generation.sampling_config import SamplingConfig
     from align.model.gpt import GPT
+    from align.rewards.reward import Reward
     from align.tokenizer import Tokenizer
 
 
@@ -58,9 +63,10 @@ class GenerateSettings:
     """Device of the networks"""
     judge: str | None = None
     """Reward that scores the samples: sandbox, constraints, constraints_strict, exact_answer, module:function (prompts,
-    responses) -> scores, the class path of a Reward, or the directory of a reward model"""
+    responses) -> scores, the class path of a Reward, {class_path: CLASS, init_args: {NAME: VALUE}} of one with
+    settings, or the directory of a reward model"""
     out: str | None = None
-    """JSONL file to which the samples are also written"""
+    """JSONL file to which the samples are also written; an interrupted run resumes after its last complete batch"""
     show: int = 8
     """Number of samples to print (without --json)"""
     stream: Literal["auto", "yes", "no"] = "auto"
@@ -82,6 +88,20 @@ class GenerateSettings:
         return self.prompt is not None and self.n == 1 and not self.judge and not self.json
 
 
+class _Asked(NamedTuple):
+    """What is sampled and scored.
+
+    Attributes:
+        prompts: texts or messages.
+        columns: of their records, those that the judge reads.
+        judge: scores the samples; None: nothing does.
+    """
+
+    prompts: Sequence[Prompt]
+    columns: Sequence[Columns]
+    judge: "Reward | None"
+
+
 def main(args: list[str]) -> int:
     """Sample from a model directory.
 
@@ -92,6 +112,8 @@ def main(args: list[str]) -> int:
         int: 0.
     """
     options = parse_settings(GenerateSettings, "generate", args)
+    if options.out and Path(options.out).is_dir():
+        raise UsageError(f"--out {options.out} is a folder; name a file")
     directory = model_directory(options.model)
     streamed = options.streamable and (options.stream == "yes" or (options.stream == "auto" and sys.stdout.isatty()))
     device = network_device(options.device.device)
@@ -101,11 +123,12 @@ def main(args: list[str]) -> int:
     if streamed:
         samples = [_stream(options, sampling, directory, device)]
     else:
-        samples = list(_with_progress(_sample(options, sampling, directory, device), sys.stderr))
+        samples = _sample(options, sampling, directory, device)
     lines = [json.dumps(sample, ensure_ascii=False) for sample in samples]
     if options.out:
-        Path(options.out).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with replacing_file(Path(options.out)) as file:
+            file.writelines(f"{line}\n" for line in lines)
+        _log_file(options.out).unlink(missing_ok=True)
     if options.json:
         print("\n".join(lines))
     elif not streamed:
@@ -113,12 +136,30 @@ def main(args: list[str]) -> int:
     return 0
 
 
+def _log_file(out: str) -> Path:
+    """The log that survives a kill."""
+    return Path(out).with_name(f".{Path(out).name}.partial")
+
+
 def _sample(
     options: GenerateSettings, sampling: "SamplingConfig", directory: Path, device: "torch.device"
-) -> Iterator[list[dict[str, Any]]]:
-    """Samples, one batch at a time."""
-    from align.generation.responses import sample_responses
-    from align.generation.sampling import response_seed
+) -> list[dict[str, Any]]:
+    """All samples; those of an interrupted run with the same ``--out`` from its log."""
+    asked = _read(options, device)
+    first: list[dict[str, Any]] = []
+    log = None
+    if options.out:
+        log = _log(_log_file(options.out), _origin(options, sampling, directory, device, asked))
+        first = list(log)
+    samples = []
+    for batch in _with_progress(_batches(options, sampling, directory, device, asked, len(first)), len(first)):
+        if log is not None:
+            log.append(batch)
+        samples += batch
+    return first + samples
+
+
+def _read(options: GenerateSettings, device: "torch.device") -> _Asked:
     from align.rewards.functions import load_reward
 
     judge = load_reward(options.judge, device=device) if options.judge else None
@@ -127,24 +168,65 @@ def _sample(
         require_columns(judge, options.prompts)
         read = judge.columns
     if options.prompt is not None:
-        prompts: list[Prompt] = [options.prompt]
-        columns: list[Columns] = [{}]
-    else:
-        file, limit = str(options.prompts), options.limit
-        prompts, columns = read_records(file, limit=limit, format=options.prompt_format, columns=read)
+        return _Asked([options.prompt], [{}], judge)
+    file, limit = str(options.prompts), options.limit
+    prompts, columns = read_records(file, limit=limit, format=options.prompt_format, columns=read)
+    return _Asked(prompts, columns, judge)
+
+
+def _log(file: Path, origin: dict[str, Any]) -> Log:
+    """The log of an interrupted run, or a new one."""
+    refuse_other_origin(file, origin)
+    log = Log(file, origin=origin)
+    if log:
+        print(f"resuming after the {len(log)} samples in {file}", file=sys.stderr)
+    return log
+
+
+def _origin(
+    options: GenerateSettings, sampling: "SamplingConfig", directory: Path, device: "torch.device", asked: _Asked
+) -> dict[str, Any]:
+    """Everything that samples and scores depend on."""
+    # Logits depend, by rounding, on the shape of the batch and on the device.
+    names = ("n", "seed", "batch_size", "system", "raw")
+    return {
+        "model": model_facts(directory),
+        "judge": options.judge and judge_facts(options.judge),
+        "prompts": key_of(list(asked.prompts), list(asked.columns)),
+        "device": device.type,
+        **asdict(sampling),
+        **{name: getattr(options, name) for name in names},
+    }
+
+
+def _batches(
+    options: GenerateSettings,
+    sampling: "SamplingConfig",
+    directory: Path,
+    device: "torch.device",
+    asked: _Asked,
+    first: int,
+) -> Iterator[list[dict[str, Any]]]:
+    """Batches of samples, from number ``first``, with which a batch begins."""
+    from align.generation.responses import sample_responses
+    from align.generation.sampling import response_seed
+
+    rows = [(number, sample) for number in range(len(asked.prompts)) for sample in range(options.n)]
+    if first == len(rows):
+        return
     network, tokenizer, chat = _load(directory, device, raw=options.raw)
-    rows = [(number, sample) for number in range(len(prompts)) for sample in range(options.n)]
-    for start in range(0, len(rows), options.batch_size):
+    for start in range(first, len(rows), options.batch_size):
         batch = rows[start : start + options.batch_size]
-        asked = [prompts[number] for number, _ in batch]
-        ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in asked]
+        prompts = [asked.prompts[number] for number, _ in batch]
+        columns = [asked.columns[number] for number, _ in batch]
+        ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in prompts]
         seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
         sampled = sample_responses(network, tokenizer, ids, sampling, seeds=seeds)
-        scores = judge(asked, sampled.texts, [columns[number] for number, _ in batch]) if judge else ()
+        scores = asked.judge(prompts, sampled.texts, columns) if asked.judge else ()
         rewards = [{"reward": score} for score in scores] or [{}] * len(batch)
         yield [
             {"prompt": as_text(prompt), **record, **reward}
-            for prompt, record, reward in zip(asked, sampled.records(), rewards, strict=True)
+            for prompt, record, reward in zip(prompts, sampled.records(), rewards, strict=True)
         ]
 
 
@@ -181,10 +263,10 @@ def _stream(
     return {"prompt": options.prompt, **sampled.records()[0]}
 
 
-def _with_progress(batches: Iterable[Sequence[dict[str, Any]]], stream: Any) -> Iterator[dict[str, Any]]:
-    done = 0
+def _with_progress(batches: Iterable[list[dict[str, Any]]], done: int) -> Iterator[list[dict[str, Any]]]:
+    stream = sys.stderr
     for batch in batches:
-        yield from batch
+        yield batch
         done += len(batch)
         if stream.isatty():
             print(f"\r{done} samples", end="", file=stream, flush=True)

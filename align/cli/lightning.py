@@ -36,6 +36,7 @@ from align.callbacks.loggers import EventLog, RunLog, Tracking, kept_settings, m
 from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
+from align.cli.code_settings import code_settings
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import check_nulls, explain, keep_nulls, key_of
 from align.curate.doctor import Doctor
@@ -80,7 +81,7 @@ class AlignCLI(LightningCLI):
 
     ckpt_path: Path | None = None
     settings: Mapping[str, Any] = MappingProxyType({})
-    """Every setting by its key"""
+    """Every setting by its key, and the hash of the code of each class of a user by ``KEY.code``"""
 
     def __init__(self, *args: Any, verb: str = "fit", **kwargs: Any) -> None:
         """Parse and build."""
@@ -129,7 +130,8 @@ class AlignCLI(LightningCLI):
         if trainer.precision is None and not _brings_precision(trainer.plugins):
             trainer.precision = default_precision(str(trainer.accelerator))
         given = self.config.as_dict()
-        self.settings = flat_settings({name: given[name] for name in given if name not in _NO_SETTINGS})
+        settings = flat_settings({name: given[name] for name in given if name not in _NO_SETTINGS})
+        self.settings = settings | code_settings(settings)
         self.find_run()
         if self.verb == "fit" and self.ckpt_path is not None:
             self.compare_settings(self.ckpt_path)

@@ -1,6 +1,5 @@
 """``align preferences``: a model's own responses, scored by a reward, as preference pairs or as the best of N."""
 
-import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from align.cli.device import DeviceSettings, network_device
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
+from align.cli.origin import judge_facts, model_facts
 from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
 from align.io.log import Log
 from align.io.progress import progress_bar
-from align.rewards.functions import code_fingerprint, columns_read
+from align.rewards.functions import columns_read
 from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
 from align.rewards.weighted_sum import scores_of
 from align.tokenizer.prompts import Columns, Prompt, as_messages, encode_prompt
@@ -47,8 +47,8 @@ class PreferencesSettings:
     """JSONL file of {'prompt': text or messages}"""
     judge: str
     """Reward that scores the responses: sandbox, constraints, constraints_strict, exact_answer, module:function
-    (prompts, responses) -> scores, the class path of a Reward, a YAML file that describes one, or the directory of a
-    reward model"""
+    (prompts, responses) -> scores, the class path of a Reward, {class_path: CLASS, init_args: {NAME: VALUE}} of one
+    with settings, a YAML file with the same, or the directory of a reward model"""
     out: str
     """JSONL file to write; OUT.meta.json beside it records where the data comes from"""
     n: int = 4
@@ -90,14 +90,19 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
+    from align.data.readers import find_sources
+
     options = parse_settings(PreferencesSettings, "preferences", args)
     if Path(options.out).is_dir():
         raise UsageError(f"--out {options.out} is a folder; name a file")
     options = replace(options, model=str(model_directory(options.model)))
     device = network_device(options.device.device)
     read = columns_read([options.judge])
-    prompts, columns = read_records(options.prompts, skip=options.skip, limit=options.limit, columns=read)
-    origin = _origin(options, device)
+    sources = [source.pinned() for source in find_sources(options.prompts)]
+    prompts, columns = read_records(
+        options.prompts, skip=options.skip, limit=options.limit, columns=read, sources=sources
+    )
+    origin = _origin(options, device, [source.fingerprint() for source in sources])
     out = Path(options.out)
     log = Log(out.with_name(f".{out.name}.partial"), origin=origin)
     if log:
@@ -113,30 +118,16 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def _origin(options: PreferencesSettings, device: "torch.device") -> dict[str, Any]:
-    """Everything that responses and scores depend on; no dates, so that equal runs write equal bytes."""
-    from align.io.location import locate
-    from align.io.manifest import scores_fingerprint, weights_fingerprint
-    from align.tokenizer import Tokenizer
-
+def _origin(options: PreferencesSettings, device: "torch.device", prompts: Sequence[str]) -> dict[str, Any]:
+    """Everything that responses and scores depend on."""
     # Logits depend, by rounding, on the shape of the batch and on the device.
     names = ("n", "seed", "batch_size")
     sampling = asdict(options.sampling) | {name: getattr(options, name) for name in names}
     sampling["device"] = device.type
-    with Path(options.prompts).open("rb") as file:
-        prompts = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "model": {
-            "directory": options.model,
-            "weights": weights_fingerprint(locate(options.model)),
-            "tokenizer": Tokenizer.load(options.model).fingerprint,
-        },
-        "judge": {
-            "name": options.judge,
-            "weights": scores_fingerprint(options.judge) if Path(options.judge).is_dir() else None,
-            "code": code_fingerprint(options.judge),
-        },
-        "prompts": {"file": options.prompts, "sha256": prompts, "skip": options.skip, "limit": options.limit},
+        "model": {"directory": options.model, **model_facts(options.model)},
+        "judge": judge_facts(options.judge),
+        "prompts": {"file": options.prompts, "content": list(prompts), "skip": options.skip, "limit": options.limit},
         "sampling": sampling,
     }
 

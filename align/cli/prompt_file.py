@@ -10,6 +10,7 @@ from align.tokenizer.prompts import Columns, Prompt, as_prompt
 
 if TYPE_CHECKING:
     from align.data.formats.fields import ChatRecord
+    from align.data.readers import Source
     from align.rewards.reward import Reward
 
 
@@ -27,6 +28,7 @@ def read_records(
     limit: int | None = None,
     format: str | None = None,
     columns: Sequence[str] = (),
+    sources: "Sequence[Source] | None" = None,
 ) -> tuple[list[Prompt], list[Columns]]:
     """The prompts of a file or a Hub data set, and the columns of their records that rewards read.
 
@@ -37,6 +39,7 @@ def read_records(
         limit: number of prompts to read after those; None reads all.
         format: name of a prompt format (docs/data.md); None: detected from the first record.
         columns: names of the columns.
+        sources: of the file, as they were found and fingerprinted; None: they are found here.
 
     Returns:
         tuple: at least one prompt, and as many records.
@@ -51,7 +54,7 @@ def read_records(
     from align.data.tokenize import encode_with_columns
 
     chosen = None if format is None else prompt_format(format)
-    sources, bad = find_sources(str(file)), BadRecords("stop", hint="")
+    sources, bad = sources or find_sources(str(file)), BadRecords("stop", hint="")
     every = encode_with_columns(sources, bad, format=chosen, formats=PROMPT_FORMATS, encode=_prompt_of, columns=columns)
     records = list(islice(every, skip, None if limit is None else skip + limit))
     if not records:

@@ -62,7 +62,7 @@ class Task:
     """The first is the baseline"""
     prompts: Sequence[Prompt]
     columns: Sequence[Columns]
-    """Of the prompts' records, as many as prompts: those that the judges read"""
+    """Of the prompts' records, as many as prompts: those that judges and metrics read"""
     judges: Sequence[Judge]
     """The first decides the headline, and the others' gains are compared with its; without any there are no verdicts"""
     config: ResponseConfig
@@ -267,7 +267,7 @@ def _describe(task: Task, candidate: Candidate, sampled: dict[str, Sampled]) -> 
         "sampled_tokens": _estimate(interval(own.drawn.mean(-1))),
         "kl": _kl(task, candidate, own),
         "length_quantiles": {f"p{p}": float(q) for p, q in zip((10, 50, 90), quantiles, strict=True)},
-        "metrics": {metric.name: _measure(metric, task.prompts, own.responses) for metric in task.metrics},
+        "metrics": {metric.name: _measure(metric, task, own.responses) for metric in task.metrics},
         "rewards": {name: _estimate(interval(scores.mean(-1))) for name, scores in own.scores.items()},
         "cost": costs(candidate),
         "texts": None,
@@ -276,11 +276,10 @@ def _describe(task: Task, candidate: Candidate, sampled: dict[str, Sampled]) -> 
     return described
 
 
-def _measure(
-    metric: Metric, prompts: Sequence[Prompt], responses: Sequence[Sequence[Sequence[Response]]]
-) -> dict[str, Any] | None:
+def _measure(metric: Metric, task: Task, responses: Sequence[Sequence[Sequence[Response]]]) -> dict[str, Any] | None:
     """A metric over all seeds, without an interval if it gives one number per seed."""
-    by_seed = [values for table in responses if (values := measured(metric, prompts, table)) is not None]
+    found = [measured(metric, task.prompts, table, task.columns) for table in responses]
+    by_seed = [values for values in found if values is not None]
     if not by_seed:
         return None
     values = np.stack(by_seed)

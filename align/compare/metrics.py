@@ -17,7 +17,8 @@ import numpy as np
 
 from align.compare.respond import Response
 from align.rewards.functions import search_working_directory
-from align.tokenizer.prompts import Prompt
+from align.rewards.reward import column_arguments, required_parameters
+from align.tokenizer.prompts import Columns, Prompt
 
 
 class Metric(ABC):
@@ -41,13 +42,30 @@ class Metric(ABC):
         """Its key in report.json: the class name, and the settings that the caller chose."""
         return type(self).__name__
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the prompts' records that ``measure`` reads, one for each of its further parameters.
+
+        By default the names of these parameters; a class whose column names are settings says otherwise.
+        """
+        return required_parameters(self.measure)
+
     @abstractmethod
-    def measure(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> Any:
+    def measure(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[Response]],
+        *columns: Any,
+        **named_columns: Any,
+    ) -> Any:
         """Measure the responses of one model under one seed.
 
         Args:
             prompts: ``P``.
             responses: ``P`` rows of ``N``.
+            *columns: a subclass names the columns that it reads as parameters; each receives ``P`` values, as they are
+                in the file.
+            **named_columns: the same where parameters are keyword-only.
 
         Returns:
             Values that numpy reads: ``[P, N]`` one per response, or ``[P]`` one per prompt (fewer than ``P`` if some
@@ -197,15 +215,32 @@ def load_metrics(path: str) -> tuple[Metric, ...]:
     return metrics
 
 
-def measured(metric: Metric, prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> np.ndarray | None:
-    """What a metric gives, checked: ``[P]`` means of prompts (or of fewer), or a single number, or None.
+def measured(
+    metric: Metric,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Response]],
+    columns: Sequence[Columns] = (),
+) -> np.ndarray | None:
+    """What a metric gives, checked.
+
+    Args:
+        metric: that measures.
+        prompts: ``P``.
+        responses: ``P`` rows of ``N``.
+        columns: of the prompts' records, ``P``; a metric that reads none ignores them.
+
+    Returns:
+        ``[P]`` means of prompts (or of fewer), or a single number, or None.
 
     Raises:
-        ValueError: it raised, or gave another shape, or a value that is not finite; the line names the metric.
+        ValueError: a column is missing, or it raised, or gave another shape, or a value that is not finite; the line
+            names the metric.
     """
     name = type(metric).__name__
+    parameters = required_parameters(metric.measure)
+    read = column_arguments(f"metric {name}", metric.columns, parameters, prompts, columns)
     try:
-        given = metric.measure(prompts, responses)
+        given = metric.measure(prompts, responses, **read)
         if given is None:
             return None
         values = np.array(given, dtype=np.float64)

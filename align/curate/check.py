@@ -1,16 +1,18 @@
 """What a check is, and what it finds."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from align.curate.context import Context, Sample
+from align.curate.context import Context, Dropped, Sample, Split
 
 Severity = Literal["error", "warning", "note"]
 """error: training would be wrong or stop; warning: probably not intended; note: good to know"""
 
-SHOWN = 3
+Hit = TypeVar("Hit")
+
+_SHOWN = 3
 """Examples of a finding"""
 _LONGEST = 160
 
@@ -25,6 +27,16 @@ class Example(NamedTuple):
 
     where: str
     text: str
+
+    @classmethod
+    def of(cls, record: Sample | Dropped, text: str | None = None) -> "Example":
+        """A record, with a text in one line.
+
+        Args:
+            record: that is affected.
+            text: what to show of it; None: all of it.
+        """
+        return cls(record.where, shown(record.text if text is None else text))
 
 
 @dataclass(frozen=True)
@@ -81,19 +93,43 @@ def shown(text: str) -> str:
     return line if len(line) <= _LONGEST else line[: _LONGEST - 3] + "..."
 
 
-def examples(samples: Iterable[Sample], text: Any = None) -> list[Example]:
-    """The first few samples.
+def affected(
+    split: Split,
+    hits: Sequence[Hit],
+    what: str,
+    fix: str,
+    *,
+    example: Callable[[Hit], Example] = Example.of,  # type: ignore[assignment]
+    total: int | None = None,
+    silent: float = 0.0,
+    note: float = 0.0,
+    severity: Severity | None = None,
+) -> Iterator[Finding]:
+    """The finding that some samples of a split are affected; nothing if none is.
 
     Args:
-        samples: concerned.
-        text: what to show of a sample; None: all of it.
+        split: of the samples.
+        hits: one for each affected sample.
+        what: continues the message after ``3 of 200 (1.5%)``.
+        fix: what to change.
+        example: shows a hit; by default the text of a sample.
+        total: samples that could be affected; None: all of the split.
+        silent: share of the total that may be affected without a finding.
+        note: share of the total up to which the finding is a note.
+        severity: beyond that share; None: that of the check.
     """
-    found = []
-    for sample in samples:
-        found.append(Example(sample.where, shown(sample.text if text is None else text(sample))))
-        if len(found) == SHOWN:
-            break
-    return found
+    total = len(split.samples) if total is None else total
+    if len(hits) <= silent * total:
+        return
+    yield Finding(
+        f"{percent(len(hits), total)} {what}",
+        fix,
+        count=len(hits),
+        total=total,
+        split=split.name,
+        examples=[example(hit) for hit in hits[:_SHOWN]],
+        severity="note" if len(hits) <= note * total else severity,
+    )
 
 
 def percent(count: int, total: int) -> str:

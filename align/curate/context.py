@@ -100,6 +100,16 @@ class Dropped(NamedTuple):
     reason: str
     fields: Mapping[str, Any]
 
+    @property
+    def where(self) -> str:
+        """File and line."""
+        return f"{self.source}: {self.location}"
+
+    @property
+    def text(self) -> str:
+        """The record; empty where it could not be parsed."""
+        return str(dict(self.fields)) if self.fields else ""
+
 
 class Unit(NamedTuple):
     """A text that is compared with others: a record, or a paragraph of one of few documents.

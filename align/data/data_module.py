@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -125,6 +126,8 @@ class TokenData(pl.LightningDataModule):
         self.context, self.batch_size, self.seed, self.workers = context, batch_size, seed, workers
         self.val_fraction, self.on_bad_record, self.cache_dir = val_fraction, on_bad_record, Path(cache_dir)
         self.epoch = epoch
+        self._commits: dict[str, str] = {}
+        """Hub data set -> the commit that is read"""
         self._given: dict[str, str | Sequence[str | WeightedSource] | None] = {
             "train": train,
             "validation": validation,
@@ -169,6 +172,8 @@ class TokenData(pl.LightningDataModule):
         for split, given in self._given.items():
             if given and split not in self._streamed:
                 self._corpus(split)
+            elif given:
+                self._find(files_of(given))
 
     def setup(self, stage: str) -> None:
         """Open the corpora of a stage and lay out their rows.
@@ -177,6 +182,7 @@ class TokenData(pl.LightningDataModule):
             ValueError: a file or record can't be used, or a split has too few rows.
         """
         self.ask_for_columns(getattr(self.trainer, "lightning_module", None))
+        self._agree_on_commits(stage)
         for split in _SPLITS[stage]:
             if split in self._datasets or split in self._streamed or not self._has(split):
                 continue
@@ -244,6 +250,23 @@ class TokenData(pl.LightningDataModule):
 
     # From files to rows.
 
+    def _find(self, files: str | list[str]) -> list[Source]:
+        """The sources; Hub data sets at the commit that this run reads, the newest when it was first looked up."""
+        found = []
+        for source in find_sources(files):
+            pinned = replace(source, commit=self._commits.get(source.name)).pinned()
+            if pinned.commit is not None:
+                self._commits[source.name] = pinned.commit
+            found.append(pinned)
+        return found
+
+    def _agree_on_commits(self, stage: str) -> None:
+        """Read on all ranks the commits that rank 0 prepared; one may have been published meanwhile."""
+        splits = (*_SPLITS[stage], *(["train"] if self.val_fraction else []))
+        files = [file for split in splits for file in files_of(self._given[split] or ())]
+        if self.trainer is not None and any(source.kind == "hub" for source in find_sources(files)):
+            self._commits = self.trainer.strategy.broadcast(self._commits)
+
     def _has(self, split: str) -> bool:
         return bool(self._given[split]) or (split == "validation" and self.val_fraction > 0)
 
@@ -268,7 +291,7 @@ class TokenData(pl.LightningDataModule):
         """The corpus of the files of a split, or of a weighted source of it."""
         if (split, number) in self._corpora:
             return self._corpora[split, number]
-        sources = find_sources(files)
+        sources = self._find(files)
         prints = {source.name: source.fingerprint() for source in sources}
         self.fingerprints |= prints
         decides = {

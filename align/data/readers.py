@@ -16,13 +16,14 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from align.data.json_records import JsonList, Unreadable, parse
 from align.data.utf8_files import COMPRESSIONS, open_utf8
+from align.io.hub import dataset_commit
 
 OnBadRecord = Literal["stop", "skip"]
 
@@ -162,18 +163,28 @@ class Source:
     """Path or Hub id, as found"""
     kind: str
     """jsonl, json, csv, tsv, parquet, text or hub"""
+    commit: str | None = None
+    """Of a Hub data set, the one that is read; None: the newest at the time"""
 
     @property
     def size(self) -> int | None:
         """Bytes of the file on disk; None for a Hub data set."""
         return None if self.kind == "hub" else Path(self.name).stat().st_size
 
+    def pinned(self) -> "Source":
+        """The same source; of a Hub data set its newest commit, so that what is fingerprinted is what is read.
+
+        Raises:
+            FileNotFoundError: the Hub could not name the commit.
+        """
+        if self.kind != "hub" or self.commit is not None:
+            return self
+        return replace(self, commit=dataset_commit(_hub_parts(self.name)["name"]))
+
     def fingerprint(self) -> str:
         """Identifies the content: the SHA-256 of a file's bytes, the commit of a Hub data set."""
         if self.kind == "hub":
-            from huggingface_hub import HfApi
-
-            return f"hub:{self.name}@{HfApi().dataset_info(_hub_parts(self.name)['name']).sha}"
+            return f"hub:{self.name}@{self.pinned().commit}"
         with open(self.name, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -315,7 +326,11 @@ class Source:
         parts = _hub_parts(self.name)
         try:
             rows = datasets.load_dataset(
-                parts["name"], parts["config"], split=parts["split"] or "train", streaming=True
+                parts["name"],
+                parts["config"],
+                split=parts["split"] or "train",
+                revision=self.commit,
+                streaming=True,
             )
             for number, fields in enumerate(rows, 1):
                 yield Record(self.name, f"record {number}", _without_nulls(fields))

@@ -1,20 +1,21 @@
 """What text and chats share: documents laid out in rows, from the cache or streamed."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_info
 
 from align.data.collate import RowDataset
 from align.data.corpus import Corpus, corpus_key
 from align.data.data_module import TokenData
 from align.data.joined_corpus import JoinedCorpus
-from align.data.mixing import Files, Mixture, WeightedSource, files_of
-from align.data.readers import find_sources
+from align.data.mixing import Files, Mixture, WeightedSource
+from align.data.readers import Source
 from align.data.rows import Packing, Rows
-from align.data.streaming import BlockStream, Encoder, StreamLoader, quick_fingerprint
+from align.data.streaming import BlockStream, Encoder, StreamLoader, files_of_rank, quick_fingerprint
 
 
 class RowData(TokenData):
@@ -25,6 +26,8 @@ class RowData(TokenData):
             do not fit on the disk, and Hub data sets that are not downloaded. Needs trainer.max_steps; validation and
             test are cached as ever
         shuffle_buffer: Rows that are packed and shuffled together while streaming; each is held in memory
+        files_by_rank: While streaming, each rank reads and tokenizes files of its own instead of all; needs files that
+            can be shared out evenly, and a run then resumes on as many ranks only
     """
 
     packing: str
@@ -38,6 +41,7 @@ class RowData(TokenData):
         *,
         streaming: bool = False,
         shuffle_buffer: int = 1000,
+        files_by_rank: bool = False,
         **kwargs: Any,
     ) -> None:
         """Check the settings; ``TokenData`` has those that all data modules share.
@@ -60,8 +64,12 @@ class RowData(TokenData):
             )
         if streaming and self.epoch != "longest":
             raise ValueError(f"epoch is {self.epoch}, but a stream has no end; an epoch is trainer.max_steps long")
-        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
+        if files_by_rank and not streaming:
+            raise ValueError("files_by_rank is true, which is for data that are streamed; set streaming to true too")
+        self.streaming, self.shuffle_buffer, self.files_by_rank = streaming, shuffle_buffer, files_by_rank
         self._streamed = ("train",) if streaming else ()
+        self._stream_sources: list[list[Source]] = []
+        """Files or Hub data sets of each source of the mixture, as ``setup`` found them"""
         self._stream_loader: StreamLoader | None = None
 
     def _pack(self, name: str, known: Mapping[str, Packing]) -> None:
@@ -126,21 +134,26 @@ class RowData(TokenData):
         """
         super().setup(stage)
         if self.streaming and stage == "fit":
-            sources = find_sources(files_of(self._given["train"] or ()))
-            self.fingerprints |= {source.name: quick_fingerprint(source) for source in sources}
+            self._stream_sources = [self._find(one.files) for one in self._weighted_or_whole()]
+            self.fingerprints |= {
+                source.name: quick_fingerprint(source) for sources in self._stream_sources for source in sources
+            }
 
     def train_dataloader(self) -> Any:
         """Shuffled, resumable batches, from the cache or streamed; with overfit_batches always the first ones.
 
         Raises:
-            ValueError: the data are streamed, and the Trainer has no ``max_steps``, or ``overfit_batches``.
+            ValueError: the data are streamed, and the Trainer has no ``max_steps``, or has ``overfit_batches``, or the
+                ranks can't have files of their own.
         """
         if not self.streaming:
             return super().train_dataloader()
-        sharing, sources = self._data_parallel(), self._stream_sources()
+        sharing = self._data_parallel()
+        ranks, rank = sharing["num_replicas"], sharing["rank"]
+        alone = self.files_by_rank and ranks > 1
         streams = [
             BlockStream(
-                find_sources(one.files),
+                files_of_rank(sources, ranks=ranks, rank=rank) if alone else sources,
                 self._encoder(),
                 packing=self._packing,
                 width=self.context + 1,
@@ -148,19 +161,20 @@ class RowData(TokenData):
                 seed=(self.seed, number),
                 on_bad_record=self.on_bad_record,
             )
-            for number, one in enumerate(sources)
+            for number, sources in enumerate(self._stream_sources)
         ]
         self._stream_loader = StreamLoader(
             streams,
-            Mixture.of(sources),
+            Mixture.of(self._weighted_or_whole()),
             self._row_dataset,
             steps=self._stream_steps(),
             batch_size=self.batch_size,
             seed=self.seed,
-            ranks=sharing["num_replicas"],
-            rank=sharing["rank"],
+            ranks=ranks,
+            rank=rank,
             workers=self.workers,
-            identity=self._stream_identity(streams),
+            identity=self._stream_identity(),
+            gather=self._of_all_ranks if alone else None,
         )
         return self._stream_loader
 
@@ -173,7 +187,7 @@ class RowData(TokenData):
             self._stream_loader.close()
         self._stream_loader = None
 
-    def _stream_sources(self) -> list[WeightedSource]:
+    def _weighted_or_whole(self) -> list[WeightedSource]:
         files: Any = self._given["train"]
         return self._weighted or [WeightedSource(files)]
 
@@ -190,9 +204,18 @@ class RowData(TokenData):
             )
         return self.trainer.max_steps * self.trainer.accumulate_grad_batches
 
-    def _stream_identity(self, streams: Sequence[BlockStream]) -> dict[str, Any]:
+    def _of_all_ranks(self, own: Any) -> list[Any]:
+        """A value of each data-parallel rank; all ranks call it at once."""
+        sharing = self._data_parallel()
+        found = [(sharing["rank"], own)] * dist.get_world_size()
+        dist.all_gather_object(found, (sharing["rank"], own))
+        # Ranks of a tensor-parallel group have the same value.
+        by_rank = dict(found)
+        return [by_rank[rank] for rank in range(sharing["num_replicas"])]
+
+    def _stream_identity(self) -> dict[str, Any]:
         """What gives a position in the stream its meaning, besides weights, seed and batch size."""
-        files = [[self.fingerprints[source.name] for source in stream.sources] for stream in streams]
+        files = [[self.fingerprints[source.name] for source in sources] for sources in self._stream_sources]
         return {
             "data": corpus_key(
                 kind=type(self).__name__,

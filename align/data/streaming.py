@@ -6,7 +6,8 @@ position and a row number are all that a checkpoint needs: a resumed run reads u
 tokenizes that block again.
 
 Every rank reads all blocks and takes a strided slice of each step's rows, as from a cached corpus. So no row occurs
-twice, the order does not depend on the number of ranks, and the checkpoint of one rank serves all.
+twice, the order does not depend on the number of ranks, and the position of one rank serves all. Or each rank reads
+files of its own: then ranks share the tokenization too, and a checkpoint has the position of each.
 
 Legend: B rows of a step on all ranks, W tokens of the longest row allowed, R rows of a block, S spans.
 """
@@ -30,6 +31,11 @@ from align.data.readers import BadRecords, OnBadRecord, Record, Source
 from align.data.rows import Packing, Rows, ranges
 from align.data.sampler import PRODUCT, SORTED_BATCHES, refuse_other_data
 
+Gather = Callable[[Any], list[Any]]
+"""Called by all data-parallel ranks at once, each with a value of its own; returns those of all, by rank"""
+
+_APART = 1.1
+"""Largest ratio between the bytes that two ranks read: a rank with fewer repeats its rows more often"""
 _EDGE = 1 << 20
 """Bytes at either end of a file that its fingerprint covers"""
 
@@ -98,7 +104,7 @@ class Block(NamedTuple):
 class CountedSource(Source):
     """A source that counts the records read of it."""
 
-    skipped: int
+    skipped: int = 0
     """Records at its start that are known already"""
     _read: list[int] = field(default_factory=lambda: [0])
 
@@ -200,7 +206,8 @@ class BlockStream:
                 continue
             record, token = start[2:] if file == start.file else (0, 0)
             source = self.sources[index]
-            for document in self.encoder.documents(CountedSource(source.name, source.kind, record), self._bad):
+            counted = CountedSource(source.name, source.kind, source.commit, skipped=record)
+            for document in self.encoder.documents(counted, self._bad):
                 begins = token if document.record == record else 0
                 yield _from(document, begins), Position(start.epoch, file, document.record, begins)
 
@@ -307,6 +314,37 @@ def _unchanged(block: Any) -> Any:
     return block
 
 
+def files_of_rank(sources: Sequence[Source], *, ranks: int, rank: int) -> list[Source]:
+    """The files that a rank reads alone; all ranks read about as many bytes.
+
+    The largest file goes to the rank with the fewest bytes so far, then the next largest.
+
+    Args:
+        sources: files of all ranks.
+        ranks: number of data-parallel ranks.
+        rank: index of this rank.
+
+    Raises:
+        ValueError: one is a Hub data set, or the files can't be shared out evenly.
+    """
+    advice = "split the data into more files of similar size, or set data.files_by_rank to false"
+    shares: list[list[Source]] = [[] for _ in range(ranks)]
+    read = [0] * ranks
+    for source in sources:
+        if source.size is None:
+            raise ValueError(f"data.files_by_rank is true, but {source.name} on the Hub is read as a whole: {advice}")
+    for source in sorted(sources, key=lambda source: (-(source.size or 0), source.name)):
+        least = read.index(min(read))
+        shares[least].append(source)
+        read[least] += source.size or 0
+    if min(read) * _APART < max(read):
+        raise ValueError(
+            f"data.files_by_rank is true, but {len(sources)} file(s) such as {sources[0].name} give {ranks} ranks "
+            f"between {min(read):,} and {max(read):,} bytes: {advice}"
+        )
+    return [source for source in sources if source in shares[rank]]
+
+
 class StreamLoader:
     """Batches of streamed rows; resumes at the batch after the last one delivered.
 
@@ -327,6 +365,7 @@ class StreamLoader:
         rank: int,
         workers: int,
         identity: Mapping[str, Any],
+        gather: Gather | None = None,
     ) -> None:
         """Build the loader.
 
@@ -341,21 +380,33 @@ class StreamLoader:
             rank: index of this rank.
             workers: 0: blocks are prepared in the training process; 1: in a process for each source.
             identity: what decides the rows; a checkpoint with another identity is refused.
+            gather: if the streams have files of this rank alone; None: those of all ranks.
         """
         self.streams, self.mixture, self.dataset = list(streams), mixture, dataset
         self.steps, self.batch_size, self.seed, self.workers = steps, batch_size, seed, workers
-        self.ranks, self.rank = ranks, rank
+        self.ranks, self.rank, self._gather = ranks, rank, gather
+        self._slice = slice(rank, None, ranks) if gather is None else slice(None)
+        """This rank's rows of a step"""
+        step = batch_size * (ranks if gather is None else 1)
         self.delivered = 0
         self.tally = SourceTally(mixture)
         self._tokens = self._numel = 0
         """Of the batches made in this process: tokens, and those with padding"""
         packing, rows = streams[0].packing, streams[0].rows
-        self._group = 1 if packing.fixed_width else max(1, min(SORTED_BATCHES, rows // (batch_size * ranks)))
+        self._group = 1 if packing.fixed_width else max(1, min(SORTED_BATCHES, rows // step))
+        self._size = self._group * step
+        """Rows of a group"""
         self._positions = [[*Position(), 0] for _ in streams]
         """Where the group of the next step begins in each source"""
         self._cursors: list[_Cursor] = []
         self._batches: Iterator[TokenBatch] | None = None
-        self._identity = dict(identity) | {PRODUCT: batch_size * ranks, "seed": seed, "weights": list(mixture.weights)}
+        alone = 1 if gather is None else ranks
+        self._identity = dict(identity) | {
+            PRODUCT: batch_size * ranks,
+            "ranks with files of their own": alone,
+            "seed": seed,
+            "weights": list(mixture.weights),
+        }
 
     def __len__(self) -> int:
         """Batches of an epoch."""
@@ -385,17 +436,16 @@ class StreamLoader:
                 if self.delivered % self._group == 0:
                     self._positions = [cursor.position for cursor in self._cursors]
                 self.tally.add(sources[step], tokens[step])
-                yield self._batch([rows[index][1] for index in step[self.rank :: self.ranks].tolist()])
+                yield self._batch([rows[index][1] for index in step[self._slice].tolist()])
             skipped = 0
 
     def _take(self, number: int) -> tuple[list[tuple[int, StreamedRow]], np.ndarray]:
         """The rows of a group of steps with their sources, and which of them each step has: ``[steps, B]``."""
-        size = self._group * self.batch_size * self.ranks
-        sources = self.mixture.sources(number * size, (number + 1) * size).tolist()
+        sources = self.mixture.sources(number * self._size, (number + 1) * self._size).tolist()
         rows = [(source, self._cursors[source].take()) for source in sources]
         rng = np.random.default_rng([self.seed, number])
         if self._group == 1:
-            return rows, rng.permutation(size)[None]
+            return rows, rng.permutation(self._size)[None]
         by_length = np.argsort([len(row.ids) for _, row in rows], kind="stable")
         return rows, rng.permutation(by_length.reshape(self._group, -1))
 
@@ -421,16 +471,22 @@ class StreamLoader:
 
     def report(self) -> Iterator[str]:
         """Rows and tokens delivered of each source, and what became of its records since this process started."""
-        yield from self.tally.lines()
+        of_rank = "" if self._gather is None else f"rank {self.rank}: "
+        yield from (of_rank + line for line in self.tally.lines())
         if self._numel:
             yield f"padding: {1 - self._tokens / self._numel:.1%}"
         for name, cursor in zip(self.mixture.names, self._cursors, strict=True):
             yield from (f"{name}: {line}" for line in cursor.report)
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches delivered, where the group of the next one begins in each source, and the identity of the rows."""
-        place = {"batches": self.delivered, "positions": self._positions, "delivered": self.tally.state_dict()}
-        return place | self._identity
+        """Batches delivered, where the group of the next one begins in each source, and the identity of the rows.
+
+        With files of its own for each rank, all ranks must call it at once, as they do when a checkpoint is saved.
+        """
+        place: dict[str, Any] = {"positions": self._positions, "delivered": self.tally.state_dict()}
+        if self._gather is not None:
+            place = {"by rank": self._gather(place)}
+        return {"batches": self.delivered} | place | self._identity
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume after the last batch before a checkpoint.
@@ -439,8 +495,9 @@ class StreamLoader:
             ValueError: it was saved with other data or settings, for which the position means other rows.
         """
         refuse_other_data(state, self._identity, self.ranks)
-        self.delivered, self._positions = state["batches"], state["positions"]
-        self.tally.load_state_dict(state["delivered"])
+        place = state if self._gather is None else state["by rank"][self.rank]
+        self.delivered, self._positions = state["batches"], place["positions"]
+        self.tally.load_state_dict(place["delivered"])
         self.close()
 
     def close(self) -> None:

@@ -43,6 +43,21 @@ def _way_out(name: str, error: Exception) -> str:
     )
 
 
+def dataset_commit(name: str) -> str:
+    """The newest commit of a data set on the Hub.
+
+    Args:
+        name: ``owner/name``.
+
+    Raises:
+        FileNotFoundError: the Hub could not provide it.
+    """
+    import huggingface_hub
+
+    with explained(name):
+        return str(huggingface_hub.HfApi().dataset_info(name).sha)
+
+
 def gguf_from_hub(name: str) -> Path | None:
     """A GGUF file of a Hub repository, downloaded unless the Hub's cache has it.
 

@@ -6,10 +6,57 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+_LONGEST = 40
+"""Characters of a value in a message"""
+
 
 def key_of(*facts: Any) -> str:
     """A key that is determined by these facts (JSON values)."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def refuse_other_origin(file: Path, origin: Any) -> None:
+    """Refuse a log of other rows than those that a command would write.
+
+    Args:
+        file: of the log; it need not exist.
+        origin: see ``Log``.
+
+    Raises:
+        ValueError: it has rows of another origin; names what differs.
+    """
+    if not file.is_file():
+        return
+    with file.open(encoding="utf-8", errors="replace") as stream:
+        head, rest = stream.readline(), stream.readline()
+    try:
+        stored = dict(_flat(json.loads(head)["origin"], ""))
+    except (ValueError, KeyError, TypeError):  # torn, or not written by this command
+        return
+    now = dict(_flat(json.loads(json.dumps(origin)), ""))
+    changes = [
+        f"{name} is {_short(now.get(name))} (before: {_short(stored.get(name))})"
+        for name in dict.fromkeys((*stored, *now))
+        if stored.get(name) != now.get(name)
+    ]
+    if changes and rest:
+        raise ValueError(
+            f"{file} has rows of an interrupted run, which can't be continued with other settings: "
+            f"{'; '.join(changes)}; set them as before, or delete the file"
+        )
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, part in value.items():
+        yield from _flat(part, f"{name}.{key}" if name else key)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class Log:

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
+from align.objectives.checks import check_setting
 from align.objectives.masked import Total, one_process
 
 
@@ -34,6 +35,11 @@ class FeedbackLogprobs(NamedTuple):
     desirable: torch.Tensor
     tokens: torch.Tensor
     reference_point: torch.Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[B]``."""
+        return self.policy.shape
 
     def log_ratios(self) -> torch.Tensor:
         """Log(policy / reference) of the responses, ``[B]`` nats."""
@@ -62,23 +68,6 @@ class FeedbackLosses(NamedTuple):
     loss: torch.Tensor
     reward: torch.Tensor
     gain: torch.Tensor
-
-    def check(self, name: str, logprobs: FeedbackLogprobs) -> None:
-        """Refuse tensors that do not have one number per response; the stage checks that they are finite.
-
-        Args:
-            name: of the loss.
-            logprobs: what the loss was called with.
-
-        Raises:
-            ValueError: a tensor is not ``[B]``.
-        """
-        for field, tensor in self._asdict().items():
-            if tensor.shape != logprobs.policy.shape:
-                raise ValueError(
-                    f"loss {name} returned {field} {tuple(tensor.shape)}: it must be {tuple(logprobs.policy.shape)}, "
-                    "one number for each response"
-                )
 
 
 class FeedbackLoss(ABC):
@@ -121,9 +110,9 @@ class KTO(FeedbackLoss):
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _check(self, "beta", 0 < self.beta < math.inf, "above 0")
+        check_setting(self, "beta", 0 < self.beta < math.inf, "above 0")
         for name in ("desirable_weight", "undesirable_weight"):
-            _check(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
+            check_setting(self, name, 0 <= getattr(self, name) < math.inf, "at least 0")
 
     @property
     def weights(self) -> tuple[float, float]:
@@ -178,8 +167,3 @@ def reference_point(
     ratios = (policy - reference).detach().where(mask, 0)
     added, count = total(torch.stack([ratios.sum(), mask.sum().to(ratios.dtype)]))
     return (added / count.clamp(min=1)).clamp(min=0)
-
-
-def _check(loss: FeedbackLoss, name: str, holds: bool, right: str) -> None:
-    if not holds:
-        raise ValueError(f"{type(loss).__name__}: {name} is {getattr(loss, name)}; it must be {right}")

@@ -15,6 +15,8 @@ from typing import ClassVar, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from align.objectives.checks import check_setting
+
 
 class PairLogprobs(NamedTuple):
     """Log-probs of B preference pairs.
@@ -34,6 +36,11 @@ class PairLogprobs(NamedTuple):
     reference_rejected: torch.Tensor | None
     chosen_tokens: torch.Tensor
     rejected_tokens: torch.Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[B]``."""
+        return self.chosen.shape
 
     def log_ratios(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Log(policy / reference) of the chosen and the rejected responses, ``[B]`` each, nats.
@@ -80,23 +87,6 @@ class PairLosses(NamedTuple):
     loss: torch.Tensor
     reward_chosen: torch.Tensor
     reward_rejected: torch.Tensor
-
-    def check(self, name: str, pairs: PairLogprobs) -> None:
-        """Refuse tensors that do not have one number per pair; the stage checks that they are finite.
-
-        Args:
-            name: of the loss.
-            pairs: what the loss was called with.
-
-        Raises:
-            ValueError: a tensor is not ``[B]``.
-        """
-        for field, tensor in self._asdict().items():
-            if tensor.shape != pairs.chosen.shape:
-                raise ValueError(
-                    f"loss {name} returned {field} {tuple(tensor.shape)}: it must be {tuple(pairs.chosen.shape)}, one "
-                    "number for each pair"
-                )
 
 
 class PreferenceLoss(ABC):
@@ -250,7 +240,7 @@ class SimPO(PreferenceLoss):
     def __post_init__(self) -> None:
         """Check the settings."""
         _check_positive(self, "beta")
-        _check(self, "gamma", 0 <= self.gamma < math.inf, "at least 0")
+        check_setting(self, "gamma", 0 <= self.gamma < math.inf, "at least 0")
 
     def __call__(self, pairs: PairLogprobs) -> PairLosses:
         """-log sigmoid(margin - gamma), where margin = beta * (chosen - rejected), log-probs per token."""
@@ -311,14 +301,9 @@ def _log_odds(logprob: torch.Tensor) -> torch.Tensor:
     return logprob - torch.log(-torch.expm1(logprob))
 
 
-def _check(loss: PreferenceLoss, name: str, holds: bool, right: str) -> None:
-    if not holds:
-        raise ValueError(f"{type(loss).__name__}: {name} is {getattr(loss, name)}; it must be {right}")
-
-
 def _check_positive(loss: PreferenceLoss, name: str) -> None:
-    _check(loss, name, 0 < getattr(loss, name) < math.inf, "above 0")
+    check_setting(loss, name, 0 < getattr(loss, name) < math.inf, "above 0")
 
 
 def _check_flip_rate(loss: PreferenceLoss, name: str) -> None:
-    _check(loss, name, 0 <= getattr(loss, name) < 0.5, "in [0, 0.5)")
+    check_setting(loss, name, 0 <= getattr(loss, name) < 0.5, "in [0, 0.5)")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from align.io.code import modules_named_in
 from align.pipeline.recipe_error import RecipeError, nearest
 from align.pipeline.recipes import read_recipe, shipped_root
 from align.pipeline.stage_record import content_hash
@@ -58,7 +59,10 @@ class Stage:
         return replace(self, overlays=tuple(overlays), arguments=(recipe, *(_config(path) for path in overlays), *rest))
 
     def fingerprint(self) -> str:
-        """SHA-256 over the command, the text of the recipe and its overlays, and the contents of what it reads."""
+        """SHA-256 over the command, the text of the recipe and its overlays, and the contents of what it reads.
+
+        It reads what ``reads`` lists, and modules in the working directory whose classes or functions it names.
+        """
         recipes = [] if self.recipe is None else [self.recipe, *self.overlays]
         paths = [_config(path) for path in recipes]
         facts = {
@@ -66,9 +70,12 @@ class Stage:
             # Recipes count by their text: a copy in another folder leaves a finished run up to date.
             "arguments": [argument for argument in self.arguments if argument not in paths],
             "recipes": [content_hash(path) for path in recipes],
-            "reads": [content_hash(path) for path in self.reads],
+            "reads": [content_hash(path) for path in (*self.reads, *self._modules(recipes))],
         }
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    def _modules(self, recipes: Sequence[Path]) -> list[Path]:
+        return modules_named_in("\n".join([*self.arguments, *(path.read_text() for path in recipes if path.is_file())]))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Rewards by name: gold rewards, classes, Python functions, YAML files, reward-model directories."""
 
 import hashlib
-import inspect
 import os
 import re
 import sys
@@ -9,9 +8,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from inspect import isabstract
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import yaml
+
+from align.io.code import code_hash
 from align.rewards.constraints import ConstraintReward
 from align.rewards.reward import FunctionReward, Reward
 from align.rewards.verifiable import ExactAnswer
@@ -66,11 +69,12 @@ def load_reward(
 
     Args:
         reward: a short name (see ``SHORT_NAMES``); ``module:function`` of a function (prompts, responses) -> scores,
-            whose further parameters name the columns that it reads; the class path of a ``Reward`` whose fields all
-            have defaults; a YAML file with its ``class_path`` and ``init_args``; ``#part`` after one of these, for a
-            part of a ``WeightedSum``; a directory that the reward stage or transformers wrote (a sequence classifier
-            with one label), its Hub id, or the directory of a reward model's adapter; or a ``Reward``, whose parts are
-            loaded if it is a ``WeightedSum``.
+            whose further parameters name the columns that it reads; the class path of a ``Reward``, or its name alone
+            if it is in ``align.rewards``, and with settings the mapping that a recipe would have, as in ``{class_path:
+            Matches, init_args: {pattern: yes}}``, or a YAML file with it; ``#part`` after one of these but a mapping,
+            for a part of a ``WeightedSum``; a directory that the reward stage or transformers wrote (a sequence
+            classifier with one label), its Hub id, or the directory of a reward model's adapter; or a ``Reward``, whose
+            parts are loaded if it is a ``WeightedSum``.
         onto: weights in memory to which an adapter is applied if they are its base.
         device: where a reward model's network is moved; None leaves it where it was read.
 
@@ -110,20 +114,18 @@ def columns_read(rewards: Iterable[str | Path | Reward | None]) -> tuple[str, ..
 
 
 def code_fingerprint(reward: str | Path | Reward) -> str | None:
-    """Hash of the module that defines a reward; None for a reward of align, a reward model, and code without a file."""
+    """Hash of the code of a reward; None for a reward of align, a reward model, and code without a source.
+
+    Raises:
+        ValueError: there is no such reward.
+    """
     found = _without_weights(reward)
     if found is None:
         return None
     if found.summed:
         parts = [(name, part.weight, code_fingerprint(part.reward)) for name, part in found.summed.items()]
         return hashlib.sha256(repr(parts).encode()).hexdigest() if any(code for *_, code in parts) else None
-    code: Any = found.function if isinstance(found, FunctionReward) else type(found)
-    if getattr(code, "__module__", "").startswith("align."):
-        return None
-    try:
-        return hashlib.sha256(inspect.getsource(inspect.getmodule(code) or code).encode()).hexdigest()
-    except (OSError, TypeError):
-        return None
+    return code_hash(found.function if isinstance(found, FunctionReward) else type(found))
 
 
 def part_names(reward: str | Path | Reward) -> tuple[str, ...]:
@@ -138,7 +140,7 @@ def part_names(reward: str | Path | Reward) -> tuple[str, ...]:
 
 def _part(reward: str | Path | Reward) -> str | Path | Reward:
     """What ``REWARD#PART`` names; anything else as it is."""
-    if isinstance(reward, Reward) or "#" not in str(reward) or Path(reward).exists():
+    if isinstance(reward, Reward) or "#" not in str(reward) or is_mapping(str(reward)) or Path(reward).exists():
         return reward
     whole, _, name = str(reward).rpartition("#")
     found = _without_weights(whole)
@@ -158,10 +160,14 @@ def _without_weights(reward: str | Path | Reward) -> Reward | None:
     if isinstance(reward, Reward):
         return reward
     name = str(reward)
+    if is_mapping(name):
+        return _described(name)
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]
     if name.endswith(FILES):
-        return _described(name)
+        return _described(name, Path(name))
+    if (kind := _own_kind(name)) is not None:
+        return _built(name, kind)
     if (found := _IMPORTABLE.fullmatch(name)) and not Path(name).exists():
         search_working_directory()
         return _imported(name, found["module"], found["name"] or found["kind"])
@@ -171,22 +177,45 @@ def _without_weights(reward: str | Path | Reward) -> Reward | None:
     return None
 
 
-def _described(file: str) -> Reward:
-    """The reward that a YAML file describes."""
+def is_mapping(name: str) -> bool:
+    """Whether a reward is named with its settings: ``{class_path: CLASS, init_args: {NAME: VALUE}}``."""
+    return name.lstrip().startswith("{")
+
+
+def _described(name: str, file: Path | None = None) -> Reward:
+    """The reward of a mapping ``{class_path: CLASS, init_args: {NAME: VALUE}}``, or of a YAML file with one."""
     import jsonargparse
-    import yaml
 
     search_working_directory()
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        given = yaml.safe_load(name if file is None else file.read_text(encoding="utf-8"))
+        if isinstance(given, dict) and (kind := _own_kind(str(given.get("class_path")))) is not None:
+            given["class_path"] = f"{kind.__module__}.{kind.__qualname__}"
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(Reward, "reward", required=True)
-        found = parser.instantiate_classes(parser.parse_object({"reward": content})).reward
+        found = parser.instantiate_classes(parser.parse_object({"reward": given})).reward
     except (OSError, ValueError, TypeError, yaml.YAMLError, jsonargparse.ArgumentError) as error:
         reason = " ".join(str(error).split()).removeprefix('Parser key "reward": ')
-        raise ValueError(f"no reward in {file}, which needs class_path and init_args: {reason}") from error
+        form = "{class_path: CLASS, init_args: {NAME: VALUE}}"
+        raise ValueError(f"no reward {name!r}: {reason}; give {form}") from error
     assert isinstance(found, Reward)
     return found
+
+
+def _own_kind(name: str) -> type[Reward] | None:
+    """The class of ``align.rewards`` that has a name."""
+    package = import_module("align.rewards")
+    kind = getattr(package, name) if name in package.__all__ else None
+    return kind if isinstance(kind, type) and issubclass(kind, Reward) and not isabstract(kind) else None
+
+
+def _built(name: str, kind: type[Reward]) -> Reward:
+    try:
+        return kind()
+    except TypeError as error:
+        raise ValueError(
+            f"reward {name!r} was given no settings: {error}; give {{class_path: {name}, init_args: {{NAME: VALUE}}}}"
+        ) from error
 
 
 def _imported(name: str, module: str, attribute: str) -> Reward:
@@ -196,10 +225,7 @@ def _imported(name: str, module: str, attribute: str) -> Reward:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"no reward {name!r}: {error}") from error
     if isinstance(found, type) and issubclass(found, Reward):
-        try:
-            return found()
-        except TypeError as error:
-            raise ValueError(f"reward {name!r} needs settings: {error}; give class_path and init_args") from error
+        return _built(name, found)
     if not callable(found):
         raise ValueError(f"no reward {name!r}: a {type(found).__name__} is neither a function nor a Reward")
     return found if isinstance(found, Reward) else FunctionReward(name, found)

@@ -107,30 +107,7 @@ class Reward(ABC):
 
     def _arguments(self, prompts: Sequence[Prompt], columns: Sequence[Columns]) -> dict[str, list[Any]]:
         """Parameter -> values of its column."""
-        names, parameters = self.columns, self._parameters()
-        if len(names) != len(parameters):
-            raise ValueError(
-                f"reward {self.name!r} reads the columns {names}, but its score takes {parameters} after the "
-                "responses: give one parameter per column"
-            )
-        if not names:
-            return {}
-        read = ", ".join(map(repr, names))
-        if len(columns) != len(prompts):
-            raise ValueError(
-                f"reward {self.name!r} reads {read} of the records, but got {len(columns)} records for {len(prompts)} "
-                "prompts: read the prompts from a file that has these columns"
-            )
-        for prompt, record in zip(prompts, columns, strict=True):
-            for name in names:
-                if name not in record:
-                    raise ValueError(
-                        f"reward {self.name!r} reads {read}, but the record of prompt {shown(as_text(prompt))} has no "
-                        f"{name!r}"
-                    )
-        return {
-            parameter: [record[name] for record in columns] for parameter, name in zip(parameters, names, strict=True)
-        }
+        return column_arguments(f"reward {self.name!r}", self.columns, self._parameters(), prompts, columns)
 
     def _raised(
         self, error: Exception, prompts: Sequence[Prompt], responses: Sequence[str], values: Mapping[str, list[Any]]
@@ -200,6 +177,46 @@ def required_parameters(function: Callable[..., Any]) -> tuple[str, ...]:
         return ()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return tuple(of.name for of in parameters if of.kind in named and of.default is of.empty)
+
+
+def column_arguments(
+    reader: str, names: Sequence[str], parameters: Sequence[str], prompts: Sequence[Prompt], records: Sequence[Columns]
+) -> dict[str, list[Any]]:
+    """What the parameters that receive columns are called with.
+
+    Args:
+        reader: what reads the columns, for errors.
+        names: of the columns.
+        parameters: of the function, as many as names.
+        prompts: of the records.
+        records: as many, if there are columns to read.
+
+    Returns:
+        dict: parameter -> values of its column.
+
+    Raises:
+        ValueError: the counts differ, or a record has no such column.
+    """
+    if len(names) != len(parameters):
+        raise ValueError(
+            f"{reader} reads the columns {tuple(names)}, but takes {tuple(parameters)} after the responses: give one "
+            "parameter per column"
+        )
+    if not names:
+        return {}
+    read = ", ".join(map(repr, names))
+    if len(records) != len(prompts):
+        raise ValueError(
+            f"{reader} reads {read} of the records, but got {len(records)} records for {len(prompts)} prompts: read "
+            "the prompts from a file that has these columns"
+        )
+    for prompt, record in zip(prompts, records, strict=True):
+        for name in names:
+            if name not in record:
+                raise ValueError(
+                    f"{reader} reads {read}, but the record of prompt {shown(as_text(prompt))} has no {name!r}"
+                )
+    return {parameter: [record[name] for record in records] for parameter, name in zip(parameters, names, strict=True)}
 
 
 def checked_scores(name: str, scores: Any, responses: Sequence[str]) -> list[float]:

@@ -5,7 +5,8 @@ difference by its rule (``align/training/resume.py``). docs/resume.md is generat
 settings of every stage, data module, callback and the Trainer, and fails for a setting without a rule.
 
 A key is the recipe's key without ``init_args``; ``key.*`` is the rule of every setting below ``key`` and of ``key``
-itself. A setting without a rule, such as one of a stage of your own, is refused.
+itself. ``key.code`` is the code of a class or reward function of the user's own. A setting without a rule, such as one
+of a stage of your own, is refused.
 """
 
 from enum import StrEnum
@@ -133,6 +134,7 @@ RULES: dict[str, Rule] = {
     "trainer.model_registry": _NOT_TRAINING,
     # Every stage.
     "model": _refused("a checkpoint belongs to its stage"),
+    "model.code": _effect("the code of a stage of your own counts from the next step on"),
     "model.init_from": _content("the run has trained on from these weights"),
     "model.optimizer.lr": _effect(),
     "model.optimizer.betas": _effect(),
@@ -222,6 +224,7 @@ RULES: dict[str, Rule] = {
     "model.policy_evaluation.seed": _MEASURED,
     # Data.
     "data": _ROWS,
+    "data.code": _ROWS,
     "data.tokenizer": _content("it decides the tokens"),
     "data.train": _content("it decides the rows"),
     "data.validation": _MEASURED,
@@ -240,6 +243,7 @@ RULES: dict[str, Rule] = {
     "data.epoch": _ROWS,
     "data.streaming": _ROWS,
     "data.shuffle_buffer": _ROWS,
+    "data.files_by_rank": _ROWS,
     "data.packing": _ROWS,
     "data.block_diagonal": _ROWS,
     "data.by_prompt": _ROWS,

@@ -130,7 +130,11 @@ def test_metrics_of_a_label_are_means_over_its_responses(world):
     counted = world.stage().counted(batch._replace(numbers=torch.tensor([0, 1, 2, -1])))
     real = [True, True, True, False]
     chosen, rejected = [True, False, True, False], [False, True, False, False]
-    assert counted.tolist() == [real, real, real, chosen, rejected, chosen, rejected]
+    assert dict(zip(world.stage().metric_names, counted.tolist(), strict=True)) == {
+        **dict.fromkeys(("loss", "accuracy", "reference_point"), real),
+        **dict.fromkeys(("logprob_chosen", "reward_chosen"), chosen),
+        **dict.fromkeys(("logprob_rejected", "reward_rejected"), rejected),
+    }
 
 
 def test_feedback_of_one_label_logs_its_metrics_and_warns(world, tmp_path):

@@ -1,5 +1,8 @@
 """A stage whose schedule asked for the number of steps resumes in its data all the same."""
 
+import sys
+from importlib import import_module
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -125,5 +128,22 @@ def test_what_a_source_stands_for(tmp_path):
     write_manifest(tmp_path / "two", {"stage": "reward", "reward_mean": 0.5, "reward_std": 2.0})
     assert content_of(str(tmp_path / "two")) != one
     assert content_of("sandbox") == "sandbox"
-    assert content_of("a_module:a_function") == "a_module:a_function"
+    assert content_of("align.sandbox:gold_reward") == "align.sandbox:gold_reward"
     assert content_of(SandboxGold()) == "align.rewards.functions.SandboxGold"
+
+
+def test_a_reward_of_the_users_own_stands_for_its_code(tmp_path, monkeypatch):
+    """The module is edited and imported again."""
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {"function": [], "class": []}
+    for number in (1, 2, 1):
+        (tmp_path / "judged.py").write_text(
+            "from align.rewards import Reward\n"
+            f"def same(prompts, responses):\n    return [{number}.0] * len(responses)\n"
+            "class Same(Reward):\n    score = staticmethod(same)\n"
+        )
+        found["function"].append(content_of("judged:same"))
+        found["class"].append(content_of(vars(import_module("judged"))["Same"]()))
+        del sys.modules["judged"]
+    for before, edited, restored in found.values():
+        assert before == restored != edited

@@ -129,16 +129,27 @@ def test_a_copy_of_the_data_is_the_same_and_another_order_is_not(fit, folder: Pa
     assert line.count("ChatData-") == 2, "the identities of both"
 
 
-def test_ppo_takes_another_kl_coefficient_and_refuses_another_normalisation(fit, run: Path, tmp_path: Path, capsys):
-    """Two iterations of two steps, resumed after the first: the second logs the new coefficient."""
-    folder, reward = tmp_path / "ppo", tmp_path / "reward"
+def test_ppo_takes_another_kl_coefficient_and_refuses_another_normalisation(
+    fit, run: Path, tmp_path: Path, monkeypatch, capsys
+):
+    """Two iterations of two steps; the second has another coefficient and an edited gold reward, and says so."""
+    folder, reward, gold = tmp_path / "ppo", tmp_path / "reward", tmp_path / "golden.py"
+    gold.write_text("def score(prompts, responses):\n    return [0.0] * len(responses)\n")
+    monkeypatch.syspath_prepend(tmp_path)
     shutil.copytree(run / "reward/model", reward)
     words = [f"--model.init_args.reward={reward}", "--trainer.max_epochs=2", "--trainer.logger=true"]
-    words += ["--trainer.log_every_n_steps=1", "--checkpoint.every_n_train_steps=1", "--model.init_args.gold=null"]
+    words += [
+        "--trainer.log_every_n_steps=1",
+        "--checkpoint.every_n_train_steps=1",
+        "--model.init_args.gold=golden:score",
+    ]
     assert fit(folder, *words, recipe="ppo") == 0
     resumed = [*words, f"--ckpt_path={folder}/checkpoints/epoch=0-step=2.ckpt"]
+    gold.write_text(gold.read_text() + "# edited\n")
     assert fit(folder, *resumed, "--model.init_args.kl.kl_coef=0.25", recipe="ppo") == 0
-    assert names(capsys.readouterr().err, "model.init_args.kl.kl_coef 0.1 -> 0.25")
+    told = capsys.readouterr().err
+    assert names(told, "model.init_args.kl.kl_coef 0.1 -> 0.25")
+    assert names(told, "warning", "model.init_args.gold.code")
     with (folder / "metrics.csv").open(newline="") as file:
         logged = [float(row["rollout/kl_coef"]) for row in csv.DictReader(file) if row["rollout/kl_coef"]]
     assert logged == pytest.approx([0.1, 0.25])

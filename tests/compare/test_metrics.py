@@ -85,6 +85,30 @@ def test_one_number_per_prompt_or_for_all() -> None:
     assert measure(Given(np.float32(0.5)), ["a"]) == 0.5
 
 
+@dataclass(frozen=True)
+class Near(Metric):
+    """Distance of the number of characters from a column."""
+
+    label = meaning = "distance"
+
+    def measure(self, prompts, responses, answer, *, unit):
+        return [
+            [abs(len(one.text) - number) / by for one in row]
+            for row, number, by in zip(responses, answer, unit, strict=True)
+        ]
+
+
+def test_columns_of_the_records() -> None:
+    """Lengths (1, 3) against 2, in units of 1, and 2 against 5, in units of 2."""
+    rows, columns = table(["a", "abc"], ["ab", "ab"]), [{"answer": 2, "unit": 1}, {"answer": 5, "unit": 2}]
+    assert (Near().columns, Length().columns) == (("answer", "unit"), ())
+    values = measured(Near(), ["p", "q"], rows, columns)
+    assert values is not None
+    assert values.tolist() == [1.0, 1.5]
+    with pytest.raises(ValueError, match="metric Near reads 'answer', 'unit'.*'q'.*no 'unit'"):
+        measured(Near(), ["p", "q"], rows, [columns[0], {"answer": 5}])
+
+
 @pytest.mark.parametrize(
     "values", [[1.0, 2.0, 3.0], [], [[[1.0]]], [1.0, math.nan], math.inf, "long", KeyError("x"), [[1.0], [1.0, 2.0]]]
 )

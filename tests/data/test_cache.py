@@ -157,7 +157,7 @@ def test_globs_lists_and_hub_ids(write, tmp_path):
 
 
 def test_hub(build, monkeypatch):
-    """A Hub dataset is streamed; its commit is the fingerprint."""
+    """A Hub dataset is streamed; its commit is the fingerprint and what is read, though a newer one comes meanwhile."""
     import types
 
     import datasets
@@ -170,14 +170,37 @@ def test_hub(build, monkeypatch):
         return iter([{"text": "abc"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    info = types.SimpleNamespace(sha="c0ffee")
+    commits = {"owner/name": iter(["c0ffee", "decaf"])}
     monkeypatch.setattr(
-        huggingface_hub.HfApi, "dataset_info", lambda self, name: info if name == "owner/name" else None
+        huggingface_hub.HfApi, "dataset_info", lambda self, name: types.SimpleNamespace(sha=next(commits[name]))
     )
     data = build("owner/name@en:validation")
-    assert calls == [(("owner/name", "en"), {"split": "validation", "streaming": True})]
+    assert calls == [(("owner/name", "en"), {"split": "validation", "revision": "c0ffee", "streaming": True})]
     assert data.fingerprints == {"owner/name@en:validation": "hub:owner/name@en:validation@c0ffee"}
     assert data.describe()["train"]["tokens"] == 5
+
+
+def test_all_ranks_read_the_commit_that_rank_0_prepared(tokenizer_dir, tmp_path, monkeypatch):
+    """The data set changes after rank 0 has looked it up; rank 1 opens the same corpus, and streams the same commit."""
+    import types
+
+    import datasets
+
+    read = []
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, revision, **kwargs: read.append(revision) or iter([{"text": "abc"}])
+    )
+    for streaming in (False, True):
+        settings = {"streaming": streaming, "cache_dir": str(tmp_path / "cache")}
+        first, second = (TextData(tokenizer_dir, "owner/name", **settings) for _ in range(2))
+        monkeypatch.setattr("align.data.readers.dataset_commit", lambda name: "c0ffee")
+        first.prepare_data()
+        monkeypatch.setattr("align.data.readers.dataset_commit", lambda name: "decaf")
+        strategy = types.SimpleNamespace(broadcast=lambda own, commits=first._commits: dict(commits))
+        second.trainer = types.SimpleNamespace(strategy=strategy, distributed_sampler_kwargs=None)
+        second.setup("fit")
+        assert second.fingerprints == {"owner/name": "hub:owner/name@c0ffee"}
+    assert read == ["c0ffee"]
 
 
 def test_last_documents_are_held_out(build, write):

@@ -1,19 +1,22 @@
 """Streamed rows: the cached path's tokens without a cache, and exact positions."""
 
 import json
+import os
 from itertools import islice, takewhile
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naming import naming
+from ranks import on_two_ranks
 
 from align.data.mixing import WeightedSource
 from align.data.readers import BadRecordError, Source
 from align.data.rows import Packing, best_fit_rows, single_rows, wrapped_rows
-from align.data.streaming import BlockStream, CountedSource, Document, Position, quick_fingerprint
+from align.data.streaming import BlockStream, CountedSource, Document, Position, files_of_rank, quick_fingerprint
 from align.data.text_data import ChatData, TextData
 
 
@@ -136,7 +139,7 @@ def test_nothing_usable_is_an_error(sizes):
 def test_records_are_counted(write):
     """The second record of three is known already."""
     path = write("a.jsonl", [{"text": letter} for letter in "abc"])
-    source = CountedSource(path, "jsonl", 1)
+    source = CountedSource(path, "jsonl", skipped=1)
     assert [(source.read, source.skipping) for _ in source.records(None)] == [(1, True), (2, False), (3, False)]
 
 
@@ -273,12 +276,13 @@ def test_hub_data_sets_are_streamed(make, monkeypatch):
 
     records = [{"text": letter * 14} for letter in "abcdefghij"]
 
-    def load_dataset(name, config, *, split, streaming):
-        assert (name, config, split, streaming) == ("owner/name", None, "train", True)
+    def load_dataset(name, config, *, split, revision, streaming):
+        assert (name, config, split, revision, streaming) == ("owner/name", None, "train", "c0ffee", True)
         return datasets.IterableDataset.from_generator(lambda: iter(records))
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(Source, "fingerprint", lambda source: "hub:commit")
+    commits = iter(["c0ffee", "decaf"] * 2)  # the data set changes after it was looked up
+    monkeypatch.setattr("align.data.readers.dataset_commit", lambda name: next(commits))
     for workers in (0, 1):
         data = make("best fit", train="owner/name", workers=workers, shuffle_buffer=4, batch_size=2)
         loader = data.train_dataloader()
@@ -287,7 +291,8 @@ def test_hub_data_sets_are_streamed(make, monkeypatch):
         loader.load_state_dict(loader.state_dict() | {"batches": 3, "positions": [[0, 0, 5, 0, 1]]})
         assert [listed(batch) for batch in islice(loader, 2)] == [listed(batch) for batch in batches[3:]]
         loader.close()
-    assert data.fingerprints == {"owner/name": "hub:commit"}
+        assert data.fingerprints == {"owner/name": "hub:owner/name@c0ffee"}
+        next(commits)
 
 
 @pytest.mark.parametrize(
@@ -331,3 +336,98 @@ def test_a_position_counted_otherwise_is_refused(make, given, named):
     state = make("wrap").train_dataloader().state_dict()
     with pytest.raises(ValueError, match=naming(*named)):
         make("wrap", **given).train_dataloader().load_state_dict(state)
+
+
+def own_files(write, sizes):
+    """Files of documents of 14 letters: file 0 of a, file 1 of b, ..."""
+    return [
+        write(f"own{number}.jsonl", [{"text": "abcdefgh"[number] * 14}] * size) for number, size in enumerate(sizes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks", "shares"),
+    [([3, 3, 3, 3], 2, ["02", "13"]), ([5, 3, 2], 2, ["0", "12"]), ([1, 2, 3, 6], 2, ["3", "012"]), ([4], 1, ["0"])],
+)
+def test_files_are_shared_out_by_size(write, sizes, ranks, shares):
+    """The largest first, each to the rank that has the fewest bytes."""
+    sources = [Source(path, "jsonl") for path in own_files(write, sizes)]
+    found = [files_of_rank(sources, ranks=ranks, rank=rank) for rank in range(ranks)]
+    assert ["".join(str(sources.index(source)) for source in share) for share in found] == shares
+
+
+@pytest.mark.parametrize("sizes", [[4], [4, 4, 4], [3, 2]])
+def test_files_that_cannot_be_shared_out_are_refused(write, sizes):
+    """One file for two ranks, twice as much for one as for the other, and half as much again."""
+    with pytest.raises(ValueError, match=naming("files_by_rank", "own0.jsonl", f"{len(sizes)} file")):
+        files_of_rank([Source(path, "jsonl") for path in own_files(write, sizes)], ranks=2, rank=0)
+
+
+def test_a_data_set_of_the_hub_has_no_files_of_a_rank():
+    with pytest.raises(ValueError, match=naming("files_by_rank", "owner/name")):
+        files_of_rank([Source("owner/name", "hub")], ranks=2, rank=0)
+
+
+@pytest.fixture
+def by_rank(make, write):
+    """``by_rank(rank)``: data of two ranks, which read files 0 and 2, and 1 and 3."""
+    train = own_files(write, [6, 6, 6, 6])
+    settings = {"train": train, "files_by_rank": True, "shuffle_buffer": 4, "batch_size": 2, "ranks": 2}
+    return lambda rank, **given: make("best fit", rank=rank, **settings | given)
+
+
+def letters(batches) -> set[int]:
+    """Letters of the rows, from 0."""
+    return {token - 64 for batch in batches for row in batch.ids.tolist() for token in row if 64 <= token < 72}
+
+
+def test_each_rank_reads_files_of_its_own_and_resumes_in_them(by_rank):
+    """An epoch of a rank is 12 documents, a row each: 6 batches. A state after any of 8 serves both."""
+    loaders, board = [], [None, None]
+    for rank in (0, 1):
+        data = by_rank(rank)
+        data._of_all_ranks = lambda own, rank=rank: board.__setitem__(rank, own) or board
+        loaders.append(data.train_dataloader())
+    batches, states = [[], []], []
+    for step in zip(*(islice(loader, 11) for loader in loaders), strict=True):
+        for rank, batch in enumerate(step):
+            batches[rank].append(batch)
+        states.append(json.dumps([loader.state_dict() for loader in loaders][-1]))
+    assert [letters(of[:6]) for of in batches] == [{0, 2}, {1, 3}]
+    for after in range(1, 9):
+        for rank in (0, 1):
+            resumed = by_rank(rank).train_dataloader()
+            resumed.load_state_dict(json.loads(states[after - 1]))
+            found = [listed(batch) for batch in islice(resumed, 3)]
+            assert found == [listed(batch) for batch in batches[rank][after : after + 3]]
+
+
+def test_files_of_ranks_resume_on_as_many_ranks_only(by_rank, make):
+    data = by_rank(0)
+    data._of_all_ranks = lambda own: [own, own]
+    state = data.train_dataloader().state_dict()
+    for other in (by_rank(0, files_by_rank=False), by_rank(0, ranks=1, batch_size=4)):
+        with pytest.raises(ValueError, match=naming("ranks", 2, 1)):
+            other.train_dataloader().load_state_dict(state)
+    with pytest.raises(ValueError, match=naming("files_by_rank", "streaming")):
+        make("wrap", streaming=False, files_by_rank=True)
+
+
+def test_two_processes_share_their_positions(by_rank, tmp_path):
+    """Real ranks: each resumes in its own files from the state that rank 0 would save."""
+
+    def work():
+        rank = int(os.environ["RANK"])
+        torch.distributed.init_process_group("gloo")
+        loader = by_rank(rank).train_dataloader()
+        list(islice(loader, 3))
+        state = loader.state_dict()
+        states = [state]
+        torch.distributed.broadcast_object_list(states)
+        assert states == [state]
+        following = [listed(batch) for batch in islice(loader, 2)]
+        resumed = by_rank(rank).train_dataloader()
+        resumed.load_state_dict(states[0])
+        assert [listed(batch) for batch in islice(resumed, 2)] == following
+
+    on_two_ranks(work, tmp_path / "log")

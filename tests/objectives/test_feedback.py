@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from naming import naming
 
 from align.objectives import FeedbackLogprobs, FeedbackLoss, feedback, reference_point
+from align.objectives.checks import check_shapes
 from align.objectives.feedback import KTO, APOZeroUnpaired
 
 LN3 = math.log(3)
@@ -126,4 +127,4 @@ def test_a_loss_of_the_wrong_shape_is_named():
     given = logprobs([0.0, 0.0], [0.0, 0.0], [True, False])
     found = KTO()(given)
     with pytest.raises(ValueError, match=naming("Mine", "reward", "()", "(2,)")):
-        found._replace(reward=found.reward.mean()).check("Mine", given)
+        check_shapes("Mine", found._replace(reward=found.reward.mean())._asdict(), given.shape)

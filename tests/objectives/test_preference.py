@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from naming import naming
 
 from align.objectives import PairLogprobs, PreferenceLoss, preference
+from align.objectives.checks import check_shapes
 from align.objectives.preference import CDPO, DPO, IPO, ORPO, APOZero, Hinge, LengthNormalisedDPO, RobustDPO, SimPO
 
 LOSSES = [
@@ -285,6 +286,6 @@ def test_a_loss_of_another_shape_is_refused(field: str):
     zero = torch.zeros(2)
     pairs = PairLogprobs(zero, zero, zero, zero, torch.ones(2), torch.ones(2))
     losses = DPO()(pairs)
-    losses.check("Mine", pairs)
+    check_shapes("Mine", losses._asdict(), pairs.shape)
     with pytest.raises(ValueError, match=naming("Mine", field, "()", "(2,)")):
-        losses._replace(**{field: losses.loss.mean()}).check("Mine", pairs)
+        check_shapes("Mine", losses._replace(**{field: losses.loss.mean()})._asdict(), pairs.shape)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from align.rewards.functions import SandboxGold, load_reward
+from align.rewards.functions import SandboxGold, columns_read, load_reward
 from align.rewards.reward import FunctionReward, Reward
+from align.rewards.verifiable import Matches
 from align.sandbox import gold_reward
 
 PROMPT = (
@@ -89,9 +90,38 @@ def test_a_class_is_a_reward(module, name: str):
     assert load_reward(Scaled(0.5))(["p"], ["abc"]) == [1.5]
 
 
+def test_a_reward_with_settings_is_written_as_in_a_recipe(module):
+    module.Settings, module.Scaled = Settings, Scaled
+    found = load_reward(r"{class_path: Matches, init_args: {pattern: '^\d+,=$'}}")
+    assert found == Matches(r"^\d+,=$")
+    assert found(["p"] * 2, ["12,=", "a"]) == [1.0, 0.0]
+    assert load_reward('{"class_path": "judges.Scaled", "init_args": {"factor": 3}}') == Scaled(3)
+    assert load_reward("{class_path: ExactAnswer}") == load_reward("ExactAnswer") == load_reward("exact_answer")
+    assert columns_read(["{class_path: MatchesColumn, init_args: {column: rule}}"]) == ("rule",)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{class_path: Matches", "class_path"),
+        ("{pattern: x}", "pattern"),
+        ("{class_path: Matches, init_args: {patern: x}}", "patern"),
+        ("{class_path: Matches, init_args: [x]}", "init_args"),
+        ("{class_path: Matches, init_args: {pattern: '('}}", "pattern"),
+        ("{class_path: Macthes, init_args: {pattern: x}}", "'Macthes'"),
+        ("{class_path: statistics.mean}", "statistics.mean"),
+        ("Matches", "'Matches'.*pattern"),
+    ],
+)
+def test_a_mistake_in_the_settings_of_a_reward_is_named(text: str, named: str):
+    with pytest.raises(ValueError, match=named) as error:
+        load_reward(text)
+    assert "\n" not in str(error.value)
+
+
 def test_what_a_module_has_may_be_no_reward(module):
     module.Settings, module.number = Settings, 3
-    with pytest.raises(ValueError, match="'judges.Settings' needs settings: .*factor"):
+    with pytest.raises(ValueError, match="'judges.Settings' was given no settings: .*factor"):
         load_reward("judges.Settings")
     with pytest.raises(ValueError, match="no reward 'judges.number': a int"):
         load_reward("judges.number")

@@ -1,20 +1,17 @@
 """Each family's network on two processes gives the logits and gradients of one, by tensor parallelism and by FSDP2."""
 
-import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from network_options import STYLES
+from ranks import on_two_ranks
 from torch.distributed.device_mesh import init_device_mesh
 
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
 from align.training.sharding import check_split, shard
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "algorithms"))
-from ranks import on_two_ranks  # noqa: E402
 
 SHAPE = {"vocab_size": 61, "layers": 2, "heads": 4, "width": 32, "ff_width": 24, "context": 16}
 SPLIT = {name: style | {"kv_heads": 2} for name, style in STYLES.items() if style.get("qk_norm") != "all"}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.curate.check import Check, Example, Finding, percent, shown
+from align.curate.check import Check, Example, Finding, affected, shown
 from align.curate.context import Context, Sample, Split, Unit, plain
 from align.curate.minhash import joined, near_duplicates
 
@@ -14,7 +14,8 @@ def _noun(split: Split) -> str:
     return "paragraphs" if split.in_paragraphs else "records"
 
 
-def _shown(unit: Unit, first: Unit) -> Example:
+def _copy(hit: tuple[Unit, Unit]) -> Example:
+    unit, first = hit
     return Example(f"{unit.sample.where} = {first.sample.where}", shown(unit.text))
 
 
@@ -30,18 +31,15 @@ class ExactDuplicates(Check):
         for split in context.splits.values():
             units = split.units
             first: dict[str, Unit] = {}
-            again = [unit for unit in units if first.setdefault(unit.key, unit) is not unit]
-            if again:
-                few = len(again) <= self.share * len(units)
-                yield Finding(
-                    f"{percent(len(again), len(units))} {_noun(split)} repeat an earlier one exactly",
-                    "remove the copies: repeated records count more than others and are memorized",
-                    count=len(again),
-                    total=len(units),
-                    split=split.name,
-                    examples=[_shown(unit, first[unit.key]) for unit in again[:3]],
-                    severity="note" if few else None,
-                )
+            yield from affected(
+                split,
+                [(unit, first[unit.key]) for unit in units if first.setdefault(unit.key, unit) is not unit],
+                f"{_noun(split)} repeat an earlier one exactly",
+                "remove the copies: repeated records count more than others and are memorized",
+                example=_copy,
+                total=len(units),
+                note=self.share,
+            )
 
 
 @dataclass(frozen=True)
@@ -64,16 +62,15 @@ class NearDuplicates(Check):
             records = np.array([unit.sample.where for unit in units])
             own = (records == records[groups]) & (not split.in_paragraphs)
             near = np.flatnonzero(distinct & (groups != np.arange(len(units))) & ~own)
-            if len(near):
-                yield Finding(
-                    f"{percent(len(near), int(distinct.sum()))} distinct {_noun(split)} nearly repeat another",
-                    "keep one of each group, unless the differences are what the model is to learn",
-                    count=len(near),
-                    total=int(distinct.sum()),
-                    split=split.name,
-                    examples=[_shown(units[i], units[groups[i]]) for i in near[:3].tolist()],
-                    severity="note" if len(near) <= self.share * distinct.sum() else None,
-                )
+            yield from affected(
+                split,
+                [(units[i], units[groups[i]]) for i in near.tolist()],
+                f"distinct {_noun(split)} nearly repeat another",
+                "keep one of each group, unless the differences are what the model is to learn",
+                example=_copy,
+                total=int(distinct.sum()),
+                note=self.share,
+            )
 
 
 @dataclass(frozen=True)
@@ -103,32 +100,31 @@ def _overlap(train: Split, split: Split, context: Context, check: "SplitOverlap"
         if group < len(seen):
             copies.setdefault(number, seen[group])
     noun, total = _noun(split), len(held_out)
-    if copies:
-        exact = sum(unit.key in first for unit in held_out)
-        yield Finding(
-            f"{percent(len(copies), total)} {noun} are in the training data too, {exact:,} of them exactly",
-            "remove them from one of the two",
-            count=len(copies),
-            total=total,
-            split=split.name,
-            examples=[_shown(held_out[number], unit) for number, unit in sorted(copies.items())[:3]],
-            severity="note" if len(copies) <= check.share * total else None,
-        )
+    exact = sum(unit.key in first for unit in held_out)
+    yield from affected(
+        split,
+        [(held_out[number], copies[number]) for number in sorted(copies)],
+        f"{noun} are in the training data too, {exact:,} of them exactly",
+        "remove them from one of the two",
+        example=_copy,
+        total=total,
+        note=check.share,
+    )
     prompts = _by_prompt(train.samples)
     shared = [
         (unit.sample, prompts[plain(unit.sample.prompt)])
         for number, unit in enumerate(held_out)
         if number not in copies and unit.sample.prompt and plain(unit.sample.prompt) in prompts
     ]
-    if shared and context.kind != "prompts":
-        yield Finding(
-            f"{percent(len(shared), total)} {noun} share a prompt with the training data, with another response",
+    if context.kind != "prompts":
+        yield from affected(
+            split,
+            shared,
+            f"{noun} share a prompt with the training data, with another response",
             "split by prompt, so that no prompt is on both sides",
-            count=len(shared),
+            example=lambda hit: Example(f"{hit[0].where} = {hit[1].where}", shown(hit[0].prompt)),
             total=total,
-            split=split.name,
-            examples=[Example(f"{one.where} = {other.where}", shown(one.prompt)) for one, other in shared[:3]],
-            severity="note" if len(shared) <= check.share * total else None,
+            note=check.share,
         )
 
 
@@ -156,17 +152,15 @@ class StageOverlap(Check):
     def _shared(self, train: Split, held_out: Iterable[Split], where: str, *, harms: bool) -> Iterator[Finding]:
         trained = {_key(sample) for sample in train.samples}
         for split in held_out:
-            hits = [sample for sample in split.samples if _key(sample) in trained]
-            if hits:
-                yield Finding(
-                    f"{percent(len(hits), len(split.samples))} prompts are in the {where}",
-                    "hold the same prompts out of every stage",
-                    count=len(hits),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=[Example(one.where, shown(one.prompt or one.text)) for one in hits[:3]],
-                    severity="note" if not harms or len(hits) <= self.share * len(split.samples) else None,
-                )
+            yield from affected(
+                split,
+                [sample for sample in split.samples if _key(sample) in trained],
+                f"prompts are in the {where}",
+                "hold the same prompts out of every stage",
+                example=lambda one: Example.of(one, one.prompt or one.text),
+                note=self.share,
+                severity=None if harms else "note",
+            )
 
 
 def _key(sample: Sample) -> str:

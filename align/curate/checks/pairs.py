@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from align.curate.check import Check, Example, Finding, examples, percent, shown
-from align.curate.context import Context, Sample, plain
+from align.curate.check import Check, Example, Finding, affected, percent
+from align.curate.context import Context, Dropped, Sample, plain
 
 _Z = 1.96
 _SCORES = (
@@ -31,19 +31,19 @@ class EqualResponses(Check):
         for split in context.splits.values():
             kept = [sample for sample in split.samples if plain(sample.responses[0]) == plain(sample.responses[1])]
             refused = [one for one in split.dropped if _equal(one.fields.get("chosen"), one.fields.get("rejected"))]
-            if kept or refused:
-                total = len(split.samples) + len(split.dropped)
-                shown_refused = [
-                    Example(f"{one.source}: {one.location}", shown(str(one.fields.get("chosen")))) for one in refused
-                ]
-                yield Finding(
-                    f"{percent(len(kept) + len(refused), total)} pairs have equal responses, up to case and spaces",
-                    "remove them: they teach nothing, or only spaces",
-                    count=len(kept) + len(refused),
-                    total=total,
-                    split=split.name,
-                    examples=[*shown_refused, *examples(kept)][:3],
-                )
+            hits: list[Sample | Dropped] = [*refused, *kept]
+            yield from affected(
+                split,
+                hits,
+                "pairs have equal responses, up to case and spaces",
+                "remove them: they teach nothing, or only spaces",
+                example=_chosen,
+                total=len(split.samples) + len(split.dropped),
+            )
+
+
+def _chosen(record: Sample | Dropped) -> Example:
+    return Example.of(record, str(record.fields.get("chosen")) if isinstance(record, Dropped) else None)
 
 
 def _equal(chosen: Any, rejected: Any) -> bool:
@@ -70,16 +70,14 @@ class Ties(Check):
                     [sample for sample, (chosen, rejected) in scored if chosen < rejected],
                 ),
             ):
-                if hits:
-                    yield Finding(
-                        f"{percent(len(hits), len(scored))} scored pairs have {what}",
-                        "remove them, or take the pairs with the largest difference",
-                        count=len(hits),
-                        total=len(scored),
-                        split=split.name,
-                        examples=examples(hits),
-                        severity="note" if len(hits) <= self.share * len(scored) else None,
-                    )
+                yield from affected(
+                    split,
+                    hits,
+                    f"scored pairs have {what}",
+                    "remove them, or take the pairs with the largest difference",
+                    total=len(scored),
+                    note=self.share,
+                )
 
 
 def _scores(sample: Sample) -> tuple[float, float] | None:
@@ -102,15 +100,12 @@ class ContradictingPairs(Check):
             seen = {(sample.prompt, *sample.responses) for sample in split.samples}
             hits = [one for one in split.samples if (one.prompt, *reversed(one.responses)) in seen]
             hits = [one for one in hits if one.responses[0] != one.responses[1]]
-            if hits:
-                yield Finding(
-                    f"{percent(len(hits), len(split.samples))} pairs contradict another pair of the same responses",
-                    "keep the majority's choice, or neither",
-                    count=len(hits),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(hits),
-                )
+            yield from affected(
+                split,
+                hits,
+                "pairs contradict another pair of the same responses",
+                "keep the majority's choice, or neither",
+            )
 
 
 @dataclass(frozen=True)
@@ -197,12 +192,6 @@ class ContradictingLabels(Check):
             for sample in split.samples:
                 labels.setdefault(sample.text, set()).add(sample.label)
             hits = [sample for sample in split.samples if len(labels[sample.text]) > 1]
-            if hits:
-                yield Finding(
-                    f"{percent(len(hits), len(split.samples))} responses are labelled both desirable and not",
-                    "keep the majority's label, or neither",
-                    count=len(hits),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(hits),
-                )
+            yield from affected(
+                split, hits, "responses are labelled both desirable and not", "keep the majority's label, or neither"
+            )

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from align.curate.check import Check, Example, Finding, examples, percent, shown
+from align.curate.check import Check, Example, Finding, affected
 from align.curate.context import Context
 
 _CUE = re.compile(r"(?:\A|\n)[ \t]*(?:###[ \t]*)?(?:Assistant|Response|AI|GPT)[ \t]*:\s*\Z", re.IGNORECASE)
@@ -21,15 +21,12 @@ class EmptyPrompts(Check):
             return
         for split in context.splits.values():
             empty = [sample for sample in split.samples if not sample.prompt.strip()]
-            if empty:
-                yield Finding(
-                    f"{percent(len(empty), len(split.samples))} chats have nothing before the response",
-                    "correct the field of the prompt, or remove them: the model learns to respond to nothing",
-                    count=len(empty),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(empty),
-                )
+            yield from affected(
+                split,
+                empty,
+                "chats have nothing before the response",
+                "correct the field of the prompt, or remove them: the model learns to respond to nothing",
+            )
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,10 @@ class RenderedPrompts(Check):
             return
         for split in context.splits.values():
             hits = [sample for sample in split.samples if _CUE.search(sample.prompt)]
-            if hits:
-                yield Finding(
-                    f"{percent(len(hits), len(split.samples))} prompts end with the cue of a response",
-                    "store the messages, not the rendered chat, or set data.init_args.chat_template to plain",
-                    count=len(hits),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=[Example(one.where, shown(one.prompt[-_TAIL:])) for one in hits[:3]],
-                )
+            yield from affected(
+                split,
+                hits,
+                "prompts end with the cue of a response",
+                "store the messages, not the rendered chat, or set data.init_args.chat_template to plain",
+                example=lambda one: Example.of(one, one.prompt[-_TAIL:]),
+            )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from align.curate.check import Check, Example, Finding, examples, percent, shown
+from align.curate.check import Check, Example, Finding, affected, percent
 from align.curate.context import Context, Dropped, Sample, plain
 
 _NUMBERS = re.compile(r"\d+|'[^']*'")
@@ -42,20 +42,8 @@ class DroppedRecords(Check):
                 reasons.setdefault(_NUMBERS.sub("_", record.reason), []).append(record)
             total = len(split.samples) + len(split.dropped)
             for records in sorted(reasons.values(), key=len, reverse=True):
-                first = records[0]
-                yield Finding(
-                    f"{percent(len(records), total)} records can't be used: {first.reason}",
-                    fix,
-                    count=len(records),
-                    total=total,
-                    split=split.name,
-                    examples=[_example(record) for record in records[:3]],
-                    severity="error" if stops else None,
-                )
-
-
-def _example(record: Dropped) -> Example:
-    return Example(f"{record.source}: {record.location}", shown(str(dict(record.fields))) if record.fields else "")
+                what = f"records can't be used: {records[0].reason}"
+                yield from affected(split, records, what, fix, total=total, severity="error" if stops else None)
 
 
 @dataclass(frozen=True)
@@ -82,16 +70,13 @@ class EmptyResponses(Check):
                 continue
             kept = [sample for sample in split.samples if any(map(_wordless, sample.responses))]
             blank = [record for record in split.dropped if _has_blank_response(record.fields)]
-            if kept or blank:
-                total = len(split.samples) + len(split.dropped)
-                yield Finding(
-                    f"{percent(len(kept) + len(blank), total)} records have an empty response",
-                    "remove them: they teach the model to say nothing",
-                    count=len(kept) + len(blank),
-                    total=total,
-                    split=split.name,
-                    examples=[*(_example(record) for record in blank), *examples(kept)][:3],
-                )
+            yield from affected(
+                split,
+                [*blank, *kept],
+                "records have an empty response",
+                "remove them: they teach the model to say nothing",
+                total=len(split.samples) + len(split.dropped),
+            )
 
 
 def _wordless(text: str) -> bool:
@@ -122,15 +107,14 @@ class RoleOrder(Check):
         """See ``Check``."""
         for split in context.splits.values():
             odd = [sample for sample in split.samples if _out_of_order(sample.roles)]
-            if len(odd) > self.share * len(split.samples):
-                yield Finding(
-                    f"{percent(len(odd), len(split.samples))} chats have an unusual order of roles",
-                    "check how turns were split or merged",
-                    count=len(odd),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(odd, lambda sample: ", ".join(sample.roles)),
-                )
+            yield from affected(
+                split,
+                odd,
+                "chats have an unusual order of roles",
+                "check how turns were split or merged",
+                example=lambda sample: Example.of(sample, ", ".join(sample.roles)),
+                silent=self.share,
+            )
 
 
 def _out_of_order(roles: tuple[str, ...]) -> bool:
@@ -168,10 +152,11 @@ class RepeatedResponses(Check):
                     count=count,
                     total=len(split.samples),
                     split=split.name,
-                    examples=examples(
-                        (one for one in split.samples if plain(one.responses[0]) == response),
-                        lambda one: one.responses[0],
-                    ),
+                    examples=[
+                        Example.of(one, one.responses[0])
+                        for one in split.samples
+                        if plain(one.responses[0]) == response
+                    ][:3],
                 )
 
 
@@ -193,16 +178,14 @@ class OtherModels(Check):
         """See ``Check``."""
         for split in context.splits.values():
             found = [sample for sample in split.samples if any(map(_ASSISTANT.search, _learnt(sample, context)))]
-            if len(found) > self.share * len(split.samples):
-                yield Finding(
-                    f"{percent(len(found), len(split.samples))} records have a response in which a model speaks of "
-                    "itself",
-                    "remove them, unless this model is to introduce itself so",
-                    count=len(found),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(found, lambda sample: _around(_ASSISTANT, "\n".join(sample.responses))),
-                )
+            yield from affected(
+                split,
+                found,
+                "records have a response in which a model speaks of itself",
+                "remove them, unless this model is to introduce itself so",
+                example=lambda sample: Example.of(sample, _around(_ASSISTANT, "\n".join(sample.responses))),
+                silent=self.share,
+            )
 
 
 def _learnt(sample: Sample, context: Context) -> tuple[str, ...]:

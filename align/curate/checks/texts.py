@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from align.curate.check import Check, Example, Finding, percent, shown
+from align.curate.check import Check, Example, Finding, affected
 from align.curate.context import Context, Sample
 from align.curate.personal import PATTERNS
 
@@ -17,22 +17,13 @@ def _found(
     """A finding for each split in which ``search`` finds something; a note if in no more than a share of samples."""
     for split in context.splits.values():
         hits = [(sample, hit) for sample in split.samples if (hit := search(sample.text))]
-        if hits:
-            yield Finding(
-                f"{percent(len(hits), len(split.samples))} records have {what}",
-                fix,
-                count=len(hits),
-                total=len(split.samples),
-                split=split.name,
-                examples=[_cited(sample, hit.start(), hit.end()) for sample, hit in hits[:3]],
-                severity="note" if len(hits) <= share * len(split.samples) else None,
-            )
+        yield from affected(split, hits, f"records have {what}", fix, example=lambda hit: _cited(*hit), note=share)
 
 
-def _cited(sample: Sample, start: int, end: int) -> Example:
-    text = sample.text
-    hit = "".join(one if one.isprintable() else f"<U+{ord(one):04X}>" for one in text[start:end])
-    return Example(sample.where, shown(text[max(0, start - _AROUND) : start] + hit + text[end : end + _AROUND]))
+def _cited(sample: Sample, hit: re.Match[str]) -> Example:
+    text, start, end = sample.text, hit.start(), hit.end()
+    visible = "".join(one if one.isprintable() else f"<U+{ord(one):04X}>" for one in hit[0])
+    return Example.of(sample, text[max(0, start - _AROUND) : start] + visible + text[end : end + _AROUND])
 
 
 @dataclass(frozen=True)
@@ -174,18 +165,16 @@ class TurnsInResponses(Check):
                         (hit for hit in _TURN.finditer(response) if hit.start() and _SPEAKER.match(hit[0])), None
                     )
                     if turn:
-                        hits.append(Example(sample.where, shown(response[max(0, turn.start() - _AROUND) :])))
+                        hits.append((sample, response[max(0, turn.start() - _AROUND) :]))
                         break
-            if len(hits) > self.share * len(split.samples):
-                yield Finding(
-                    f"{percent(len(hits), len(split.samples))} records have a response that continues with a turn of "
-                    "the user",
-                    "split the turns into messages, or end the response before them",
-                    count=len(hits),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=hits[:3],
-                )
+            yield from affected(
+                split,
+                hits,
+                "records have a response that continues with a turn of the user",
+                "split the turns into messages, or end the response before them",
+                example=lambda hit: Example.of(*hit),
+                silent=self.share,
+            )
 
 
 @dataclass(frozen=True)
@@ -201,17 +190,15 @@ class SpaceAround(Check):
             return
         for split in context.splits.values():
             hits = [one for one in split.samples if any(text != text.strip() for text in one.responses)]
-            if len(hits) > self.share * len(split.samples):
-                yield Finding(
-                    f"{percent(len(hits), len(split.samples))} records have a response with spaces or blank lines "
-                    "around it",
-                    "strip the responses, unless the template adds no space of its own",
-                    count=len(hits),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=[Example(one.where, repr(one.responses[0][:60])) for one in hits[:3]],
-                    severity="note",
-                )
+            yield from affected(
+                split,
+                hits,
+                "records have a response with spaces or blank lines around it",
+                "strip the responses, unless the template adds no space of its own",
+                example=lambda one: Example(one.where, repr(one.responses[0][:60])),
+                silent=self.share,
+                severity="note",
+            )
 
 
 @dataclass(frozen=True)
@@ -228,12 +215,10 @@ class PersonalData(Check):
                 continue
             for split in context.splits.values():
                 hits = [(one, hit) for one in split.samples if (hit := next(pattern.matches(one.text), None))]
-                if hits:
-                    yield Finding(
-                        f"{percent(len(hits), len(split.samples))} records have {pattern.name}",
-                        "replace or remove them unless they are invented: models repeat what they were trained on",
-                        count=len(hits),
-                        total=len(split.samples),
-                        split=split.name,
-                        examples=[Example(one.where, shown(hit)) for one, hit in hits[:3]],
-                    )
+                yield from affected(
+                    split,
+                    hits,
+                    f"records have {pattern.name}",
+                    "replace or remove them unless they are invented: models repeat what they were trained on",
+                    example=lambda hit: Example.of(*hit),
+                )

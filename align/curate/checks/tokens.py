@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from align.curate.check import Check, Example, Finding, examples, percent
+from align.curate.check import Check, Example, Finding, affected
 from align.curate.context import Context, Sample, Split
 from align.tokenizer import Tokenizer
 
@@ -72,43 +72,30 @@ class Truncation(Check):
     def find(self, context: Context) -> Iterable[Finding]:
         """Prompts and responses apart; documents are split and lose nothing."""
         for split in context.splits.values():
-            total = len(split.samples)
+            fix = _raise_context(split, context)
             prompts = [sample for sample in split.samples if sample.truncated_prompt]
-            if prompts:
-                tokens = sum(sample.truncated_prompt for sample in prompts)
-                yield Finding(
-                    f"{percent(len(prompts), total)} records lose the start of their prompt, {tokens:,} tokens in all",
-                    _raise_context(split, context),
-                    count=len(prompts),
-                    total=total,
-                    split=split.name,
-                    examples=examples(prompts, _lengths),
-                    severity="note" if len(prompts) <= self.share * total else None,
-                )
+            tokens = sum(sample.truncated_prompt for sample in prompts)
+            what = f"records lose the start of their prompt, {tokens:,} tokens in all"
+            yield from affected(split, prompts, what, fix, example=_lengths, note=self.share)
             ends = [sample for sample in split.samples if sample.truncated_response]
-            if ends:
-                tokens = sum(sample.truncated_response for sample in ends)
-                yield Finding(
-                    f"{percent(len(ends), total)} records lose the end of a response, {tokens:,} tokens in all, and "
-                    "with it the end of turn: they teach the model not to stop",
-                    _raise_context(split, context),
-                    count=len(ends),
-                    total=total,
-                    split=split.name,
-                    examples=examples(ends, _lengths),
-                    severity="note" if len(ends) <= self.ends * total else None,
-                )
+            tokens = sum(sample.truncated_response for sample in ends)
+            what = (
+                f"records lose the end of a response, {tokens:,} tokens in all, and with it the end of turn: they "
+                "teach the model not to stop"
+            )
+            yield from affected(split, ends, what, fix, example=_lengths, note=self.ends)
 
 
-def _lengths(sample: Sample) -> str:
-    return (
+def _lengths(sample: Sample) -> Example:
+    return Example.of(
+        sample,
         f"{sample.length:,} tokens; dropped {sample.truncated_prompt:,} of the prompt, {sample.truncated_response:,} "
-        "of the response"
+        "of the response",
     )
 
 
 def _raise_context(split: Split, context: Context) -> str:
-    longest = int(split.lengths.max())
+    longest = int(split.lengths.max(initial=1))
     return f"raise data.init_args.context (now {context.run.context}; the longest record needs {longest - 1})"
 
 
@@ -125,15 +112,13 @@ class ResponsesWithoutEnd(Check):
         stops = np.array(context.tokenizer.stop_ids, np.int64)
         for split in context.splits.values():
             without = [sample for sample in split.samples if not sample.lost_end and not _all_end(sample, stops)]
-            if without:
-                yield Finding(
-                    f"{percent(len(without), len(split.samples))} records have a response without a stop token",
-                    "the chat template must end the assistant's turn with a special token, and the mask must cover it",
-                    count=len(without),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=[Example(one.where, _end(one, context.tokenizer)) for one in without[:3]],
-                )
+            yield from affected(
+                split,
+                without,
+                "records have a response without a stop token",
+                "the chat template must end the assistant's turn with a special token, and the mask must cover it",
+                example=lambda one: Example(one.where, _end(one, context.tokenizer)),
+            )
 
 
 def _all_end(sample: Sample, stops: np.ndarray) -> bool:
@@ -162,16 +147,13 @@ class MaskTrainsNothing(Check):
             return
         for split in context.splits.values():
             empty = [sample for sample in split.samples if not all(row.mask[1:].any() for row in sample.rows)]
-            if empty:
-                yield Finding(
-                    f"{percent(len(empty), len(split.samples))} records have no token to learn from",
-                    "check the roles of the messages and the template's {% generation %} marks",
-                    count=len(empty),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(empty),
-                    severity="error" if len(empty) == len(split.samples) else None,
-                )
+            yield from affected(
+                split,
+                empty,
+                "records have no token to learn from",
+                "check the roles of the messages and the template's {% generation %} marks",
+                severity="error" if len(empty) == len(split.samples) else None,
+            )
 
 
 @dataclass(frozen=True)
@@ -188,15 +170,12 @@ class MaskTrainsEverything(Check):
             whole = [
                 sample for sample in split.samples if sample.prompt and any(_is_whole(row.mask) for row in sample.rows)
             ]
-            if whole:
-                yield Finding(
-                    f"{percent(len(whole), len(split.samples))} records are trained on as a whole, prompt included",
-                    "check the template's {% generation %} marks: they must enclose the assistant's content only",
-                    count=len(whole),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(whole),
-                )
+            yield from affected(
+                split,
+                whole,
+                "records are trained on as a whole, prompt included",
+                "check the template's {% generation %} marks: they must enclose the assistant's content only",
+            )
 
 
 def _is_whole(mask: np.ndarray) -> bool:
@@ -216,16 +195,8 @@ class DoubleBOS(Check):
             return
         for split in context.splits.values():
             double = [sample for sample in split.samples if (sample.rows[0].ids[:2] == bos).sum() == 2]
-            if double:
-                yield Finding(
-                    f"{percent(len(double), len(split.samples))} records begin with "
-                    f"{context.tokenizer.token_text(bos)} twice",
-                    "remove it from the chat template or from the text",
-                    count=len(double),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(double),
-                )
+            what = f"records begin with {context.tokenizer.token_text(bos)} twice"
+            yield from affected(split, double, what, "remove it from the chat template or from the text")
 
 
 @dataclass(frozen=True)
@@ -292,16 +263,12 @@ class NotRendered(Check):
     def find(self, context: Context) -> Iterable[Finding]:
         """One finding for each thing."""
         for split in context.splits.values():
-            dropped = Counter(what for sample in split.samples for what in sample.unrendered)
-            for what, count in dropped.items():
-                hits = (sample for sample in split.samples if what in sample.unrendered)
-                yield Finding(
-                    f"{percent(count, len(split.samples))} records: the chat template does not render {what}",
+            for part in dict.fromkeys(part for sample in split.samples for part in sample.unrendered):
+                yield from affected(
+                    split,
+                    [sample for sample in split.samples if part in sample.unrendered],
+                    f"records: the chat template does not render {part}",
                     "use a model whose template has it, or write it into the messages",
-                    count=count,
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(hits),
                 )
 
 
@@ -315,13 +282,12 @@ class UnlikeSampling(Check):
             unlike = [sample for sample in split.samples if sample.unlike]
             compared = sum(sample.unlike is not None for sample in split.samples)
             if unlike:
-                yield Finding(
-                    f"{percent(len(unlike), compared)} records: {unlike[0].unlike}",
+                yield from affected(
+                    split,
+                    unlike,
+                    f"records: {unlike[0].unlike}",
                     "change the template so that the prompt ends with a special token or a line break",
-                    count=len(unlike),
                     total=compared,
-                    split=split.name,
-                    examples=examples(unlike),
                 )
 
 
@@ -344,15 +310,12 @@ class UnknownCharacters(Check):
                 for sample in split.samples
                 if tokenizer.dropped_bytes(sample.text) or any((row.ids == unknown).any() for row in sample.rows)
             ]
-            if lost:
-                yield Finding(
-                    f"{percent(len(lost), len(split.samples))} records have characters that no token expresses",
-                    "train the tokenizer on such text, or use one that works on bytes",
-                    count=len(lost),
-                    total=len(split.samples),
-                    split=split.name,
-                    examples=examples(lost),
-                )
+            yield from affected(
+                split,
+                lost,
+                "records have characters that no token expresses",
+                "train the tokenizer on such text, or use one that works on bytes",
+            )
 
 
 @dataclass(frozen=True)

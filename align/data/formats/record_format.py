@@ -1,12 +1,11 @@
 """What a record format is, and how the format of a file is detected."""
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from align.data.formats.fields import Chat, Fields
+from align.io.code import code_hash
 from align.tokenizer.chat_template import text_of
 
 Content = TypeVar("Content", covariant=True)
@@ -45,20 +44,13 @@ class RecordFormat(ABC, Generic[Content]):
 
     @property
     def identity(self) -> dict[str, str]:
-        """What decides the content of a record: class and settings, and the class's file unless it is part of align."""
+        """What decides the content of a record: class, settings, and the code of a class outside align.
+
+        So a cache does not outlive a change of a user's class; of ours, the cache has a version.
+        """
         kind = type(self)
         settings = {name: repr(value) for name, value in vars(self).items()}
-        return {"class": f"{kind.__module__}.{kind.__qualname__}", **settings, "source": _source(kind)}
-
-
-def _source(kind: type) -> str:
-    """The code of a user's class, so that a cache does not outlive a change of it; of ours, the cache has a version."""
-    if kind.__module__.startswith("align."):
-        return ""
-    try:
-        return Path(inspect.getfile(kind)).read_text(encoding="utf-8")
-    except (OSError, TypeError):  # defined in a notebook
-        return inspect.getsource(kind)
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", **settings, "source": code_hash(kind) or ""}
 
 
 def detect(record: Fields, formats: Sequence[Format]) -> Format:
