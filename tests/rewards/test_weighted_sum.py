@@ -82,10 +82,10 @@ def test_impossible_sums():
 @pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "no reward in mix.yaml"),
+        ("", "no reward 'mix.yaml'"),
         ("class_path: align.rewards.Length\ninit_args: {mst: 3}", "mst"),
         ("class_path: align.rewards.Lengthy", "Lengthy"),
-        ("class_path: [", "no reward in mix.yaml"),
+        ("class_path: [", "no reward 'mix.yaml'"),
     ],
 )
 def test_files_that_describe_no_reward(mix: str, text: str, named: str):
