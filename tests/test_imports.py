@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "curate": {"data", "tokenizer"},
     "rewards": {"model", "io", "generation", "sandbox", "execution", "tokenizer"},
     "training": {"model", "adapters", "io"},
+    "plan": {"objectives", "model", "adapters", "generation", "io", "training"},
     "algorithms": {
         "tokenizer",
         "objectives",
@@ -35,8 +36,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "io",
         "rewards",
         "training",
+        "plan",
     },  # fmt: skip
-    "callbacks": {"tokenizer", "model", "adapters", "generation", "io", "rewards", "training"},
+    "callbacks": {"tokenizer", "model", "adapters", "generation", "io", "rewards", "training", "plan"},
     "evaluate": {"tokenizer", "objectives", "model", "generation", "io", "rewards", "execution"},
     "compare": {"tokenizer", "objectives", "model", "generation", "io", "rewards", "evaluate"},
     "export": {"tokenizer", "model", "adapters", "io", "generation"},
