@@ -1,15 +1,15 @@
 """The memory and work that training will take, in two lines before its first step."""
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from align.algorithms.memory_estimate import MemoryEstimate, advice, estimate_memory, gigabytes
+from align.algorithms.memory_estimate import advice, estimate_memory, gigabytes
 from align.algorithms.module import Stage
 from align.batches import FeedbackBatch, PairBatch, PromptBatch, TokenBatch
+from align.plan.memory import MemoryEstimate
+from align.plan.probe import free_bytes, resident_bytes
 
 
 class MemoryReport(pl.Callback):
@@ -35,7 +35,7 @@ class MemoryReport(pl.Callback):
         tokens = computed_tokens(batch)
         device = trainer.strategy.root_device
         now = estimate_memory(pl_module, 1, tokens)
-        words = ", ".join(f"{name} {gigabytes(size)}" for name, size in vars(now).items())
+        words = ", ".join(f"{name} {gigabytes(size)}" for name, size in now.peak_parts().items())
         held = resident_bytes() if device.type == "cpu" else None
         line = f"memory estimate on {device}, first batch ({rows} rows of up to {longest} tokens): "
         line += (
@@ -78,22 +78,3 @@ def step_bytes(estimate: MemoryEstimate) -> int:
 def peak_bytes(estimate: MemoryEstimate, held: int | None) -> int:
     """The peak of a process that holds ``held`` bytes, networks included; None: networks and step alone."""
     return estimate.total if held is None else held + step_bytes(estimate)
-
-
-def resident_bytes() -> int | None:
-    """Resident memory of this process; None where the system does not report it as Linux does."""
-    return _kilobytes(Path("/proc/self/status"), "VmRSS:")
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free on a device; None where it is unknown."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return _kilobytes(Path("/proc/meminfo"), "MemAvailable:") if device.type == "cpu" else None
-
-
-def _kilobytes(file: Path, name: str) -> int | None:
-    if not file.is_file():
-        return None
-    lines = (line.split() for line in file.read_text().splitlines())
-    return next((int(words[1]) * 1024 for words in lines if words and words[0] == name), None)

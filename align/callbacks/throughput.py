@@ -5,10 +5,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 
 from align.batches import TokenBatch
 from align.model.gpt import GPT, ScalarGPT
+from align.plan.hardware import in_use
+from align.plan.precision import precision_of
 
 
 class Throughput(pl.Callback):
@@ -33,7 +34,8 @@ class Throughput(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the device's peak."""
-        self._peak = peak_flops(pl_module.device, next(pl_module.parameters()).dtype, trainer.precision) or 0.0
+        precision = precision_of(str(trainer.precision))
+        self._peak = in_use(pl_module.device, precision).peak(precision) or 0.0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -80,28 +82,3 @@ def data_ranks(trainer: pl.Trainer) -> int:
     """Number of ranks with different data: devices of one tensor-parallel group share a batch."""
     sampler = trainer.distributed_sampler_kwargs
     return int(sampler["num_replicas"]) if sampler else 1
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype, precision: str) -> float | None:
-    """Peak of dense matrix products on a device, FLOP/s.
-
-    Args:
-        device: of the network.
-        dtype: of its weights.
-        precision: the Trainer's, such as ``bf16-mixed``; it decides the type of the products.
-
-    Returns:
-        float: from the data sheet for known GPUs, from 0.2 s of 1024 x 1024 products on a CPU; None if unknown.
-    """
-    computed = torch.bfloat16 if "bf16" in precision else torch.float16 if "16" in precision else dtype
-    if device.type == "cuda":
-        return get_available_flops(device, computed)
-    if device.type != "cpu":
-        return None
-    a = torch.ones(1024, 1024, dtype=computed)
-    best, end = float("inf"), time.perf_counter() + 0.2
-    while time.perf_counter() < end:
-        begun = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - begun)
-    return 2 * 1024**3 / best

@@ -27,6 +27,9 @@ VERBS = {
     "run": Verb("align.cli.run:main", "run a recipe folder's pipeline, skipping what is up to date"),
     "recipes": Verb("align.cli.recipes:main", "list the shipped recipe folders; copy one to edit it"),
     "doctor": Verb("align.cli.doctor:main", "look for mistakes in the data and settings of a recipe before training"),
+    "plan": Verb(
+        "align.cli.plan:main", "parameters, FLOPs, memory, time and cost of a recipe before it runs; check a run"
+    ),
     "fit": Verb("align.cli.lightning:main", "train one stage from a recipe"),
     "validate": Verb("align.cli.lightning:main", "run a recipe's validation"),
     "test": Verb("align.cli.lightning:main", "run a recipe's test"),

@@ -1,21 +1,18 @@
 """A recipe as the doctor's checks see it: data, tokenizer, the networks' configurations, settings; no weights."""
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 import torch
-from torch import nn
 
-from align.adapters.lora import LAYERS, LoraConfig
-from align.algorithms.memory_estimate import activation_bytes, logits_bytes, optimizer_bytes
-from align.algorithms.memory_report import free_bytes
 from align.algorithms.module import Stage
+from align.algorithms.planning import networks_to_load, stage_settings
 from align.algorithms.ppo import PPO
 from align.cli.keys import explain
 from align.cli.lightning import AlignCLI, make_cli
+from align.cli.plan_facts import precision_in, sources
 from align.curate.context import Context, Network, Run, Split
 from align.curate.doctor import Doctor
 from align.curate.reading import kind_of, read_splits
@@ -25,13 +22,14 @@ from align.io.directory import is_scalar
 from align.io.location import locate, read_config, read_fields
 from align.io.manifest import is_adapter
 from align.model.config import GPTConfig
-from align.model.gpt import GPT
-from align.model.meta import built_without_memory
+from align.plan.flops import flops_per_token
+from align.plan.hardware import in_use
+from align.plan.job import Job, Volume
+from align.plan.memory import memory_of
+from align.plan.parameters import count, weights_of
+from align.plan.probe import free_bytes
 from align.rewards.functions import SHORT_NAMES
 from align.tokenizer import Tokenizer
-
-_MEASURED = 0.15
-"""Seconds of matrix products that measure the machine's speed"""
 
 
 class DoctorCLI(AlignCLI):
@@ -117,7 +115,7 @@ def _networks(cli: DoctorCLI, stage: Stage) -> Iterator[Network]:
         sources += [("value", stage.value_config.init_from if stage.value_config else None)]
     if gpt is not None:
         config = GPTConfig(**(gpt.as_dict() if isinstance(gpt, jsonargparse.Namespace) else gpt))
-        yield Network("policy", "", config.vocab_size, config.context, _shapes(config).num_parameters())
+        yield Network("policy", "", config.vocab_size, config.context, count(weights_of(config)))
     for role, source in sources:
         if isinstance(source, str) and source not in SHORT_NAMES and (found := _network(role, source)) is not None:
             yield found
@@ -134,14 +132,7 @@ def _network(role: str, source: str) -> Network | None:
     except (OSError, ValueError):
         tokenizer = None
     scores = is_scalar(read_fields(directory)) or is_adapter(source)
-    return Network(
-        role, source, config.vocab_size, config.context, _shapes(config).num_parameters(), tokenizer, scores=scores
-    )
-
-
-def _shapes(config: GPTConfig) -> GPT:
-    with built_without_memory():
-        return GPT(config)
+    return Network(role, source, config.vocab_size, config.context, count(weights_of(config)), tokenizer, scores=scores)
 
 
 # Settings.
@@ -220,46 +211,26 @@ def _ranks(trainer: Any) -> int:
 
 
 def _costs(cli: DoctorCLI, stage: Stage, data: TokenData, train: Split, device: str | None) -> dict[str, Any]:
-    gpt = cli.config.model.init_args.get("gpt")
-    config = (
-        GPTConfig(**(gpt.as_dict() if isinstance(gpt, jsonargparse.Namespace) else gpt))
-        if gpt is not None
-        else read_config(base_source(str(stage.parent)))
-    )
-    network = _shapes(config)
-    trained = list(network.parameters())
-    lora = stage.lora
-    if lora is not None:
-        network.requires_grad_(False)
-        trained = [nn.Parameter(torch.empty(_adapter_numel(network, lora), device="meta"))]
-    narrow = "bf16" in str(cli.config.trainer.precision)
     rows, tokens = _micro_batch(stage, data, train, cli.config.trainer.accumulate_grad_batches)
-    copies = 2 if getattr(stage, "value_config", None) is not None else 1
-    base = 2 if lora is not None and lora.base_dtype == "bfloat16" else 4
-    frozen = sum(
-        size
-        for role, size in _frozen(stage, network.num_parameters(), 2 if narrow else 4)
-        if lora is None or role != "reference"
-    )
-    numel = sum(parameter.numel() for parameter in trained)
-    memory = {
-        "parameters": base * network.num_parameters() * (1 if lora is not None else copies)
-        + 4 * numel * (lora is not None),
-        "gradients": 4 * numel * copies,
-        "optimizer": optimizer_bytes(trained, stage.optimizer_config.state_bits) * copies,
-        "frozen": frozen,
-        "activations": copies
-        * activation_bytes(
-            config, rows, tokens, recompute=stage.memory_config.activation_checkpointing, narrow=narrow, adapter=lora
-        ),
-        "logits": logits_bytes(network, rows * tokens, torch.device(device or "cpu")),
-    }
     mean = max(1, round(train.tokens / max(1, sum(len(sample.rows) for sample in train.samples))))
+    job = Job(
+        networks=networks_to_load(stage, sources(cli.config, stage, {}, [])),
+        rows=rows,
+        tokens=tokens,
+        volume=Volume(None, None, mean),
+        precision=precision_in(cli.config.trainer),
+        accelerator=device or "cpu",
+        **stage_settings(stage),
+    )
+    context = min(mean, data.context)
+    speed = None
+    if device is not None:
+        speed = in_use(torch.device(device), job.precision, width=job.policy.config.width).peak(job.precision)
     return {
-        "memory": memory,
+        "memory": memory_of(job).peak_parts(),
         "free_memory": None if device is None else free_bytes(torch.device(device)),
-        "flops_per_token": copies * network.flops_per_token(min(mean, data.context)),
-        "flops_per_second": None if device is None else _speed(config.width, device, narrow=narrow),
+        "flops_per_token": sum(flops_per_token(network, context).total for network in job.trained),
+        "flops_per_second": speed,
     }
 
 
@@ -271,40 +242,3 @@ def _micro_batch(stage: Stage, data: TokenData, train: Split, accumulate: int) -
         return max(1, rows), longest + stage.rollout_config.max_new_tokens
     rows = data.batch_size * len(train.samples[0].rows)
     return rows, data.context if kind_of(data) == "texts" or getattr(data, "packing", "none") != "none" else longest
-
-
-def _frozen(stage: Stage, parameters: int, size: int) -> Iterator[tuple[str, int]]:
-    """Frozen networks of about the policy's size: the reference, and reward models."""
-    if isinstance(stage, PPO):
-        if stage.kl_config.needs_reference:
-            yield "reference", size * parameters
-        for role, name in (("reward", stage.reward_name), ("gold", stage.gold_name)):
-            if isinstance(name, str) and Path(name).is_dir() and not is_adapter(name):
-                yield role, size * parameters
-    elif not getattr(stage, "precomputed", True):
-        yield "reference", size * parameters
-
-
-def _adapter_numel(network: GPT, lora: LoraConfig) -> int:
-    targets = lora.targets or LAYERS
-    return sum(
-        lora.rank * sum(parameter.shape)
-        for name, parameter in network.model.layers.named_parameters()
-        if parameter.dim() == 2 and name.split(".")[-2] in targets
-    )
-
-
-def _speed(width: int, device: str, *, narrow: bool) -> float:
-    """FLOP/s of matrix products of the network's width."""
-    dtype = torch.bfloat16 if narrow and device == "cuda" else torch.float32
-    left, right = (torch.zeros(shape, dtype=dtype, device=device) for shape in ((1024, width), (width, 4 * width)))
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    for _ in range(2):
-        left @ right
-    wait()
-    count, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < _MEASURED:
-        left @ right
-        wait()
-        count += 1
-    return 2.0 * count * left.numel() * right.shape[1] / (time.perf_counter() - begun)

@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from pydoc import locate
@@ -28,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from align.algorithms.memory_estimate import explain_out_of_memory, out_of_memory
 from align.algorithms.memory_report import MemoryReport
 from align.algorithms.ppo import PPO
+from align.algorithms.prediction import Prediction
 from align.callbacks.baseline import Baseline
 from align.callbacks.cost import Cost
 from align.callbacks.health import Health
@@ -37,6 +39,7 @@ from align.callbacks.model_directory import ModelDirectory
 from align.callbacks.samples import TextSamples
 from align.callbacks.throughput import Throughput
 from align.cli.code_settings import code_settings
+from align.cli.data_sizes import data_sizes
 from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import check_nulls, explain, keep_nulls, key_of
 from align.curate.doctor import Doctor
@@ -213,7 +216,10 @@ class AlignCLI(LightningCLI):
             if isinstance(callback, ModelDirectory):
                 callback.recipe = {key: self.config_dump[key] for key in ("seed_everything", "model", "data")}
                 # After ModelDirectory, because Cost adds to its manifest; before checkpoints, which keep Cost's counts.
-                callbacks.insert(number + 1, Cost())
+                callbacks[number + 1 : number + 1] = [
+                    Cost(),
+                    Prediction(partial(data_sizes, self.datamodule, self.model)),
+                ]
                 break
         for callback in callbacks:
             if isinstance(callback, Checkpoints):

@@ -307,14 +307,21 @@ class GPT(nn.Module):
             FLOPs (a multiply-add is two).
         """
         matrices = [p for p in self.model.layers.parameters() if p.dim() == 2]
-        inner = self.config.heads * self.config.resolved_head_width
-        attention = 12 * inner * _attended(self.config, context)
-        return matrix_flops([*matrices, self.output_weight], forward_only) + attention // (3 if forward_only else 1)
+        return matrix_flops([*matrices, self.output_weight], forward_only) + attention_flops(
+            self.config, context, forward_only=forward_only
+        )
 
 
-def _attended(config: GPTConfig, context: int) -> int:
-    """Tokens that a token may attend to, summed over blocks."""
-    return sum(min(context, config.window_of(layer) or context) for layer in range(config.layers))
+def attention_flops(config: GPTConfig, context: int, *, forward_only: bool = False) -> int:
+    """FLOPs of attention's scores and mixtures per token, ``12 H E`` for each token that it may attend to.
+
+    Args:
+        config: of the network.
+        context: T, tokens per row.
+        forward_only: exclude the backward pass: a third.
+    """
+    attended = sum(min(context, config.window_of(layer) or context) for layer in range(config.layers))
+    return (4 if forward_only else 12) * config.heads * config.resolved_head_width * attended
 
 
 def matrix_flops(matrices: Sequence[torch.Tensor], forward_only: bool) -> int:
@@ -428,5 +435,4 @@ class ScalarGPT(nn.Module):
         config = self.config
         once = tuple(f"{config.layers - 1}.{part}" for part in ("self_attn.o_proj", "mlp"))
         matrices = [p for name, p in self.model.layers.named_parameters() if p.dim() == 2 and not name.startswith(once)]
-        attention = 12 * config.heads * config.resolved_head_width * _attended(config, context)
-        return matrix_flops(matrices, forward_only) + attention // (3 if forward_only else 1)
+        return matrix_flops(matrices, forward_only) + attention_flops(config, context, forward_only=forward_only)

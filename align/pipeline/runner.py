@@ -20,7 +20,7 @@ PREEMPTED = "preempted.json"
 """File that a preempted stage writes into its run folder"""
 USAGE_ERROR = 2
 """Exit code of a command that rejected its settings before doing anything"""
-_OF_ONE_RUN = ("checkpoints", "tensorboard", "metrics.csv", "samples.jsonl", "tracking.json", PREEMPTED)
+_OF_ONE_RUN = ("checkpoints", "tensorboard", "metrics.csv", "samples.jsonl", "tracking.json", "plan.json", PREEMPTED)
 _ASIDE = ".previous"
 
 Status = Literal["done", "up-to-date", "failed", "preempted"]

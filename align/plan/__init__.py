@@ -1,0 +1,1 @@
+"""What a run needs before it runs: parameters, FLOPs, memory, time, cost; and predictions against measurements."""
