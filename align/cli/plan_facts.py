@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from glob import glob
 from pathlib import Path
 from pydoc import locate as locate_class
 from typing import Any
@@ -28,7 +29,8 @@ from align.data.data_module import TokenData
 from align.data.pair_data import PromptData
 from align.data.response_data import ResponseData
 from align.io.adapter_directory import base_source, read_adapter, read_lora
-from align.io.location import locate, read_config, read_fields
+from align.io.hub import explained
+from align.io.location import locate, read_config
 from align.io.manifest import is_adapter
 from align.model.config import GPTConfig
 from align.plan.hardware import Hardware
@@ -68,10 +70,23 @@ class PlanCLI(AlignCLI):
             self.model = self.parser.instantiate_classes(jsonargparse.Namespace(model=self.config.model)).model
         except ValueError as error:
             raise UsageError(explain(str(error))) from error
+        self.datamodule, self.no_data = None, _missing(self.config.data.init_args.get("train"))
+        if self.no_data is not None:
+            return
         try:
             self.datamodule = self.parser.instantiate_classes(jsonargparse.Namespace(data=self.config.data)).data
         except (OSError, ValueError) as error:
-            self.datamodule, self.no_data = None, explain(str(error)).splitlines()[0]
+            self.no_data = explain(str(error)).splitlines()[0].partition(";")[0]
+
+
+def _missing(train: Any) -> str | None:
+    """The first of the training files that does not exist; None if all do, or may be data sets on the Hub."""
+    for entry in [train] if isinstance(train, str) else train or ():
+        files = entry if isinstance(entry, str) else entry.get("files")
+        for file in [files] if isinstance(files, str) else files or ():
+            if Path(file).suffix and not glob(file):
+                return f"{file}: no such file"
+    return None
 
 
 def read_job(
@@ -180,17 +195,23 @@ def _read(role: str, name: str) -> Source:
         if is_adapter(name):
             base = locate(base_source(name))
             return Source(read_config(base), read_lora(read_adapter(path), base)[0])
-        if path.is_file() and path.suffix == ".json":
-            from align.io.families import config_from
-
-            return Source(config_from(read_fields(path.parent)))
-        return Source(read_config(name))
+        return Source(read_config(name if path.exists() else _config_of_hub(name)))
     except (OSError, ValueError, ModuleNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(
             f"the {role}'s configuration can't be read from {name}: {reason}; give a directory with its config.json by "
             f"--network {role}=DIR"
         ) from error
+
+
+def _config_of_hub(name: str) -> str | Path:
+    """A directory with the config.json of a Hub id, without its weights; of anything else the name itself."""
+    if name.count("/") != 1 or name.endswith(".gguf") or name.startswith((".", "/", "~")):
+        return name
+    import huggingface_hub
+
+    with explained(name):
+        return Path(huggingface_hub.hf_hub_download(name, "config.json")).parent
 
 
 # Settings.

@@ -64,7 +64,7 @@ def _matrices(network: PlannedNetwork) -> Iterator[torch.Tensor]:
 
 
 def _once_per_row(weight: Weight, network: PlannedNetwork) -> bool:
-    return weight.index == network.config.layers - 1 and weight.layer in _ONCE_PER_ROW
+    return weight.depth == network.config.layers - 1 and weight.layer in _ONCE_PER_ROW
 
 
 def _shape(numel: int, *, trained: bool) -> torch.Tensor:

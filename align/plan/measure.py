@@ -36,6 +36,12 @@ def measure(job: Job, peak: float, *, device: str = "cpu") -> Utilisation:
         peak: FLOP/s of the device, which the MFU is a share of.
         device: cpu or cuda.
     """
+    # New networks draw their weights from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        return _measured(job, peak, device)
+
+
+def _measured(job: Job, peak: float, device: str) -> Utilisation:
     policy, rows, tokens = job.policy, *_shape(job)
     wait = torch.cuda.synchronize if device == "cuda" else None
     one, two = (_Shortened(job, blocks, rows, tokens, device) for blocks in (1, 2))
@@ -46,7 +52,7 @@ def measure(job: Job, peak: float, *, device: str = "cpu") -> Utilisation:
     decode = None
     if job.rollout is not None:
         count = -(-job.rollout.episodes // job.strategy.data)
-        decode = _extended(*(short.decode(count, wait) for short in (one, two)), policy.config.layers)
+        decode = _extended(one.decode(count, wait), two.decode(count, wait), policy.config.layers)
     words = f"measured here: steps of {rows} x {tokens} tokens of networks with 1 and 2 of its blocks"
     return Utilisation(min(1.0, flops / (seconds * peak)), words, optimizer, decode)
 
@@ -104,14 +110,14 @@ class _Shortened:
 
     def decode(self, rows: int, wait: Callable[[], None] | None) -> float:
         """Seconds of a decoding step of ``rows`` rows, with a cache that is half full."""
-        assert self.rollout is not None
-        length = round(self.rollout.prompt_tokens + self.rollout.response_tokens / 2)
+        rollout = self.rollout
+        assert rollout is not None
+        length = round(rollout.prompt_tokens + rollout.response_tokens / 2)
         length = max(1, min(length, self.network.config.context - _DECODED[1]))
         prompts = [[0] * length] * rows
-        dtype = "bfloat16" if self.rollout.narrow else None
 
         def call(new: int) -> float:
-            sampling = SamplingConfig(max_new_tokens=new, dtype=dtype)
+            sampling = SamplingConfig(max_new_tokens=new, dtype="bfloat16" if rollout.narrow else None)
             return best_seconds(lambda: generate(self.network, prompts, sampling), seconds=0, wait=wait)
 
         fewer, more = (call(new) for new in _DECODED)

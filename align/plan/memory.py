@@ -106,9 +106,8 @@ class MemoryEstimate:
 
     def peak_parts(self) -> dict[str, int]:
         """The parts of the phase with the peak: their sum is ``total``."""
-        if self.update >= self.rollout:
-            phase = UPDATE
-        else:
+        phase: tuple[str, ...] = UPDATE
+        if self.update < self.rollout:
             phase = ("kv_cache", "sampler") if self.kv_cache + self.sampler >= self.scoring else ("scoring",)
         return {name: size for name in (*HELD, *phase) if (size := getattr(self, name))}
 

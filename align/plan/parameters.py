@@ -26,7 +26,7 @@ class Weight(NamedTuple):
     Attributes:
         part: one of ``PARTS``.
         layer: the layer that has it, such as ``q_proj``.
-        index: of its block; -1 outside the blocks.
+        depth: index of its block; -1 outside the blocks.
         numel: elements.
         matrix: whether it has two axes.
         split: whether tensor parallelism splits it.
@@ -34,7 +34,7 @@ class Weight(NamedTuple):
 
     part: str
     layer: str
-    index: int
+    depth: int
     numel: int
     matrix: bool
     split: bool = False
@@ -42,7 +42,7 @@ class Weight(NamedTuple):
     @property
     def block(self) -> bool:
         """Whether it is in a block."""
-        return self.index >= 0
+        return self.depth >= 0
 
     @property
     def base(self) -> bool:
@@ -70,10 +70,10 @@ def weights_of(config: GPTConfig, *, scalar: bool = False) -> tuple[Weight, ...]
 
 def _weight(name: str, parameter: torch.Tensor) -> Weight:
     words = name.split(".")
-    index = int(words[words.index("layers") + 1]) if "layers" in words else -1
+    depth = int(words[words.index("layers") + 1]) if "layers" in words else -1
     layer, matrix = words[-2], parameter.dim() == 2
     split = layer in _SPLIT_OUTPUTS or (layer in _SPLIT_INPUTS and matrix)
-    return Weight(_part(name), layer, index, parameter.numel(), matrix, index >= 0 and split)
+    return Weight(_part(name), layer, depth, parameter.numel(), matrix, depth >= 0 and split)
 
 
 def _part(name: str) -> str:
@@ -96,15 +96,15 @@ def adapter_weights(config: GPTConfig, lora: LoraConfig) -> tuple[Weight, ...]:
     """
     found = []
     for name, parameter in shapes_of(config).named_parameters():
-        _, layer, index, _, matrix, _ = _weight(name, parameter)
-        if index < 0 or not matrix or layer not in (lora.targets or LAYERS):
+        _, layer, depth, _, matrix, _ = _weight(name, parameter)
+        if depth < 0 or not matrix or layer not in (lora.targets or LAYERS):
             continue
         outputs, inputs = parameter.shape
         by_outputs = layer in _SPLIT_OUTPUTS
-        found.append(Weight("adapters", layer, index, lora.rank * inputs, True, not by_outputs))
-        found.append(Weight("adapters", layer, index, lora.rank * outputs, True, by_outputs))
+        found.append(Weight("adapters", layer, depth, lora.rank * inputs, True, not by_outputs))
+        found.append(Weight("adapters", layer, depth, lora.rank * outputs, True, by_outputs))
         if lora.dora:
-            found.append(Weight("adapters", layer, index, outputs, False))
+            found.append(Weight("adapters", layer, depth, outputs, False))
     return tuple(found)
 
 
