@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from measure import Meter, Numbers, Setting, main, parser, peak_rss_mb
 
-from align.algorithms.memory_estimate import activation_bytes
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
 from align.model.layers import Recompute
 from align.objectives import next_token_loss
+from align.plan.activations import activation_bytes
 from align.training.memory import recompute_activations
 from align.training.optimization import OptimizerConfig, build_optimizer
 

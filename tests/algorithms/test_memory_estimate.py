@@ -4,50 +4,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+from dpo_pairs import CONFIG as WORLD_CONFIG
 from dpo_pairs import World
+from ppo_parts import CONFIG as PPO_CONFIG
 from ppo_parts import fit as fit_ppo
 from ppo_parts import ppo
 from test_language_model import Batches, fit, make_batch
 from test_memory import bytes_kept
 
 from align.adapters.lora import LoraConfig, add_adapter
-from align.algorithms import memory_estimate
-from align.algorithms.memory_estimate import (
-    activation_bytes,
-    advice,
-    estimate_memory,
-    explain_out_of_memory,
-    logits_bytes,
-    optimizer_bytes,
-    out_of_memory,
-)
+from align.algorithms.memory_estimate import advice, estimate_memory, explain_out_of_memory, out_of_memory
+from align.algorithms.planning import Source, networks_in_memory, networks_to_load
 from align.algorithms.ppo_settings import ValueConfig
 from align.algorithms.pretrain import Pretrain
 from align.algorithms.sft import SFT
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
+from align.plan.activations import activation_bytes
 from align.training.memory import MemoryConfig
-from align.training.optimization import OptimizerConfig, ScheduleConfig, build_optimizer
+from align.training.optimization import OptimizerConfig, ScheduleConfig
 
 CONFIG = GPTConfig(vocab_size=50, layers=3, heads=4, kv_heads=2, width=64, ff_width=160, context=32)
-
-
-def bytes_of(value) -> int:
-    """Of a tensor, or of one that is made of others."""
-    if hasattr(value, "__tensor_flatten__"):
-        return sum(bytes_of(getattr(value, name)) for name in value.__tensor_flatten__()[0])
-    return value.nbytes
-
-
-@pytest.mark.parametrize("bits", [32, 8])
-def test_optimizer_bytes_are_exact(bits):
-    parameters = list(GPT(CONFIG).parameters())
-    optimizer = build_optimizer(parameters, OptimizerConfig(lr=0.1, state_bits=bits))
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    held = sum(bytes_of(value) for state in optimizer.state.values() for value in state.values())
-    assert optimizer_bytes(parameters, bits) == held
 
 
 @pytest.mark.parametrize("narrow", [False, True])
@@ -102,21 +79,38 @@ def test_each_network_is_in_its_place(tmp_path):
     found = estimate_memory(stage, 8, 20)
     assert (found.parameters, found.gradients, found.frozen) == (4 * numbers, 4 * numbers, 2 * numbers)
     assert found.optimizer == 8 * numbers + 4 * len(list(stage.network.parameters()))
-    assert found.logits == logits_bytes(stage.network, 160, torch.device("cpu"))
+    vocabulary, width = stage.network.output_weight.shape
+    assert found.logits == 8 * 160 * vocabulary + 8 * vocabulary * width
     both, head = ppo(), ppo(value=ValueConfig(shared_trunk=True))
     for one in (both, head):
         fit_ppo(one, max_epochs=1)
     assert estimate_memory(both, 4, 9).activations == 2 * estimate_memory(head, 4, 9).activations
-    assert estimate_memory(head, 4, 9).parameters == 4 * sum(p.numel() for p in head.trained())
+    for one in (both, head):
+        assert estimate_memory(one, 4, 9).parameters == 4 * sum(p.numel() for p in one.trained())
 
 
-def test_a_sharded_tensor_counts_for_what_is_here(monkeypatch):
-    """Half of each matrix on this rank: half of the bytes."""
-    parameters = list(GPT(CONFIG).parameters())
-    whole = optimizer_bytes(parameters, 32)
-    monkeypatch.setattr(memory_estimate, "local", lambda tensor: tensor[: len(tensor) // 2])
-    steps = 4 * len(parameters)
-    assert optimizer_bytes(parameters, 32) - steps == (whole - steps) / 2
+def in_words(networks):
+    """What memory depends on."""
+    return {
+        one.role: (one.config, one.trained, one.scalar, one.head_only, one.lora, one.shares_base) for one in networks
+    }
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)], ids=["whole", "lora"])
+@pytest.mark.parametrize("where", ["precomputed", "on_the_fly"])
+def test_the_networks_of_dpo_are_known_before_they_are_built(tmp_path, where, lora):
+    stage = World(tmp_path).stage(reference_logprobs=where, lora=lora)
+    planned = in_words(networks_to_load(stage, {"policy": Source(WORLD_CONFIG)}))
+    stage.configure_model()
+    assert planned == in_words(networks_in_memory(stage))
+
+
+@pytest.mark.parametrize("value", [None, ValueConfig(shared_trunk=True)], ids=["own", "shared"])
+def test_the_networks_of_ppo_are_known_before_they_are_built(value):
+    stage = ppo(value=value)
+    planned = in_words(networks_to_load(stage, {"policy": Source(PPO_CONFIG)}))
+    fit_ppo(stage, max_epochs=1)
+    assert planned == in_words(networks_in_memory(stage))
 
 
 def test_advice_is_sorted_by_what_it_gains_and_names_nothing_that_is_set():
@@ -130,8 +124,8 @@ def test_advice_is_sorted_by_what_it_gains_and_names_nothing_that_is_set():
     found = settings(MemoryConfig())
     assert [one.saved for one in found] == sorted((one.saved for one in found), reverse=True)
     assert [one.setting for one in found] == [
-        "memory.activation_checkpointing block",
         "data.batch_size 8 with trainer.accumulate_grad_batches 2",
+        "memory.activation_checkpointing block",
         "optimizer.state_bits 8",
     ]
     found = settings(MemoryConfig(activation_checkpointing="block"), state_bits=8)

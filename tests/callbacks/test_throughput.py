@@ -6,9 +6,11 @@ import torch
 from naming import naming
 
 from align.batches import TokenBatch
-from align.callbacks.throughput import Throughput, peak_flops
+from align.callbacks.throughput import Throughput
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
+from align.plan.hardware import in_use
+from align.plan.precision import PRECISIONS
 
 
 def test_tokens_of_a_reading_over_its_seconds_without_validation():
@@ -36,8 +38,9 @@ def test_tokens_of_a_reading_over_its_seconds_without_validation():
 
 
 def test_a_cpu_has_a_peak_and_an_unknown_device_none():
-    assert peak_flops(torch.device("cpu"), torch.float32, "32-true") > 1e8
-    assert peak_flops(torch.device("meta"), torch.float32, "32-true") is None
+    precision = PRECISIONS["32-true"]
+    assert in_use(torch.device("cpu"), precision).peak(precision) > 1e8
+    assert in_use(torch.device("meta"), precision).peak(precision) is None
 
 
 def test_a_reading_needs_a_batch():
