@@ -15,7 +15,7 @@ from align.algorithms.reward_modeling import Reward
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.plan.job import Job, PlannedNetwork, Rollout, Volume
-from align.plan.precision import precision_of
+from align.plan.precision import running_precision
 from align.plan.strategy import Strategy
 from align.plan.volume import ReadsReference
 
@@ -186,7 +186,7 @@ def live_job(stage: Stage, rows: int, tokens: int) -> Job:
         rows=rows,
         tokens=tokens,
         volume=Volume(None, None, tokens),
-        precision=precision_of(str(trainer.precision), four_bit=four_bit),
+        precision=running_precision(str(trainer.precision), four_bit=four_bit),
         strategy=live_strategy(stage),
         accumulate=trainer.accumulate_grad_batches,
         accelerator=trainer.strategy.root_device.type,

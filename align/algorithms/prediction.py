@@ -18,7 +18,7 @@ from align.algorithms.planning import live_job, reads_reference, rollout_of
 from align.algorithms.ppo import PPO
 from align.batches import FeedbackBatch, PairBatch
 from align.plan.duration import ASSUMED, Duration, Utilisation, duration_of
-from align.plan.flops import flops_of
+from align.plan.flops import RunFlops, flops_of
 from align.plan.hardware import Hardware, in_use
 from align.plan.job import Job
 from align.plan.measure import measure
@@ -101,8 +101,6 @@ class Prediction(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the batch."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
         now = time.perf_counter()
         self._batch_seconds += now - self._clock
         self._clock = now
@@ -111,9 +109,9 @@ class Prediction(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the peak before the first validation, and stop the clock."""
+        self._stop_clock(pl_module.device)
         if not trainer.sanity_checking and self._peak is None and self._batches:
             self._peak = _peak(pl_module.device)
-        self._clock = 0.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock again."""
@@ -121,11 +119,19 @@ class Prediction(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write what was measured."""
+        self._stop_clock(pl_module.device)
         if self._record is None or not isinstance(pl_module, Stage):
             return
         peak = _peak(pl_module.device) if self._peak is None else self._peak
         self._record["measured"] = self._measured(trainer, pl_module, peak)
         self._write(trainer)
+
+    def _stop_clock(self, device: torch.device) -> None:
+        """Count what a GPU has not finished; only here, as waiting for every batch would make it idle."""
+        if self._clock and device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self._batch_seconds += time.perf_counter() - self._clock
+        self._clock = 0.0
 
     @rank_zero_only
     def _write(self, trainer: pl.Trainer) -> None:
@@ -150,7 +156,7 @@ class Prediction(pl.Callback):
             "machine": hardware.name,
             "predicted": {
                 "memory": _by_phase(memory),
-                "seconds": None if duration is None else _seconds(duration, job),
+                "seconds": None if duration is None or flops is None else _seconds(duration, flops, job, stage),
                 "tokens": {"trained": job.volume.trained, "sampled": job.volume.sampled},
                 "flops": None if flops is None else flops.model,
                 "peak_flops": hardware.peak(job.precision),
@@ -243,10 +249,14 @@ def _by_phase(memory: MemoryEstimate) -> dict[str, int]:
     return {**held, "step": max(memory.update, memory.rollout), "peak": memory.total}
 
 
-def _seconds(duration: Duration, job: Job) -> dict[str, float]:
+def _seconds(duration: Duration, flops: RunFlops, job: Job, stage: Stage) -> dict[str, float]:
     """As they are measured: training batches, and rollouts with all that reads them."""
     training = duration.training + duration.optimizer + duration.communication
     if job.rollout is None:
+        read = {role: number for role, number in flops.reading.items() if number}
+        if reads_reference(stage) == "once":  # before the first batch
+            read.pop("reference", None)
+        training += duration.reading * sum(read.values()) / max(1.0, sum(flops.reading.values()))
         return {"training": training, "total": training}
     rollout = duration.sampling + duration.reading
     return {"training": training, "rollout": rollout, "total": training + rollout}

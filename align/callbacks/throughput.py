@@ -9,7 +9,7 @@ import torch
 from align.batches import TokenBatch
 from align.model.gpt import GPT, ScalarGPT
 from align.plan.hardware import in_use
-from align.plan.precision import precision_of
+from align.plan.precision import running_precision
 
 
 class Throughput(pl.Callback):
@@ -34,7 +34,7 @@ class Throughput(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the device's peak."""
-        precision = precision_of(str(trainer.precision))
+        precision = running_precision(str(trainer.precision))
         self._peak = in_use(pl_module.device, precision).peak(precision) or 0.0
 
     def on_train_batch_start(

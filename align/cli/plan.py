@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,9 @@ def _plan(options: PlanSettings, rest: list[str]) -> int:
         response_tokens=options.response_tokens,
         on=None if key == HERE else find(key),
     )
-    hardware = find(key, width=job.policy.config.width)
+    hardware = find(key, width=job.policy.config.width, dtype=job.precision.products)
+    if key == HERE and hardware.memory is not None:  # processes share it
+        hardware = replace(hardware, memory=hardware.memory // job.strategy.devices)
     utilisation = _utilisation(options, job, hardware)
     if options.sweep:
         kinds = [hardware] if options.hardware else rented()
@@ -151,7 +153,10 @@ def _utilisation(options: PlanSettings, job: "Job", hardware: "Hardware") -> "Ut
         return Utilisation(options.mfu, "as given by --mfu")
     if options.like is not None:
         try:
-            return Utilisation(measured_mfu(Path(options.like)), f"measured by {options.like}")
+            mfu, machine = measured_mfu(Path(options.like))
+            if machine != hardware.name:
+                raise ValueError(f"{options.like} ran on {machine}, not on {hardware.name}; give --mfu instead")
+            return Utilisation(mfu, f"measured by {options.like}")
         except (OSError, ValueError) as error:
             raise UsageError(f"--like: {error}") from error
     peak = hardware.peak(job.precision)

@@ -304,6 +304,13 @@ def _sizes(cli: PlanCLI, stage: Stage, records: int) -> tuple[DataSizes, list[st
     ]
 
 
+def _limited(batches: int, limit: int | float | None) -> int:
+    """Batches of an epoch under trainer.limit_train_batches: a number, or a share."""
+    if limit is None:
+        return batches
+    return min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+
+
 def _volume(job: Job, stage: Stage, trainer: Any, sizes: DataSizes, assumed: Sequence[str]) -> Volume:
     """Steps and tokens of the whole run."""
     epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
@@ -312,7 +319,7 @@ def _volume(job: Job, stage: Stage, trainer: Any, sizes: DataSizes, assumed: Seq
         limits += [epochs * job.rollout.steps] if epochs >= 0 else []
         return rollout_volume(job, min(limits, default=None), assumed=assumed)
     if sizes.records is not None and epochs >= 0:
-        batches = -(-sizes.records // (job.rows * job.strategy.data))
+        batches = _limited(-(-sizes.records // (job.rows * job.strategy.data)), trainer.limit_train_batches)
         limits.append(epochs * -(-batches // job.accumulate))
     return training_volume(
         job,

@@ -221,7 +221,9 @@ def _whole_bytes(weights: Sequence[Weight], network: PlannedNetwork, job: Job) -
 
 
 def _activations(job: Job) -> int:
-    return sum(
+    # In float64 all of them are twice as wide.
+    wide = job.precision.weight_bytes // 4 if job.precision.products == "float64" else 1
+    return wide * sum(
         activation_bytes(
             network.config,
             job.rows,

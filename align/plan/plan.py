@@ -8,7 +8,7 @@ from align.plan.flops import RunFlops, flops_of
 from align.plan.hardware import Hardware
 from align.plan.job import Job
 from align.plan.memory import MemoryEstimate, largest_batch, memory_of
-from align.plan.precision import PRECISIONS
+from align.plan.precision import COMPARED, PRECISIONS
 from align.plan.strategy import strategies
 
 
@@ -95,12 +95,13 @@ def variants(job: Job, hardware: Hardware, devices: int) -> list[Job]:
         devices: in all.
     """
     config, found = job.policy.config, list[Job]()
-    names = ("qlora",) if job.precision.four_bit else tuple(name for name in PRECISIONS if name != "qlora")
-    qlora = job.policy.lora is not None and not job.precision.four_bit
+    names = dict.fromkeys((*(() if job.precision.four_bit else COMPARED), job.precision.name))
+    if job.policy.lora is not None:
+        names["qlora"] = None
     for strategy in strategies(
         devices, heads=config.heads, kv_heads=config.resolved_kv_heads, ff_width=config.resolved_ff_width
     ):
-        for name in (*names, *(("qlora",) if qlora else ())):
+        for name in names:
             precision = PRECISIONS[name]
             # 4-bit weights can't be sharded (align.training.qlora).
             if not hardware.supports(precision) or (precision.four_bit and (strategy.sharded or strategy.tensor > 1)):

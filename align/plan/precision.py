@@ -12,7 +12,7 @@ class Precision:
     name: str
     """trainer.precision, or qlora"""
     products: str
-    """Dtype of matrix products: float32 or bfloat16"""
+    """Dtype of matrix products: float32, float64 or bfloat16"""
     weight_bytes: int
     """Bytes of a trained weight, of its gradient, and of each of its running means"""
     four_bit: bool = False
@@ -26,7 +26,7 @@ class Precision:
     @property
     def product_bytes(self) -> int:
         """Bytes of an element of a matrix product."""
-        return 2 if self.narrow else 4
+        return 2 if self.narrow else self.weight_bytes
 
 
 PRECISIONS: Mapping[str, Precision] = MappingProxyType(
@@ -36,10 +36,14 @@ PRECISIONS: Mapping[str, Precision] = MappingProxyType(
             Precision("32-true", "float32", 4),
             Precision("bf16-mixed", "bfloat16", 4),
             Precision("bf16-true", "bfloat16", 2),
+            Precision("64-true", "float64", 8),
             Precision("qlora", "bfloat16", 4, four_bit=True),
         )
     }
 )
+
+COMPARED = ("32-true", "bf16-mixed", "bf16-true")
+"""Precisions that a plan compares"""
 
 FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per weight of NF4 with 8-bit block scales (Dettmers et al. 2023, arXiv:2305.14314, section 3): half a byte, a
@@ -58,7 +62,21 @@ def precision_of(name: str, *, four_bit: bool = False) -> Precision:
     """
     if four_bit:
         return PRECISIONS["qlora"]
-    known = next((one for key, one in PRECISIONS.items() if name.startswith(key)), None)
+    known = _find(name)
     if known is None:
         raise ValueError(f"precision is {name!r}; it must be one of {', '.join(PRECISIONS)}")
     return known
+
+
+def running_precision(name: str, *, four_bit: bool = False) -> Precision:
+    """The precision of a Trainer in use; one that is not known, such as a plugin's, counts as 32-true.
+
+    Args:
+        name: the Trainer's.
+        four_bit: QLoRA.
+    """
+    return PRECISIONS["qlora"] if four_bit else _find(name) or PRECISIONS["32-true"]
+
+
+def _find(name: str) -> Precision | None:
+    return next((one for key, one in PRECISIONS.items() if name.startswith(key)), None)

@@ -124,8 +124,8 @@ def as_json(checks: list[Check]) -> dict[str, Any]:
     }
 
 
-def measured_mfu(run: Path) -> float:
-    """The MFU of a finished run: the predicted FLOPs for its measured tokens, over its seconds and its peak.
+def measured_mfu(run: Path) -> tuple[float, str]:
+    """The MFU of a finished run, and the machine's name: predicted FLOPs for measured tokens, over seconds and peak.
 
     Raises:
         FileNotFoundError: the run has no record.
@@ -138,4 +138,5 @@ def measured_mfu(run: Path) -> float:
     if not predicted.get("flops") or not predicted.get("peak_flops"):
         raise ValueError(f"{run} predicted no FLOPs: its length, or its hardware's peak, was unknown")
     share = measured["tokens"]["trained"] / predicted["tokens"]["trained"]
-    return float(predicted["flops"] * share / (measured["seconds"]["total"] * predicted["peak_flops"]))
+    mfu = predicted["flops"] * share / (measured["seconds"]["total"] * predicted["peak_flops"])
+    return float(mfu), str(record["machine"])

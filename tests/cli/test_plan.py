@@ -103,6 +103,7 @@ def test_the_plan_of_a_stage_reads_its_data(capsys: pytest.CaptureFixture[str], 
         (["--network", "judge=x"], ["judge", "policy"]),
         (["--network", "policy=nowhere"], ["policy", "nowhere", "--network"]),
         (["--like", "nowhere"], ["--like", "nowhere"]),
+        (["--data.init_args.context", "x"], ["data.init_args.context"]),
         (["--trainer.precision", "16-mixed"], ["precision", "16-mixed", "bf16-mixed"]),
         (["--trainer.max_step", "3"], ["trainer.max_step"]),
     ],
@@ -110,6 +111,14 @@ def test_the_plan_of_a_stage_reads_its_data(capsys: pytest.CaptureFixture[str], 
 def test_wrong_usage_is_one_line(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]) -> None:
     message = refused(capsys, "--config", str(ROOT / "recipes/plan/pretrain_124m.yaml"), *words)
     assert all(part in message for part in parts)
+
+
+def test_help_names_every_device(capsys: pytest.CaptureFixture[str]) -> None:
+    from align.plan.hardware import known
+
+    assert main(["plan", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in known())
 
 
 def test_a_recipe_or_a_run_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -156,3 +165,4 @@ def test_the_mfu_of_another_run(capsys: pytest.CaptureFixture[str], recipes: Pat
     flops = predicted["flops"] * share / measured["seconds"]["total"]
     words = ["--config", str(recipes / "sft.yaml"), "--run", str(run), "--like", str(run / "sft")]
     assert plan(capsys, *words)["utilisation"]["mfu"] == pytest.approx(flops / predicted["peak_flops"])
+    assert "h100" in refused(capsys, *words, "--hardware", "h100").lower()
