@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from align.algorithms.memory_estimate import advice, estimate_memory, gigabytes
@@ -61,13 +62,19 @@ class MemoryReport(pl.Callback):
 
 def computed_tokens(batch: Any) -> int:
     """Positions that the network trains on in a batch: padding included, prompts that rows share counted once."""
+    return int(unread_tokens(batch))
+
+
+def unread_tokens(batch: Any) -> int | torch.Tensor:
+    """``computed_tokens`` without waiting for a GPU: ``[]`` int64 where a tensor has the lengths."""
     if isinstance(batch, PairBatch):
-        return int(batch.lengths.sum() - batch.prompt_lengths.where(batch.numbers >= 0, 0).sum())
+        return batch.lengths.sum() - batch.prompt_lengths.where(batch.numbers >= 0, 0).sum()
     if isinstance(batch, FeedbackBatch):
-        return int(batch.labelled.lengths.sum())
+        return batch.labelled.lengths.sum()
     if isinstance(batch, TokenBatch | PromptBatch):
         return batch.ids.numel()
-    return int(sum(batch.lengths))
+    shared = sum(batch.prompt_lengths) - sum(batch.prompt_lengths[:: batch.group_size])
+    return int(sum(batch.lengths) - shared)
 
 
 def step_bytes(estimate: MemoryEstimate) -> int:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from align.algorithms.kto import KTO
-from align.algorithms.memory_report import computed_tokens
+from align.algorithms.memory_report import computed_tokens, unread_tokens
 from align.algorithms.module import Stage
 from align.algorithms.planning import live_job, reads_reference, rollout_of
 from align.algorithms.ppo import PPO
@@ -51,7 +51,9 @@ class Prediction(pl.Callback):
         self._process = self._gradients = 0
         self._peak: int | None = None
         self._batch_seconds = self._other_seconds = 0.0
-        self._tokens = self._batches = 0
+        # Kept on the device until they are needed: reading them with every batch would make a GPU wait.
+        self._tokens: int | torch.Tensor = 0
+        self._batches = 0
         self._clock = 0.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -60,7 +62,7 @@ class Prediction(pl.Callback):
             "record": self._record,
             "batch_seconds": self._batch_seconds,
             "other_seconds": self._other_seconds,
-            "tokens": self._tokens,
+            "tokens": int(self._tokens),
             "batches": self._batches,
         }
 
@@ -104,7 +106,7 @@ class Prediction(pl.Callback):
         now = time.perf_counter()
         self._batch_seconds += now - self._clock
         self._clock = now
-        self._tokens += computed_tokens(batch)
+        self._tokens = self._tokens + unread_tokens(batch)
         self._batches += 1
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -145,7 +147,8 @@ class Prediction(pl.Callback):
         flops, peak = flops_of(job), hardware.peak(job.precision)
         worth = flops is not None and peak is not None and flops.total / peak > _WORTH_MEASURING
         if worth and self._sizes is not None and isinstance(found := self._sizes(), DataSizes):
-            job = _with_volume(trainer, stage, job, found)
+            longest = job.tokens if isinstance(stage, PPO) else max(job.tokens, found.longest)
+            job = _with_volume(trainer, stage, replace(job, tokens=longest), found)
             flops = flops_of(job)
         memory = memory_of(job, process=self._process if job.accelerator == "cpu" else 0)
         utilisation = _utilisation(job, hardware, worth=worth)
@@ -189,7 +192,7 @@ class Prediction(pl.Callback):
             "memory": memory,
             "seconds": seconds | {"total": sum(seconds.values())},
             # Other ranks' batches are like this one's.
-            "tokens": {"trained": self._tokens * stage.sharing.ranks, "sampled": work.get("tokens_sampled", 0)},
+            "tokens": {"trained": int(self._tokens) * stage.sharing.ranks, "sampled": work.get("tokens_sampled", 0)},
         }
 
 
@@ -230,7 +233,7 @@ def _with_volume(trainer: pl.Trainer, stage: Stage, job: Job, sizes: DataSizes) 
         longest_prompt=int(prompts.max()),
         response_tokens=float((lengths - prompts).mean()),
     )
-    job = replace(job, rollout=rollout)
+    job = replace(job, rollout=rollout, tokens=int(lengths.max()))
     return replace(job, volume=rollout_volume(job, steps))
 
 

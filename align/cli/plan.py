@@ -92,7 +92,8 @@ def _split(args: list[str]) -> tuple[list[str], list[str]]:
         else:
             ours.append(word)
             if "=" not in word and kinds[name] is not bool:
-                ours += [following for following in [next(words, None)] if following is not None]
+                value = next(words, None)
+                ours += [] if value is None else [value]
     return ours, rest
 
 
@@ -121,6 +122,8 @@ def _plan(options: PlanSettings, rest: list[str]) -> int:
     hardware = find(key, width=job.policy.config.width, dtype=job.precision.products)
     if key == HERE and hardware.memory is not None:  # processes share it
         hardware = replace(hardware, memory=hardware.memory // job.strategy.devices)
+    # Before steps are timed, which leave memory behind.
+    process = (resident_bytes() or 0) if hardware.accelerator == "cpu" else 0
     utilisation = _utilisation(options, job, hardware)
     if options.sweep:
         kinds = [hardware] if options.hardware else rented()
@@ -130,7 +133,6 @@ def _plan(options: PlanSettings, rest: list[str]) -> int:
         else:
             report.print_sweep(found, Console())
         return 0 if found else 1
-    process = (resident_bytes() or 0) if hardware.accelerator == "cpu" else 0
     plan = plan_of(job, hardware, utilisation, process=process)
     if options.json:
         print(json.dumps(report.as_json(plan), ensure_ascii=False))

@@ -172,7 +172,7 @@ def sources(config: Any, stage: Stage, given: Mapping[str, str], assumed: list[s
         elif role == "policy" and gpt is not None:
             found[role] = Source(GPTConfig(**(gpt.as_dict() if isinstance(gpt, jsonargparse.Namespace) else gpt)))
         elif isinstance(name, str) and name not in SHORT_NAMES and (role not in ("reward", "gold") or "/" in name):
-            if role != "policy" and not Path(name).expanduser().exists():
+            if role != "policy" and not (Path(name).expanduser().exists() or _is_hub_id(name)):
                 # Of the same run, and not trained yet: every stage keeps the shape of what it starts from.
                 found[role] = Source(found["policy"].config)
                 assumed.append(f"{role} {name} does not exist yet: it has the policy's shape")
@@ -204,9 +204,14 @@ def _read(role: str, name: str) -> Source:
         ) from error
 
 
+def _is_hub_id(name: str) -> bool:
+    """Whether a name that is no local path can be one of the Hub's: owner/name."""
+    return name.count("/") == 1 and not name.endswith(".gguf") and not name.startswith((".", "/", "~"))
+
+
 def _config_of_hub(name: str) -> str | Path:
     """A directory with the config.json of a Hub id, without its weights; of anything else the name itself."""
-    if name.count("/") != 1 or name.endswith(".gguf") or name.startswith((".", "/", "~")):
+    if not _is_hub_id(name):
         return name
     import huggingface_hub
 

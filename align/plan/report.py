@@ -1,6 +1,6 @@
 """A plan as text and as JSON."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -199,7 +199,7 @@ def _lines(plan: Plan) -> Iterable[tuple[str, str]]:
     job = plan.job
     for network in job.networks:
         weights = [*network.base(), *network.adapter()]
-        parts = ", ".join(f"{part} {number}" for part, number in _grouped(by_part(weights)).items())
+        parts = ", ".join(f"{part} {number:,}" for part, number in by_part(weights).items())
         trained = count(network.trained_weights())
         words = f"{count(weights):,}" if weights else "0, as it shares the policy's"
         yield f"parameters, {network.role}", f"{words}, {trained:,} trained{f' ({parts})' if parts else ''}"
@@ -245,7 +245,7 @@ def _time(plan: Plan) -> str:
     if plan.flops is None:
         return "unknown, as the run's length is"
     if plan.duration is None:
-        return f"unknown: no source for the peak of {plan.hardware.name} in {plan.job.precision.products}"
+        return f"unknown: {plan.hardware.name} has no known peak in {plan.job.precision.products}"
     parts = plan.duration.parts()
     words = duration(plan.duration.total)
     if len(parts) > 1:
@@ -285,10 +285,6 @@ def _configuration(job: Job) -> str:
     if job.recompute != "none":
         words.append(f"activation checkpointing {job.recompute}")
     return ", ".join(words)
-
-
-def _grouped(counts: Mapping[str, int]) -> dict[str, str]:
-    return {name: f"{number:,}" for name, number in counts.items()}
 
 
 def size(number: float) -> str:
