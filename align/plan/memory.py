@@ -26,9 +26,9 @@ _BLOCK_8BIT, _LEAST_8BIT = 256, 4096
 _CODE_TABLE = 4 * 256
 """Bytes of the lookup table of a running mean's 8-bit codes."""
 
-_WORKSPACE_BLOCKS = {"cpu": 5}
-"""Workspace on a CPU, in units of the activations of one block. Fitted to benchmarks/results/memory_activations.json,
-whose six settings give 4.2 to 8.4; most of it is freed memory that glibc keeps."""
+_WORKSPACE_BLOCKS = {"cpu": 6}
+"""Workspace on a CPU, in units of the activations of one block. benchmarks/memory_activations.py gives 4.8 to 8.0
+(docs/precision_memory.md); most of it is freed memory that glibc keeps."""
 
 _WORKSPACE_ELSEWHERE = 1
 """Derived, not measured: at most, the gradients of all activations of one block are alive at a time"""
