@@ -6,5 +6,9 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["align", "align.*"]), "align.recipes"],
     package_dir={"align.recipes": "recipes"},
-    package_data={"align.compare": ["*.jinja", "*.css", "*.js"], "align.recipes": ["*/*.yaml", "*/*.jsonl"]},
+    package_data={
+        "align.compare": ["*.jinja", "*.css", "*.js"],
+        "align.plan": ["*.yaml"],
+        "align.recipes": ["*/*.yaml", "*/*.jsonl", "*/*/*.json"],
+    },
 )
