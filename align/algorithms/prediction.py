@@ -233,7 +233,8 @@ def _with_volume(trainer: pl.Trainer, stage: Stage, job: Job, sizes: DataSizes) 
         longest_prompt=int(prompts.max()),
         response_tokens=float((lengths - prompts).mean()),
     )
-    job = replace(job, rollout=rollout, tokens=int(lengths.max()))
+    assert rollout is not None
+    job = replace(job, rollout=rollout, tokens=rollout.row_positions(micro_batches=job.accumulate))
     return replace(job, volume=rollout_volume(job, steps))
 
 

@@ -141,7 +141,7 @@ def read_job(
         **settings,
     )
     if rollout is not None:
-        job = replace(job, tokens=_rollout_tokens(rollout))
+        job = replace(job, tokens=rollout.row_positions(micro_batches=accumulate))
     return replace(job, volume=_volume(job, stage, trainer, sizes, tuple(assumed)))
 
 
@@ -278,11 +278,6 @@ def _response_tokens(stage: Stage, given: int | None) -> float:
         return 0.0
     most = stage.rollout_config.max_new_tokens
     return float(most if given is None else min(given, most))
-
-
-def _rollout_tokens(rollout: Rollout) -> int:
-    """Positions of a response's row in an update: the prompt is computed once for its group."""
-    return round(rollout.longest_prompt / rollout.group_size) + rollout.max_new_tokens
 
 
 # Data.

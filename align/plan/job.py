@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import ceil
 
 from align.adapters.lora import LoraConfig
 from align.model.config import GPTConfig
@@ -81,6 +82,15 @@ class Rollout:
     """What reads every row of a rollout without a backward pass, such as reference log-probs, by role"""
     narrow: bool = False
     """Whether responses are sampled in bfloat16"""
+
+    def row_positions(self, *, micro_batches: int) -> int:
+        """Positions per response of an update's largest micro-batch: packed, a group's prompt computed once.
+
+        Args:
+            micro_batches: of an optimizer step; rows of similar length share one, so the longest prompts meet.
+        """
+        prompt = self.prompt_tokens if micro_batches == 1 else self.longest_prompt
+        return ceil(prompt / self.group_size + self.response_tokens)
 
 
 @dataclass(frozen=True)

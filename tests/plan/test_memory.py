@@ -106,6 +106,12 @@ def test_a_rollout_by_hand():
     assert sum(found.peak_parts().values()) == found.total
 
 
+def test_positions_of_a_response():
+    """Prompts of 8 tokens, the longest of 10, shared by two responses of 12."""
+    assert ROLLOUT.row_positions(micro_batches=1) == 4 + 12
+    assert ROLLOUT.row_positions(micro_batches=2) == 5 + 12
+
+
 def test_ranks_share_a_rollout():
     one, two = (memory_of(job(rollout=ROLLOUT, strategy=Strategy(data=n))) for n in (1, 2))
     assert two.kv_cache == one.kv_cache / 2
