@@ -1,6 +1,7 @@
 """A stage as ``align.plan`` sees it: its networks and settings, before or after they are built."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ ROLES = {
     "network": "policy",
     "value": "value",
     "reference": "reference",
+    "teacher": "teacher",
     "reward_network": "reward",
     "gold_network": "gold",
 }
@@ -46,7 +48,7 @@ def networks_to_load(stage: Stage, sources: Mapping[str, Source]) -> tuple[Plann
 
     Args:
         stage: whose networks are not built.
-        sources: role -> what is loaded: policy; reference where it is not the policy's start; reward and gold where
+        sources: role -> what is loaded: policy; teacher of a distillation; reference where it is not the policy's start; reward and gold where
             they are networks; value where ``value.init_from`` is set.
     """
     config, brought = sources["policy"]
@@ -61,6 +63,8 @@ def networks_to_load(stage: Stage, sources: Mapping[str, Source]) -> tuple[Plann
             found.append(view)
         elif not only_cached or stage.policy_evaluation.wanted:
             found.append(PlannedNetwork("reference", sources.get("reference", sources["policy"]).config))
+    if "teacher" in sources:
+        found.append(PlannedNetwork("teacher", sources["teacher"].config))
     if isinstance(stage, PPO):
         if stage.value_config is not None:
             found.append(_value(stage, sources, lora))
@@ -121,6 +125,7 @@ def stage_settings(stage: Stage) -> dict[str, Any]:
         "stage": type(stage).__name__,
         "recompute": memory.activation_checkpointing,
         "state_bits": stage.optimizer_config.state_bits,
+        "muon": stage.optimizer_config.matrices == "muon",
         "frozen_bytes": 2 if memory.frozen_dtype == "bfloat16" else 4,
         "base_bytes": 2 if base == "bfloat16" else 4,
     }
@@ -206,6 +211,13 @@ def live_strategy(stage: Stage) -> Strategy:
 def is_model_parallel(kind: object) -> bool:
     """Whether a strategy's class shards weights."""
     return isinstance(kind, type) and issubclass(kind, ModelParallelStrategy)
+
+
+def with_teacher(stage: Stage, volume: Volume) -> Volume:
+    """The volume with what a teacher reads: as many tokens as the student trains on."""
+    if getattr(stage, "teacher_source", None) is None or volume.trained is None:
+        return volume
+    return replace(volume, read={**volume.read, "teacher": volume.trained})
 
 
 def reads_reference(stage: Stage) -> ReadsReference:

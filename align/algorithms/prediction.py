@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from align.algorithms.kto import KTO
 from align.algorithms.memory_report import computed_tokens, unread_tokens
 from align.algorithms.module import Stage
-from align.algorithms.planning import live_job, reads_reference, rollout_of
+from align.algorithms.planning import live_job, reads_reference, rollout_of, with_teacher
 from align.algorithms.ppo import PPO
 from align.batches import FeedbackBatch, PairBatch
 from align.plan.duration import ASSUMED, Duration, Utilisation, duration_of
@@ -222,7 +222,7 @@ def _with_volume(trainer: pl.Trainer, stage: Stage, job: Job, sizes: DataSizes) 
     if not isinstance(stage, PPO):
         reads, kto = reads_reference(stage), isinstance(stage, KTO)
         volume = training_volume(job, sizes, steps, reads_reference=reads, reads_mismatched=kto)
-        return replace(job, volume=volume)
+        return replace(job, volume=with_teacher(stage, volume))
     loader = stage._loader
     if loader is None or loader.rollout is None:
         return job

@@ -19,6 +19,7 @@ from align.algorithms.planning import (
     reads_reference,
     rollout_of,
     stage_settings,
+    with_teacher,
 )
 from align.algorithms.ppo import PPO
 from align.cli.data_sizes import RECORDS, data_sizes
@@ -162,6 +163,8 @@ def sources(config: Any, stage: Stage, given: Mapping[str, str], assumed: list[s
     """
     gpt = config.model.init_args.get("gpt")
     names: dict[str, Any] = {"policy": stage.parent, "reference": getattr(stage, "reference_source", None)}
+    if hasattr(stage, "teacher_source"):
+        names["teacher"] = stage.teacher_source
     if isinstance(stage, PPO):
         names |= {"reward": stage.reward_name, "gold": stage.gold_name}
         names["value"] = stage.value_config.init_from if stage.value_config else None
@@ -321,7 +324,7 @@ def _volume(job: Job, stage: Stage, trainer: Any, sizes: DataSizes, assumed: Seq
     if sizes.records is not None and epochs >= 0:
         batches = _limited(-(-sizes.records // (job.rows * job.strategy.data)), trainer.limit_train_batches)
         limits.append(epochs * -(-batches // job.accumulate))
-    return training_volume(
+    volume = training_volume(
         job,
         sizes,
         min(limits, default=None),
@@ -329,3 +332,4 @@ def _volume(job: Job, stage: Stage, trainer: Any, sizes: DataSizes, assumed: Seq
         reads_mismatched=isinstance(stage, KTO),
         assumed=assumed,
     )
+    return with_teacher(stage, volume)

@@ -17,7 +17,7 @@ class PlannedNetwork:
     """A network of a stage."""
 
     role: str
-    """policy, value, reference, reward or gold"""
+    """policy, value, reference, teacher, reward or gold"""
     config: GPTConfig
     trained: bool = False
     """Whether it is trained"""
@@ -132,6 +132,8 @@ class Job:
     """memory.activation_checkpointing"""
     state_bits: int = 32
     """optimizer.state_bits"""
+    muon: bool = False
+    """Whether Muon updates the matrices of blocks, with one running mean instead of two"""
     frozen_bytes: int = 4
     """Bytes per weight of networks that are never trained"""
     base_bytes: int = 4

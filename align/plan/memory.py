@@ -60,7 +60,7 @@ class MemoryEstimate:
     gradients: int
     """Gradients of the trained parameters"""
     optimizer: int
-    """AdamW's running means"""
+    """The optimizer's running means"""
     frozen: int
     """Frozen networks, and the base weights below adapters; weights that networks share count once"""
     activations: int
@@ -126,7 +126,7 @@ def memory_of(job: Job, *, process: int = 0) -> MemoryEstimate:
     return MemoryEstimate(
         parameters=sum(numel * size for numel, size in local),
         gradients=sum(numel * size for numel, size in local),
-        optimizer=optimizer_bytes(local, job.state_bits),
+        optimizer=_optimizer(job, trained),
         frozen=sum(_frozen_bytes(network, job) for network in job.networks),
         activations=_activations(job),
         logits=_logits(job),
@@ -193,6 +193,16 @@ def largest_batch(job: Job, memory: int, *, process: int = 0) -> int:
 
 
 # Parts.
+
+
+def _optimizer(job: Job, trained: Sequence[tuple[Weight, int]]) -> int:
+    local = [(job.strategy.local(weight), size) for weight, size in trained]
+    if not job.muon:
+        return optimizer_bytes(local, job.state_bits)
+    by_muon = [weight.block and weight.matrix for weight, _ in trained]
+    others = [pair for pair, muon in zip(local, by_muon, strict=True) if not muon]
+    means = sum(numel * size for (numel, size), muon in zip(local, by_muon, strict=True) if muon)
+    return means + optimizer_bytes(others, job.state_bits)
 
 
 def _trained_bytes(network: PlannedNetwork, job: Job) -> int:

@@ -51,6 +51,13 @@ def test_weights_by_hand():
     assert found.process == found.kv_cache == found.gathered == 0
 
 
+def test_muon_has_one_mean_of_the_matrices_of_blocks():
+    """And no step count for them: 7 in each of 3 blocks."""
+    adamw, muon = (memory_of(job(muon=one)).optimizer for one in (False, True))
+    matrices = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 160)
+    assert adamw - muon == 4 * matrices + 4 * 3 * 7
+
+
 def test_qlora_by_hand():
     """Block matrices at 0.5 + 1/64 + 4/16384 bytes, embeddings and norms in bfloat16, adapters in float32."""
     lora = LoraConfig(rank=8)
