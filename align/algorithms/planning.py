@@ -48,8 +48,8 @@ def networks_to_load(stage: Stage, sources: Mapping[str, Source]) -> tuple[Plann
 
     Args:
         stage: whose networks are not built.
-        sources: role -> what is loaded: policy; teacher of a distillation; reference where it is not the policy's start; reward and gold where
-            they are networks; value where ``value.init_from`` is set.
+        sources: role -> what is loaded: policy; teacher of a distillation; reference where it is not the policy's
+            start; reward and gold where they are networks; value where ``value.init_from`` is set.
     """
     config, brought = sources["policy"]
     lora = stage.lora or brought
