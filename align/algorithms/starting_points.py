@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -135,19 +136,23 @@ def content_of(source: object) -> str:
     Returns:
         str: hash of weights and normalisation, or of the YAML file; of anything else its name; with the hash of a
         user's code.
-
-    Raises:
-        ValueError: there is no such reward.
     """
     if not isinstance(source, str):
         return _with_code(f"{type(source).__module__}.{type(source).__qualname__}", code_hash(source))
     if (file := Path(source.rpartition("#")[0] or source)).name.endswith(FILES):
-        return _with_code(hashlib.sha256(file.read_bytes()).hexdigest(), code_fingerprint(source))
+        return _with_code(hashlib.sha256(file.read_bytes()).hexdigest(), _code_of(source))
     if is_adapter(source):
         return f"{scores_fingerprint(source)}+{fingerprint_of(base_of(Path(source)))}"
     # A word without a slash that is no path is a reward's short name, or a module:function.
     known = "/" in source or Path(source).expanduser().exists()
-    return scores_fingerprint(locate(source)) if known else _with_code(source, code_fingerprint(source))
+    return scores_fingerprint(locate(source)) if known else _with_code(source, _code_of(source))
+
+
+def _code_of(name: str) -> str | None:
+    """Hash of the code of the reward that has a name; None of any other name, which stands for itself."""
+    with suppress(ValueError):
+        return code_fingerprint(name)
+    return None
 
 
 def _with_code(name: str, code: str | None) -> str:
