@@ -186,20 +186,35 @@ def _described(name: str, file: Path | None = None) -> Reward:
     """The reward of a mapping ``{class_path: CLASS, init_args: {NAME: VALUE}}``, or of a YAML file with one."""
     import jsonargparse
 
-    search_working_directory()
+    form = "give {class_path: CLASS, init_args: {NAME: VALUE}}"
     try:
         given = yaml.safe_load(name if file is None else file.read_text(encoding="utf-8"))
-        if isinstance(given, dict) and (kind := _own_kind(str(given.get("class_path")))) is not None:
-            given["class_path"] = f"{kind.__module__}.{kind.__qualname__}"
+        if not isinstance(given, dict) or given.keys() - {"class_path", "init_args"} or "class_path" not in given:
+            raise ValueError(f"it is no mapping with class_path and init_args: {given!r}")
+        if not isinstance(values := given.get("init_args") or {}, dict):
+            raise ValueError(f"init_args is no mapping: {values!r}")
+        kind = _kind(str(given["class_path"]))
         parser = jsonargparse.ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(Reward, "reward", required=True)
-        found = parser.instantiate_classes(parser.parse_object({"reward": given})).reward
+        parser.add_class_arguments(kind)
+        settings = parser.instantiate_classes(parser.parse_object(values))
+        return kind(**vars(settings))
     except (OSError, ValueError, TypeError, yaml.YAMLError, jsonargparse.ArgumentError) as error:
-        reason = " ".join(str(error).split()).removeprefix('Parser key "reward": ')
-        form = "{class_path: CLASS, init_args: {NAME: VALUE}}"
-        raise ValueError(f"no reward {name!r}: {reason}; give {form}") from error
-    assert isinstance(found, Reward)
-    return found
+        raise ValueError(f"no reward {name!r}: {' '.join(str(error).split())}; {form}") from error
+
+
+def _kind(path: str) -> type[Reward]:
+    """The class that a class path, or a name of ``align.rewards``, names."""
+    if (own := _own_kind(path)) is not None:
+        return own
+    search_working_directory()
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"class_path {path!r}: {error}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Reward)):
+        raise ValueError(f"class_path {path!r} is no Reward")
+    return kind
 
 
 def _own_kind(name: str) -> type[Reward] | None:

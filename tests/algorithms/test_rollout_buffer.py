@@ -16,6 +16,7 @@ from align.algorithms.rollout_buffer import BatchPlan, PromptStream, Rollout, jo
 from align.model import response_states as module
 from align.model.response_states import chunk_rows, response_states, response_tokens
 from align.objectives import GAE
+from align.rewards import Reward
 
 
 class Keeper(Callback):
@@ -241,11 +242,12 @@ def test_running_statistics_normalise_by_all_rewards_so_far():
     stage.configure_model()
     judge = stage.reward
 
-    def remembering(prompts, responses, columns):
-        rewards.extend(judge(prompts, responses))
-        return rewards[-len(responses) :]
+    class Remembering(Reward):
+        def score(self, prompts, responses):
+            rewards.extend(judge(prompts, responses))
+            return rewards[-len(responses) :]
 
-    stage.reward = remembering
+    stage.reward = Remembering()
     fit(stage, callbacks=[logged], data=PromptModule())
     statistics = stage.statistics
     assert statistics.mean == pytest.approx(np.mean(rewards), rel=1e-6)

@@ -76,4 +76,4 @@ def test_preferences_of_prompts_on_the_hub(model: Path, prompts: str, monkeypatc
     assert all(json.loads(line)["score"] == 1.0 for line in Path("best.jsonl").read_text().splitlines())
     wrong = ANYTHING.replace("pattern", "patern")
     assert main([*words, "--prompts", prompts, "--judge", wrong]) != 0
-    error_line(capsys, "'Matches'", "patern")
+    error_line(capsys, "Matches", "patern")

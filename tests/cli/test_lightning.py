@@ -147,7 +147,7 @@ def test_out_of_memory_names_sizes_and_settings(run: Path, recipes: Path, tmp_pa
     assert main(fit(recipes, run, "pretrain", *folder)) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("align fit: error: "))
-    parts = ("parameters", "gradients", "optimizer", "frozen", "activations", "logits")
+    parts = ("parameters", "gradients", "optimizer", "activations", "logits")
     assert names(lines[start], "cpu", 4, 193, *parts)
     assert len(lines[start + 1 :]) == 4, "a heading and three settings"
     assert all("GB" in line or "MB" in line for line in lines[start + 2 :])

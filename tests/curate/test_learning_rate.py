@@ -15,7 +15,7 @@ from align.model.meta import built_without_memory
 from align.training.defaults import PRETRAINING
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-PUBLISHED = {"smollm2-135m": 134_515_008, "pythia-160m": 162_322_944}
+PUBLISHED = {"smollm2-135m": 134_515_008, "pythia-160m": 162_322_944, "plan": 6_738_415_616}
 STARTS = {
     "tiny": "tiny/pretrain",
     "shakespeare": "shakespeare/pretrain",
@@ -77,8 +77,12 @@ def parameters(folder: str) -> int:
     if folder in PUBLISHED:
         return PUBLISHED[folder]
     recipe = yaml.safe_load((RECIPES / f"{STARTS[folder]}.yaml").read_text())
+    return new_parameters(recipe["model"]["init_args"]["gpt"])
+
+
+def new_parameters(gpt: dict[str, Any]) -> int:
     with built_without_memory():
-        return GPT(GPTConfig(**recipe["model"]["init_args"]["gpt"])).num_parameters()
+        return GPT(GPTConfig(**gpt)).num_parameters()
 
 
 @pytest.mark.parametrize(("path", "model"), recipes_with_rates(), ids=lambda value: getattr(value, "stem", None))
@@ -87,6 +91,7 @@ def test_the_rate_of_a_shipped_recipe_is_not_found(path: Path, model: dict[str, 
     stage = getattr(align.algorithms, model["class_path"].rpartition(".")[2])
     adapters = bool(settings.get("lora"))
     rule = PRETRAINING if "gpt" in settings else stage.rate_rule
-    default = rule.lr(parameters(path.parent.name), adapters=adapters)
+    size = new_parameters(settings["gpt"]) if "gpt" in settings else parameters(path.parent.name)
+    default = rule.lr(size, adapters=adapters)
     rollouts = stage is align.algorithms.PPO
     assert findings(float(settings["optimizer"]["lr"]), default, rollouts=rollouts, adapters=adapters) == []
