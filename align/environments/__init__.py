@@ -1,5 +1,6 @@
 """Multi-turn tasks: what answers a model between its turns, and rewards it."""
 
+from align.environments.calculator import Calculator
 from align.environments.environment import Environment, Step
 
-__all__ = ["Environment", "Step"]
+__all__ = ["Calculator", "Environment", "Step"]

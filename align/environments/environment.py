@@ -1,7 +1,7 @@
 """The protocol of a multi-turn task: a prompt, then turns of the model and of its environment, one after the other."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from align.tokenizer.prompts import Columns, Prompt
 
@@ -33,11 +33,14 @@ class Environment(ABC):
 
     Attributes:
         max_turns: turns of the model after which an episode ends in any case; a subclass may make it a setting.
-        columns: of the records, that ``reset`` reads.
     """
 
-    max_turns: ClassVar[int] = 4
-    columns: ClassVar[tuple[str, ...]] = ()
+    max_turns: int = 4
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the records that ``reset`` reads."""
+        return ()
 
     @abstractmethod
     def reset(self, prompt: Prompt, record: Columns) -> Any:
