@@ -106,7 +106,8 @@ class _Shortened:
                 hidden[:, -1].sum().backward()
                 return
             mask = torch.ones_like(self.ids, dtype=torch.bool)
-            next_token_loss(hidden, self.network.output_weight, self.ids, mask).loss.backward()
+            softcap = self.network.softcap
+            next_token_loss(hidden, self.network.output_weight, self.ids, mask, softcap=softcap).loss.backward()
 
     def decode(self, rows: int, wait: Callable[[], None] | None) -> float:
         """Seconds of a decoding step of ``rows`` rows, with a cache that is half full."""

@@ -1,5 +1,6 @@
 """The tiny pipeline, made so small that it runs in seconds, once for all tests that look at what it leaves."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,4 +66,14 @@ def run(recipes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the shrunken pipeline."""
     out = tmp_path_factory.mktemp("runs") / "small"
     assert main(["run", str(recipes), "--out", str(out)]) == 0
+    for record in out.rglob("plan.json"):
+        kept = out.parent / "plans" / record.parent.name
+        kept.mkdir(parents=True)
+        shutil.copy(record, kept)
     return out
+
+
+@pytest.fixture(scope="session")
+def plans(run: Path) -> Path:
+    """What the pipeline's stages predicted and measured, also after other tests have trained one of them again."""
+    return run.parent / "plans"

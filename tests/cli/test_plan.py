@@ -128,9 +128,9 @@ def test_a_recipe_or_a_run_is_needed(capsys: pytest.CaptureFixture[str], tmp_pat
     assert "99" in refused(capsys, "--check", str(tmp_path))
 
 
-def test_a_pipelines_predictions_are_checked(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+def test_a_pipelines_predictions_are_checked(capsys: pytest.CaptureFixture[str], plans: Path) -> None:
     """What is held is exact; every stage measured its peak, its time and its tokens."""
-    found = plan(capsys, "--check", str(run))
+    found = plan(capsys, "--check", str(plans))
     assert [one["stage"] for one in found["runs"]] == ["Pretrain", "SFT", "Reward", "DPO", "PPO"]
     for one in found["runs"]:
         parts = {part["part"]: part for part in one["parts"]}
@@ -140,14 +140,14 @@ def test_a_pipelines_predictions_are_checked(capsys: pytest.CaptureFixture[str],
         assert 0.7 < parts["memory.peak"]["ratio"] < 1.4
         assert parts["seconds.total"]["measured"] > 0
         assert parts["tokens.trained"]["ratio"] == pytest.approx(1, abs=0.5)
-    assert main(["plan", "--check", str(run / "ppo")]) == 0
+    assert main(["plan", "--check", str(plans / "ppo")]) == 0
     text = capsys.readouterr().out
     assert "seconds.rollout" in text
     assert "tokens.sampled" in text
 
 
-def test_a_run_that_has_not_finished(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
-    shutil.copy(run / "sft/plan.json", tmp_path)
+def test_a_run_that_has_not_finished(capsys: pytest.CaptureFixture[str], plans: Path, tmp_path: Path) -> None:
+    shutil.copy(plans / "sft/plan.json", tmp_path)
     record = json.loads((tmp_path / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps(record | {"measured": None}))
     (only,) = plan(capsys, "--check", str(tmp_path))["runs"]
@@ -157,12 +157,12 @@ def test_a_run_that_has_not_finished(capsys: pytest.CaptureFixture[str], run: Pa
     assert "nothing is measured" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_the_mfu_of_another_run(capsys: pytest.CaptureFixture[str], recipes: Path, run: Path) -> None:
+def test_the_mfu_of_another_run(capsys: pytest.CaptureFixture[str], recipes: Path, run: Path, plans: Path) -> None:
     """FLOPs for the measured tokens over measured seconds and the peak."""
-    record = json.loads((run / "sft/plan.json").read_text())
+    record = json.loads((plans / "sft/plan.json").read_text())
     predicted, measured = record["predicted"], record["measured"]
     share = measured["tokens"]["trained"] / predicted["tokens"]["trained"]
     flops = predicted["flops"] * share / measured["seconds"]["total"]
-    words = ["--config", str(recipes / "sft.yaml"), "--run", str(run), "--like", str(run / "sft")]
+    words = ["--config", str(recipes / "sft.yaml"), "--run", str(run), "--like", str(plans / "sft")]
     assert plan(capsys, *words)["utilisation"]["mfu"] == pytest.approx(flops / predicted["peak_flops"])
     assert "h100" in refused(capsys, *words, "--hardware", "h100").lower()
