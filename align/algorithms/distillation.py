@@ -3,8 +3,6 @@
 To follow a row to its loss, read ``Distill.divergence_loss``, then ``align/objectives/divergence.py``.
 """
 
-from typing import Any
-
 import torch
 
 from align.adapters.lora import LoraConfig
@@ -120,16 +118,6 @@ class Distill(LanguageModelStage):
         flops = self.teacher.flops_per_token(width, forward_only=True)
         self.work["flops"] += flops * rows * width * self.sharing.ranks
         return NextTokenLoss(loss, loss.detach(), tokens)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the teacher's work so far; see ``Stage.on_save_checkpoint``."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["work"] = dict(self.work)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore it; see ``Stage.on_load_checkpoint``."""
-        super().on_load_checkpoint(checkpoint)
-        self.work = dict(checkpoint["work"])
 
     def validation_step(self, batch: TokenBatch, batch_idx: int) -> None:
         """Add a batch to the validation metrics."""

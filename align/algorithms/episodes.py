@@ -9,16 +9,41 @@ from typing import Any
 
 import torch
 
-from align.algorithms.ppo_settings import RolloutConfig
+from align.algorithms.policy_evaluation import PolicyEvaluationConfig
+from align.algorithms.ppo_settings import RolloutConfig, ScoringConfig
 from align.algorithms.rollout import Responses, RolloutPrompt
 from align.environments import Environment, Step
 from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
-from align.rewards.reward import LARGEST_SCORE
+from align.rewards.reward import LARGEST_SCORE, Reward
 from align.tokenizer.turns import turn_ids
 from align.training.sharding import gathered
+
+
+def check_environment(
+    environment: Environment | None,
+    reward: str | Reward | None,
+    scoring: ScoringConfig,
+    evaluation: PolicyEvaluationConfig,
+) -> None:
+    """Refuse settings that mean nothing in episodes of several turns.
+
+    Raises:
+        ValueError: there is such a setting.
+    """
+    if environment is None:
+        return
+    if reward is not None:
+        raise ValueError("reward and environment are both set: the environment rewards its episodes; remove reward")
+    if scoring.normalise != "none" or scoring.reward_clip is not None:
+        raise ValueError(
+            "scoring.normalise or scoring.reward_clip is set, but an environment's rewards belong to single turns: "
+            "scale them in the environment"
+        )
+    if evaluation.judge is not None:
+        raise ValueError("policy_evaluation.judge is set, but the environment is the judge of its episodes: remove it")
 
 
 @dataclass

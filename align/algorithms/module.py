@@ -112,6 +112,8 @@ class Stage(pl.LightningModule):
         self._data_position: Any = None
         self._contents: dict[str, str] = {}
         self._stored: Mapping[str, Any] = {}
+        # What a stage did beside training on the batches, for the manifest's cost; see align/callbacks/cost.py.
+        self.work: dict[str, Any] = {}
 
     # To be implemented by stages.
 
@@ -309,6 +311,7 @@ class Stage(pl.LightningModule):
             "files": dict(getattr(getattr(self.trainer, "datamodule", None), "fingerprints", {})),
             "steps": int(self.trainer.estimated_stepping_batches),
         }
+        checkpoint["work"] = dict(self.work)
         if self.adapter_record is not None:
             checkpoint["adapter"] = self.adapter_record
 
@@ -322,6 +325,7 @@ class Stage(pl.LightningModule):
             ValueError: another stage wrote the checkpoint, or one that started from, or was rewarded by, other weights.
         """
         self._stored = checkpoint.get(_RECORD, {})
+        self.work = dict(checkpoint.get("work", self.work))
         trainer = attached_trainer(self)
         if trainer is not None and trainer.training:
             self._check_same_run()

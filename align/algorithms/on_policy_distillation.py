@@ -5,8 +5,6 @@ To follow a prompt to its loss, read ``OnPolicyDistill.training_step``, then ``a
 Legend: B prompts, T tokens of the longest row.
 """
 
-from typing import Any
-
 import torch
 
 from align.adapters.lora import LoraConfig
@@ -173,16 +171,6 @@ class OnPolicyDistill(Stage):
         here = torch.tensor([len(lengths), tokens, tokens, int(flops)], device=self.device)
         totals = self.reduce(here, "sum").tolist()
         self.work = {name: done + new for (name, done), new in zip(self.work.items(), totals, strict=True)}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the work so far; see ``Stage.on_save_checkpoint``."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["work"] = dict(self.work)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore it; see ``Stage.on_load_checkpoint``."""
-        super().on_load_checkpoint(checkpoint)
-        self.work = dict(checkpoint["work"])
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Sample responses to validation prompts."""

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from align.adapters.lora import LoraConfig, adapters, add_adapter
 from align.algorithms.dynamic_sampling import Draw, differing, first_groups, joined
 from align.algorithms.episode_evaluation import EpisodeEvaluation
-from align.algorithms.episodes import sample_episodes
+from align.algorithms.episodes import check_environment, sample_episodes
 from align.algorithms.module import Stage
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.ppo_networks import ValueHead, ValueModel, make_reference, make_value, padded, token_values
@@ -157,7 +157,7 @@ class PPO(Stage):
                 f"rollout.group_size is {rollout.group_size}: {name} needs at least {estimator.min_group_size} "
                 "responses to each prompt"
             )
-        _check_environment(environment, reward, scoring, policy_evaluation)
+        check_environment(environment, reward, scoring, policy_evaluation)
         if value is not None and not estimator.needs_value:
             raise ValueError(f"value is set, but {name} uses no value model: remove it, or set estimator to GAE")
         self.estimator, self.rollout_config, self.scoring_config = estimator, rollout, scoring
@@ -749,27 +749,3 @@ class PPO(Stage):
         """Restore ``rollout_state``; see ``Stage.on_load_checkpoint`` for the loader."""
         super().on_load_checkpoint(checkpoint)
         self.load_rollout_state(checkpoint["rollout"])
-
-
-def _check_environment(
-    environment: Environment | None,
-    reward: str | Reward | None,
-    scoring: ScoringConfig,
-    evaluation: PolicyEvaluationConfig,
-) -> None:
-    """Refuse settings that mean nothing in episodes of several turns.
-
-    Raises:
-        ValueError: there is such a setting.
-    """
-    if environment is None:
-        return
-    if reward is not None:
-        raise ValueError("reward and environment are both set: the environment rewards its episodes; remove reward")
-    if scoring.normalise != "none" or scoring.reward_clip is not None:
-        raise ValueError(
-            "scoring.normalise or scoring.reward_clip is set, but an environment's rewards belong to single turns: "
-            "scale them in the environment"
-        )
-    if evaluation.judge is not None:
-        raise ValueError("policy_evaluation.judge is set, but the environment is the judge of its episodes: remove it")
