@@ -33,6 +33,7 @@ from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import RolloutConfig, ScoringConfig, UpdateConfig
 from align.algorithms.pretrain import Pretrain
+from align.algorithms.response_source import ResponseSource
 from align.generation.generate import generate
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
@@ -158,7 +159,7 @@ def ppo(compile: bool, *, toy: bool) -> Row:
 def measuring(phases: parts.Phases) -> Iterator[None]:
     """The parts of PPO's iteration, timed."""
     parts_of = [
-        (ppo_module, "sample_rollout", "rollout"),
+        (ResponseSource, "respond", "rollout"),
         (ppo_module, "score_rollout", "scoring"),
         (PPO, "_logprobs", "reading"),
         (PPO, "_values", "reading"),

@@ -10,7 +10,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = sorted(path for path in ROOT.glob("data_cards/*.md") if path.name != "TEMPLATE.md")
-RECIPES = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name not in ("hardware", "algorithms"))
+OVERLAYS = ("hardware", "algorithms", "engines")
+RECIPES = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name not in OVERLAYS)
 GENERATED = {
     "sandbox": "sandbox.md",
     "sandbox constraints": "constraints.md",

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "adapters": {"model"},
     "generation": {"model", "adapters", "tokenizer", "objectives"},
     "io": {"model", "adapters", "tokenizer"},
+    "engines": {"model", "io", "generation", "tokenizer"},
     "environments": {"tokenizer", "sandbox"},
     "data": {"tokenizer"},
     "curate": {"data", "tokenizer"},
@@ -31,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "objectives",
         "model",
         "adapters",
+        "engines",
         "environments",
         "generation",
         "io",
@@ -40,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },  # fmt: skip
     "callbacks": {"tokenizer", "model", "adapters", "generation", "io", "rewards", "training", "plan"},
     "evaluate": {"tokenizer", "objectives", "model", "generation", "io", "rewards", "execution"},
-    "compare": {"tokenizer", "objectives", "model", "generation", "io", "rewards", "evaluate"},
+    "compare": {"engines", "tokenizer", "objectives", "model", "generation", "io", "rewards", "evaluate"},
     "export": {"tokenizer", "model", "adapters", "io", "generation"},
     "pipeline": {"io", "training"},
 }

@@ -11,7 +11,8 @@ RECIPES = sorted(ROOT.glob("recipes/**/*.y*ml"))
 PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
 HARDWARE = [path for path in RECIPES if path.parent.name == "hardware"]
 ALGORITHMS = [path for path in RECIPES if path.parent.name == "algorithms"]
-OVERLAYS = HARDWARE + ALGORITHMS
+ENGINES = [path for path in RECIPES if path.parent.name == "engines"]
+OVERLAYS = HARDWARE + ALGORITHMS + ENGINES
 SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
 SEEDS = [path for path in RECIPES if path.name == "seeds.yaml"]
 FURTHER = [path for path in RECIPES if path.name == "kto_seeds.yaml"]  # pipelines that share the recipes of a folder
@@ -79,6 +80,17 @@ def test_algorithm_overlays_change_what_they_name_and_nothing_else(path: Path):
         wanted = {"class_path": value} if isinstance(value, str) else value
         assert ours["update"][key].class_path == f"align.objectives.{wanted['class_path']}"
         _assert_holds(ours["update"][key].get("init_args", {}), wanted.get("init_args", {}))
+
+
+@pytest.mark.parametrize("path", ENGINES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_engine_overlays_change_the_engine_and_nothing_else(path: Path, stage: str):
+    plain, ours = (_parse(ROOT / f"recipes/tiny/{stage}.yaml", *more).model.init_args for more in ((), (path,)))
+    changed = [name for name in vars(plain.rollout) if ours.rollout[name] != plain.rollout[name]]
+    assert changed == ["engine"]
+    assert {**vars(ours), "rollout": 0} == {**vars(plain), "rollout": 0}
+    named = yaml.safe_load(path.read_text())["model"]["init_args"]["rollout"]["engine"]["class_path"]
+    assert ours.rollout.engine.class_path == f"align.engines.{named}"
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from align.algorithms.rollout import Responses, Scores
+from align.algorithms.rollout import Responses
+from align.algorithms.scoring import Scores
 
 
 class Draw(NamedTuple):

@@ -9,7 +9,8 @@ import torch
 from align.algorithms.episodes import sample_episodes
 from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo_settings import RolloutConfig
-from align.algorithms.rollout import RolloutPrompt, turns
+from align.algorithms.rollout import RolloutPrompt
+from align.algorithms.scoring import turns
 from align.environments import Environment
 from align.model.gpt import GPT
 from align.training.float64 import WideMetric, wide

@@ -3,7 +3,7 @@
 Legend: B episodes, T tokens of the longest row, N tokens of the longest episode without its prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,11 @@ import torch
 
 from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo_settings import RolloutConfig, ScoringConfig
-from align.algorithms.rollout import Responses, RolloutPrompt
+from align.algorithms.rollout import Responses, RolloutPrompt, sampling_of
+from align.engines import Asked, OpenEngine, Ours, Weights
+from align.engines.engine import OnProgress
 from align.environments import Environment, Step
-from align.generation.responses import sample_responses
 from align.generation.sampling import response_seed
-from align.generation.sampling_config import SamplingConfig
 from align.model.gpt import GPT
 from align.rewards.reward import LARGEST_SCORE, Reward
 from align.tokenizer.turns import turn_ids
@@ -96,7 +96,9 @@ def sample_episodes(
     seed: int,
     iteration: int,
     earlier: Sequence[int],
-    on_step: Callable[[], None] | None = None,
+    engine: OpenEngine | None = None,
+    version: str = "",
+    on_progress: OnProgress | None = None,
 ) -> Responses:
     """Play ``group_size`` episodes from each prompt, all of them turn by turn in one batch.
 
@@ -112,7 +114,10 @@ def sample_episodes(
         seed: of the run.
         iteration: of the run.
         earlier: for each prompt, how often it occurs before in the iteration, over all ranks.
-        on_step: called between two tokens; an exception from it ends the sampling.
+        engine: samples; None: our own.
+        version: of the policy's weights; differs whenever they do.
+        on_progress: called now and then with the share of the turn that is done; an exception from it ends the
+            sampling.
 
     Returns:
         Responses: ``mask`` is True on the model's tokens alone, ``rewards`` are the environment's.
@@ -125,20 +130,18 @@ def sample_episodes(
         for prompt, count in zip(prompts, earlier, strict=True)
         for k in range(config.group_size)
     ]
-    sampling = SamplingConfig(temperature=config.temperature, max_new_tokens=config.max_new_tokens, dtype=config.dtype)
+    engine = engine or Ours().open(tokenizer)
     with gathered(policy) as whole:
         for turn in range(environment.max_turns):
             active = [episode for episode in episodes if not episode.over]
             if not active:
                 break
-            sampled = sample_responses(
-                whole,
-                tokenizer,
+            asked = Asked(
                 [episode.row for episode in active],
-                sampling,
-                seeds=[response_seed(seed, iteration, one.prompt.number, one.sample, turn) for one in active],
-                on_step=on_step,
+                sampling_of(config),
+                [response_seed(seed, iteration, one.prompt.number, one.sample, turn) for one in active],
             )
+            sampled = engine.sample(Weights(whole, version), asked, on_progress)
             for index, episode in enumerate(active):
                 ids = sampled.ids[index]
                 episode.append(ids, sampled.samples.logprobs[index, : len(ids)].tolist())

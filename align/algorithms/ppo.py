@@ -7,13 +7,13 @@ rollout once per iteration; then ``PPO.training_step`` and ``align/objectives/po
 Legend: B responses, N tokens of the longest response, M tokens of all responses, D width.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
@@ -21,31 +21,30 @@ from torch.optim import Optimizer
 from align.adapters.lora import LoraConfig, adapters, add_adapter
 from align.algorithms.dynamic_sampling import Draw, differing, first_groups, joined
 from align.algorithms.episode_evaluation import EpisodeEvaluation
-from align.algorithms.episodes import check_environment, sample_episodes
+from align.algorithms.episodes import check_environment
 from align.algorithms.module import Stage
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.ppo_networks import ValueHead, ValueModel, make_reference, make_value, padded, token_values
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, UpdateConfig, ValueConfig
+from align.algorithms.response_source import CloseEngine, ResponseSource
 from align.algorithms.rollout import (
     Responses,
-    RewardStatistics,
-    RolloutPrompt,
-    check_reward,
     chosen_of,
-    earlier_occurrences,
-    model_in,
     prompts_of,
+)
+from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, TakePrompts, join_ranks
+from align.algorithms.scoring import (
+    RewardStatistics,
+    check_reward,
+    model_in,
     sample_metrics,
-    sample_rollout,
     score_rollout,
     token_metrics,
 )
-from align.algorithms.rollout_buffer import BatchPlan, Rollout, RolloutBatch, RolloutLoader, TakePrompts, join_ranks
 from align.algorithms.starting_points import base_in_memory, initial_network, refuse_dropout
 from align.batches import PromptBatch
 from align.environments import Environment
 from align.generation.sampled_ids import SampledIds
-from align.io.progress import Advance, progress_bar
 from align.model.gpt import GPT, ScalarGPT
 from align.model.response_states import response_states, response_tokens
 from align.objectives import (
@@ -67,7 +66,6 @@ from align.training.float64 import wide
 from align.training.lightning_internals import skip_batches
 from align.training.memory import MemoryConfig, without_dropout
 from align.training.optimization import OptimizerConfig, ScheduleConfig
-from align.training.preemption import preemptible
 from align.training.sharding import gathered
 
 _IN_PROGRESS_BAR = ("rollout/reward", "rollout/kl")
@@ -179,8 +177,8 @@ class PPO(Stage):
         self._moved: list[torch.Tensor] = []
         # What outlives an iteration; see rollout_state.
         self.controller, self.statistics = kl.controller(), RewardStatistics()
-        # In another precision the sampler may agree with the trainer in the first iteration by chance.
-        self.recompute_logprobs: bool | None = None if rollout.dtype is None else True
+        self.source = ResponseSource(self, rollout, environment, steps=update.epochs * update.minibatches)
+        self.recompute_logprobs: bool | None = True if rollout.recomputes else None
         self.work = dict.fromkeys(("samples", "tokens_sampled", "tokens_read"), 0)
 
     # Networks.
@@ -238,6 +236,14 @@ class PPO(Stage):
             ValueError: they don't; see ``Stage.setup``; or the reward reads another tokenizer's ids.
         """
         super().setup(stage)
+        mesh = self.device_mesh
+        engine = self.rollout_config.engine
+        if not engine.exact and mesh is not None and mesh["tensor_parallel"].size() > 1:
+            raise ValueError(
+                f"rollout.engine is {type(engine).__name__}, where two requests may round differently, but "
+                "tensor-parallel devices must train on the same: set tensor_parallel_size to 1, or "
+                "rollout.engine to Ours"
+            )
         if isinstance(self.value, ScalarGPT) and self.value.config.context < self.network.config.context:
             raise ValueError(
                 f"the value model's context is {self.value.config.context}, the policy's "
@@ -319,6 +325,7 @@ class PPO(Stage):
         except BaseException:
             self.load_rollout_state(before)
             raise
+        self.source.end()
         if rollout is None:
             rank_zero_info(
                 f"the KL of iteration {iteration} is {metrics['rollout/kl']:.3g} nats per response, above kl.stop_kl "
@@ -369,6 +376,8 @@ class PPO(Stage):
             advantages = self._weighted(advantages, logprobs, responses.logprobs)
         metrics |= token_metrics(kl, logprobs, responses.mask, total=self._total)
         metrics |= {"rollout/kl_coef": kl_coef, **gaps}
+        if self.rollout_config.ahead:
+            metrics["rollout/staleness"] = self.source.staleness
         if self.value is not None:
             critic, targets = wide(values), wide(returns)
             mask = responses.mask.to(critic.device)
@@ -403,12 +412,12 @@ class PPO(Stage):
 
         With `rollout.refills`, prompts are drawn until every rank has its groups of differing scores.
         """
-        config, draws, numbers = self.rollout_config, list[Draw](), list[int]()
+        config, draws = self.rollout_config, list[Draw]()
+        source, wanted = self.source, self.rollout_config.episodes // (config.group_size * self.sharing.ranks)
+        source.begin()
         for _ in range(1 + config.refills):
-            prompts = take()
-            numbers += [prompt.number for prompt in prompts]
-            responses = self._sampled(prompts, iteration, earlier=self._earlier(numbers)[-len(prompts) :])
-            with self._breaking_off():
+            responses = source.respond(take, iteration, self._tokenizer, seed=self._seed)
+            with source.breaking_off():
                 scores = score_rollout(
                     self.reward,
                     self.gold,
@@ -422,7 +431,7 @@ class PPO(Stage):
             if not config.refills:
                 break
             found = sum(differing(draw.scores.scores, config.group_size).sum() for draw in draws)
-            missing = torch.as_tensor(len(prompts) - found, device=responses.ids.device)
+            missing = torch.as_tensor(wanted - found, device=responses.ids.device)
             if self.reduce(missing, "max") <= 0:
                 break
         sampled = joined(draws)
@@ -431,34 +440,9 @@ class PPO(Stage):
             kept = sampled
         else:
             metrics["rollout/draws"] = len(draws)
-            kept = first_groups(sampled, len(prompts), config.group_size)
+            kept = first_groups(sampled, wanted, config.group_size)
         self._count_work(sampled.responses, kept.responses)
         return kept, metrics
-
-    def _sampled(self, prompts: list[RolloutPrompt], iteration: int, *, earlier: list[int]) -> Responses:
-        """Responses to prompts, with a progress bar; abandoned when the run is preempted."""
-        with self._breaking_off() as break_off, self._sampling_bar(iteration) as advance:
-
-            def on_step() -> None:
-                break_off()
-                advance(1)
-
-            settings: dict[str, Any] = {
-                "tokenizer": self._tokenizer,
-                "seed": self._seed,
-                "iteration": iteration,
-                "earlier": earlier,
-                "on_step": on_step,
-            }
-            if self.environment is None:
-                return sample_rollout(self.network, prompts, self.rollout_config, **settings)
-            return sample_episodes(self.network, prompts, self.environment, self.rollout_config, **settings)
-
-    def _earlier(self, numbers: list[int]) -> list[int]:
-        """How often each of the iteration's prompts occurs before in it, over all ranks."""
-        own = torch.tensor(numbers, device=self.trainer.strategy.root_device)
-        parts = self.over_ranks(own) if self.sharing.ranks > 1 else [own]
-        return earlier_occurrences([part.tolist() for part in parts])[self.sharing.rank]
 
     def _logprobs(self, network: GPT, responses: Responses) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs ``[B, N]`` of the sampled tokens under a network, and the hidden states ``[M, D]`` before them."""
@@ -504,7 +488,7 @@ class PPO(Stage):
         Not where the rollout needs them: for the KL, or for hidden states that a value model reads.
         """
         return (
-            self.rollout_config.dtype is not None
+            self.rollout_config.recomputes
             and self.update_config.epochs * self.update_config.minibatches == 1
             and not self.kl_config.needs_reference
             and self.value_config is None
@@ -561,16 +545,6 @@ class PPO(Stage):
                 f"the reference is not what the policy starts from: their KL is {kl:.3g} nats per response before the "
                 "first step; remove reference to use init_from, unless you are continuing an earlier run"
             )
-
-    def _breaking_off(self) -> AbstractContextManager[Callable[[], None]]:
-        """Around work that a preempted run may abandon; tensor-parallel devices must not stop on their own."""
-        mesh = self.device_mesh
-        return preemptible(self.trainer, alone=mesh is None or mesh["tensor_parallel"].size() == 1)
-
-    def _sampling_bar(self, iteration: int) -> AbstractContextManager[Advance]:
-        """A progress bar over the tokens of the longest response; Lightning's own stands still during a rollout."""
-        show = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
-        return progress_bar(f"rollout {iteration}: sampling", self.rollout_config.max_new_tokens, show=show)
 
     def _total(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.reduce(tensor, "sum")
@@ -694,6 +668,15 @@ class PPO(Stage):
 
     # Logging, validation and checkpoints.
 
+    def teardown(self, stage: str) -> None:
+        """Close the engine."""
+        super().teardown(stage)
+        self.source.close()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Closes the engine when the run fails."""
+        return [CloseEngine(self.source)]
+
     def on_train_epoch_end(self) -> None:
         """Log a rollout that ended the run."""
         if self._loader is not None and self._loader.rollout is None:
@@ -737,15 +720,17 @@ class PPO(Stage):
         """Restore ``rollout_state``."""
         self.controller.load_state_dict(state["controller"])
         self.statistics.load_state_dict(state["statistics"])
-        self.recompute_logprobs = self.rollout_config.dtype is not None or state["recompute_logprobs"]
+        self.recompute_logprobs = self.rollout_config.recomputes or state["recompute_logprobs"]
         self.work = dict(state["work"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save ``rollout_state``; the loader saves the rollout itself."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["rollout"] = self.rollout_state()
+        checkpoint["ahead"] = self.source.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore ``rollout_state``; see ``Stage.on_load_checkpoint`` for the loader."""
         super().on_load_checkpoint(checkpoint)
         self.load_rollout_state(checkpoint["rollout"])
+        self.source.load_state_dict(checkpoint.get("ahead"), pad=getattr(self._tokenizer, "pad_id", None) or 0)

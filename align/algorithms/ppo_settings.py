@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from align.engines import Engine, Ours
 from align.objectives import (
     DEFAULT_KL_ESTIMATORS,
     AdaptiveKL,
@@ -33,6 +34,12 @@ class RolloutConfig:
     """Responses per iteration, over all ranks"""
     group_size: int = 1
     """Responses to each prompt; an estimator that compares them needs at least 2"""
+    engine: Engine = Ours()  # noqa: RUF009 (frozen)
+    """What samples: Ours, in the trainer's process, or VLLM"""
+    ahead: int = 0
+    """1: sample the responses of an iteration while the one before updates the policy, with the weights from before
+    that update; the trainer recomputes old log-probs and weights by importance_cap. 0: sample with the current weights
+    """
     refills: int = 0
     """Dynamic sampling: at most this many further draws of prompts per iteration, to replace groups of equal scores; if
     there are still too few others, some of those groups stay"""
@@ -44,11 +51,10 @@ class RolloutConfig:
     """Use the sampler's log-probs as the old ones if they differ from the trainer's by at most this, nats per token;
     otherwise the trainer recomputes them"""
     dtype: Literal["bfloat16"] | None = None
-    """Precision of sampling. bfloat16: faster on CPUs with bfloat16 instructions; the trainer then recomputes old
-    log-probs in every iteration, within the update if it is a single step that no KL or value precedes. None: that of
-    the update"""
+    """Precision of sampling. bfloat16: faster on CPUs with bfloat16 instructions. None: that of the update"""
     importance_cap: float | None = 2.0
-    """Where the trainer recomputes old log-probs, weight the policy loss of each token by its probability under the
+    """Where the trainer recomputes old log-probs (always with VLLM, bfloat16 or ahead; otherwise see
+    logprob_tolerance), weight the policy loss of each token by its probability under the
     trainer over that under the sampler, at most this; None: no weights"""
 
     def __post_init__(self) -> None:
@@ -56,6 +62,12 @@ class RolloutConfig:
         _require("rollout.episodes", self.episodes, self.episodes >= 1, "at least 1")
         _require("rollout.group_size", self.group_size, self.group_size >= 1, "at least 1")
         _require("rollout.refills", self.refills, self.refills >= 0, "at least 0")
+        _require("rollout.ahead", self.ahead, self.ahead in (0, 1), "0 or 1")
+        if self.ahead and self.refills:
+            raise ValueError(
+                f"rollout.ahead is 1 and rollout.refills is {self.refills}: how many prompts an iteration draws is not "
+                "known before they are scored; set one of them to 0"
+            )
         if self.refills and self.group_size == 1:
             raise ValueError(
                 f"rollout.refills is {self.refills}, but rollout.group_size is 1: there is no group whose scores could "
@@ -72,6 +84,14 @@ class RolloutConfig:
                 f"rollout.group_size {self.group_size} does not divide rollout.episodes {self.episodes}: "
                 f"{self.episodes % self.group_size} responses would be left over"
             )
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether the trainer recomputes old log-probs in any case.
+
+        The sampler's are then those of another precision, program or policy, which agree with its own by chance.
+        """
+        return self.dtype is not None or bool(self.ahead) or not self.engine.exact
 
 
 @dataclass(frozen=True)

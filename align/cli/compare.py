@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli.device import DeviceSettings, network_device
+from align.cli.engine import EngineFlag
 from align.cli.errors import UsageError
 from align.cli.harness import HarnessFlags
 from align.cli.model_path import named_models
@@ -83,6 +84,8 @@ class CompareSettings:
     """Responses of each checkpoint to each prompt; 0: no frontier"""
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
+    engine: EngineFlag = EngineFlag()
+    """What samples"""
     json: bool = False
     """Print the content of report.json on stdout"""
 
@@ -138,6 +141,7 @@ def _task(options: CompareSettings) -> "Task":
     file = _prompts_file(options.prompts, beside)
     names = ("n", "seed", "temperature", "max_new_tokens", "batch_size")
     device = str(network_device(options.device.device))
+    engine = options.engine.load()
     try:
         judges = _judges(options.judge, beside)
         judges += [part for judge in judges if not judge.compares for part in judge.parts()]
@@ -150,7 +154,7 @@ def _task(options: CompareSettings) -> "Task":
             prompts=prompts,
             columns=columns,
             judges=judges,
-            config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device),
+            config=ResponseConfig(**{name: getattr(options, name) for name in names}, device=device, engine=engine),
             frontier_n=options.frontier_n,
             metrics=metrics,
             texts=read_texts(options.texts),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from align.cli.device import DeviceSettings, network_device
+from align.cli.engine import EngineFlag
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
 from align.cli.origin import judge_facts, model_facts
@@ -61,6 +62,8 @@ class GenerateSettings:
     """How tokens are drawn"""
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
+    engine: EngineFlag = EngineFlag()
+    """What samples"""
     judge: str | None = None
     """Reward that scores the samples: sandbox, constraints, constraints_strict, exact_answer, module:function (prompts,
     responses) -> scores, the class path of a Reward, {class_path: CLASS, init_args: {NAME: VALUE}} of one with
@@ -80,12 +83,13 @@ class GenerateSettings:
             raise ValueError("give one of --prompt TEXT and --prompts FILE")
         require_at_least(self, n=1, batch_size=1, limit=1, show=0)
         if self.stream == "yes" and not self.streamable:
-            raise ValueError("--stream yes goes with one --prompt and --n 1, without --judge and --json")
+            raise ValueError("--stream yes goes with one --prompt and --n 1, without --judge, --json and --engine")
 
     @property
     def streamable(self) -> bool:
         """Whether there is a single sample, and nothing to do with it but print it."""
-        return self.prompt is not None and self.n == 1 and not self.judge and not self.json
+        alone = self.prompt is not None and self.n == 1
+        return alone and not self.judge and not self.json and self.engine.engine is None
 
 
 class _Asked(NamedTuple):
@@ -194,6 +198,7 @@ def _origin(
         "judge": options.judge and judge_facts(options.judge),
         "prompts": key_of(list(asked.prompts), list(asked.columns)),
         "device": device.type,
+        **options.engine.load().identity,
         **asdict(sampling),
         **{name: getattr(options, name) for name in names},
     }
@@ -208,26 +213,27 @@ def _batches(
     first: int,
 ) -> Iterator[list[dict[str, Any]]]:
     """Batches of samples, from number ``first``, with which a batch begins."""
-    from align.generation.responses import sample_responses
+    from align.engines import Asked, Weights
     from align.generation.sampling import response_seed
 
     rows = [(number, sample) for number in range(len(asked.prompts)) for sample in range(options.n)]
     if first == len(rows):
         return
     network, tokenizer, chat = _load(directory, device, raw=options.raw)
-    for start in range(first, len(rows), options.batch_size):
-        batch = rows[start : start + options.batch_size]
-        prompts = [asked.prompts[number] for number, _ in batch]
-        columns = [asked.columns[number] for number, _ in batch]
-        ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in prompts]
-        seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
-        sampled = sample_responses(network, tokenizer, ids, sampling, seeds=seeds)
-        scores = asked.judge(prompts, sampled.texts, columns) if asked.judge else ()
-        rewards = [{"reward": score} for score in scores] or [{}] * len(batch)
-        yield [
-            {"prompt": as_text(prompt), **record, **reward}
-            for prompt, record, reward in zip(prompts, sampled.records(), rewards, strict=True)
-        ]
+    with options.engine.load().open(tokenizer) as engine:
+        for start in range(first, len(rows), options.batch_size):
+            batch = rows[start : start + options.batch_size]
+            prompts = [asked.prompts[number] for number, _ in batch]
+            columns = [asked.columns[number] for number, _ in batch]
+            ids = [encode_prompt(tokenizer, prompt, chat=chat, system=options.system) for prompt in prompts]
+            seeds = [response_seed(options.seed, number, sample) for number, sample in batch]
+            sampled = engine.sample(Weights(network, ""), Asked(ids, sampling, seeds))
+            scores = asked.judge(prompts, sampled.texts, columns) if asked.judge else ()
+            rewards = [{"reward": score} for score in scores] or [{}] * len(batch)
+            yield [
+                {"prompt": as_text(prompt), **record, **reward}
+                for prompt, record, reward in zip(prompts, sampled.records(), rewards, strict=True)
+            ]
 
 
 def _load(directory: Path, device: "torch.device", *, raw: bool) -> "tuple[GPT, Tokenizer, bool]":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.cli.device import DeviceSettings, network_device
+from align.cli.engine import EngineFlag
 from align.cli.errors import UsageError
 from align.cli.model_path import model_directory
 from align.cli.origin import judge_facts, model_facts
@@ -25,6 +26,7 @@ from align.tokenizer.prompts import Columns, Prompt, as_messages, encode_prompt
 if TYPE_CHECKING:
     import torch
 
+    from align.engines import OpenEngine
     from align.model.gpt import GPT
     from align.rewards.reward import Reward
     from align.tokenizer import Tokenizer
@@ -69,6 +71,8 @@ class PreferencesSettings:
     """How tokens are drawn"""
     device: DeviceSettings = DeviceSettings()
     """Device of the networks"""
+    engine: EngineFlag = EngineFlag()
+    """What samples"""
     json: bool = False
     """Print the summary (as in OUT.meta.json) as one JSON object"""
 
@@ -123,7 +127,7 @@ def _origin(options: PreferencesSettings, device: "torch.device", prompts: Seque
     # Logits depend, by rounding, on the shape of the batch and on the device.
     names = ("n", "seed", "batch_size")
     sampling = asdict(options.sampling) | {name: getattr(options, name) for name in names}
-    sampling["device"] = device.type
+    sampling |= {"device": device.type, **options.engine.load().identity}
     return {
         "model": {"directory": options.model, **model_facts(options.model)},
         "judge": judge_facts(options.judge),
@@ -150,18 +154,20 @@ def _sample(
         raise ValueError(f"{options.model} has no chat template; preferences compare the responses of a chat model")
     network = load_network(options.model).eval().to(device)
     group = max(1, options.batch_size // options.n)
-    with progress_bar("prompts", len(prompts)) as advance:
+    bar = progress_bar("prompts", len(prompts))
+    with options.engine.load().open(tokenizer) as engine, bar as advance:
         advance(len(log))
         while (done := len(log)) < len(prompts):
             batch, records = prompts[done : done + group], columns[done : done + group]
             first = options.skip + done
-            log.append(_scored(network, tokenizer, batch, records, judge, options, first=first))
+            log.append(_scored(network, tokenizer, engine, batch, records, judge, options, first=first))
             advance(len(batch))
 
 
 def _scored(
     network: "GPT",
     tokenizer: "Tokenizer",
+    engine: "OpenEngine",
     prompts: Sequence[Prompt],
     columns: Sequence[Columns],
     judge: "Reward",
@@ -170,7 +176,7 @@ def _scored(
     first: int,
 ) -> list[list[ScoredResponse]]:
     """Scored responses to each prompt; none to a prompt that leaves no room for one."""
-    from align.generation.responses import sample_responses
+    from align.engines import Asked, Weights
     from align.generation.sampling import response_seed
 
     ids = [encode_prompt(tokenizer, prompt, chat=True) for prompt in prompts]
@@ -184,7 +190,8 @@ def _scored(
     if not rows:
         return found
     seeds = [response_seed(options.seed, first + number, sample) for number, sample in rows]
-    sampled = sample_responses(network, tokenizer, [ids[number] for number, _ in rows], options.sampling, seeds=seeds)
+    responses = Asked([ids[number] for number, _ in rows], options.sampling, seeds)
+    sampled = engine.sample(Weights(network, ""), responses)
     asked, records = [prompts[number] for number, _ in rows], [columns[number] for number, _ in rows]
     scores, parts = scores_of(judge, asked, sampled.texts, records)
     for row, ((number, _), record, score) in enumerate(zip(rows, sampled.records(), scores, strict=True)):

@@ -4,14 +4,14 @@ Legend: P prompts, N responses to a prompt, B rows of a batch, T tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from align.compare.candidates import Point
-from align.generation.responses import sample_responses
+from align.engines import Asked, Engine, Ours, Weights
 from align.generation.sampled_ids import SampledIds
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
@@ -46,6 +46,8 @@ class ResponseConfig:
     """Responses sampled at once"""
     device: str = "cpu"
     """Device of the networks, in torch's notation"""
+    engine: Engine = Ours()  # noqa: RUF009 (frozen)
+    """What samples; log-ratios are ours with any engine"""
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
@@ -95,7 +97,9 @@ class Sampler:
             facts += [place.fingerprint(), tokenizer.fingerprint, answers_chats(tokenizer, stage_of(place.model))]
             facts += map(str, tokenizer.stop_ids)
         # Another type of device rounds differently; which one of its type does not matter.
-        settings = asdict(self.config) | {"device": torch.device(self.config.device).type, "first": self.first}
+        settings = {name: value for name, value in vars(self.config).items() if name != "engine"}
+        settings |= {"device": torch.device(self.config.device).type, "first": self.first}
+        settings |= self.config.engine.identity
         return Log(self.folder / f"responses-{key_of(facts, list(self.prompts), settings)}.jsonl")
 
     def sample(self, point: Point, baseline: Point, advance: Advance) -> list[list[Response]]:
@@ -119,6 +123,7 @@ class Sampler:
                 batch = self.prompts[first : first + group]
                 log.append(pair.sample(batch, first))
                 advance(len(batch))
+            pair.engine.close()
         return [[Response(*fields) for fields in row] for row in log]
 
 
@@ -134,10 +139,11 @@ class _Pair:
         self.chat = answers_chats(self.tokenizer, stage_of(point.model))
         self.baseline_chat = answers_chats(self.baseline_tokenizer, stage_of(baseline.model))
         self.where = point.model
+        self.engine = config.engine.open(self.tokenizer)
 
     def sample(self, prompts: Sequence[Prompt], first: int) -> list[list[Response]]:
         """Responses to a batch of prompts, the first of which is number ``first``."""
-        n, tokenizer = self.config.n, self.tokenizer
+        n = self.config.n
         asked = [self._encoded(number, prompt) for number, prompt in enumerate(prompts, first)]
         for number, ids in enumerate(asked, first):
             if len(ids) >= self.network.config.context:
@@ -146,13 +152,9 @@ class _Pair:
                     f"{self.network.config.context}: no room for a response; leave the prompt out"
                 )
         rows = [ids for ids in asked for _ in range(n)]
-        sampled = sample_responses(
-            self.network,
-            tokenizer,
-            rows,
-            SamplingConfig(temperature=self.config.temperature, max_new_tokens=self.config.max_new_tokens),
-            seeds=[response_seed(self.config.seed, first + row // n, self.first + row % n) for row in range(len(rows))],
-        )
+        seeds = [response_seed(self.config.seed, first + row // n, self.first + row % n) for row in range(len(rows))]
+        sampling = SamplingConfig(temperature=self.config.temperature, max_new_tokens=self.config.max_new_tokens)
+        sampled = self.engine.sample(Weights(self.network, ""), Asked(rows, sampling, seeds))
         response_ids, texts, finished = sampled.ids, sampled.texts, sampled.finished
         ratios = self._log_ratios(rows, response_ids, prompts, texts, finished)
         responses = [

@@ -5,6 +5,7 @@ opens here. ``align.io.families`` maps each family's tensor names and configurat
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,6 +111,7 @@ def save_network(
     pad_id: int | None,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
+    rows: int | None = None,
 ) -> None:
     """Write config.json, generation_config.json and the weights, as the family that fits the network's configuration.
 
@@ -126,16 +128,20 @@ def save_network(
         dtype: of the written weights; None: as they are.
         max_shard_bytes: larger weights go to several files with an index; a tensor is never split. Up to so many bytes
             of converted weights are in memory at a time.
+        rows: of embedding and output matrix to write, as the vocabulary; the others must be padding. None: all.
 
     Raises:
         FileExistsError: the directory has weights already.
         OSError: the disk is full.
     """
     state: Mapping[str, torch.Tensor] = MergedState(network) if has_lora(network) else network.state_dict()
+    config = network.config
+    if rows is not None and rows != config.vocab_size:
+        state, config = _FirstRows(state, rows), replace(config, vocab_size=rows)
     save_state(
         state,
         directory,
-        config=network.config,
+        config=config,
         shapes={name: tuple(tensor.shape) for name, tensor in state.items()},
         bos_id=bos_id,
         eos_ids=eos_ids,
@@ -143,6 +149,25 @@ def save_network(
         dtype=dtype or state["model.embed_tokens.weight"].dtype,
         max_shard_bytes=max_shard_bytes,
     )
+
+
+class _FirstRows(Mapping[str, torch.Tensor]):
+    """Tensors by name, of which embedding and output matrix end after so many rows."""
+
+    _CUT = ("model.embed_tokens.weight", "lm_head.weight")
+
+    def __init__(self, state: Mapping[str, torch.Tensor], rows: int) -> None:
+        self._state, self._rows = state, rows
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = self._state[name]
+        return tensor[: self._rows] if name in self._CUT else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
 
 
 def _by_canonical_name(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:

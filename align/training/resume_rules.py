@@ -184,6 +184,8 @@ RULES: dict[str, Rule] = {
     "model.estimator.*": _OBJECTIVE,
     "model.rollout.episodes": _ITERATION,
     "model.rollout.group_size": _ITERATION,
+    "model.rollout.engine.*": _ROUNDING,
+    "model.rollout.ahead": _effect("from the next iteration on"),
     "model.rollout.refills": _effect("from the next iteration on"),
     "model.rollout.temperature": _ITERATION,
     "model.rollout.max_new_tokens": _ITERATION,

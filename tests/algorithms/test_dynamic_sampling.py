@@ -8,10 +8,11 @@ from naming import naming
 from ppo_parts import Logged, fit, ppo
 from test_ppo_resume import assert_same, saving, weights
 
-from align.algorithms import rollout as rollout_module
 from align.algorithms.dynamic_sampling import Draw, differing, first_groups, joined
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig
-from align.algorithms.rollout import Responses, Scores, score
+from align.algorithms.rollout import Responses
+from align.algorithms.scoring import Scores, score
+from align.engines import ours as ours_module
 from align.objectives import GRPO
 
 
@@ -123,13 +124,13 @@ def test_resumed_after_every_step_in_the_same_bits(tmp_path: Path):
 
 def test_a_repeated_prompt_of_an_iteration_gets_other_responses(monkeypatch):
     """Ten draws of four from eight prompts repeat each prompt; no two of its responses have one seed."""
-    used, plain = [], rollout_module.sample_responses
+    used, plain = [], ours_module.sample_responses
 
     def keep(*args, **kwargs):
         used.extend(kwargs["seeds"])
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(rollout_module, "sample_responses", keep)
+    monkeypatch.setattr(ours_module, "sample_responses", keep)
     fit(dapo(rollout={"group_size": 2, "refills": 9}, reward="test_dynamic_sampling:constant"), max_epochs=1)
     assert len(used) == len(set(used)) == 80
 

@@ -16,7 +16,8 @@ from align.algorithms import episodes as module
 from align.algorithms.episodes import sample_episodes
 from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig
-from align.algorithms.rollout import RolloutPrompt, turns
+from align.algorithms.rollout import RolloutPrompt
+from align.algorithms.scoring import turns
 from align.environments import Environment, Step
 from align.objectives import GAE, GRPO, ScoredResponses, gae
 from align.training.optimization import OptimizerConfig

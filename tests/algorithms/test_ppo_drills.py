@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from ppo_parts import CONFIG, Logged, PromptModule, Tokens, fit, policy, ppo
 
-import align.algorithms.ppo as ppo_module
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import KLConfig, RolloutConfig, ScoringConfig, ValueConfig
+from align.algorithms.rollout import StartedRollout
 from align.io.directory import save_network
 from align.model.gpt import ScalarGPT
 from align.objectives import GRPO, K1, K3, RLOO, DrGRPO
@@ -188,13 +188,13 @@ def test_a_policy_that_is_not_the_one_that_sampled_is_refused(monkeypatch):
 
 def test_the_trainers_log_probs_replace_the_samplers_beyond_the_tolerance(monkeypatch):
     """A sampler that is off by 0.5 nats: told with the number, and the first ratio is 1 all the same."""
-    plain = ppo_module.sample_rollout
+    plain = StartedRollout.finish
 
     def off(*args, **kwargs):
         rollout = plain(*args, **kwargs)
         return rollout._replace(logprobs=rollout.logprobs - 0.5 * rollout.mask)
 
-    monkeypatch.setattr(ppo_module, "sample_rollout", off)
+    monkeypatch.setattr(StartedRollout, "finish", off)
     logged = Logged()
     stage = ppo()
     fit(stage, callbacks=[logged])

@@ -5,10 +5,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from ppo_parts import Logged, fit, plain_logprobs, policy, ppo
 
-import align.algorithms.ppo as ppo_module
 from align.algorithms.policy_evaluation import PolicyEvaluationConfig
 from align.algorithms.ppo import PPO
 from align.algorithms.ppo_settings import KLConfig
+from align.algorithms.rollout import StartedRollout
 from align.objectives import GRPO
 
 # On a processor without the instructions.
@@ -38,13 +38,13 @@ def decided():
 @pytest.fixture
 def sampled(monkeypatch):
     """The sampler's responses of each iteration."""
-    found, plain = [], ppo_module.sample_rollout
+    found, plain = [], StartedRollout.finish
 
     def keep(*args, **kwargs):
         found.append(plain(*args, **kwargs))
         return found[-1]
 
-    monkeypatch.setattr(ppo_module, "sample_rollout", keep)
+    monkeypatch.setattr(StartedRollout, "finish", keep)
     return found
 
 

@@ -12,7 +12,7 @@ from naming import error_line, names
 from safetensors.torch import load_file, save_file
 
 from align.cli import main
-from align.generation import responses
+from align.engines import ours
 from align.io.directory import save_network
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
@@ -42,7 +42,7 @@ def command(folder: Path, out: str, *more: str) -> list[str]:
 
 
 def killed_in_second_batch(folder: Path) -> None:
-    real, calls = responses.sample_responses, []
+    real, calls = ours.sample_responses, []
 
     def sample(*args, **kwargs):
         calls.append(1)
@@ -50,7 +50,7 @@ def killed_in_second_batch(folder: Path) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **kwargs)
 
-    responses.sample_responses = sample
+    ours.sample_responses = sample
     main(command(folder, "out.jsonl"))
 
 
@@ -70,8 +70,8 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(killed: Path, monkeyp
     log = killed / ".out.jsonl.partial"
     with log.open("ab") as file:
         file.write(torn)
-    calls, real = [], responses.sample_responses
-    monkeypatch.setattr(responses, "sample_responses", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    calls, real = [], ours.sample_responses
+    monkeypatch.setattr(ours, "sample_responses", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
     assert main(command(killed, "whole.jsonl")) == 0
     assert len(calls) == 3
     capsys.readouterr()

@@ -9,7 +9,7 @@ from naming import error_line, names
 from align.cli import main
 from align.data.pair_data import PreferenceData
 from align.data.text_data import ChatData
-from align.generation import responses
+from align.engines import ours
 from align.io.manifest import weights_fingerprint
 from align.sandbox import gold_reward
 
@@ -103,7 +103,7 @@ def test_skip_and_limit_take_a_part_with_the_same_answers(run: Path, tmp_path: P
 
 def break_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException) -> list[int]:
     """Let sampling raise at a call; the rows of every call."""
-    real, calls = responses.sample_responses, []
+    real, calls = ours.sample_responses, []
 
     def sample(network, tokenizer, ids, *args, **kwargs):
         calls.append(len(ids))
@@ -111,7 +111,7 @@ def break_at(monkeypatch: pytest.MonkeyPatch, call: int, error: BaseException) -
             raise error
         return real(network, tokenizer, ids, *args, **kwargs)
 
-    monkeypatch.setattr(responses, "sample_responses", sample)
+    monkeypatch.setattr(ours, "sample_responses", sample)
     return calls
 
 

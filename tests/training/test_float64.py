@@ -11,7 +11,7 @@ from align.algorithms.language_modeling import TokenLoss
 from align.algorithms.policy_evaluation import PolicyEvaluation, PolicyEvaluationConfig
 from align.algorithms.reference_stage import Means
 from align.algorithms.reward_modeling import PairScores
-from align.algorithms.rollout import RewardStatistics
+from align.algorithms.scoring import RewardStatistics
 from align.objectives import explained_variance
 from align.training.float64 import wide
 
