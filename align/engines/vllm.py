@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Any, Literal
@@ -20,11 +20,13 @@ from typing import Any, Literal
 import torch
 
 from align.engines.engine import Asked, Crew, Engine, EngineError, OnProgress, OpenEngine, Sampling, Weights
+from align.engines.probe import response_logprobs
 from align.engines.vllm_client import Background, VLLMClient
 from align.engines.vllm_server import VLLMServer, guarded
 from align.generation.generate import Samples
 from align.generation.responses import Responses
 from align.generation.sampled_ids import SampledIds
+from align.generation.sampling_config import SamplingConfig
 from align.io.directory import save_network
 from align.io.families import why_no_twin
 from align.model.config import GPTConfig
@@ -35,6 +37,12 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 _POLL = 0.1
 """Seconds between two looks at responses that are being sampled"""
+
+_PROBE = 8
+"""Tokens whose log-probs are compared after each loading of weights"""
+
+_LARGEST_GAP = {"float32": 0.01, "half": 0.3}
+"""Nats by which they may differ on average"""
 
 _NEVER = -100.0
 """Added to the logits of ids that are no tokens: the most that vLLM takes off"""
@@ -171,6 +179,7 @@ class _OpenVLLM(OpenEngine):
                 self._start(directory, network.config.context)
             for client in self._clients:
                 self._send(client, directory, version, reload=not first or self._server is None)
+            self._probe(network, version, asked.prompts[0], sampled)
             for old in self._weights_folder.glob("weights-*"):
                 if old != directory:
                     shutil.rmtree(old)
@@ -197,6 +206,8 @@ class _OpenVLLM(OpenEngine):
             pad_id=self._tokenizer.pad_id,
             dtype=getattr(torch, chosen),
             rows=sampled.count(network.config.vocab_size),
+            # vLLM 0.32 reloads an embedding, but not the output matrix that is tied to it.
+            untied=why_no_twin(replace(network.config, tied_embeddings=False)) is None,
         )
 
     def _send(self, client: VLLMClient, directory: Path, version: str, *, reload: bool) -> None:
@@ -210,6 +221,27 @@ class _OpenVLLM(OpenEngine):
                 raise EngineError(f"{client.address} did not forget its prefix cache: another program is using it")
 
         self._call(send())
+
+    def _probe(self, network: GPT, version: str, prompt: Sequence[int], sampled: SampledIds) -> None:
+        """Compare some log-probs of each engine with the network's.
+
+        Raises:
+            EngineError: they differ by more than rounding: an engine may answer that it has loaded weights which it has
+                loaded in part.
+        """
+        asked = Asked([prompt] * len(self._clients), SamplingConfig(max_new_tokens=_PROBE), range(len(self._clients)))
+        bodies = _requests(asked, sampled, self._tokenizer.stop_ids, network.config)
+        probed = _Waiting(self, bodies, version, torch.device("cpu")).result()
+        allowed = _LARGEST_GAP["float32" if self._dtype == "float32" else "half"]
+        for client, ids, logprobs in zip(self._clients, probed.ids, probed.samples.logprobs, strict=True):
+            exact = response_logprobs(network, prompt, ids, sampled)
+            gap = float((exact - logprobs[: len(ids)]).abs().mean())
+            if not gap <= allowed:
+                raise EngineError(
+                    f"the engine at {client.address} does not sample with the weights that it was sent: its log-probs "
+                    f"of {len(ids)} tokens differ from the trainer's by {gap:.3g} nats on average, more than rounding "
+                    f"in {self._dtype} ({allowed}); nothing was trained on its responses"
+                )
 
     def _call(self, work: Any) -> Any:
         """The result of some work; names the death of the engine as the reason of its failure."""

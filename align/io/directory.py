@@ -27,6 +27,8 @@ from align.model.meta import built_without_memory
 if TYPE_CHECKING:
     from align.model.gpt import ScalarGPT
 
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
 __all__ = ["load_network", "locate", "read_config", "replacing_directory", "save_network", "weights_fingerprint"]
 
 
@@ -112,6 +114,7 @@ def save_network(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = 5_000_000_000,
     rows: int | None = None,
+    untied: bool = False,
 ) -> None:
     """Write config.json, generation_config.json and the weights, as the family that fits the network's configuration.
 
@@ -129,6 +132,7 @@ def save_network(
         max_shard_bytes: larger weights go to several files with an index; a tensor is never split. Up to so many bytes
             of converted weights are in memory at a time.
         rows: of embedding and output matrix to write, as the vocabulary; the others must be padding. None: all.
+        untied: write a tied output matrix as a tensor of its own.
 
     Raises:
         FileExistsError: the directory has weights already.
@@ -136,8 +140,10 @@ def save_network(
     """
     state: Mapping[str, torch.Tensor] = MergedState(network) if has_lora(network) else network.state_dict()
     config = network.config
-    if rows is not None and rows != config.vocab_size:
-        state, config = _FirstRows(state, rows), replace(config, vocab_size=rows)
+    untied = untied and config.tied_embeddings
+    if untied or rows not in (None, config.vocab_size):
+        state = _Vocabulary(state, rows or config.vocab_size, untied=untied)
+        config = replace(config, vocab_size=state.rows, tied_embeddings=config.tied_embeddings and not untied)
     save_state(
         state,
         directory,
@@ -146,28 +152,30 @@ def save_network(
         bos_id=bos_id,
         eos_ids=eos_ids,
         pad_id=pad_id,
-        dtype=dtype or state["model.embed_tokens.weight"].dtype,
+        dtype=dtype or state[_EMBEDDING].dtype,
         max_shard_bytes=max_shard_bytes,
     )
 
 
-class _FirstRows(Mapping[str, torch.Tensor]):
-    """Tensors by name, of which embedding and output matrix end after so many rows."""
+class _Vocabulary(Mapping[str, torch.Tensor]):
+    """Tensors by name, of which embedding and output matrix end after so many rows, and are apart."""
 
-    _CUT = ("model.embed_tokens.weight", "lm_head.weight")
-
-    def __init__(self, state: Mapping[str, torch.Tensor], rows: int) -> None:
-        self._state, self._rows = state, rows
+    def __init__(self, state: Mapping[str, torch.Tensor], rows: int, *, untied: bool) -> None:
+        self._state, self.rows, self._untied = state, rows, untied
 
     def __getitem__(self, name: str) -> torch.Tensor:
+        if name == _HEAD and self._untied:
+            return self[_EMBEDDING].clone()  # safetensors refuses two names of one memory
         tensor = self._state[name]
-        return tensor[: self._rows] if name in self._CUT else tensor
+        return tensor[: self.rows] if name in (_EMBEDDING, _HEAD) else tensor
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
+        yield from self._state
+        if self._untied:
+            yield _HEAD
 
     def __len__(self) -> int:
-        return len(self._state)
+        return len(self._state) + self._untied
 
 
 def _by_canonical_name(stored: Mapping[str, StoredTensor], family: Family) -> dict[str, StoredTensor]:

@@ -49,19 +49,19 @@ def test_the_policy_learns_the_same_with_both_engines(ahead, estimator):
 
 
 def test_the_gap_is_measured_in_every_iteration_and_corrected():
-    """An engine whose log-probs are 0.5 nats too low: the ratio exp(0.5) weights every token."""
+    """An engine whose log-probs are 0.008 nats too low: the ratio exp(0.008) weights every token."""
 
     def off(*arguments):
         ids, logprobs, stopped = with_our_network(*arguments)
-        return ids, [value - 0.5 for value in logprobs], stopped
+        return ids, [value - 0.008 for value in logprobs], stopped
 
     ours, _ = trained(max_epochs=1)
     with serving(off, context=24) as (_, address):
         theirs, rows = trained(VLLM(addresses=(address,)), max_epochs=2)
         kept, _ = trained(VLLM(addresses=(address,)), max_epochs=1)
-    assert [row["rollout/logprob_gap"] for row in rows] == pytest.approx([0.5, 0.5], abs=1e-4)
+    assert [row["rollout/logprob_gap"] for row in rows] == pytest.approx([0.008, 0.008], abs=1e-4)
     before, after = ours._loader.rollout, kept._loader.rollout
-    assert torch.allclose(after.advantages, before.advantages * torch.tensor(0.5).exp(), atol=1e-4)
+    assert torch.allclose(after.advantages, before.advantages * torch.tensor(0.008).exp(), atol=1e-5)
 
 
 def test_a_dead_engine_ends_the_run_which_resumes_from_its_checkpoint(tmp_path: Path):

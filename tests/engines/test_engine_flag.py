@@ -41,7 +41,7 @@ def test_generate_with_another_engine(folder: Path, capsys, form):
             (folder / "engine.yaml").write_text(settings)
         assert main([*words, "--engine", settings if form == "mapping" else str(folder / "engine.yaml")]) == 0
     assert capsys.readouterr().out == ours
-    assert len(server.requests) == 6
+    assert len(server.requests) == 1 + 6  # the probe of the weights
 
 
 def test_engines_by_name():

@@ -1,5 +1,6 @@
 """vLLM as an engine, against a fake of its server: weights, requests, failures, and processes that must not stay."""
 
+import math
 import os
 import signal
 import subprocess
@@ -33,6 +34,17 @@ def network(seed=0, config=CONFIG):
     return made.eval()
 
 
+def uniform():
+    """A network that gives all of its ids the same probability, as the fake process does."""
+    made = network()
+    torch.nn.init.zeros_(made.output_weight)
+    return made
+
+
+def constant(*_):
+    return [5], [-math.log(12)], False
+
+
 def asked(temperature=1.0, prompts=PROMPTS, **settings):
     return Asked(prompts, SamplingConfig(temperature=temperature, max_new_tokens=6, **settings), range(len(prompts)))
 
@@ -62,11 +74,13 @@ def test_responses_are_those_of_the_weights_that_were_given(temperature):
 
 def test_requests_say_what_the_sampler_must_do():
     settings = {"top_k": 3, "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.5}
-    with serving(lambda *_: ([5], [0.0], False), context=5) as (server, address):
+    with serving(constant, context=5) as (server, address):
         engine = VLLM(addresses=(address,)).open(TOKENS)
-        engine.sample(Weights(network(), "0"), asked(0.7, **settings))
+        engine.sample(Weights(uniform(), "0"), asked(0.7, **settings))
         engine.close()
-    sent = sorted(server.requests, key=lambda body: body["sampling_params"]["seed"])
+    probe, *sent = server.requests
+    assert probe["token_ids"] == PROMPTS[0]
+    sent.sort(key=lambda body: body["sampling_params"]["seed"])
     assert [body["token_ids"] for body in sent] == PROMPTS
     assert [body["sampling_params"]["max_tokens"] for body in sent] == [2, 4, 3, 1]  # what the engine has room for
     for number, body in enumerate(sent):
@@ -80,7 +94,8 @@ def test_requests_say_what_the_sampler_must_do():
 def test_rows_that_are_no_tokens_are_not_sent_and_gaps_are_never_sampled():
     """16 rows for 12 ids, of which 7 is none."""
     padded = network(config=replace(CONFIG, vocab_size=16))
-    with serving() as (server, address):
+    torch.nn.init.zeros_(padded.output_weight)
+    with serving(lambda *_: ([5], [-math.log(11)], False)) as (server, address):
         tokens = SimpleNamespace(**{**vars(TOKENS), "missing_ids": (7,)})
         engine = VLLM(addresses=(address,)).open(tokens)
         engine.sample(Weights(padded, "0"), asked(prompts=[[2, 3]]))
@@ -100,9 +115,9 @@ def test_rows_that_are_no_tokens_are_not_sent_and_gaps_are_never_sampled():
     ],
 )
 def test_the_precision_of_the_engine(dtype, rollout, weights, written):
-    with serving(lambda *_: ([5], [0.0], False)) as (server, address):
+    with serving(constant) as (server, address):
         engine = VLLM(addresses=(address,), dtype=dtype).open(TOKENS)
-        engine.sample(Weights(network().to(weights), "0"), asked(dtype=rollout))
+        engine.sample(Weights(uniform().to(weights), "0"), asked(dtype=rollout))
         assert f'"dtype": "{written}"' in (Path(server.model) / "config.json").read_text()
         engine.close()
 
@@ -117,7 +132,7 @@ def test_responses_are_spread_over_several_engines():
         ).open(TOKENS)
         weights = Weights(network(), "0")
         same(Ours().open(TOKENS).sample(weights, asked()), engine.sample(weights, asked()))
-        assert len(one.requests) == len(two.requests) == 2
+        assert len(one.requests) == len(two.requests) == 3  # a probe and two prompts
         assert one.loaded == two.loaded
         engine.close()
 
@@ -155,6 +170,27 @@ def test_failures_of_a_server_are_errors(failure, match):
         engine = VLLM(addresses=(address,), timeout=0.5, start_timeout=0.5).open(TOKENS)
         with pytest.raises(EngineError, match=match):
             engine.sample(Weights(network(), "0"), asked())
+        engine.close()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_that_were_not_taken_are_noticed(tied):
+    """The server says that it has loaded them, and under which version: its log-probs say otherwise."""
+    with serving(failure="keeps its weights") as (_, address):
+        engine = VLLM(addresses=(address,)).open(TOKENS)
+        config = replace(CONFIG, tied_embeddings=tied)
+        engine.sample(Weights(network(0, config), "0"), asked())
+        with pytest.raises(EngineError, match=r"does not sample with the weights .* nats"):
+            engine.sample(Weights(network(1, config), "1"), asked())
+        engine.close()
+
+
+def test_a_tied_output_matrix_is_sent_as_one_of_its_own():
+    """vLLM 0.32 answers that it has reloaded a tied one, and samples with the old."""
+    with serving() as (server, address):
+        engine = VLLM(addresses=(address,)).open(TOKENS)
+        engine.sample(Weights(network(), "0"), asked())
+        assert '"tie_word_embeddings": false' in (Path(server.model) / "config.json").read_text()
         engine.close()
 
 
@@ -223,11 +259,11 @@ def test_a_server_of_its_own_is_started_and_ended(tmp_path):
     marker, log = tmp_path / "child", tmp_path / "engine.log"
     settings = process(environment={"FAKE_CHILD": str(marker)}, arguments={"block-size": 32})
     engine = settings.open(TOKENS, crew=Crew("own-server"), log=log)
-    sampled = engine.sample(Weights(network(), "0"), asked())
+    sampled = engine.sample(Weights(uniform(), "0"), asked())
     assert sampled.ids == [[5, 1]] * 4
-    assert sampled.samples.logprobs.tolist() == [[-0.5, -0.25]] * 4
+    assert sampled.samples.logprobs.tolist() == [pytest.approx([-math.log(12)] * 2)] * 4
     assert left_behind("own-server")
-    engine.sample(Weights(network(), "1"), asked())
+    engine.sample(Weights(uniform(), "1"), asked())
     engine.close()
     engine.close()
     assert gone(int(marker.read_text()))
@@ -259,12 +295,12 @@ def test_there_is_no_such_python():
 KILLED = """
 import sys, time
 sys.path[:0] = {path!r}
-from test_vllm import TOKENS, asked, network, process
+from test_vllm import TOKENS, asked, process, uniform
 from align.engines import Crew, Weights
 from pathlib import Path
 engine = process(environment={{"FAKE_CHILD": sys.argv[1]}}).open(
     TOKENS, crew=Crew("killed"), log=Path(sys.argv[1]).with_name("log"))
-engine.sample(Weights(network(), "0"), asked())
+engine.sample(Weights(uniform(), "0"), asked())
 print("sampled", flush=True)
 time.sleep(1000)
 """

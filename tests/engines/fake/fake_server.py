@@ -56,7 +56,8 @@ class FakeVLLM:
         assert body["method"] == "reload_weights"
         if self.failure == "cannot reload":
             return web.json_response({"error": {"message": "no such tensor"}}, status=500)
-        self.model = body["kwargs"]["weights_path"]
+        if self.failure != "keeps its weights" or not self.model:
+            self.model = body["kwargs"]["weights_path"]
         self.loaded.append(self.model)
         return web.json_response({"results": [None]})
 

@@ -1,5 +1,6 @@
 """Stands for vLLM's server in tests: ``python -m vllm.entrypoints.openai.api_server`` with this folder on the path."""
 
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,8 @@ def main() -> None:
         code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
         child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
         Path(marker).write_text(str(child.pid))
-    server = FakeVLLM(given["model"], lambda model, prompt, sampling: ([5, 1], [-0.5, -0.25], True), failure=failure)
+    uniform = -math.log(12)  # the tests' network gives all of 12 ids the same probability
+    server = FakeVLLM(given["model"], lambda model, prompt, sampling: ([5, 1], [uniform] * 2, True), failure=failure)
     web.run_app(server.app(), path=given["uds"], print=None, handle_signals=True)
 
 
