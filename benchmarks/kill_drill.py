@@ -3,6 +3,7 @@
     python benchmarks/kill_drill.py --drills 20 --out benchmarks/results/kill_drill.json
     python benchmarks/kill_drill.py --strategy fsdp2 --stages dpo --ranks 2 --drills 10
     python benchmarks/kill_drill.py --signal TERM --anywhere 0
+    python benchmarks/kill_drill.py --stages ppo --ranks 1 --drills 40 --engine ENV/bin/python
 
 The time of the signal is drawn uniformly from the rest of the run after its first checkpoint; for a share of the drills
 (``--anywhere``) from the whole run, from parsing the recipe to writing the model directory. With two ranks (over gloo)
@@ -10,6 +11,10 @@ a drill signals both, the first or the second, in turn. A rank that survives get
 SIGTERM that applies to every rank. The run resumed with ``--ckpt_path last`` must be bitwise identical to the
 uninterrupted one: the model directory's weights, the weights and optimizer states of ``last.ckpt``, and the steps and
 columns of ``metrics.csv``.
+
+With ``--engine``, vLLM samples one iteration ahead, and a drill kills the trainer or a process of the engine, in turn.
+A trainer whose engine died must end on its own, with exit code 1; and no process, and no weights in shared memory, may
+be left of either.
 
 Imports take longer than such a run, so this process imports everything and forks each run, with torchrun's environment.
 """
@@ -42,7 +47,7 @@ LONGEST = 300.0  # seconds of a life
 SIZES = {"pretrain_documents": 60, "pretrain_val_documents": 2, "sft_chats": 2, "sft_val_chats": 2}
 SIZES |= {"preference_pairs": 60, "preference_val_pairs": 12, "prompts": 40, "prompts_val": 8, "prompts_test": 2}
 TRAINER = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1, "num_sanity_val_steps": 0}
-NETWORK = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 32, "context": 160}
+NETWORK = {"layers": 2, "heads": 2, "kv_heads": 1, "width": 64, "context": 160}  # vLLM needs heads of 32
 
 
 class Life:
@@ -98,7 +103,7 @@ def _life(words: list[str], rank: int, ranks: int, port: int) -> int:
     return main(words)
 
 
-def recipe(stage: str, world: Path) -> dict[str, Any]:
+def recipe(stage: str, world: Path, engine: str | None) -> dict[str, Any]:
     """A recipe with everything that has state: schedule, validation, best model, adaptive KL, running statistics."""
     data = {"tokenizer": f"{world}/tokenizer", "context": 160, "cache_dir": f"{world}/cache"}
     model: dict[str, Any] = {"init_from": f"{world}/model", "schedule": {"kind": "cosine", "warmup_steps": 3}}
@@ -118,6 +123,9 @@ def recipe(stage: str, world: Path) -> dict[str, Any]:
             "value": {"warmup_iterations": 1},
             "policy_evaluation": {"prompts": 4},
         }
+        if engine:
+            init_args = {"python": engine, "environment": {"OMP_NUM_THREADS": "1"}}
+            model["rollout"] |= {"ahead": 1, "engine": {"class_path": "VLLM", "init_args": init_args}}
     return {
         "seed_everything": 0,
         "trainer": TRAINER | trainer,
@@ -158,7 +166,7 @@ def command(stage: str, world: Path, run: Path, ranks: int, strategy: str) -> li
     return [*words, *(overlay[strategy] if ranks > 1 else []), f"--trainer.devices={ranks}", "--ckpt_path=last"]
 
 
-def make_world(world: Path) -> None:
+def make_world(world: Path, engine: str | None) -> None:
     """Write data, a tokenizer, an untrained model and the recipes."""
     import yaml
 
@@ -180,7 +188,7 @@ def make_world(world: Path) -> None:
         tokenizer.save(directory)
         save_network(network, directory, bos_id=tokenizer.bos_id, eos_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id)
     for stage in ("dpo", "ppo"):
-        (world / f"{stage}.yaml").write_text(yaml.safe_dump(recipe(stage, world), sort_keys=False))
+        (world / f"{stage}.yaml").write_text(yaml.safe_dump(recipe(stage, world, engine), sort_keys=False))
 
 
 def end_of(run: Path) -> dict[str, str]:
@@ -216,7 +224,33 @@ def _tensors(value: Any, name: str) -> list[tuple[str, Any]]:
     return []
 
 
-def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) -> dict[str, Any]:
+def descendants(pid: int) -> list[int]:
+    """Processes that a process started, and those that these started."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+    return [found for child in children for found in (child, *descendants(child))]
+
+
+def left_of(pids: list[int]) -> list[int]:
+    """Those of some processes that still run after a while, but for the dead that nobody has waited for."""
+    deadline = time.monotonic() + PATIENCE
+    while left := [pid for pid in pids if _runs(pid)]:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    return left
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int], engine: bool = False) -> dict[str, Any]:
     """Start a run, send the signal, resume, compare.
 
     Args:
@@ -224,6 +258,7 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) ->
         moment: seconds after the first checkpoint, or after the start.
         anywhere: count from the start.
         victims: the ranks that get the signal.
+        engine: a process of the engine gets it instead.
 
     Returns:
         dict: the findings; ``killed`` is False if the run ended before the signal.
@@ -238,15 +273,26 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) ->
     found |= {"killed_ranks": victims}
     if not (anywhere or life.wait_for(last)) or life.wait(moment):
         return found | {"killed": False}
-    life.kill(victims, kind.signal)
+    started = [pid for trainer in life.pids for pid in descendants(trainer)] if kind.args.engine else []
+    if engine:
+        # The first is the guard, which is not the engine.
+        if len(started) < 2:
+            return _end(life, found)
+        victim = kind.rng.choice(started[1:])
+        found |= {"killed_ranks": [], "killed_engine": Path(f"/proc/{victim}/cmdline").read_text().split("\0")[:3]}
+        os.kill(victim, signal.SIGKILL)
+    else:
+        life.kill(victims, kind.signal)
     signalled = time.monotonic()
     found |= {"killed": True, "alone_ended": None}
-    if len(victims) < ranks or kind.signal != signal.SIGKILL:
-        found["alone_ended"] = life.wait(PATIENCE)
+    if engine or len(victims) < ranks or kind.signal != signal.SIGKILL:
+        found["alone_ended"] = life.wait(LONGEST if engine else PATIENCE)
         found["left_after_s"] = round(time.monotonic() - signalled, 3)
         life.kill(list(range(ranks)))
     life.wait(LONGEST)
     found |= {"left_codes": [life.codes[rank] for rank in range(ranks)]}
+    if kind.args.engine:
+        found |= {"orphans": left_of(started), "weights_left": [p.name for p in Path("/dev/shm").glob("align-*")]}
     newest = find_whole(last.parent, lambda line: None)
     found |= {"from": newest and newest.name, "from_step": (newest and global_step(newest)) or 0}
     found |= {"left_half_written": sorted(path.name for path in run.rglob(".*") if path.name not in SOUND)}
@@ -266,6 +312,12 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int]) ->
     else:
         found["log"] = log.read_text()[-3000:]
     return found
+
+
+def _end(life: Life, found: dict[str, Any]) -> dict[str, Any]:
+    life.kill(list(range(len(life.pids))))
+    life.wait(LONGEST)
+    return found | {"killed": False}
 
 
 class Kind:
@@ -297,9 +349,10 @@ class Kind:
         # Evenly spaced: of four drills with a share of 0.25, the fourth.
         share = self.args.anywhere
         anywhere = int((self.done + 1) * share) > int(self.done * share)
+        engine = bool(self.args.engine) and self.done % 2 == 1
         while True:
             moment = self.rng.uniform(0, self.seconds if anywhere else self.seconds - self.first)
-            found = drill(self, moment=moment, anywhere=anywhere, victims=victims)
+            found = drill(self, moment=moment, anywhere=anywhere, victims=victims, engine=engine)
             if found["killed"]:
                 self.done += 1
                 return found | {"whole_s": round(self.seconds, 3), "first_s": round(self.first, 3)}
@@ -335,6 +388,7 @@ def main() -> int:
     p.add_argument("--anywhere", type=float, default=0.25, help="share of signals drawn over the whole run")
     p.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     p.add_argument("--seed", type=int, default=0, help="seed of the times")
+    p.add_argument("--engine", metavar="PYTHON", help="Python of an environment with vLLM, which then samples")
     p.add_argument("--out", type=Path, help="write every drill to this JSON file")
     p.add_argument("--keep", type=Path, help="work in this folder and keep it")
     args = p.parse_args()
@@ -347,7 +401,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         world = args.keep or Path(scratch)
         world.mkdir(parents=True, exist_ok=True)
-        making = fork(lambda: make_world(world) or 0, world / "world.log")  # type: ignore[func-returns-value]
+        making = fork(lambda: make_world(world, args.engine) or 0, world / "world.log")  # type: ignore[func-returns-value]
         if os.waitpid(making, 0)[1]:
             raise RuntimeError((world / "world.log").read_text()[-3000:])
         kinds = [Kind(stage, ranks, world, args) for stage in args.stages for ranks in args.ranks]
@@ -364,6 +418,12 @@ def main() -> int:
     left = sorted(found["left_after_s"] for found in results if found["alone_ended"])
     if left:
         print(f"Seconds until the last one had: median {left[len(left) // 2]:.2f}, longest {left[-1]:.2f}")
+    if args.engine:
+        own = [found for found in results if "killed_engine" in found]
+        told = sum(found["left_codes"] == [1] for found in own)
+        print(f"Engine killed {len(own)} times; the trainer ended on its own with exit code 1 in {told} of them")
+        kept = sum(bool(found["orphans"] or found["weights_left"]) for found in results)
+        print(f"Drills that left a process or weights in shared memory: {kept} of {len(results)}")
     print(f"{machine()}; 1 thread a process; {(time.monotonic() - begun) / 60:.1f} minutes; {date.today()}")
     return 0 if all(all(found["same"].values()) for found in results) else 1
 

@@ -15,7 +15,10 @@ ENGINES = [path for path in RECIPES if path.parent.name == "engines"]
 OVERLAYS = HARDWARE + ALGORITHMS + ENGINES
 SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
 SEEDS = [path for path in RECIPES if path.name == "seeds.yaml"]
-FURTHER = [path for path in RECIPES if path.name == "kto_seeds.yaml"]  # pipelines that share the recipes of a folder
+NEEDED = {"engine_seeds": ["python=ENV/bin/python"]}  # variables without a default
+FURTHER = [
+    path for path in RECIPES if path.name.endswith("_seeds.yaml")
+]  # pipelines that share the recipes of a folder
 STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS + SEEDS + FURTHER]
 
 
@@ -117,11 +120,11 @@ def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
 
 @pytest.mark.parametrize("path", FURTHER, ids=lambda path: path.stem)
 def test_stages_that_share_recipes_are_command_lines_that_fit_reads(path: Path):
-    """One run of each recipe; the loop changes values alone."""
+    """One run of each recipe with its overlays; the loop changes values alone."""
     from align.pipeline.stages import read_pipeline
 
-    stages = read_pipeline(path, out="out", seed=0, assignments=[]).stages
-    for stage in {stage.recipe: stage for stage in stages if stage.recipe is not None}.values():
+    stages = read_pipeline(path, out="out", seed=0, assignments=NEEDED.get(path.stem, [])).stages
+    for stage in {(stage.recipe, stage.overlays): stage for stage in stages if stage.recipe is not None}.values():
         config = _parse_words(list(stage.arguments))
         assert Path(config.trainer.default_root_dir) / "model" == stage.writes
         given = (*config.data.init_args.train, config.data.init_args.tokenizer)
@@ -153,11 +156,11 @@ def test_comparisons_are_command_lines_that_compare_reads():
     stages = [
         stage
         for path in [ROOT / "recipes/tiny", *SWEEPS, *FURTHER]
-        for stage in read_pipeline(path, out="out", seed=0, assignments=[]).stages
+        for stage in read_pipeline(path, out="out", seed=0, assignments=NEEDED.get(path.stem, [])).stages
     ]
     written = {stage.writes for stage in stages}
     comparing = [stage for stage in stages if stage.command == ("compare",)]
-    assert len(comparing) == 3
+    assert len(comparing) == 2 + len(FURTHER)
     for stage in comparing:
         options = parse_settings(CompareSettings, "compare", list(stage.arguments))
         assert Path(options.out) / "report.json" == stage.writes

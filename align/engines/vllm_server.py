@@ -1,6 +1,7 @@
 """A vLLM server that a run starts for itself, under ``guard.py``."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 _GUARD = Path(__file__).with_name("guard.py")
 
 _MODULE = "vllm.entrypoints.openai.api_server"
+
+_ERROR = re.compile(r"\b(?!EngineDeadError)\w*(Error|Exception): .+")
 
 _ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the calls that load weights
@@ -52,6 +55,7 @@ class VLLMServer:
             raise FileNotFoundError(2, "no such Python", python)
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
+        self._begin = log.stat().st_size if log.exists() else 0  # a resumed run's log has the last engine's words
         with log.open("ab") as file:
             self._process = subprocess.Popen(
                 guarded([python, "-m", _MODULE, *arguments], folders),
@@ -68,10 +72,12 @@ class VLLMServer:
         return self._process.poll()
 
     def last_words(self) -> str:
-        """The last line of its log that names an error, or the last one."""
-        lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if "Error" in line]
-        return (errors or lines or ["it printed nothing"])[-1][-300:]
+        """Why it ended: the first error in its log, which caused the others; or else the last line."""
+        with self.log.open("rb") as file:
+            file.seek(self._begin)
+            lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+        errors = [found[0] for line in lines if "WARNING" not in line and (found := _ERROR.search(line))]
+        return (errors or lines[-1:] or ["it printed nothing"])[0][:300]
 
     def stop(self) -> None:
         """End it, and wait until it is gone."""

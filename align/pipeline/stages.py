@@ -16,7 +16,7 @@ from align.pipeline.recipe_error import RecipeError, nearest
 from align.pipeline.recipes import read_recipe, shipped_root
 from align.pipeline.stage_record import content_hash
 
-_STAGE_KEYS = {"command", "recipe", "arguments", "reads", "writes", "optional", "foreach"}
+_STAGE_KEYS = {"command", "recipe", "overlays", "arguments", "reads", "writes", "optional", "foreach"}
 _DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".txt", ".gz", ".zst")
 _FOLDER_KEYS = {"variables", "stages"}
 
@@ -54,9 +54,11 @@ class Stage:
         return self.writes.parent
 
     def with_overlays(self, overlays: Sequence[Path]) -> "Stage":
-        """The same stage with recipes merged over its own."""
-        recipe, *rest = self.arguments
-        return replace(self, overlays=tuple(overlays), arguments=(recipe, *(_config(path) for path in overlays), *rest))
+        """The same stage with further recipes merged over its own."""
+        own = 1 + len(self.overlays)
+        added = [_config(path) for path in overlays]
+        arguments = (*self.arguments[:own], *added, *self.arguments[own:])
+        return replace(self, overlays=(*self.overlays, *overlays), arguments=arguments)
 
     def fingerprint(self) -> str:
         """SHA-256 over the command, the text of the recipe and its overlays, and the contents of what it reads.
@@ -198,14 +200,26 @@ def _stage(
     where = f"{file}: stage {name!r}"
     command = tuple(str(body["command"]).split())
     recipe = file.parent / body["recipe"] if "recipe" in body else None
-    arguments = [_config(recipe), f"--run={values['run']}", f"--seed_everything={values['seed']}"] if recipe else []
+    overlays = tuple(file.parent / overlay for overlay in _overlays(body, where))
+    arguments = [_config(path) for path in (recipe, *overlays) if path is not None]
+    arguments += [f"--run={values['run']}", f"--seed_everything={values['seed']}"] if recipe else []
     for key, value in (body.get("arguments") or {}).items():
         arguments += _argument(key, value, flags=recipe is None)
     reads = tuple(dict.fromkeys([*map(Path, body.get("reads") or []), *inputs]))
     optional = body.get("optional", False)
     if not isinstance(optional, bool):
         raise RecipeError(f"{where}: optional is {optional!r}: it must be true or false")
-    return Stage(name, family, command, recipe, tuple(arguments), reads, Path(body["writes"]), optional)
+    return Stage(name, family, command, recipe, tuple(arguments), reads, Path(body["writes"]), optional, overlays)
+
+
+def _overlays(body: Mapping[str, Any], where: str) -> list[str]:
+    """Names of the recipes to merge over the stage's own."""
+    overlays = body.get("overlays", [])
+    if not isinstance(overlays, list) or not all(isinstance(overlay, str) for overlay in overlays):
+        raise RecipeError(f"{where}: overlays is {overlays!r}: it must be a list of recipes")
+    if overlays and "recipe" not in body:
+        raise RecipeError(f"{where}: overlays is set, but there is no recipe to merge them over")
+    return overlays
 
 
 def _config(path: Path) -> str:

@@ -6,6 +6,7 @@ from naming import error_line, names
 
 from align.cli import main
 from align.io.manifest import write_manifest
+from align.pipeline.recipe_error import RecipeError
 from align.pipeline.runner import run_stage
 from align.pipeline.stage_record import StageRecord, content_hash
 from align.pipeline.stages import read_pipeline
@@ -221,6 +222,37 @@ def test_overlays_come_behind_the_recipe_of_training_stages_and_count_by_their_t
     plain, lora, copy, other = (read(*overlays)[0].fingerprint() for overlays in ((), *((file,) for file in files)))
     assert lora == copy
     assert len({plain, lora, other}) == 3
+
+
+def test_a_stage_has_overlays_of_its_own_before_those_of_the_command_line(tmp_path: Path):
+    stages = (
+        "a: {command: fit, recipe: a.yaml, overlays: [b.yaml, '${name}.yaml'], arguments: {x: 1}, writes: '${run}/a/m'}"
+    )
+    (tmp_path / "pipeline.yaml").write_text(f"variables: {{name: c}}\nstages: {{{stages}}}")
+    for name in "abcd":
+        (tmp_path / f"{name}.yaml").write_text("y: 1")
+    read = {"out": "out", "seed": 7, "assignments": []}
+    (plain,) = read_pipeline(tmp_path, **read).stages
+    (stage,) = read_pipeline(tmp_path, **read, overlays=[tmp_path / "d.yaml"]).stages
+    recipes = [f"--config={tmp_path}/{name}.yaml" for name in "abcd"]
+    assert stage.arguments == (*recipes, "--run=out", "--seed_everything=7", "--x=1")
+    assert plain.arguments == (*recipes[:3], "--run=out", "--seed_everything=7", "--x=1")
+    before = plain.fingerprint()
+    (tmp_path / "c.yaml").write_text("y: 2")
+    assert plain.fingerprint() != before
+
+
+@pytest.mark.parametrize(
+    ("body", "match"),
+    [
+        ("command: fit, recipe: a.yaml, overlays: b.yaml", "must be a list"),
+        ("command: fit, overlays: [b.yaml]", "no recipe"),
+    ],
+)
+def test_overlays_of_a_stage_are_checked(tmp_path: Path, body: str, match: str):
+    (tmp_path / "pipeline.yaml").write_text(f"stages: {{a: {{{body}, writes: '${{run}}/a'}}}}")
+    with pytest.raises(RecipeError, match=match):
+        read_pipeline(tmp_path, out="out", seed=0, assignments=[])
 
 
 @pytest.mark.parametrize("overlay", ["none.yaml", "pipeline.yaml"])

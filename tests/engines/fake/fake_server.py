@@ -73,7 +73,8 @@ class FakeVLLM:
         body = await request.json()
         self.requests.append(body)
         if self.failure == "dies":
-            print("RuntimeError: the card fell off", flush=True)
+            print("WARNING OSError: a limit", "RuntimeError: the card fell off", sep="\n")
+            print("exceptions.EngineDeadError: see above", flush=True)
             os._exit(7)
         if self.failure == "hangs":
             await asyncio.sleep(1000)

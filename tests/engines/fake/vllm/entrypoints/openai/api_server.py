@@ -20,6 +20,12 @@ def main() -> None:
         code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
         child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
         Path(marker).write_text(str(child.pid))
+    if os.environ.get("FAKE_NETWORK"):
+        sys.path.insert(0, str(Path(__file__).parents[4]))
+        from fake_engines import with_our_network
+
+        web.run_app(FakeVLLM(given["model"], with_our_network).app(), path=given["uds"], print=None)
+        return
     uniform = -math.log(12)  # the tests' network gives all of 12 ids the same probability
     server = FakeVLLM(given["model"], lambda model, prompt, sampling: ([5, 1], [uniform] * 2, True), failure=failure)
     web.run_app(server.app(), path=given["uds"], print=None, handle_signals=True)
