@@ -11,14 +11,16 @@ from align.data.readers import BadRecords, Source, find_sources
 from align.io.atomic import replacing_file
 from align.sandbox import SandboxConfig, write_sandbox
 from align.sandbox.constraints import ConstraintsConfig, Draft, Tally, demonstrations, write_constraints
+from align.sandbox.games import ArithmeticConfig, QuestionsConfig, write_arithmetic, write_questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class SandboxSettings:
     """Write the synthetic world: raw text, chats, preference pairs and prompts as JSONL.
 
-    `align sandbox constraints` writes instructions with verifiable constraints instead, and `align sandbox
-    demonstrations` edits drafts so that they satisfy them; see their --help.
+    `align sandbox constraints` writes instructions with verifiable constraints instead, `align sandbox demonstrations`
+    edits drafts so that they satisfy them, and `align sandbox questions` and `align sandbox arithmetic` write tasks of
+    several turns; see their --help.
     """
 
     out: str
@@ -39,6 +41,30 @@ class ConstraintsSettings:
     """Seed of everything random"""
     config: ConstraintsConfig = ConstraintsConfig()
     """Sizes and rates"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsSettings:
+    """Write a guessing game of several turns: chats that ask at random, and prompts with a secret, as JSONL."""
+
+    out: str
+    """Directory, created if it is missing"""
+    seed: int = 0
+    """Seed of everything random"""
+    config: QuestionsConfig = QuestionsConfig()
+    """Sizes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticSettings:
+    """Write word problems: chats that solve them with a calculator, not always well, and prompts with answers."""
+
+    out: str
+    """Directory, created if it is missing"""
+    seed: int = 0
+    """Seed of everything random"""
+    config: ArithmeticConfig = ArithmeticConfig()
+    """Sizes and shares"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +115,16 @@ def _constraints(args: list[str]) -> dict[Path, int]:
     return _inside(options.out, write_constraints(Path(options.out), seed=options.seed, config=options.config))
 
 
+def _questions(args: list[str]) -> dict[Path, int]:
+    options = parse_settings(QuestionsSettings, "sandbox questions", args)
+    return _inside(options.out, write_questions(Path(options.out), seed=options.seed, config=options.config))
+
+
+def _arithmetic(args: list[str]) -> dict[Path, int]:
+    options = parse_settings(ArithmeticSettings, "sandbox arithmetic", args)
+    return _inside(options.out, write_arithmetic(Path(options.out), seed=options.seed, config=options.config))
+
+
 def _inside(folder: str, counts: Mapping[str, int]) -> dict[Path, int]:
     return {Path(folder) / name: count for name, count in counts.items()}
 
@@ -130,5 +166,7 @@ def _drafts(sources: Sequence[Source]) -> Iterator[Draft]:
 TASKS: dict[str, Callable[[list[str]], dict[Path, int]]] = {
     "constraints": _constraints,
     "demonstrations": _demonstrations,
+    "questions": _questions,
+    "arithmetic": _arithmetic,
 }
 """Tasks by the word that names them; without one, the synthetic world"""

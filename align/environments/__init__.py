@@ -2,5 +2,6 @@
 
 from align.environments.calculator import Calculator
 from align.environments.environment import Environment, Step
+from align.environments.twenty_questions import TwentyQuestions
 
-__all__ = ["Calculator", "Environment", "Step"]
+__all__ = ["Calculator", "Environment", "Step", "TwentyQuestions"]

@@ -1,0 +1,46 @@
+"""Writes the records of a game as JSONL."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+Message = dict[str, str]
+
+
+def dialogue(*texts: str) -> list[Message]:
+    """Messages of user and assistant in turn, the user's first."""
+    return [{"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(texts)]
+
+
+def require_counts(config: Any, rates: Iterable[str]) -> None:
+    """Check the sizes and the shares of a game's settings.
+
+    Raises:
+        ValueError: a number of records is negative, or a share is no probability.
+    """
+    for name, value in asdict(config).items():
+        if name in rates and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}; it is a probability and must lie in [0, 1]")
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"{name} is {value}; a number of records must be 0 or more")
+
+
+def write_records(
+    out: Path, files: Mapping[str, Iterable[Mapping[str, Any]]], *, what: str, seed: int, config: Any
+) -> dict[str, int]:
+    """Write the files of a game, and ``game.json`` with its settings and counts.
+
+    Returns:
+        Records of each file by file name.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    for name, records in files.items():
+        lines = [json.dumps(record) + "\n" for record in records]
+        (out / name).write_text("".join(lines), encoding="utf-8", newline="\n")
+        counts[name] = len(lines)
+    summary = {"what": what, "seed": seed, "config": asdict(config), "records": counts}
+    (out / "game.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8", newline="\n")
+    return counts
