@@ -243,6 +243,13 @@ def left_of(pids: list[int]) -> list[int]:
     return left
 
 
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -275,11 +282,17 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int], en
         return found | {"killed": False}
     started = [pid for trainer in life.pids for pid in descendants(trainer)] if kind.args.engine else []
     if engine:
-        # The first is the guard, which is not the engine.
-        if len(started) < 2:
+        named = {pid: _command(pid) for pid in started}
+        # Not the guard, nor helpers of multiprocessing, without which the engine goes on.
+        serving = [
+            pid
+            for pid, words in named.items()
+            if "guard.py" not in words and ("api_server" in words or "VLLM" in words)
+        ]
+        if not serving:
             return _end(life, found)
-        victim = kind.rng.choice(started[1:])
-        found |= {"killed_ranks": [], "killed_engine": Path(f"/proc/{victim}/cmdline").read_text().split("\0")[:3]}
+        victim = kind.rng.choice(serving)
+        found |= {"killed_ranks": [], "killed_engine": named[victim][:120]}
         os.kill(victim, signal.SIGKILL)
     else:
         life.kill(victims, kind.signal)

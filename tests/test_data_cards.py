@@ -16,6 +16,8 @@ GENERATED = {
     "sandbox": "sandbox.md",
     "sandbox constraints": "constraints.md",
     "sandbox demonstrations": "constraints.md",
+    "sandbox questions": "games.md",
+    "sandbox arithmetic": "games.md",
 }
 """Card of what a command writes"""
 SHIPPED = {"text.jsonl": "ordinary_text.md"}

@@ -47,9 +47,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"io", "training"},
 }
 EVERYBODY_MAY = {"batches"}
-# These import nothing of align, so every room may write files atomically, hash users' code, show progress, explain
-# the Hub's errors and read GGUF's metadata.
-EVERYBODYS = {"align.io.atomic", "align.io.code", "align.io.progress", "align.io.hub", "align.io.gguf.container"}
+# These import nothing of align, so every room may write files atomically, hash users' code, build what users describe,
+# show progress, explain the Hub's errors and read GGUF's metadata.
+EVERYBODYS = {
+    "align.io.atomic",
+    "align.io.code",
+    "align.io.described",
+    "align.io.progress",
+    "align.io.hub",
+    "align.io.gguf.container",
+}
 FREE = {"cli", "__main__", "__init__"}
 NEVER = {"transformers", "tokenizers", "tiktoken", "trl"}
 # One reads exports as their users will, the other applies tokenizers as only their library does.

@@ -208,6 +208,7 @@ def test_pooled_seeds_are_compared_as_each_seed_was(path: Path):
 @pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.parent.name)
 def test_sampling_stages_are_command_lines_that_generate_reads(path: Path):
     from align.cli.generate import GenerateSettings
+    from align.cli.play import PlaySettings
     from align.cli.settings import parse_settings
     from align.pipeline.stages import read_pipeline
 
@@ -216,7 +217,12 @@ def test_sampling_stages_are_command_lines_that_generate_reads(path: Path):
     pipeline = read_pipeline(path.parent, out="out", seed=0, assignments=assignments)
     sampling = [stage for stage in pipeline.stages if stage.command == ("generate",)]
     comparing = any(stage.command == ("compare",) for stage in pipeline.stages)
-    assert sampling or comparing, "every pipeline ends with something to look at"
+    playing = [stage for stage in pipeline.stages if stage.command == ("play",)]
+    assert sampling or comparing or playing, "every pipeline ends with something to look at"
+    for stage in playing:
+        played = parse_settings(PlaySettings, "play", list(stage.arguments))
+        assert {Path(played.model), Path(played.prompts)} <= {*stage.reads}
+        assert Path(str(played.out)) == stage.writes
     for stage in sampling:
         options = parse_settings(GenerateSettings, "generate", list(stage.arguments))
         assert options.out == str(stage.writes)

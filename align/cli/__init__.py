@@ -35,6 +35,7 @@ VERBS = {
     "test": Verb("align.cli.lightning:main", "run a recipe's test"),
     "predict": Verb("align.cli.lightning:main", "run a recipe's prediction"),
     "generate": Verb("align.cli.generate:main", "sample from a model, and score the samples"),
+    "play": Verb("align.cli.play:main", "play episodes of several turns between a model and an environment"),
     "chat": Verb("align.cli.chat:main", "chat with a model, or with several side by side"),
     "serve": Verb("align.cli.serve:main", "serve a model over an OpenAI-compatible HTTP API"),
     "preferences": Verb(
@@ -44,7 +45,7 @@ VERBS = {
     "eval": Verb("align.cli.evaluate:main", "measure abilities: lm-evaluation-harness's tasks, perplexity of texts"),
     "export": Verb("align.cli.export:main", "write a model for transformers, vLLM or llama.cpp, and verify it"),
     "tokenizer": Verb("align.cli.tokenizer:main", "train a byte-level BPE; encode and decode with it"),
-    "sandbox": Verb("align.cli.sandbox:main", "write a task with a known reward: the synthetic world, or constraints"),
+    "sandbox": Verb("align.cli.sandbox:main", "write a task with a known reward: stories, constraints, games"),
 }
 
 _EPILOG = """
