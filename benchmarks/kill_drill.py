@@ -283,7 +283,7 @@ def drill(kind: "Kind", *, moment: float, anywhere: bool, victims: list[int], en
     started = [pid for trainer in life.pids for pid in descendants(trainer)] if kind.args.engine else []
     if engine:
         named = {pid: _command(pid) for pid in started}
-        # Not the guard, nor helpers of multiprocessing, without which the engine goes on.
+        # Not the guard, nor helpers of multiprocessing, without which the engine continues.
         serving = [
             pid
             for pid, words in named.items()

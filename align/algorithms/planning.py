@@ -13,6 +13,7 @@ from align.algorithms.ppo import PPO
 from align.algorithms.ppo_networks import ValueHead
 from align.algorithms.reference_stage import ReferenceStage
 from align.algorithms.reward_modeling import Reward
+from align.engines import Ours
 from align.model.config import GPTConfig
 from align.model.gpt import GPT, ScalarGPT
 from align.plan.job import Job, PlannedNetwork, Rollout, Volume
@@ -150,7 +151,7 @@ def rollout_of(stage: Stage, *, prompt_tokens: float, longest_prompt: int, respo
         readers.append("reference")
     one_step = update.epochs * update.minibatches == 1
     deferred = one_step and not stage.kl_config.needs_reference and stage.value_config is None
-    if rollout.dtype is not None and not deferred:
+    if rollout.recomputes and not deferred:
         readers.append("policy")
     return Rollout(
         episodes=rollout.episodes,
@@ -163,6 +164,7 @@ def rollout_of(stage: Stage, *, prompt_tokens: float, longest_prompt: int, respo
         steps=update.epochs * update.minibatches,
         readers=tuple(readers),
         narrow=rollout.dtype == "bfloat16",
+        elsewhere=not isinstance(rollout.engine, Ours),
     )
 
 

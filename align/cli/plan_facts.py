@@ -126,6 +126,8 @@ def read_job(
         longest_prompt=sizes.longest_prompt,
         response_tokens=_response_tokens(stage, response_tokens),
     )
+    if rollout is not None and rollout.elsewhere:
+        assumed.append("the engine's own memory is not counted; its speed is taken to be align's")
     if rollout is not None and response_tokens is None:
         assumed.append(f"responses have max_new_tokens, {rollout.max_new_tokens}; --response-tokens sets their mean")
     accumulate = trainer.accumulate_grad_batches

@@ -82,6 +82,8 @@ class Rollout:
     """What reads every row of a rollout without a backward pass, such as reference log-probs, by role"""
     narrow: bool = False
     """Whether responses are sampled in bfloat16"""
+    elsewhere: bool = False
+    """Whether another program samples them, with weights and cache of its own"""
 
     def row_positions(self, *, micro_batches: int) -> int:
         """Positions per response of an update's largest micro-batch: packed, a group's prompt computed once.

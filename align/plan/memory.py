@@ -311,4 +311,6 @@ def _rollout(job: Job) -> dict[str, int]:
     scoring += round(rows * rollout.response_tokens) * config.width * 4
     if job.strategy.shards > 1:
         scoring += _whole_bytes(weights, job.policy, job)
+    if rollout.elsewhere:
+        return {"scoring": scoring}
     return {"kv_cache": 2 * size * config.layers * rows * keys * slots, "sampler": sampler, "scoring": scoring}

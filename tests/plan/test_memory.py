@@ -119,6 +119,12 @@ def test_positions_of_a_response():
     assert ROLLOUT.row_positions(micro_batches=2) == 5 + 12
 
 
+def test_an_engine_elsewhere_has_cache_and_weights_of_its_own():
+    found, ours = (memory_of(job(rollout=replace(ROLLOUT, elsewhere=where), rows=1)) for where in (True, False))
+    assert found.kv_cache == found.sampler == 0
+    assert found.scoring == ours.scoring
+
+
 def test_ranks_share_a_rollout():
     one, two = (memory_of(job(rollout=ROLLOUT, strategy=Strategy(data=n))) for n in (1, 2))
     assert two.kv_cache == one.kv_cache / 2
