@@ -249,6 +249,35 @@ class EqualGroups(HealthCheck):
 
 
 @dataclass(frozen=True)
+class SamplerGap(HealthCheck):
+    """Responses come from another distribution than that of the policy that trains on them.
+
+    Raises:
+        ValueError: a threshold is invalid.
+    """
+
+    metrics = ("rollout/logprob_gap_mean",)
+
+    nats: float = 0.1
+    """Largest mean difference between sampler's and trainer's log-prob of a token, nats"""
+
+    def __post_init__(self) -> None:
+        """Reject invalid thresholds."""
+        require(self, self.nats > 0, "nats", "above 0")
+
+    def find(self, metric: str, history: History) -> Finding | None:
+        """See ``HealthCheck``."""
+        value = history[metric][-1].value
+        if value <= self.nats:
+            return None
+        message = (
+            f"sampler gap: sampler and trainer differ by {value:.3g} nats per token on average, above {self.nats:g}: "
+            "sample in the trainer's precision, set rollout.ahead to 0, or lower optimizer.lr"
+        )
+        return Finding(value, self.nats, message)
+
+
+@dataclass(frozen=True)
 class LogprobsFalling(HealthCheck):
     """Chosen and rejected responses both become unlikely: the preference loss only pushes down.
 
@@ -434,6 +463,7 @@ DEFAULT_CHECKS: tuple[type[HealthCheck], ...] = (
     BlindCritic,
     EntropyCollapse,
     EqualGroups,
+    SamplerGap,
     LogprobsFalling,
     MarginRunaway,
     LengthDrift,

@@ -62,6 +62,7 @@ ILL: list[tuple[str, Series]] = [
     ("BlindCritic", {"rollout/explained_variance": [0.5] + [-0.01] * 5}),
     ("EntropyCollapse", {"rollout/entropy": [2.0, 1.0, 0.59]}),  # 30% of 2 is 0.6
     ("EqualGroups", {"rollout/equal_groups": [0.0, 0.51]}),
+    ("SamplerGap", {"rollout/logprob_gap_mean": [0.02, 0.11]}),
     (
         "LogprobsFalling",
         {"train/logprob_chosen": [-30.0] * 5 + [-51.0] * 5, "train/logprob_rejected": [-40.0] * 5 + [-90.0] * 5},
@@ -81,6 +82,7 @@ HEALTHY: list[Series] = [
     {"rollout/explained_variance": [-1.0, -0.5, -0.5, -0.1, 0.0, -0.1]},
     {"rollout/entropy": [2.0, 0.61]},
     {"rollout/equal_groups": [0.5, 0.5]},
+    {"rollout/logprob_gap_mean": [0.02, 0.1], "rollout/logprob_gap": [3.0, 5.0]},
     {"train/logprob_chosen": [-30.0, *[-31.0] * 9], "train/logprob_rejected": [-40.0, *[-300.0] * 9]},
     {"train/logprob_chosen": [-30.0, -200.0, *[-31.0] * 9], "train/logprob_rejected": [-40.0, *[-300.0] * 10]},
     {"train/logprob_chosen": [-60.0] * 8},

@@ -9,16 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from aiohttp import web
+from fake_server import FakeVLLM
+
+from align.engines import VLLM
+from align.generation.generate import generate
+from align.generation.sampling_config import SamplingConfig
+from align.io.directory import load_network
 
 FAKE = Path(__file__).parent / "fake"
-sys.path.insert(0, str(FAKE))
-
-from fake_server import FakeVLLM  # noqa: E402
-
-from align.engines import VLLM  # noqa: E402
-from align.generation.generate import generate  # noqa: E402
-from align.generation.sampling_config import SamplingConfig  # noqa: E402
-from align.io.directory import load_network  # noqa: E402
+"""Folder of a package `vllm`; on the path of the fake's process alone, since trl looks whether there is one"""
 
 
 def with_our_network(model, prompt, sampling):

@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 from aiohttp import web
-from fake_server import FakeVLLM
+
+sys.path.insert(0, str(Path(__file__).parents[4]))
+
+from fake_server import FakeVLLM  # noqa: E402
 
 
 def main() -> None:
@@ -21,7 +24,6 @@ def main() -> None:
         child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
         Path(marker).write_text(str(child.pid))
     if os.environ.get("FAKE_NETWORK"):
-        sys.path.insert(0, str(Path(__file__).parents[4]))
         from fake_engines import with_our_network
 
         web.run_app(FakeVLLM(given["model"], with_our_network).app(), path=given["uds"], print=None)
