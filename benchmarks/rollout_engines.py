@@ -134,7 +134,7 @@ def phases(run: Path, algorithm: str, python: str | None, *, ahead: int, iterati
             words += ["--model.init_args.rollout.engine", json.dumps(engine)]
         words += ["--trainer.default_root_dir", folder, "--trainer.max_epochs", str(iterations + 2)]
         words += ["--model.init_args.rollout.ahead", str(ahead), "--trainer.limit_val_batches", "0"]
-        words += ["--trainer.enable_progress_bar", "false", "--doctor.mode", "off"]
+        words += ["--trainer.enable_progress_bar", "false"]
         clock = Clock()
         with clocked(clock):
             assert align_main(words) == 0

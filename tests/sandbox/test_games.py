@@ -61,12 +61,12 @@ def test_guesses_and_names():
 
 
 def test_demonstrations_of_the_game_are_consistent_and_far_from_perfect(tmp_path: Path):
-    """Answers are those of one animal that is not held out, guesses fit all of them, and many are wrong."""
+    """Answers are those of one animal, guesses fit all of them, and many are wrong."""
     config = QuestionsConfig(demonstrations=400, demonstrations_val=5, prompts=60, prompts_val=30, questions=5)
     write_questions(tmp_path, config=config)
-    heldout = {record["secret"] for record in records(tmp_path, "prompts_val")}
-    known = {record["secret"] for record in records(tmp_path, "prompts_train")}
-    assert not heldout & known
+    secrets = {record["secret"] for name in ("train", "val") for record in records(tmp_path, f"prompts_{name}")}
+    assert {Thing.parsed(secret) for secret in secrets} <= {*THINGS}
+    assert len(secrets) > 40
     sizes = []
     for record in records(tmp_path, "sft_train"):
         prompt, *turns, last = record["messages"]
@@ -74,7 +74,6 @@ def test_demonstrations_of_the_game_are_consistent_and_far_from_perfect(tmp_path
         assert len(pairs) == 5
         left = [t for t in THINGS if all(answer_to(asked, t) == (told == "yes") for asked, told in pairs)]
         assert guessed_in(last["content"]) in left
-        assert {str(thing) for thing in left} - heldout, "the secret is none of the held-out ones"
         sizes.append(len(left))
     right = sum(1 / size for size in sizes) / len(sizes)
     assert 0.1 < right < 0.5
@@ -148,7 +147,7 @@ def test_files_depend_on_the_seed_alone(tmp_path: Path, capsys, game):
 @pytest.mark.parametrize(
     ("config", "settings"),
     [
-        (QuestionsConfig, {"prompts": -1}), (QuestionsConfig, {"heldout": 64}), (QuestionsConfig, {"heldout": 0}),
+        (QuestionsConfig, {"prompts": -1}),
         (ArithmeticConfig, {"right_rate": 1.5}), (ArithmeticConfig, {"right_rate": 0.6, "wrong_rate": 0.6}),
         (ArithmeticConfig, {"demonstrations": -1}),
     ],

@@ -79,17 +79,13 @@ class QuestionsConfig:
     prompts: int = 2_000
     """Prompts for training, each with a secret"""
     prompts_val: int = 400
-    """Prompts for validation, whose secrets are in no training prompt and no demonstration"""
-    heldout: int = 16
-    """Of the 64 animals, those that only validation has"""
+    """Prompts for validation"""
     questions: int = 6
     """Questions of a demonstration before its guess"""
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
         require_counts(self, ())
-        if not 0 < self.heldout < len(THINGS):
-            raise ValueError(f"heldout is {self.heldout}; it must be between 1 and {len(THINGS) - 1}")
 
 
 def answer_to(question: str, thing: Thing) -> bool | None:
@@ -148,26 +144,23 @@ def write_questions(out: Path, *, seed: int = 0, config: QuestionsConfig = Quest
     Returns:
         Records of each file by file name.
     """
-    things = list(THINGS)
-    Random(f"{seed}/heldout").shuffle(things)
-    heldout, known = things[: config.heldout], things[config.heldout :]
 
     def chats(file: int, count: int) -> Iterator[dict[str, Any]]:
         for number in range(file, file + 4 * count, 4):
             rng = Random(f"{seed}/{number}")
-            turns = demonstration(rng, rng.choice(known), number=number, questions=config.questions)
+            turns = demonstration(rng, rng.choice(THINGS), number=number, questions=config.questions)
             yield {"messages": turns}
 
-    def prompts(file: int, count: int, secrets: list[Thing]) -> Iterator[dict[str, Any]]:
+    def prompts(file: int, count: int) -> Iterator[dict[str, Any]]:
         for number in range(file, file + 4 * count, 4):
-            secret = Random(f"{seed}/{number}").choice(secrets)
+            secret = Random(f"{seed}/{number}").choice(THINGS)
             yield {"prompt": dialogue(PROMPT.format(number=number)), "secret": str(secret)}
 
     # Every fourth number belongs to a file, so no two share a prompt.
     files = {
         "sft_train.jsonl": chats(0, config.demonstrations),
         "sft_val.jsonl": chats(1, config.demonstrations_val),
-        "prompts_train.jsonl": prompts(2, config.prompts, known),
-        "prompts_val.jsonl": prompts(3, config.prompts_val, heldout),
+        "prompts_train.jsonl": prompts(2, config.prompts),
+        "prompts_val.jsonl": prompts(3, config.prompts_val),
     }
     return write_records(out, files, what="a guessing game of align", seed=seed, config=config)
