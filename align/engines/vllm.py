@@ -168,7 +168,8 @@ class _OpenVLLM(OpenEngine):
     # Weights.
 
     def _load(self, network: GPT, version: str, asked: Asked, sampled: SampledIds) -> None:
-        """Give all engines of this process new weights, and all processes the time to do so."""
+        """Give all engines of this process new weights, when no process waits for responses, and all the time to do so."""
+        self._crew.wait()
         if self._leads:
             if self._server is not None and network.config != self._served:
                 self._stop()

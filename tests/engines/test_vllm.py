@@ -152,6 +152,17 @@ def test_of_two_processes_the_first_sends_the_weights():
         leader.close()
 
 
+def test_weights_change_while_no_process_samples():
+    """Another process may still wait for responses when the first one has its own: both meet before and after."""
+    meetings = []
+    with serving() as (server, address):
+        crew = Crew("meet", 0, 2, leads=True, wait=lambda: meetings.append(len(server.loaded)))
+        with VLLM(addresses=(address,)).open(TOKENS, crew=crew) as engine:
+            for version in ("0", "0", "1"):
+                engine.sample(Weights(network(), version), asked())
+    assert meetings == [0, 1, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("failure", "match"),
     [
