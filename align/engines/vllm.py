@@ -168,7 +168,7 @@ class _OpenVLLM(OpenEngine):
     # Weights.
 
     def _load(self, network: GPT, version: str, asked: Asked, sampled: SampledIds) -> None:
-        """Give all engines of this process new weights, when no process waits for responses, and all the time to do so."""
+        """Give the engines new weights, when no process waits for responses, and let all processes wait for that."""
         self._crew.wait()
         if self._leads:
             if self._server is not None and network.config != self._served:
