@@ -21,6 +21,8 @@ STARTS = {
     "shakespeare": "shakespeare/pretrain",
     "instructions": "shakespeare/pretrain",
     "distillation": "distillation/student_pretrain",
+    "questions": "questions/sft",
+    "calculator": "calculator/sft",
 }
 """Folder of a recipe -> the recipe that pretrains the network it starts from"""
 
