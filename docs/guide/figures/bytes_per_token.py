@@ -6,7 +6,7 @@ from style import BLUE, ORANGE, axes, save
 
 from align.tokenizer import train_tokenizer
 
-SIZES = (263, 300, 400, 600, 1000, 2000, 4000, 8000)
+SIZES = (263, 400, 600, 1000, 2000, 4000, 8000)
 pages = [path.read_text() for path in sorted((Path(__file__).resolve().parents[2]).glob("*.md"))]
 parts = {"training pages": pages[::2], "held-out pages": pages[1::2]}
 tokenizers = [train_tokenizer(parts["training pages"], vocab_size=size) for size in SIZES]
