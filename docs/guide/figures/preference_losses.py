@@ -20,6 +20,6 @@ for (name, loss), color in zip(losses.items(), (BLUE, ORANGE, GREEN, RED), stric
     left.plot(difference.detach(), scale * values.detach(), color=color, label=label)
     right.plot(difference.detach(), -scale * slope, color=color)
 left.set(xlabel="difference of log-ratios, nats", ylabel="loss", ylim=(0, 3))
-right.set(xlabel="difference of log-ratios, nats", ylabel="- derivative")
+right.set(xlabel="difference of log-ratios, nats", ylabel="- derivative", ylim=(-0.12, 0.16))
 left.legend(fontsize=8)
 save(figure, __file__)
