@@ -76,7 +76,7 @@ def test_expansion_links_to_the_file_and_leaves_the_rest(tmp_path: Path):
     (tmp_path / "align/module.py").write_text(FILE)
     page = 'Before.\n\n{{ code("align/module.py", "first") }}\n\nAfter `{{ code("x", "y") }}`.\n'
     assert guide_code.expand(page, "guide/page.md", tmp_path) == (
-        "Before.\n\n[`align/module.py`](../../align/module.py), `first`:\n\n"
+        "Before.\n\n[`align/module.py`](../align/module.py), `first`:\n\n"
         "```python\ndef first():\n    return 1\n```\n\n"
         'After `{{ code("x", "y") }}`.\n'
     )

@@ -55,7 +55,7 @@ def expand(markdown: str, here: str, root: Path) -> str:
 
     Args:
         markdown: the page.
-        here: its path within docs/.
+        here: its path within the site, where files outside docs/ keep theirs.
         root: of the repository.
 
     Raises:
@@ -64,7 +64,7 @@ def expand(markdown: str, here: str, root: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         path, name = match["path"], match["name"]
-        link = posixpath.relpath(path, posixpath.dirname(f"docs/{here}"))
+        link = posixpath.relpath(path, posixpath.dirname(here) or ".")
         return f"[`{path}`]({link}), `{name}`:\n\n```python\n{source(root / path, name)}\n```"
 
     return REFERENCE.sub(block, markdown)
@@ -83,5 +83,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Replace the references; site_pages.py, which comes later, corrects their links."""
+    """Replace the references; last, because brackets of code are no links for site_pages.py to rewrite."""
     return expand(markdown, page.file.src_uri, Path(config.config_file_path).parent)
