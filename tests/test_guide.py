@@ -109,6 +109,12 @@ def test_examples_print_what_the_page_shows(page: Path):
         assert printed.getvalue() == example["printed"]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_recipes_and_files_that_a_page_names_exist(page: Path):
+    named = re.findall(r"\b(?:align|recipes|docs|tools)/[\w/.-]+\.(?:py|yaml|md)\b", page.read_text())
+    assert [name for name in named if not (ROOT / name).is_file() and "NAME" not in name] == []
+
+
 def test_every_figure_has_a_script_and_a_chapter():
     drawn = {path.stem for path in (GUIDE / "figures").glob("*.svg")}
     shown = [name for page in PAGES for name in re.findall(r"\(figures/(\w+)\.svg\)", page.read_text())]
