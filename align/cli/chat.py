@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align.cli.chat_model import load_chat_model
+from align.cli.chat_model import load_chat_models
 from align.cli.device import DeviceSettings
 from align.cli.errors import one_line
 from align.cli.model_path import named_models
@@ -19,7 +19,8 @@ from align.cli.settings import parse_settings, setting
 from align.pipeline.recipe_error import nearest
 
 if TYPE_CHECKING:
-    from align.cli.conversation import Conversation, Reply
+    from align.cli.conversation import Conversation
+    from align.generation.reply import Reply
 
 _HELP = """\
 /reset          forget the chat so far and restart from the seed
@@ -65,15 +66,10 @@ def main(args: list[str]) -> int:
     models = named_models(options.models)
     from align.cli.conversation import Conversation
 
-    conversations = []
-    for name, (directory,) in models.items():
-        network, tokenizer = load_chat_model(directory, device=options.device.device)
-        sampling, note = options.sampling.resolve(directory)
-        if note:
-            print(f"{name}: {note}" if len(models) > 1 else note, file=sys.stderr, flush=True)
-        conversations.append(
-            Conversation(name, network, tokenizer, sampling, seed=options.seed, system=options.system or "")
-        )
+    conversations = [
+        Conversation(model, seed=options.seed, system=options.system or "")
+        for model in load_chat_models(models, device=options.device.device, sampling=options.sampling)
+    ]
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no UTF-8 must not end the chat
     _Chat(conversations, typed=_typed()).run()
@@ -135,12 +131,13 @@ class _Chat:
         replies: list[tuple[Conversation, Reply]] = []
         for conversation in self.conversations:
             try:
-                replies.append((conversation, conversation.say(text)))
+                reply, dropped = conversation.say(text)
             except ValueError as error:
                 self._say(f"error: {error}")
-        for conversation, reply in replies:
-            if reply.dropped:
-                turns = "turn" if reply.dropped == 1 else f"{reply.dropped} turns"
+                continue
+            replies.append((conversation, reply))
+            if dropped:
+                turns = "turn" if dropped == 1 else f"{dropped} turns"
                 self._say(f"[{conversation.name} forgot the oldest {turns}: the chat was too long]")
         try:
             if self.typed and len(replies) > 1:

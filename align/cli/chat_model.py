@@ -1,12 +1,15 @@
-"""Loads a chat model."""
+"""Loads chat models."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.cli.device import network_device
+from align.cli.sampling import SamplingFlags
 
 if TYPE_CHECKING:
+    from align.generation.reply import ChatModel
     from align.model.gpt import GPT
     from align.tokenizer import Tokenizer
 
@@ -41,3 +44,28 @@ def load_chat_model(directory: Path, *, device: str = "auto") -> "tuple[GPT, Tok
             file=sys.stderr,
         )
     return network, tokenizer
+
+
+def load_chat_models(
+    models: Mapping[str, Sequence[Path]], *, device: str, sampling: SamplingFlags
+) -> "list[ChatModel]":
+    """The chat models that a command line names, each with its own sampling defaults, which a note on stderr tells.
+
+    Args:
+        models: from ``named_models``, one directory each.
+        device: as ``--device`` has it.
+        sampling: as given.
+
+    Raises:
+        FileNotFoundError, UsageError, ValueError: as for ``load_chat_model`` and ``SamplingFlags.resolve``.
+    """
+    from align.generation.reply import ChatModel
+
+    loaded = []
+    for name, (directory,) in models.items():
+        network, tokenizer = load_chat_model(directory, device=device)
+        config, note = sampling.resolve(directory)
+        if note:
+            print(f"{name}: {note}" if len(models) > 1 else note, file=sys.stderr, flush=True)
+        loaded.append(ChatModel(name, network, tokenizer, config))
+    return loaded

@@ -11,8 +11,9 @@ from naming import error_line, names
 
 from align.cli import main
 from align.cli.chat import printable
-from align.cli.conversation import Conversation, Reply
+from align.cli.conversation import Conversation
 from align.generation.generate import generate
+from align.generation.reply import ChatModel, Reply
 from align.generation.sampling import response_seed
 from align.generation.sampling_config import SamplingConfig
 from align.io.directory import load_network, save_network
@@ -260,13 +261,12 @@ def test_a_byte_that_is_no_utf8_leaves_the_chat_usable(run, tmp_path):
 
 def test_a_message_that_cannot_be_encoded_leaves_the_history(run):
     tokenizer = Tokenizer.load(run / "dpo" / "model")
-    conversation = Conversation(
-        "dpo", load_network(run / "dpo" / "model"), tokenizer, SamplingConfig(max_new_tokens=2), seed=0
-    )
+    network = load_network(run / "dpo" / "model")
+    conversation = Conversation(ChatModel("dpo", network, tokenizer, SamplingConfig(max_new_tokens=2)), seed=0)
     with pytest.raises(ValueError, match=r"surrogate U\+DCFF"):
         conversation.say("\udcff")
     assert conversation.messages == []
-    conversation.finish(conversation.say("a"))
+    conversation.finish(conversation.say("a").reply)
     assert [message["role"] for message in conversation.messages] == ["user", "assistant"]
 
 
