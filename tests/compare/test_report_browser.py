@@ -1,31 +1,16 @@
 """The HTML report in headless Chromium: nothing is fetched, it fits a phone, and a keyboard is enough."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import CONTRAST, look, needs_chromium, open_browser
 
 from align.compare.html import write_html
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium chromium-driver")
+pytestmark = needs_chromium
 
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--disable-dev-shm-usage",
-    "--force-prefers-reduced-motion",
-    "--window-size=1200,900",
-)
 EVIL = "<script>window.broken = 1</script><img src=x onerror='window.broken = 2'> a rare zebra"
 FOCUSED = """
 const at = document.activeElement;
@@ -55,21 +40,8 @@ Make = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    driver = shutil.which("chromedriver")
-    assert driver, "chromium is here and its driver is not: apt-get install chromium-driver"
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # Without it the client asks a local proxy, where one is set, for the driver's own port.
-    os.environ.setdefault("NO_PROXY", "localhost,127.0.0.1")
-    started = webdriver.Chrome(options=options, service=Service(driver))
-    yield started
-    started.quit()
+    with open_browser(tmp_path_factory.mktemp("profile")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +66,9 @@ def pages(make_report: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture
 def page(browser: Any, pages: dict[str, str]) -> Any:
     """The browser at the small report, as wide as a desk's, in light colours."""
-    _look(browser)
+    look(browser)
     browser.get(pages["small"])
     return browser
-
-
-def _look(browser: Any, *, width: int = 1200, media: str = "", scheme: str = "light") -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
 
 
 def _count(page: Any) -> int:
@@ -225,7 +190,7 @@ def test_a_keyboard_is_enough(page: Any):
 
 
 def test_a_phone_shows_the_page_without_scrolling_sideways(browser: Any, pages: dict[str, str]):
-    _look(browser, width=360)
+    look(browser, width=360)
     browser.get(pages["large"])
     browser.execute_script("for (const one of document.querySelectorAll('details')) one.open = true")
     assert browser.execute_script("return document.documentElement.scrollWidth") == 360
@@ -244,10 +209,10 @@ def test_light_dark_and_print(page: Any):
 
     paper, ink = lightness()
     assert paper > 240 > 60 > ink
-    _look(page, scheme="dark")
+    look(page, scheme="dark")
     paper, ink = lightness()
     assert paper < 40 < 200 < ink
-    _look(page, media="print", scheme="dark")
+    look(page, media="print", scheme="dark")
     paper, ink = lightness()
     assert paper > 240 > 60 > ink
     assert not _shown(page, "nav")
@@ -277,14 +242,13 @@ def test_without_scripts_the_page_still_shows_samples(browser: Any, pages: dict[
 
 def test_every_text_has_contrast(page: Any):
     """WCAG 2: a ratio of at least 4.5 between a text's colour and what is behind it, in light and in dark."""
-    script = Path(__file__).with_name("contrast.js").read_text(encoding="utf-8")
     for scheme in ("light", "dark"):
-        _look(page, scheme=scheme)
-        assert page.execute_script(script) == []
+        look(page, scheme=scheme)
+        assert page.execute_script(CONTRAST) == []
 
 
 def test_pictures_have_words_and_lie_within_their_frames(browser: Any, pages: dict[str, str]):
-    _look(browser)
+    look(browser)
     browser.get(pages["large"])
     named = browser.execute_script(NAMED)
     assert len(named) == 3
