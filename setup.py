@@ -7,6 +7,7 @@ setup(
     packages=[*find_packages(include=["align", "align.*"]), "align.recipes"],
     package_dir={"align.recipes": "recipes"},
     package_data={
+        "align.arena": ["*.html"],
         "align.compare": ["*.jinja", "*.css", "*.js"],
         "align.plan": ["*.yaml"],
         "align.recipes": ["*/*.yaml", "*/*.jsonl", "*/*/*.json"],

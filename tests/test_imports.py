@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },  # fmt: skip
     "callbacks": {"tokenizer", "model", "adapters", "generation", "io", "rewards", "training", "plan"},
     "evaluate": {"tokenizer", "objectives", "model", "generation", "io", "rewards", "execution"},
+    "arena": {"tokenizer", "generation", "io", "evaluate"},
     "compare": {"engines", "tokenizer", "objectives", "model", "generation", "io", "rewards", "evaluate"},
     "export": {"tokenizer", "model", "adapters", "io", "generation"},
     "pipeline": {"io", "training"},

@@ -37,6 +37,7 @@ VERBS = {
     "generate": Verb("align.cli.generate:main", "sample from a model, and score the samples"),
     "play": Verb("align.cli.play:main", "play episodes of several turns between a model and an environment"),
     "chat": Verb("align.cli.chat:main", "chat with a model, or with several side by side"),
+    "arena": Verb("align.cli.arena:main", "vote between blind responses on a local web page"),
     "serve": Verb("align.cli.serve:main", "serve a model over an OpenAI-compatible HTTP API"),
     "preferences": Verb(
         "align.cli.preferences:main", "sample responses, score them, write preference pairs or the best of N"

@@ -20,7 +20,8 @@ from align.export.extra import need
 GGUF = ".gguf"
 _LONGEST = 4096  # tokens of a request unless --context says more: every slot has its memory from the start
 _SECONDS_TO_START = 900  # vLLM compiles
-_LOCAL = ("127.0.0.1", "::1", "localhost")
+LOCAL = ("127.0.0.1", "::1", "localhost")
+"""Hosts that other machines cannot reach"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class ServeSettings:
     @property
     def public(self) -> bool:
         """Whether other machines can reach the server."""
-        return self.host not in _LOCAL
+        return self.host not in LOCAL
 
     @property
     def num_threads(self) -> int:

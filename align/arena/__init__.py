@@ -1,0 +1,1 @@
+"""Blind votes between models on a local web page, and the preference data that they become."""
