@@ -242,7 +242,7 @@ def draw(ablation: Ablation, runs: Sequence[Runs], path: Path) -> None:
     left.legend(fontsize=8)
     labels = [variant.label.replace(", ", "\n") for variant in ablation.variants]
     right.set_xticks(range(len(labels)), labels, fontsize=7 if len(labels) > 3 else 9)
-    right.set(ylabel="bits per byte, squares: rows twice as long" if ablation.longer else "bits per byte at the end")
+    right.set(ylabel="at the end (squares: rows twice as long)" if ablation.longer else "bits per byte at the end")
     figure.savefig(path, metadata={"Date": None}, facecolor="white")
 
 
