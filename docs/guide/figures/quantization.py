@@ -33,11 +33,8 @@ formats = {"bfloat16": (16, BLUE), "8 bits": (8.5, ORANGE), "4 bits": (4.5, GREE
 for number, (name, (bits, color)) in enumerate(formats.items()):
     fastest = [find(device).bandwidth / (PARAMETERS * bits / 8) for device in devices]
     right.bar(np.arange(len(devices)) + 0.27 * (number - 1), fastest, width=0.25, color=color, label=name)
-right.set_xticks(
-    range(len(devices)),
-    [find(device).name.removeprefix("NVIDIA ").removeprefix("GeForce ") for device in devices],
-    fontsize=8,
-)
+names = [find(device).name.removeprefix("NVIDIA ").removeprefix("GeForce ") for device in devices]
+right.set_xticks(range(len(devices)), names, fontsize=8)
 right.set(ylabel="tokens per second, at most")
 right.legend(fontsize=8)
 save(figure, __file__)
