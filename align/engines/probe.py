@@ -11,7 +11,7 @@ from align.model.gpt import GPT
 
 @torch.no_grad()
 def response_logprobs(network: GPT, prompt: Sequence[int], ids: Sequence[int], sampled: SampledIds) -> torch.Tensor:
-    """Log-probs of the N tokens of a response at temperature 1.
+    """Log-probs of the N tokens of a response at temperature 1, in the precision of the weights, without autocast.
 
     Args:
         network: any mode; it is restored.
@@ -23,7 +23,7 @@ def response_logprobs(network: GPT, prompt: Sequence[int], ids: Sequence[int], s
         ``[N]`` float32 on the CPU, nats.
     """
     device = network.output_weight.device
-    with evaluating(network):
+    with evaluating(network), torch.autocast(device.type, enabled=False):
         hidden = network.hidden(torch.tensor([[*prompt, *ids[:-1]]], device=device))[0, len(prompt) - 1 :]
         logits = sampled.columns(network.logits(hidden)).float()
     chosen = sampled.indices(torch.tensor(ids, device=device), network.config.vocab_size)

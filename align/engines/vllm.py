@@ -41,8 +41,8 @@ _POLL = 0.1
 _PROBE = 8
 """Tokens whose log-probs are compared after each loading of weights"""
 
-_LARGEST_GAP = {"float32": 0.01, "half": 0.3}
-"""Nats by which they may differ on average"""
+_LARGEST_GAP, _LARGEST_GAP_IN_16_BITS = 0.01, 0.3
+"""Nats by which they may differ on average: in float32, and where engine or trainer compute in fewer bits"""
 
 _NEVER = -100.0
 """Added to the logits of ids that are no tokens: the most that vLLM takes off"""
@@ -233,10 +233,10 @@ class _OpenVLLM(OpenEngine):
         asked = Asked([prompt] * len(self._clients), SamplingConfig(max_new_tokens=_PROBE), range(len(self._clients)))
         bodies = _requests(asked, sampled, self._tokenizer.stop_ids, network.config)
         probed = _Waiting(self, bodies, version, torch.device("cpu")).result()
-        allowed = _LARGEST_GAP["float32" if self._dtype == "float32" else "half"]
+        exact = self._dtype == "float32" and all(weight.dtype == torch.float32 for weight in network.parameters())
+        allowed = _LARGEST_GAP if exact else _LARGEST_GAP_IN_16_BITS
         for client, ids, logprobs in zip(self._clients, probed.ids, probed.samples.logprobs, strict=True):
-            exact = response_logprobs(network, prompt, ids, sampled)
-            gap = float((exact - logprobs[: len(ids)]).abs().mean())
+            gap = float((response_logprobs(network, prompt, ids, sampled) - logprobs[: len(ids)]).abs().mean())
             if not gap <= allowed:
                 raise EngineError(
                     f"the engine at {client.address} does not sample with the weights that it was sent: its log-probs "

@@ -196,6 +196,30 @@ def test_weights_that_were_not_taken_are_noticed(tied):
         engine.close()
 
 
+def test_mixed_precision_of_the_trainer_is_no_fault_of_the_engine():
+    """Weights and engine are float32; only the trainer's products are bfloat16, which moves log-probs by far more."""
+    wide = network()
+    with torch.no_grad():
+        wide.output_weight.mul_(20)
+    mixed = torch.autocast("cpu", dtype=torch.bfloat16)
+    with serving() as (_, address), VLLM(addresses=(address,)).open(TOKENS) as engine, mixed:
+        engine.sample(Weights(wide, "0"), asked())
+
+
+@pytest.mark.parametrize(("dtype", "weights"), [("float32", torch.bfloat16), ("bfloat16", torch.float32)])
+def test_rounding_in_16_bits_on_either_side_is_no_fault(dtype, weights):
+    """0.1 nats: too much between float32 and float32, not where one side rounds to 16 bits."""
+
+    def off(*_):
+        return [5], [-math.log(12) - 0.1], False
+
+    with serving(off) as (_, address):
+        with VLLM(addresses=(address,), dtype=dtype).open(TOKENS) as engine:
+            engine.sample(Weights(uniform().to(weights), "0"), asked())
+        with VLLM(addresses=(address,)).open(TOKENS) as engine, pytest.raises(EngineError, match=r"0\.1 nats"):
+            engine.sample(Weights(uniform(), "0"), asked())
+
+
 def test_a_tied_output_matrix_is_sent_as_one_of_its_own():
     """vLLM 0.32 answers that it has reloaded a tied one, and samples with the old."""
     with serving() as (server, address):
