@@ -15,6 +15,8 @@ import torch
 from fake_engines import process, serving
 
 from align.engines import VLLM, Asked, Crew, EngineError, Ours, Weights
+from align.engines.probe import response_logprobs
+from align.generation.sampled_ids import SampledIds
 from align.generation.sampling_config import SamplingConfig
 from align.model.config import GPTConfig
 from align.model.gpt import GPT
@@ -196,14 +198,15 @@ def test_weights_that_were_not_taken_are_noticed(tied):
         engine.close()
 
 
-def test_mixed_precision_of_the_trainer_is_no_fault_of_the_engine():
-    """Weights and engine are float32; only the trainer's products are bfloat16, which moves log-probs by far more."""
-    wide = network()
-    with torch.no_grad():
-        wide.output_weight.mul_(20)
-    mixed = torch.autocast("cpu", dtype=torch.bfloat16)
-    with serving() as (_, address), VLLM(addresses=(address,)).open(TOKENS) as engine, mixed:
-        engine.sample(Weights(wide, "0"), asked())
+def test_the_probe_computes_in_the_precision_of_the_weights():
+    """In mixed precision the trainer's own log-probs would differ from those of an engine in float32."""
+    policy, ids, sampled = network(), [5, 9, 2, 11], SampledIds.of(TOKENS)
+    exact = response_logprobs(policy, PROMPTS[0], ids, sampled)
+    logits = policy(torch.tensor([[*PROMPTS[0], *ids]]))[0, len(PROMPTS[0]) - 1 : -1]
+    by_hand = logits.log_softmax(-1)[range(4), ids]
+    assert torch.allclose(exact, by_hand, atol=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(response_logprobs(policy, PROMPTS[0], ids, sampled), exact)
 
 
 @pytest.mark.parametrize(("dtype", "weights"), [("float32", torch.bfloat16), ("bfloat16", torch.float32)])
