@@ -44,9 +44,9 @@ from align.cli.errors import OutOfMemory, UsageError
 from align.cli.keys import check_nulls, explain, keep_nulls, key_of
 from align.curate.doctor import Doctor
 from align.io.atomic import replacing_file
+from align.io.code import search_working_directory
 from align.pipeline.recipes import find_configs
 from align.pipeline.run_lock import run_lock
-from align.rewards.functions import search_working_directory
 from align.training.checkpoint_files import SETTINGS, absence, damage, find_whole, global_step, read_fields
 from align.training.checkpointing import FOLDER, Checkpoints
 from align.training.preemption import Preempted, forget, interrupted, requeue

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from align.compare.respond import Response
-from align.rewards.functions import search_working_directory
+from align.io.code import search_working_directory
 from align.rewards.reward import column_arguments, required_parameters
 from align.tokenizer.prompts import Columns, Prompt
 

@@ -6,6 +6,7 @@ Imports nothing of align, so every room may use it.
 import functools
 import hashlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,12 @@ from typing import Any
 
 _LIBRARIES = {"align", "lightning", "torch", *sys.stdlib_module_names}
 _NAMED = re.compile(r"(?<![\w./])([^\W\d]\w*(?:\.[^\W\d]\w*)*)[.:][^\W\d]\w*")
+
+
+def search_working_directory() -> None:
+    """Make modules in the working directory importable: the installed command, unlike ``python -m``, ignores them."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def code_hash(definition: Any) -> str | None:

@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 import yaml
 
+from align.io.code import search_working_directory
+
 Kind = TypeVar("Kind")
 
 
@@ -23,6 +25,7 @@ def described(name: str, base: type[Kind], *, what: str, example: str) -> Kind:
     """
     import jsonargparse
 
+    search_working_directory()
     form = f"give {example}, {{class_path: {example}, init_args: {{NAME: VALUE}}}}, or a YAML file with such a mapping"
     try:
         text = Path(name).read_text(encoding="utf-8") if name.endswith((".yaml", ".yml")) else name

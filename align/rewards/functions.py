@@ -1,9 +1,7 @@
 """Rewards by name: gold rewards, classes, Python functions, YAML files, reward-model directories."""
 
 import hashlib
-import os
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from align.io.code import code_hash
+from align.io.code import code_hash, search_working_directory
 from align.rewards.constraints import ConstraintReward
 from align.rewards.reward import FunctionReward, Reward
 from align.rewards.verifiable import ExactAnswer
@@ -54,12 +52,6 @@ SHORT_NAMES: dict[str, Reward] = {
 
 FILES = (".yaml", ".yml")
 """Endings of files that describe a reward"""
-
-
-def search_working_directory() -> None:
-    """Make modules in the working directory importable: the installed command, unlike ``python -m``, ignores them."""
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())
 
 
 def load_reward(

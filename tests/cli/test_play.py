@@ -1,6 +1,7 @@
 """``align play``: episodes, their transcripts, and which tokens of them training counts."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,22 @@ def test_the_summary_has_an_interval(folder: Path, capsys):
 def test_mistakes(folder: Path, capsys, more, named):
     assert main(words(folder, *more)) == 2
     error_line(capsys, named)
+
+
+def test_an_environment_of_the_users_own(folder: Path, tmp_path: Path, monkeypatch, capsys):
+    """A module in the working directory, which the installed command does not have on its path."""
+    (tmp_path / "own_game.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from align.environments import Environment, Step\n\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Ends(Environment):\n"
+        "    def reset(self, prompt, record):\n        return None\n\n"
+        "    def step(self, state, response):\n        return Step(reward=2.0, done=True)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    assert main(words(folder, "--environment", "own_game.Ends", "--limit", "2", "--show", "0")) == 0
+    assert "reward: mean 2.000 [2.000, 2.000] (95%, 2 prompts)" in capsys.readouterr().out
 
 
 def test_records_without_the_column(folder: Path, capsys):
