@@ -1,9 +1,11 @@
 """``align sandbox``: write the data of a task with a known reward."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from align.cli.settings import parse_settings
 from align.data.formats.fields import text
@@ -99,34 +101,18 @@ def main(args: list[str]) -> int:
     Returns:
         int: 0.
     """
-    write = TASKS.get(args[0]) if args else None
-    for file, count in (_stories(args) if write is None else write(args[1:])).items():
+    named = bool(args) and args[0] in TASKS
+    counts = TASKS[args[0]](args[1:]) if named else _generated(args, "sandbox", SandboxSettings, write_sandbox)
+    for file, count in counts.items():
         print(f"{file}: {count} records")
     return 0
 
 
-def _stories(args: list[str]) -> dict[Path, int]:
-    options = parse_settings(SandboxSettings, "sandbox", args)
-    return _inside(options.out, write_sandbox(Path(options.out), seed=options.seed, config=options.config))
-
-
-def _constraints(args: list[str]) -> dict[Path, int]:
-    options = parse_settings(ConstraintsSettings, "sandbox constraints", args)
-    return _inside(options.out, write_constraints(Path(options.out), seed=options.seed, config=options.config))
-
-
-def _questions(args: list[str]) -> dict[Path, int]:
-    options = parse_settings(QuestionsSettings, "sandbox questions", args)
-    return _inside(options.out, write_questions(Path(options.out), seed=options.seed, config=options.config))
-
-
-def _arithmetic(args: list[str]) -> dict[Path, int]:
-    options = parse_settings(ArithmeticSettings, "sandbox arithmetic", args)
-    return _inside(options.out, write_arithmetic(Path(options.out), seed=options.seed, config=options.config))
-
-
-def _inside(folder: str, counts: Mapping[str, int]) -> dict[Path, int]:
-    return {Path(folder) / name: count for name, count in counts.items()}
+def _generated(args: list[str], verb: str, kind: Any, write: Callable[..., dict[str, int]]) -> dict[Path, int]:
+    """Write the files of a generator whose settings are a folder, a seed and a configuration."""
+    options = parse_settings(kind, verb, args)
+    out = Path(options.out)
+    return {out / name: count for name, count in write(out, seed=options.seed, config=options.config).items()}
 
 
 def _demonstrations(args: list[str]) -> dict[Path, int]:
@@ -164,9 +150,9 @@ def _drafts(sources: Sequence[Source]) -> Iterator[Draft]:
 
 
 TASKS: dict[str, Callable[[list[str]], dict[Path, int]]] = {
-    "constraints": _constraints,
+    "constraints": partial(_generated, verb="sandbox constraints", kind=ConstraintsSettings, write=write_constraints),
     "demonstrations": _demonstrations,
-    "questions": _questions,
-    "arithmetic": _arithmetic,
+    "questions": partial(_generated, verb="sandbox questions", kind=QuestionsSettings, write=write_questions),
+    "arithmetic": partial(_generated, verb="sandbox arithmetic", kind=ArithmeticSettings, write=write_arithmetic),
 }
 """Tasks by the word that names them; without one, the synthetic world"""

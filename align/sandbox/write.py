@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from align.sandbox.checks import check_sizes
 from align.sandbox.gold import gold_reward
 from align.sandbox.phrasings import write_prompt, write_quiz, write_title
 from align.sandbox.stories import tell
@@ -53,14 +54,9 @@ class SandboxConfig:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        for name in ("friend_rate", "rule_rate", "title_drop_rate", "quiz_rate", "slip_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it is a probability and must lie in [0, 1]")
+        check_sizes(self, rates=("friend_rate", "rule_rate", "title_drop_rate", "quiz_rate", "slip_rate"))
         if not self.label_temperature > 0:
             raise ValueError(f"label_temperature is {self.label_temperature}; it must be above 0")
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 0:
-                raise ValueError(f"{name} is {value}; a number of records must be 0 or more")
 
 
 def write_sandbox(out: Path, *, seed: int = 0, config: SandboxConfig = SandboxConfig()) -> dict[str, int]:  # noqa: B008

@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from align.sandbox.checks import check_sizes
 from align.sandbox.constraints.constraint import Constraint
 from align.sandbox.constraints.instructions import Split, requests
 from align.sandbox.constraints.kinds import HELD_OUT, TRAINED
@@ -36,13 +37,7 @@ class ConstraintsConfig:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        if not 0 <= self.two_constraints_rate <= 1:
-            raise ValueError(
-                f"two_constraints_rate is {self.two_constraints_rate}; it is a probability and must lie in [0, 1]"
-            )
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 0:
-                raise ValueError(f"{name} is {value}; a number of records must be 0 or more")
+        check_sizes(self, rates=("two_constraints_rate",))
 
 
 def write_constraints(

@@ -11,7 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from align.sandbox.games.records import dialogue, require_counts, write_records
+from align.sandbox.checks import check_sizes
+from align.sandbox.games.records import dialogue, write_records
 from align.sandbox.words import NAMES
 
 _OBJECTS = ("apples", "shells", "pens", "coins", "cards", "stones", "beads", "keys")
@@ -56,7 +57,7 @@ class ArithmeticConfig:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        require_counts(self, ("right_rate", "wrong_rate"))
+        check_sizes(self, rates=("right_rate", "wrong_rate"))
         if self.right_rate + self.wrong_rate > 1:
             raise ValueError(f"right_rate {self.right_rate} and wrong_rate {self.wrong_rate} add up to more than 1")
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-from align.sandbox.games.records import dialogue, require_counts, write_records
+from align.sandbox.checks import check_sizes
+from align.sandbox.games.records import dialogue, write_records
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "colour": ("red", "blue", "green", "white"),
@@ -85,7 +86,7 @@ class QuestionsConfig:
 
     def __post_init__(self) -> None:
         """Reject invalid settings."""
-        require_counts(self, ())
+        check_sizes(self)
 
 
 def answer_to(question: str, thing: Thing) -> bool | None:

@@ -14,19 +14,6 @@ def dialogue(*texts: str) -> list[Message]:
     return [{"role": "assistant" if number % 2 else "user", "content": text} for number, text in enumerate(texts)]
 
 
-def require_counts(config: Any, rates: Iterable[str]) -> None:
-    """Check the sizes and the shares of a game's settings.
-
-    Raises:
-        ValueError: a number of records is negative, or a share is no probability.
-    """
-    for name, value in asdict(config).items():
-        if name in rates and not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value}; it is a probability and must lie in [0, 1]")
-        if isinstance(value, int) and value < 0:
-            raise ValueError(f"{name} is {value}; a number of records must be 0 or more")
-
-
 def write_records(
     out: Path, files: Mapping[str, Iterable[Mapping[str, Any]]], *, what: str, seed: int, config: Any
 ) -> dict[str, int]:
