@@ -13,7 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 hypothesis.settings.register_profile("align", deadline=None)
 hypothesis.settings.load_profile("align")
 
-EXPECTED_SKIPS = ("needs a GPU", "needs ../shared", "needs chromium", "needs vLLM", "this system grants no")
+EXPECTED_SKIPS = (
+    "needs a GPU",
+    "needs ../shared",
+    "needs chromium",
+    "needs libmagic",
+    "needs vLLM",
+    "this system grants no",
+)
 """Beginnings of the reasons for which a test may be skipped."""
 
 

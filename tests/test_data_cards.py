@@ -11,8 +11,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = sorted(path for path in ROOT.glob("data_cards/*.md") if path.name != "TEMPLATE.md")
 OVERLAYS = ("hardware", "algorithms", "engines")
-RECIPES = sorted(path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name not in OVERLAYS)
+CORPUS = [ROOT / f"recipes/corpus/{name}.yaml" for name in ("clean", "web", "slurm")]  # they read your own files
+RECIPES = sorted(
+    path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name not in OVERLAYS and path not in CORPUS
+)
 GENERATED = {
+    "data clean": "corpus.md",
     "sandbox": "sandbox.md",
     "sandbox constraints": "constraints.md",
     "sandbox demonstrations": "constraints.md",

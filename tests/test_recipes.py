@@ -12,6 +12,8 @@ PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
 HARDWARE = [path for path in RECIPES if path.parent.name == "hardware"]
 ALGORITHMS = [path for path in RECIPES if path.parent.name == "algorithms"]
 ENGINES = [path for path in RECIPES if path.parent.name == "engines"]
+CORPUS = [ROOT / f"recipes/corpus/{name}.yaml" for name in ("clean", "web")]  # of `align data clean`
+ON_SLURM = ROOT / "recipes/corpus/slurm.yaml"
 OVERLAYS = HARDWARE + ALGORITHMS + ENGINES
 SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
 SEEDS = [path for path in RECIPES if path.name == "seeds.yaml"]
@@ -20,7 +22,11 @@ FURTHER = [
     path for path in RECIPES if path.name.endswith("_seeds.yaml")
 ]  # pipelines that share the recipes of a folder
 ABLATIONS = [path for path in RECIPES if path.parent.name == "ablations" and path.stem not in ("pipeline", "pretrain")]
-STAGES = [path for path in RECIPES if path not in PIPELINES + OVERLAYS + SWEEPS + SEEDS + FURTHER + ABLATIONS]
+STAGES = [
+    path
+    for path in RECIPES
+    if path not in [*PIPELINES, *OVERLAYS, *SWEEPS, *SEEDS, *FURTHER, *ABLATIONS, *CORPUS, ON_SLURM]
+]
 
 
 def _parse(*files: Path) -> object:
@@ -47,6 +53,17 @@ def test_stage_recipes_parse(path: Path):
     assert config.data.class_path.startswith("align.data.")
     assert config.run == f"runs/{path.parent.name}"
     assert config.trainer.default_root_dir == f"runs/{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("overlays", [[], [ON_SLURM]], ids=["here", "slurm"])
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
+def test_recipes_of_a_corpus_are_read(path: Path, overlays: list[Path]):
+    from align.cli.data import read_recipe
+
+    words = [word for file in (path, *overlays) for word in ("--config", str(file))]
+    recipe, settings, _ = read_recipe([*words, "--inputs", "raw", "--out", "out"])
+    assert type(recipe.executor).__name__ == ("Slurm" if overlays else "Local")
+    assert set(recipe.sources) == set(settings["sources"]) == set(yaml.safe_load(path.read_text())["sources"])
 
 
 def _assert_holds(config: Any, wanted: dict[str, Any]):
@@ -110,7 +127,11 @@ def test_each_stage_reads_what_an_earlier_one_wrote(path: Path):
     variables = yaml.safe_load(path.read_text()).get("variables") or {}
     assignments = [f"{name}=given" for name in variables]
     pipeline = read_pipeline(path, out="out", seed=0, assignments=assignments)
-    written: list[Path] = [Path("given"), *path.parent.glob("*.jsonl")]
+    written: list[Path] = [
+        Path("given"),
+        *path.parent.glob("*.jsonl"),
+        *(file for file in CORPUS if file.parent == path.parent),
+    ]
     for stage in pipeline.stages:
         for read in stage.reads:
             assert any(read == w or w in read.parents for w in written), f"{stage.name} reads {read}"

@@ -26,6 +26,7 @@ class Verb(NamedTuple):
 VERBS = {
     "run": Verb("align.cli.run:main", "run a recipe folder's pipeline, skipping what is up to date"),
     "recipes": Verb("align.cli.recipes:main", "list the shipped recipe folders; copy one to edit it"),
+    "data": Verb("align.cli.data:main", "make a corpus from raw files: filter, deduplicate, decontaminate, mask"),
     "doctor": Verb("align.cli.doctor:main", "look for mistakes in the data and settings of a recipe before training"),
     "plan": Verb(
         "align.cli.plan:main", "parameters, FLOPs, memory, time and cost of a recipe before it runs; check a run"
