@@ -76,7 +76,7 @@ def main() -> int:
             print(f"{reading.name} reads {settings.format}", file=sys.stderr)
             rows = [reading.chat_ids(chat) for chat in chats]
             _require_same_ids(reading.name, ids, rows)
-            texts[reading.name] = reading.respond(rows, args.max_new_tokens)
+            texts[reading.name] = [response.text for response in reading.respond(rows, args.max_new_tokens)]
             reading.close()
         if args.vllm:
             name, rows, found = _vllm(args.vllm, Path(folder), chats, context, args.max_new_tokens)
