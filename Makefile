@@ -3,13 +3,15 @@
 # make test   lint, types and the fast tests
 # make slow   the tests marked slow: kill drills, two-process runs, the demo from an empty folder
 # make docs   the documentation as a site in build/site; broken links are errors
+# make book   the guide as build/guide.pdf
+# make notebooks   the guide's chapters as notebooks in build/notebooks
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 SEED ?= 0
 
-.PHONY: demo real test slow lint docs clean
+.PHONY: demo real test slow lint docs book notebooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/align run recipes/tiny
@@ -32,6 +34,12 @@ lint: $(VENV)/installed-test
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+book: $(VENV)/installed-book
+	$(BIN)/python tools/guide_pdf.py
+
+notebooks: $(VENV)/installed-book
+	$(BIN)/python tools/guide_notebooks.py
 
 $(VENV)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

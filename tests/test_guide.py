@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -17,11 +18,17 @@ CHAPTERS = [page for page in PAGES if page.name != "index.md"]
 FIGURES = sorted(path for path in (GUIDE / "figures").glob("*.py") if path.stem != "style")
 EXAMPLE = re.compile(r"^```python\n(?P<code>.*?)^```\n\n```text\n(?P<printed>.*?)^```$", re.MULTILINE | re.DOTALL)
 
-_spec = importlib.util.spec_from_file_location("guide_code", ROOT / "tools/guide_code.py")
-assert _spec is not None
-assert _spec.loader is not None
-guide_code = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(guide_code)
+
+def _tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+guide_code, guide_pdf, guide_notebooks = map(_tool, ("guide_code", "guide_pdf", "guide_notebooks"))
 
 FILE = '''import os
 
@@ -127,3 +134,31 @@ def test_every_figure_has_a_script_and_a_chapter():
 def test_scripts_draw_their_figures(script: Path, tmp_path: Path):
     subprocess.run([sys.executable, script, tmp_path], check=True, cwd=ROOT)
     assert (tmp_path / f"{script.stem}.svg").read_text().count("<path") > 10
+
+
+def test_the_book_has_every_chapter():
+    assert sorted(guide_pdf.chapters()) == sorted(page.stem for page in CHAPTERS)
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_a_chapter_of_the_book_needs_nothing_of_the_site(page: Path):
+    text = guide_pdf.chapter(page.stem)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)", prose)
+    inside = {f"#{name}" for name in guide_pdf.chapters()}
+    for link in links:
+        assert link.startswith("http") or link in inside or Path(link).is_file(), link
+    assert "{{ code" not in text
+    assert "???" not in text
+    answers = text.partition("\n## Answers\n")[2]
+    asked = page.read_text().count('??? note "Answer"')
+    assert re.findall(r"^\*\*(\d+)\.\*\*", answers, re.M) == [str(number + 1) for number in range(asked)]
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_the_cells_of_a_notebook_are_the_examples(page: Path):
+    found = guide_notebooks.notebook(page.stem)
+    cells = [cell.source for cell in found.cells if cell.cell_type == "code"]
+    examples = re.findall(r"^```python\n(.*?)\n```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert cells == examples
+    assert len(cells) >= 1
