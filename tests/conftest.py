@@ -1,5 +1,7 @@
 """What holds for every test: a skip that nobody expected is a failure."""
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,6 +55,29 @@ class _UnexpectedSkips:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if self.found and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "subprocess.CompletedProcess[str]"]:
+    """An empty folder into which the repository's files were copied, and `make demo` there, as a stranger would run it.
+
+    It takes a quarter of an hour: for slow tests only.
+    """
+    root, folder = Path(__file__).resolve().parents[1], tmp_path_factory.mktemp("demo")
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, files.split("\0")):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target)
+    return folder, subprocess.run(["make", "demo"], cwd=folder, capture_output=True, text=True, timeout=1400)
+
+
+@pytest.fixture
+def demo(demo_run: tuple[Path, "subprocess.CompletedProcess[str]"]) -> Path:
+    """The folder of ``demo_run``."""
+    folder, result = demo_run
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder
 
 
 @pytest.fixture
