@@ -103,8 +103,11 @@ ABLATIONS = {
         ),
         of_tokens=False,
     ),
+    "raw_and_clean": Ablation(
+        "Cleaned text against raw text", (Variant("cleaned", "on_clean", 0), Variant("raw", "on_raw", 1))
+    ),
 }
-"""By the name of the pipeline in recipes/ablations"""
+"""By the name of the pipeline in recipes/ablations, or of recipes/corpus/raw_and_clean.yaml"""
 
 
 class Runs(NamedTuple):

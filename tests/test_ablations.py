@@ -49,7 +49,7 @@ def ablations(monkeypatch):
 
 def test_every_question_has_a_pipeline(ablations):
     found = {path.stem for path in FOLDER.glob("*.yaml")} - {"pipeline", "pretrain"}
-    assert found == {*NAMES} == {*ablations.ABLATIONS}
+    assert found == {*NAMES} == {*ablations.ABLATIONS} - {"raw_and_clean"}  # which stands in recipes/corpus
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 CARDS = sorted(path for path in ROOT.glob("data_cards/*.md") if path.name != "TEMPLATE.md")
 OVERLAYS = ("hardware", "algorithms", "engines")
-CORPUS = [ROOT / f"recipes/corpus/{name}.yaml" for name in ("clean", "web", "slurm")]  # they read your own files
+CORPUS = [ROOT / f"recipes/corpus/{name}.yaml" for name in ("clean", "raw", "web", "slurm")]  # they read your own files
 RECIPES = sorted(
     path for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name not in OVERLAYS and path not in CORPUS
 )
@@ -68,9 +68,10 @@ def needed_cards(path: Path) -> set[str]:
     file = path.parent / "pipeline.yaml"
     pipeline = yaml.safe_load(file.read_text()) if file.exists() else {}
     variables = pipeline.get("variables") or {}
-    stages = pipeline.get("stages") or {}
+    content = yaml.safe_load(path.read_text())
+    stages = (pipeline.get("stages") or {}) | (content.get("stages") or {})
     cards = set()
-    for name in named_data(yaml.safe_load(path.read_text()), variables):
+    for name in named_data(content, variables):
         if name.startswith("${run}/"):
             cards |= written_by(name, stages, variables)
         elif Path(name).name in SHIPPED:

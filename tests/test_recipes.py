@@ -12,7 +12,7 @@ PIPELINES = [path for path in RECIPES if path.name == "pipeline.yaml"]
 HARDWARE = [path for path in RECIPES if path.parent.name == "hardware"]
 ALGORITHMS = [path for path in RECIPES if path.parent.name == "algorithms"]
 ENGINES = [path for path in RECIPES if path.parent.name == "engines"]
-CORPUS = [ROOT / f"recipes/corpus/{name}.yaml" for name in ("clean", "web")]  # of `align data clean`
+CORPUS = [ROOT / f"recipes/corpus/{name}.yaml" for name in ("clean", "raw", "web")]  # of `align data clean`
 ON_SLURM = ROOT / "recipes/corpus/slurm.yaml"
 OVERLAYS = HARDWARE + ALGORITHMS + ENGINES
 SWEEPS = [path for path in RECIPES if path.name == "sweep.yaml"]
@@ -21,7 +21,11 @@ NEEDED = {"engine_seeds": ["python=ENV/bin/python"]}  # variables without a defa
 FURTHER = [
     path for path in RECIPES if path.name.endswith("_seeds.yaml")
 ]  # pipelines that share the recipes of a folder
-ABLATIONS = [path for path in RECIPES if path.parent.name == "ablations" and path.stem not in ("pipeline", "pretrain")]
+ABLATIONS = [
+    path
+    for path in RECIPES
+    if (path.parent.name == "ablations" and path.stem not in ("pipeline", "pretrain")) or path.stem == "raw_and_clean"
+]
 STAGES = [
     path
     for path in RECIPES
