@@ -1,6 +1,7 @@
 """Readers, filters and masks, one by one."""
 
 import bz2
+from pathlib import Path
 
 import pytest
 from datatrove.data import Document
@@ -84,6 +85,12 @@ def test_language():
         Language([])
     with pytest.raises(ValueError, match="threshold"):
         Language(["en"], threshold=2)
+
+
+@pytest.mark.parametrize("page", ["index", "extend/add_a_metric_or_health_check", "export", "dpo"])
+def test_a_manual_with_code_and_tables_is_english(page):
+    text = (Path(__file__).resolve().parents[3] / f"docs/{page}.md").read_text()
+    assert Language(["en"]).filter(Document(text, page)) == (True, "")
 
 
 def test_repeated_lines():
