@@ -40,11 +40,12 @@ def clean(recipe: CleanRecipe, settings: dict[str, Any]) -> bool:
     out = Path(recipe.out)
     facts = {"settings": settings, "files": {name: _files(name, one.reader) for name, one in recipe.sources.items()}}
     _claim(out, facts)
-    if (out / "logs" / "finish" / "completions" / "00000").exists() and not (out / "corpus").exists():
+    finished = out / "logs" / "finish" / "completions" / "00000"
+    if finished.exists() and not (out / "corpus").exists():
         raise ValueError(f"{out / 'corpus'} was made and is gone: delete {out} to make it again")
     made = plan(recipe)
     finish = Job("finish", [_Finish(made, out, title=Path(recipe.out).name)], 1)
-    return recipe.executor.run([*made.jobs, finish], out / "logs")
+    return recipe.executor.run([*made.jobs, finish], out / "logs") or finished.exists()
 
 
 def _files(name: str, reader: PipelineStep) -> dict[str, Any]:

@@ -96,6 +96,7 @@ class _Tasks(PipelineExecutor):
     def run_one(self, rank: int) -> None:
         fresh = copy.deepcopy(self)  # blocks keep their statistics
         logger.remove()
+        logger.disable("datatrove.executor.base")  # prints the traceback of an error that the caller reports
         try:
             fresh._run_for_rank(rank, local_rank=1)  # only rank 0 logs to the console
         finally:

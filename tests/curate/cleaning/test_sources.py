@@ -89,7 +89,7 @@ def test_a_crawl_an_encyclopedia_and_a_book_become_a_corpus(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_jobs_are_submitted_each_after_the_one_before(tmp_path: Path, monkeypatch):
+def test_jobs_are_submitted_each_after_the_one_before(tmp_path: Path, monkeypatch, capsys):
     """With stand-ins for Slurm's programs, which run what they are given at once."""
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -136,5 +136,7 @@ def test_jobs_are_submitted_each_after_the_one_before(tmp_path: Path, monkeypatc
     dependent = [line for line in submitted if "--dependency=afterok:" in line]
     assert len(dependent) == 4  # read, pass-1, find, pass-2, finish: all but the first
     before = len(submitted)
-    assert main(words) == 0
+    capsys.readouterr()
+    assert main([*words, "--json"]) == 0
     assert len(log.read_text().splitlines()) == before, "what is complete is not submitted again"
+    assert json.loads(capsys.readouterr().out) == report
