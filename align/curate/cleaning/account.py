@@ -14,6 +14,8 @@ _SAMPLES = 3
 _LONGEST = 300
 """Characters of a sample"""
 _SPLITS = ("train", "val")
+_LOST = ("timeout", "clean_error", "broken_process")
+"""Statistics of documents that datatrove's extractors could not read"""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ def _done(stage: Stage, tables: dict[str, "_Table"]) -> tuple[Amount, dict[str, 
         name, count = stage.noted
         seconds += sum(row.seconds for row in tables[name].rows[-count:])
     reasons = {
-        name.partition("_")[2]: block.count(name) for name in block.counts if name.startswith(("dropped_", "masked_"))
+        name.removeprefix("dropped_").removeprefix("masked_"): count
+        for name, count in block.counts.items()
+        if name.startswith(("dropped_", "masked_")) or name in _LOST
     }
     return Amount(meter.count("documents"), meter.count("bytes")), reasons, seconds
 

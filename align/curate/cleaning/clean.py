@@ -38,7 +38,10 @@ def clean(recipe: CleanRecipe, settings: dict[str, Any]) -> bool:
         ValueError: the folder belongs to other settings or other files, or a source has no files.
     """
     out = Path(recipe.out)
-    facts = {"settings": settings, "files": {name: _files(name, one.reader) for name, one in recipe.sources.items()}}
+    facts = {
+        "settings": settings,
+        "files": {name: _files(name, one.reader, out) for name, one in recipe.sources.items()},
+    }
     _claim(out, facts)
     finished = out / "logs" / "finish" / "completions" / "00000"
     if finished.exists() and not (out / "corpus").exists():
@@ -48,13 +51,22 @@ def clean(recipe: CleanRecipe, settings: dict[str, Any]) -> bool:
     return recipe.executor.run([*made.jobs, finish], out / "logs") or finished.exists()
 
 
-def _files(name: str, reader: PipelineStep) -> dict[str, Any]:
-    """Path to size and time of change of a source's files."""
+def _files(name: str, reader: PipelineStep, out: Path) -> dict[str, Any]:
+    """Path to size and time of change of a source's files.
+
+    Raises:
+        ValueError: there are none, or the output would be among them.
+    """
     if not isinstance(reader, BaseDiskReader):
         return {}
     folder = reader.data_folder
     if not folder.exists(""):
         raise ValueError(f"sources.{name}.reader: {folder.path}: no such folder")
+    if folder.is_local() and out.resolve().is_relative_to(Path(folder.path).resolve()):
+        raise ValueError(
+            f"{out} is in {folder.path}, which sources.{name}.reader reads, so the next run would read what this one "
+            "wrote: choose an --out outside it"
+        )
     found = folder.list_files(glob_pattern=reader.glob_pattern, recursive=reader.recursive)
     suffixes = getattr(reader, "suffixes", None)
     files = {path: _stamp(folder, path) for path in found if suffixes is None or path.endswith(suffixes)}

@@ -39,7 +39,7 @@ class TextFiles(BaseDiskReader):
             try:
                 text = file.read().decode()
             except UnicodeDecodeError:
-                self.stat_update("not_utf8")
+                self.stat_update("dropped_not_utf8")
                 return
             document = (
                 self.get_document_from_dict({"text": text, "id": filepath}, filepath, 0) if text.strip() else None

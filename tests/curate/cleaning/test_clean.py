@@ -105,6 +105,7 @@ def test_the_report_adds_up(done):
         assert report["splits"][split]["documents"] == len(found) > 0
     assert steps["prose-Language"]["reasons"] == {"fr": 1}
     assert steps["code-CodeQuality"]["reasons"] == {"long_line": 1}
+    assert steps["prose-read"]["reasons"] == {"not_utf8": 1}
     assert steps["Decontaminate"]["samples"][0]["id"] == "leak.txt"
     assert "a baker sold forty loaves" in steps["Decontaminate"]["samples"][0]["text"]
     assert steps["MaskPersonalData"]["reasons"] == {"email addresses": 1, "phone numbers": 1, "keys and tokens": 1}
@@ -223,6 +224,13 @@ def test_missing_files_are_named(tmp_path, capsys):
     (tmp_path / "raw/prose").mkdir()
     assert main(words) == 1
     assert ".txt" in capsys.readouterr().err
+
+
+def test_the_output_is_not_among_the_inputs(tmp_path, capsys):
+    plant(tmp_path / "raw", documents=3)
+    out = str(tmp_path / "raw/prose/out")
+    assert main(["data", "clean", "--config", _recipe(tmp_path), "--inputs", str(tmp_path / "raw"), "--out", out]) == 1
+    assert "sources.prose.reader" in capsys.readouterr().err
 
 
 def test_a_missing_evaluation_set_stops_the_run(tmp_path, capsys):
