@@ -13,10 +13,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 from guide_code import REFERENCE, expand
-from guide_pdf import GUIDE, ROOT, chapters, rewritten
+from guide_pdf import ANSWER, GUIDE, ROOT, answer, chapters, rewritten
 
 _PRINTED = re.compile(r"(^```python\n.*?^```\n)\n```text\n.*?^```\n", re.MULTILINE | re.DOTALL)
-_NOTE = re.compile(r'^\?\?\? note "Answer"\n\n(?P<text>(?:(?:    .*)?\n)+?)(?=\S|\Z)', re.MULTILINE)
 
 
 def notebook(name: str) -> Any:
@@ -29,7 +28,7 @@ def notebook(name: str) -> Any:
 
     text = _PRINTED.sub(r"\1", (GUIDE / f"{name}.md").read_text(encoding="utf-8"))
     text = REFERENCE.sub(lambda match: _as_text(expand(match.group(), f"guide/{name}.md", ROOT)), text)
-    text = _NOTE.sub(_folded, rewritten(text, chapter=lambda other: f"{other}.ipynb", image=_from_the_repository))
+    text = ANSWER.sub(_folded, rewritten(text, chapter=lambda other: f"{other}.ipynb", image=_from_the_repository))
     found = jupytext.reads(text, fmt="md")
     found.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return found
@@ -41,8 +40,7 @@ def _as_text(block: str) -> str:
 
 
 def _folded(match: re.Match[str]) -> str:
-    lines = [line.removeprefix("    ") for line in match["text"].strip("\n").split("\n")]
-    return "<details><summary>Answer</summary>\n\n" + "\n".join(lines) + "\n\n</details>\n\n"
+    return f"<details><summary>Answer</summary>\n\n{answer(match)}\n\n</details>\n\n"
 
 
 def _from_the_repository(path: str) -> str:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs/guide"
 
 _CHAPTER = re.compile(r"^\| \d+\. \[[^\]]+\]\((?P<name>\w+)\.md\)", re.MULTILINE)
-_ANSWER = re.compile(r'^\?\?\? note "Answer"\n\n(?P<text>(?:(?:    .*)?\n)+?)(?=\S|\Z)', re.MULTILINE)
+ANSWER = re.compile(r'^\?\?\? note "Answer"\n\n(?P<text>(?:(?:    .*)?\n)+?)(?=\S|\Z)', re.MULTILINE)
 _EXERCISE = re.compile(r"^\*\*(?P<number>\d+)\.\*\*", re.MULTILINE)
 _LINK = re.compile(r"(?<!!)\[(?P<text>(?:[^\[\]]|\[[^\]]*\])+)\]\((?P<to>[^)\s]+)\)")
 _IMAGE = re.compile(r"!\[(?P<text>[^\]]*)\]\((?P<to>[^)\s]+)\)")
@@ -107,17 +107,21 @@ def _pieces(text: str) -> list[tuple[bool, str]]:
     return [*found, (True, text[end:])]
 
 
+def answer(match: re.Match[str]) -> str:
+    """The text of a match of ``ANSWER``, without the indentation that the site needs."""
+    return "\n".join(line.removeprefix("    ") for line in match["text"].strip("\n").split("\n"))
+
+
 def _with_answers_last(text: str) -> str:
     """The chapter with its answers, numbered as its exercises, under a heading of their own."""
     answers = []
 
     def take(match: re.Match[str]) -> str:
         number = [found["number"] for found in _EXERCISE.finditer(text, 0, match.start())][-1]
-        lines = [line.removeprefix("    ") for line in match["text"].strip("\n").split("\n")]
-        answers.append(f"**{number}.** " + "\n".join(lines))
+        answers.append(f"**{number}.** {answer(match)}")
         return ""
 
-    text = _ANSWER.sub(take, text)
+    text = ANSWER.sub(take, text)
     return text.rstrip() + "\n\n## Answers\n\n" + "\n\n".join(answers) + "\n" if answers else text
 
 

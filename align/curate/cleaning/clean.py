@@ -17,7 +17,7 @@ from align.curate.cleaning.account import account_of
 from align.curate.cleaning.page import as_html
 from align.curate.cleaning.passes import Plan, plan
 from align.curate.cleaning.recipe import CleanRecipe
-from align.curate.cleaning.steps import Job
+from align.curate.cleaning.steps import CorpusStep, Job
 from align.curate.cleaning.text import as_markdown
 from align.io.atomic import replacing_file
 
@@ -40,7 +40,8 @@ def clean(recipe: CleanRecipe, settings: dict[str, Any]) -> bool:
     out = Path(recipe.out)
     facts = {
         "settings": settings,
-        "files": {name: _files(name, one.reader, out) for name, one in recipe.sources.items()},
+        "files": {name: _files(name, one.reader, out) for name, one in recipe.sources.items()}
+        | {type(step).__name__: step.inputs() for step in recipe.steps if isinstance(step, CorpusStep)},
     }
     _claim(out, facts)
     finished = out / "logs" / "finish" / "completions" / "00000"

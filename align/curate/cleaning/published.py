@@ -1,9 +1,8 @@
 """Published filters: datatrove's, with settings that a recipe can give and words that are cheap to find.
 
 datatrove splits texts by spaCy, for which every comma is a word, as FineWeb did (Penedo et al. 2024). Rules on words
-then depend on punctuation: a quarter of the passages of Shakespeare have too few words with a letter. Here words are
-what stands between spaces, as in Dolma (Soldaini et al. 2024), which is also a hundred times as fast; ``language``
-chooses the other.
+then depend on punctuation: in dialogues too few words have a letter. Here words are what stands between spaces, as in
+Dolma (Soldaini et al. 2024), which is also much faster; ``language`` chooses the other.
 """
 
 from datatrove.pipeline.filters.fineweb_quality_filter import FineWebQualityFilter

@@ -29,6 +29,10 @@ class CorpusStep(ABC):
 
     reads_corpus: ClassVar[bool] = True
 
+    def inputs(self) -> dict[str, str]:
+        """Name to fingerprint of the files that the step reads: others make another corpus."""
+        return {}
+
     def collect(self, folder: Path) -> Sequence[PipelineStep]:
         """Blocks that note what they need of every document, at the end of a pass.
 
@@ -70,10 +74,13 @@ class Meter(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """The documents, unchanged."""
-        import resource
-
+        try:
+            import resource
+        except ImportError:  # Windows
+            resource = None  # type: ignore[assignment]
         for document in data:
             self.stat_update("documents")
             self.stat_update("bytes", value=len(document.text.encode("utf-8", "surrogatepass")))
             yield document
-        self.stat_update("peak_kib", value=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        if resource is not None:
+            self.stat_update("peak_kib", value=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

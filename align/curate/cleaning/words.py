@@ -8,8 +8,8 @@ from datatrove.utils.word_tokenizers import WordTokenizer
 class Words(WordTokenizer):
     """What stands between spaces.
 
-    datatrove compares texts without case, punctuation and digits: spaCy, which takes a hundred times as long, finds no
-    other words in them.
+    datatrove compares texts without case, punctuation and digits: spaCy, which is much slower, finds no other words in
+    them.
     """
 
     def word_tokenize(self, text: str) -> list[str]:

@@ -43,6 +43,10 @@ def _step(name: str, **settings: object) -> dict:
     return {"class_path": f"align.curate.cleaning.{name}", "init_args": settings}
 
 
+def _words(folder: Path, out: str) -> list[str]:
+    return ["data", "clean", "--config", _recipe(folder), "--inputs", str(folder / "raw"), "--out", str(folder / out)]
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("clean")
@@ -209,16 +213,7 @@ def test_a_wrong_recipe_is_refused(tmp_path, capsys, changes, code, part):
 
 def test_missing_files_are_named(tmp_path, capsys):
     (tmp_path / "raw").mkdir()
-    words = [
-        "data",
-        "clean",
-        "--config",
-        _recipe(tmp_path),
-        "--inputs",
-        str(tmp_path / "raw"),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    words = _words(tmp_path, "o")
     assert main(words) == 1
     assert "sources.prose.reader" in capsys.readouterr().err
     (tmp_path / "raw/prose").mkdir()
@@ -236,18 +231,21 @@ def test_the_output_is_not_among_the_inputs(tmp_path, capsys):
 def test_a_missing_evaluation_set_stops_the_run(tmp_path, capsys):
     plant(tmp_path / "raw", documents=3)
     (tmp_path / "raw/loaves.jsonl").unlink()
-    words = [
-        "data",
-        "clean",
-        "--config",
-        _recipe(tmp_path),
-        "--inputs",
-        str(tmp_path / "raw"),
-        "--out",
-        str(tmp_path / "o"),
-    ]
+    words = _words(tmp_path, "o")
     assert main(words) == 1
     error = capsys.readouterr().err
     assert "loaves.jsonl" in error
     assert "Traceback" not in error
-    assert not (tmp_path / "o/corpus").exists()
+    assert not (tmp_path / "o/recipe.json").exists()
+
+
+def test_a_changed_evaluation_set_needs_another_folder(done, capsys):
+    folder, _, words = done
+    file = folder / "raw/loaves.jsonl"
+    before = file.read_text()
+    file.write_text(before + json.dumps({"question": "Another one?"}) + "\n")
+    try:
+        assert main(words) == 1
+        assert "loaves.jsonl" in capsys.readouterr().err
+    finally:
+        file.write_text(before)
