@@ -101,10 +101,11 @@ class VLLMClient:
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             kind, _, path = self.address.partition(":")
+            # A connection for each call: the server closes idle ones, perhaps at the moment of the next call.
             if kind == "unix":
-                connector: aiohttp.BaseConnector = aiohttp.UnixConnector(path, limit=_CONNECTIONS)
+                connector: aiohttp.BaseConnector = aiohttp.UnixConnector(path, limit=_CONNECTIONS, force_close=True)
                 self._session = aiohttp.ClientSession("http://engine", connector=connector)
             else:
-                connector = aiohttp.TCPConnector(limit=_CONNECTIONS)
+                connector = aiohttp.TCPConnector(limit=_CONNECTIONS, force_close=True)
                 self._session = aiohttp.ClientSession(self.address, connector=connector)
         return self._session

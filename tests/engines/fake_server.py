@@ -24,9 +24,10 @@ class FakeVLLM:
     def __init__(self, model: str, sample: Sample, *, failure: str = "", context: int = 1000) -> None:
         self.model, self.sample, self.failure, self.context = model, sample, failure, context
         self.version, self.resets, self.requests, self.loaded = "default", 0, [], []
+        self._connections: set[Any] = set()
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=2**30)
+        app = web.Application(client_max_size=2**30, middlewares=[self.hang_up])
         app.add_routes(
             [
                 web.get("/health", self.health),
@@ -39,6 +40,14 @@ class FakeVLLM:
             ]
         )
         return app
+
+    @web.middleware
+    async def hang_up(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """With that failure, close a connection at the moment of its second request, as if it had been idle."""
+        if self.failure == "hangs up" and request.transport in self._connections:
+            request.transport.close()
+        self._connections.add(request.transport)
+        return await handler(request)
 
     async def health(self, request: web.Request) -> web.Response:
         return web.Response(status=503 if self.failure == "never ready" else 200)

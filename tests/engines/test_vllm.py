@@ -186,6 +186,14 @@ def test_failures_of_a_server_are_errors(failure, match):
         engine.close()
 
 
+def test_a_server_that_closes_idle_connections_loses_no_request():
+    """vLLM closes them after 5 s; a request that was on its way would have ended the run."""
+    with serving(failure="hangs up") as (server, address), VLLM(addresses=(address,)).open(TOKENS) as engine:
+        for version in ("0", "0", "1"):
+            engine.sample(Weights(network(), version), asked())
+    assert len(server.requests) == 3 * len(PROMPTS) + 2  # two loads, each with its probe
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_that_were_not_taken_are_noticed(tied):
     """The server says that it has loaded them, and under which version: its log-probs say otherwise."""
