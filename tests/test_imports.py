@@ -49,11 +49,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 EVERYBODY_MAY = {"batches"}
 # These import nothing of align, so every room may write files atomically, hash users' code, build what users describe,
-# show progress, explain the Hub's errors and read GGUF's metadata.
+# show progress, measure their memory, explain the Hub's errors and read GGUF's metadata.
 EVERYBODYS = {
     "align.io.atomic",
     "align.io.code",
     "align.io.described",
+    "align.io.memory",
     "align.io.progress",
     "align.io.hub",
     "align.io.gguf.container",

@@ -1,6 +1,5 @@
 """The cost of a stage in its model's manifest: tokens, FLOPs, seconds, memory, labels and samples."""
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from align.batches import FeedbackBatch, PairBatch, PromptBatch, TokenBatch
 from align.callbacks.throughput import data_ranks
 from align.io.manifest import read_manifest, write_manifest
+from align.io.memory import peak_memory_mib
 from align.model.gpt import GPT, ScalarGPT
 
 _TOTALS = ("tokens_trained", "labels", "wall_seconds", "cpu_seconds")
@@ -118,17 +118,7 @@ def _memory_mib() -> float | None:
     """Most memory that this process has held, MiB; None where the system does not report it."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) / 2**10
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+    return peak_memory_mib()
 
 
 def _forget_peak() -> None:

@@ -1,4 +1,4 @@
-"""The report as one HTML file: no scripts, nothing loaded from elsewhere, readable on a phone and in the dark."""
+"""The report of `align doctor` as one HTML file."""
 
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -6,25 +6,17 @@ from html import escape
 from align.curate.checks.tokens import histogram
 from align.curate.context import Split
 from align.curate.doctor import Diagnosis
+from align.curate.html import page
 from align.curate.report import ShownSample, StageReport, as_json
 
-_STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1c2024; --soft: #60646c; --line: #d9d9e0; --box: #f7f7f8;
-  --error: #c62a2f; --warning: #8f5a00; --note: #4a5568; --target: #d3f1da; --odd: #0000000a; --bar: #3e7bd6; }
-@media (prefers-color-scheme: dark) { :root { --back: #111113; --text: #edeef0; --soft: #b0b4ba; --line: #363a3f;
-  --box: #18191b; --error: #ff9592; --warning: #ffca16; --note: #b0b4ba; --target: #1b4332; --odd: #ffffff12;
-  --bar: #70b8ff; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--back); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
-p { margin: .3rem 0; } .soft { color: var(--soft); font-size: .875rem; }
-.finding { border: 1px solid var(--line); border-left: 4px solid var(--mark); border-radius: 6px;
+_LIGHT = {"error": "#c62a2f", "warning": "#8f5a00", "note": "#4a5568", "target": "#d3f1da", "odd": "#0000000a"}
+_DARK = {"error": "#ff9592", "warning": "#ffca16", "note": "#b0b4ba", "target": "#1b4332", "odd": "#ffffff12"}
+
+_STYLE = """.finding { border: 1px solid var(--line); border-left: 4px solid var(--mark); border-radius: 6px;
   background: var(--box); padding: .6rem .8rem; margin: .5rem 0; }
 .error { --mark: var(--error); } .warning { --mark: var(--warning); } .note { --mark: var(--line); }
 .label { color: var(--mark); font-weight: 600; } .note .label { color: var(--note); }
-details { margin-top: .3rem; } summary { cursor: pointer; min-height: 2rem; padding: .2rem 0; color: var(--soft); }
+details { margin-top: .3rem; }
 .bars { display: grid; grid-template-columns: max-content 1fr; gap: 2px .6rem; font-size: .875rem;
   align-items: center; }
 .bars i { display: block; height: .8rem; background: var(--bar); border-radius: 2px; min-width: 1px; }
@@ -47,12 +39,8 @@ def as_html(reports: Sequence[StageReport], *, title: str) -> str:
     counts = as_json(reports)["counts"]
     words = ", ".join(f"{count} {severity}{'' if count == 1 else 's'}" for severity, count in counts.items())
     body = "\n".join(part for report in reports for part in _stage(report))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>align doctor: {escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>align doctor: {escape(title)}</h1><p>{escape(words)}</p>\n{body}\n</body></html>\n"
-    )
+    body = f"<p>{escape(words)}</p>\n{body}"
+    return page(f"align doctor: {title}", body, style=_STYLE, light=_LIGHT, dark=_DARK)
 
 
 def _stage(report: StageReport) -> Iterator[str]:

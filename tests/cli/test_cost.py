@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from align.callbacks import cost as cost_module
 from align.callbacks.cost import Cost
 from align.cli import main
+from align.io import memory
 from align.io.directory import load_network
 from align.io.manifest import read_manifest
 from align.model.config import GPTConfig
@@ -65,7 +65,7 @@ def test_a_resumed_run_counts_from_its_beginning(recipes: Path, run: Path, tmp_p
 
 def test_peak_memory_is_not_measured_on_windows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No /proc, no module ``resource``: null in the manifest, and a dash in tables."""
-    monkeypatch.setattr(cost_module, "Path", lambda _: tmp_path / "absent")
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "absent")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setitem(sys.modules, "resource", None)
     stage = SimpleNamespace(network=GPT(GPTConfig(vocab_size=8, layers=1, heads=1, width=8, context=8)))
@@ -77,7 +77,7 @@ def test_peak_memory_is_not_measured_on_windows(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(("system", "mib"), [("linux", 300.0), ("darwin", 300.0 / 1024)])
 def test_peak_memory_without_proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, system: str, mib: float) -> None:
     """getrusage counts KiB, on macOS bytes."""
-    monkeypatch.setattr(cost_module, "Path", lambda _: tmp_path / "absent")
+    monkeypatch.setattr(memory, "Path", lambda _: tmp_path / "absent")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=300 * 1024))
     monkeypatch.setattr(sys, "platform", system)

@@ -110,7 +110,7 @@ def account_of(plan: Plan, out: Path) -> Account:
         sum(splits.values(), Amount(0, 0)),
         splits,
         steps,
-        max(table.peak_kib for table in tables.values()) / 1024,
+        max(table.peak_mib for table in tables.values()),
     )
 
 
@@ -145,14 +145,14 @@ class _Table:
 
     def __init__(self, folder: Path) -> None:
         self.rows: list[_Row] = []
-        self.peak_kib = 0
+        self.peak_mib = 0.0
         for file in sorted(folder.glob("*.json")):
             blocks = json.loads(file.read_text())
             self.rows = self.rows or [_Row(block["name"]) for block in blocks]
             for row, block in zip(self.rows, blocks, strict=True):
                 row.seconds += _total(block["time_stats"])
                 values = {name: _total(value) for name, value in block["stats"].items()}
-                self.peak_kib = max(self.peak_kib, int(values.pop("peak_kib", 0)))
+                self.peak_mib = max(self.peak_mib, float(values.pop("peak_mib", 0)))
                 row.counts.update({name: int(value) for name, value in values.items()})
 
     def find(self, name: str) -> _Row:

@@ -1,26 +1,18 @@
-"""The account of a cleaning run as one HTML file: no scripts, nothing loaded from elsewhere, readable on a phone."""
+"""The account of a cleaning run as one HTML file."""
 
 from collections.abc import Iterator
 from html import escape
 
 from align.curate.cleaning.account import Account, StepAccount
 from align.curate.cleaning.text import amount, share
+from align.curate.html import page
 
-_STYLE = """
-:root { color-scheme: light dark; --back: #fff; --text: #1c2024; --soft: #60646c; --line: #d9d9e0; --box: #f7f7f8;
-  --kept: #3e7bd6; --gone: #e5484d; }
-@media (prefers-color-scheme: dark) { :root { --back: #111113; --text: #edeef0; --soft: #b0b4ba; --line: #363a3f;
-  --box: #18191b; --kept: #70b8ff; --gone: #ff9592; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 60rem; background: var(--back); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.5rem; margin: .5rem 0; } h2 { font-size: 1.2rem; margin: 2rem 0 .5rem; }
-p { margin: .3rem 0; } .soft { color: var(--soft); font-size: .875rem; }
-.step { border: 1px solid var(--line); border-radius: 6px; background: var(--box); padding: .6rem .8rem;
+_LIGHT, _DARK = {"gone": "#e5484d"}, {"gone": "#ff9592"}
+
+_STYLE = """.step { border: 1px solid var(--line); border-radius: 6px; background: var(--box); padding: .6rem .8rem;
   margin: .5rem 0; }
 .bar { display: flex; height: .8rem; border-radius: 3px; overflow: hidden; margin: .4rem 0; background: var(--line); }
-.bar i { background: var(--kept); } .bar b { background: var(--gone); }
-summary { cursor: pointer; min-height: 2rem; padding: .2rem 0; color: var(--soft); }
+.bar i { background: var(--bar); } .bar b { background: var(--gone); }
 code { font: .8125rem/1.5 ui-monospace, monospace; }
 """
 
@@ -35,15 +27,13 @@ def as_html(account: Account, *, title: str) -> str:
     whole = max(1, account.read.bytes)
     steps = "\n".join(part for step in account.steps for part in _step(step, whole))
     splits = ", ".join(f"{name}: {amount(part)}" for name, part in account.splits.items())
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>align data clean: {escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-        f"<h1>{escape(title)}</h1>\n<p>Kept {amount(account.kept)} of {amount(account.read)} "
+    body = (
+        f"<p>Kept {amount(account.kept)} of {amount(account.read)} "
         f"({share(account.kept.bytes, account.read.bytes)} of the bytes).</p>"
         f'<p class="soft">{escape(splits)}. Most memory of one process: {account.peak_mib:,.0f} MiB. Bars: bytes kept '
-        f"and removed, of all that was read.</p>\n<h2>Steps</h2>\n{steps}\n</body></html>\n"
+        f"and removed, of all that was read.</p>\n<h2>Steps</h2>\n{steps}"
     )
+    return page(title, body, style=_STYLE, light=_LIGHT, dark=_DARK)
 
 
 def _step(step: StepAccount, whole: int) -> Iterator[str]:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
+from align.io.memory import peak_memory_mib
+
 
 @dataclass(frozen=True)
 class Job:
@@ -74,13 +76,8 @@ class Meter(PipelineStep):
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         """The documents, unchanged."""
-        try:
-            import resource
-        except ImportError:  # Windows
-            resource = None  # type: ignore[assignment]
         for document in data:
             self.stat_update("documents")
             self.stat_update("bytes", value=len(document.text.encode("utf-8", "surrogatepass")))
             yield document
-        if resource is not None:
-            self.stat_update("peak_kib", value=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        self.stat_update("peak_mib", value=peak_memory_mib() or 0)
