@@ -15,6 +15,7 @@ _HOMES = {
     "FineWebQuality": "align.curate.cleaning.published",
     "GopherQuality": "align.curate.cleaning.published",
     "GopherRepetition": "align.curate.cleaning.published",
+    "JsonLines": "align.curate.cleaning.readers",
     "Language": "align.curate.cleaning.filters",
     "Local": "align.curate.cleaning.executors",
     "MainText": "align.curate.cleaning.extraction",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from align.curate.cleaning.published import GopherQuality as GopherQuality
     from align.curate.cleaning.published import GopherRepetition as GopherRepetition
     from align.curate.cleaning.readers import BookText as BookText
+    from align.curate.cleaning.readers import JsonLines as JsonLines
     from align.curate.cleaning.readers import TextFiles as TextFiles
     from align.curate.cleaning.readers import WikipediaDump as WikipediaDump
 else:

@@ -1,6 +1,7 @@
-"""Readers that datatrove lacks: plain text and source files, Wikipedia's dumps, the body of a Gutenberg book."""
+"""Readers that datatrove lacks: plain text and source files, JSON lines, Wikipedia's dumps, the body of a book."""
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -46,6 +47,57 @@ class TextFiles(BaseDiskReader):
             )
         if document:
             yield document
+
+
+class JsonLines(BaseDiskReader):
+    """Records of JSON lines. Lines that hold no JSON object, and records without text, are left out and counted.
+
+    datatrove's JsonlReader counts neither, and leaves out the rest of a file after a byte that is not UTF-8.
+    """
+
+    name = "JSON lines"
+
+    def __init__(
+        self,
+        data_folder: str,
+        glob_pattern: str = "**/*.jsonl*",
+        text_key: str = "text",
+        id_key: str = "id",
+        limit: int = -1,
+    ) -> None:
+        """What to read.
+
+        Args:
+            data_folder: folder, or a URL that fsspec reads.
+            glob_pattern: of the files, compressed or not.
+            text_key: field with the text.
+            id_key: field with the id; where it is missing, the id is the file and the number of the line.
+            limit: records to read per task; -1: all.
+        """
+        super().__init__(data_folder, limit=limit, text_key=text_key, id_key=id_key, glob_pattern=glob_pattern)
+
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        """The records of one file."""
+        with self.data_folder.open(filepath, "rb", compression="infer") as file:
+            for number, line in enumerate(file):
+                with self.track_time():
+                    document = self._document(line, filepath, number) if line.strip() else None
+                if document:
+                    yield document
+
+    def _document(self, line: bytes, filepath: str, number: int) -> Document | None:
+        try:
+            record = json.loads(line)
+        except ValueError:  # a byte that is not UTF-8 is one too
+            record = None
+        if not isinstance(record, dict):
+            self.stat_update("dropped_not_json")
+            return None
+        if not isinstance(text := record.get(self.text_key), str) or not text.strip():
+            self.stat_update("dropped_no_text")
+            return None
+        document: Document = self.get_document_from_dict(record, filepath, number)
+        return document
 
 
 class WikipediaDump(BaseDiskReader):

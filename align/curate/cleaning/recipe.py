@@ -16,8 +16,8 @@ class Source:
     """Files of one kind, and what is done to them alone."""
 
     reader: PipelineStep
-    """Reads documents: TextFiles or WikipediaDump of align.curate.cleaning, or datatrove's WarcReader (WARC and WET),
-    JsonlReader, ParquetReader"""
+    """Reads documents: TextFiles, JsonLines or WikipediaDump of align.curate.cleaning, or datatrove's WarcReader (WARC
+    and WET), ParquetReader"""
     steps: list[PipelineStep] = field(default_factory=list)
     """Extraction and filters for this source only, in order"""
 

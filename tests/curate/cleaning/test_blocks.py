@@ -1,6 +1,7 @@
 """Readers, filters and masks, one by one."""
 
 import bz2
+import gzip
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from align.curate.cleaning import (
     FineWebQuality,
     GopherQuality,
     GopherRepetition,
+    JsonLines,
     Language,
     MaskPersonalData,
     WikipediaDump,
@@ -40,6 +42,25 @@ def test_articles_of_a_wikipedia_dump(tmp_path):
     assert article.id == "7"
     assert article.metadata["title"] == "River"
     assert " ".join(article.text.split()) == "A river is flowing water. It ends in the sea."
+
+
+def test_json_lines_that_cannot_be_read_are_counted_and_the_others_kept(tmp_path):
+    lines = [b'{"body": "one", "name": "a", "year": 1}', b"no JSON", b'["a list"]', b'{"body": "two"}', b"", b"\xff{}"]
+    lines += [b'{"body": "  "}', b'{"text": "another field"}', b'{"body": 3}', b'{"body": "three"}']
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+    (tmp_path / "notes.txt").write_text("not read")
+    reader = JsonLines(str(tmp_path), text_key="body", id_key="name")
+    found = list(reader.run())
+    assert [(document.text, document.id.rpartition("/")[2]) for document in found] == [
+        ("one", "a"),
+        ("two", "3"),
+        ("three", "9"),
+    ]
+    assert found[0].metadata["year"] == 1
+    assert {name: int(reader.stats[name].total) for name in ("dropped_not_json", "dropped_no_text")} == {
+        "dropped_not_json": 3,
+        "dropped_no_text": 3,
+    }
 
 
 def test_markup_that_is_not_closed_is_text():
