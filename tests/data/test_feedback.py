@@ -31,6 +31,11 @@ LIKED, DISLIKED = Feedback([USER], "b", True), Feedback([USER], "cd", False)
         ({"prompt": [USER], "completion": [BAD], "label": False}, [DISLIKED]),
         ({"prompt": [USER], "completion": [USER, GOOD], "label": 1}, [LIKED]),
         ({"prompt": "a", "completion": [GOOD], "label": 1, "score": 7}, [LIKED]),
+        ({"prompt": "a", "completion": "b", "label": "True"}, [LIKED]),
+        ({"prompt": "a", "completion": "cd", "label": " false "}, [DISLIKED]),
+        ({"prompt": "a", "completion": "b", "label": "1"}, [LIKED]),
+        ({"prompt": "a", "completion": "cd", "label": "0"}, [DISLIKED]),
+        ({"prompt": "a", "completion": "cd", "label": 0.0}, [DISLIKED]),
         ({"messages": [USER, GOOD], "label": True}, [LIKED]),
         ({"messages": [USER, GOOD], "label": True, "system": "s"}, [LIKED._replace(prompt=[SYSTEM, USER])]),
         ({"messages": [USER, GOOD, USER, BAD], "label": 0}, [Feedback([USER, GOOD, USER], "cd", False)]),
@@ -44,7 +49,7 @@ def test_records(record, expected):
     assert list(unpaired(detect(record, DETECTED).read(record))) == expected
 
 
-@pytest.mark.parametrize("label", [2, -1, 1.0, "true", "1", [True], {}])
+@pytest.mark.parametrize("label", [2, -1, 0.5, "yes", "2", "", [True], {}])
 def test_other_labels_are_named(build, label):
     with pytest.raises(ValueError, match=naming("records.jsonl", 1, "label", repr(label))):
         build(FeedbackData, {"prompt": "a", "completion": "b", "label": label})

@@ -64,7 +64,7 @@ class PromptCompletion(FeedbackFormat):
     completion: str = "completion"
     """Field of the response"""
     label: str = "label"
-    """Field of the label: true or 1 if the response is desirable, false or 0 if it is not"""
+    """Field of the label: true or 1 if the response is desirable, false or 0 if it is not; as text too, for CSV"""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class Messages(FeedbackFormat):
     field: str = "messages"
     """Field of the list of messages"""
     label: str = "label"
-    """Field of the label: true or 1 if the response is desirable, false or 0 if it is not"""
+    """Field of the label: true or 1 if the response is desirable, false or 0 if it is not; as text too, for CSV"""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -115,6 +115,9 @@ def unpaired(content: Feedback | Pair) -> tuple[Feedback, ...]:
     return Feedback(prompt, chosen, True, tools), Feedback(prompt, rejected, False, tools)
 
 
+_TEXTS = {"true": True, "1": True, "false": False, "0": False}
+
+
 def _label(record: Fields, field: str) -> bool:
     """The label of a record.
 
@@ -122,6 +125,8 @@ def _label(record: Fields, field: str) -> bool:
         ValueError: it is missing, or neither true, false, 1 nor 0.
     """
     label = required(record, field)
-    if not isinstance(label, int) or label not in (0, 1):
+    if isinstance(label, str):  # CSV has nothing but text
+        label = _TEXTS.get(label.strip().lower(), label)
+    if not isinstance(label, (int, float)) or label not in (0, 1):
         raise ValueError(f"field {field!r} must be true or 1, or false or 0, found {label!r}")
     return bool(label)
