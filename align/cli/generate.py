@@ -17,7 +17,7 @@ from align.cli.prompt_file import read_records, require_columns
 from align.cli.sampling import SamplingFlags
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.io.atomic import replacing_file
-from align.io.log import Log, key_of, refuse_other_origin
+from align.io.log import Log, differences, key_of
 from align.tokenizer.prompts import Columns, Prompt, answers_chats, as_text, encode_prompt
 
 if TYPE_CHECKING:
@@ -179,8 +179,16 @@ def _read(options: GenerateSettings, device: "torch.device") -> _Asked:
 
 
 def _log(file: Path, origin: dict[str, Any]) -> Log:
-    """The log of an interrupted run, or a new one."""
-    refuse_other_origin(file, origin)
+    """The log of an interrupted run, or a new one.
+
+    Raises:
+        ValueError: it has rows that depend on other settings.
+    """
+    if changes := differences(file, origin):
+        raise ValueError(
+            f"{file} has rows of an interrupted run, which can't be continued with other settings: "
+            f"{changes}; set them as before, or delete the file"
+        )
     log = Log(file, origin=origin)
     if log:
         print(f"resuming after the {len(log)} samples in {file}", file=sys.stderr)

@@ -16,7 +16,7 @@ from align.cli.prompt_file import read_records
 from align.cli.settings import parse_settings, require_at_least, setting
 from align.generation.sampling_config import SamplingConfig
 from align.io.atomic import replacing_file
-from align.io.log import Log
+from align.io.log import Log, differences
 from align.io.progress import progress_bar
 from align.rewards.functions import columns_read
 from align.rewards.labelling import LabelConfig, ScoredResponse, Tally, best_response, label_pairs
@@ -108,7 +108,10 @@ def main(args: list[str]) -> int:
     )
     origin = _origin(options, device, [source.fingerprint() for source in sources])
     out = Path(options.out)
-    log = Log(out.with_name(f".{out.name}.partial"), origin=origin)
+    partial = out.with_name(f".{out.name}.partial")
+    if changes := differences(partial, origin):
+        print(f"starting over, {partial} was sampled with other settings: {changes}", file=sys.stderr)
+    log = Log(partial, origin=origin)
     if log:
         print(f"resuming after the {len(log)} prompts in {log.file}", file=sys.stderr)
     if len(log) < len(prompts):

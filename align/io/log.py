@@ -15,35 +15,28 @@ def key_of(*facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def refuse_other_origin(file: Path, origin: Any) -> None:
-    """Refuse a log of other rows than those that a command would write.
+def differences(file: Path, origin: Any) -> str:
+    """What rows of a log depend on that is not so now, such as ``seed is 1 (before: 0)``; empty if nothing differs.
 
     Args:
-        file: of the log; it need not exist.
+        file: of the log; it need not exist, or have rows.
         origin: see ``Log``.
-
-    Raises:
-        ValueError: it has rows of another origin; names what differs.
     """
     if not file.is_file():
-        return
+        return ""
     with file.open(encoding="utf-8", errors="replace") as stream:
         head, rest = stream.readline(), stream.readline()
     try:
         stored = dict(_flat(json.loads(head)["origin"], ""))
     except (ValueError, KeyError, TypeError):  # torn, or not written by this command
-        return
+        return ""
     now = dict(_flat(json.loads(json.dumps(origin)), ""))
     changes = [
         f"{name} is {_short(now.get(name))} (before: {_short(stored.get(name))})"
         for name in dict.fromkeys((*stored, *now))
         if stored.get(name) != now.get(name)
     ]
-    if changes and rest:
-        raise ValueError(
-            f"{file} has rows of an interrupted run, which can't be continued with other settings: "
-            f"{'; '.join(changes)}; set them as before, or delete the file"
-        )
+    return "; ".join(changes) if rest else ""
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -137,14 +137,16 @@ def test_a_killed_run_goes_on_and_nothing_is_lost(run: Path, tmp_path: Path, mon
     assert not log.exists()
 
 
-def test_answers_of_other_settings_are_not_taken_up(run: Path, tmp_path: Path, monkeypatch):
+def test_answers_of_other_settings_are_not_taken_up(run: Path, tmp_path: Path, monkeypatch, capsys):
     out = tmp_path / "pairs.jsonl"
     with monkeypatch.context() as patch:
         break_at(patch, 2, KeyboardInterrupt())
         assert prefer(run, out) == 130
     calls = break_at(monkeypatch, 0, KeyboardInterrupt())
+    capsys.readouterr()
     assert prefer(run, out, "--label-temperature", "1", "--temperature", "0.9") == 0
     assert calls == [6, 6]
+    assert names(capsys.readouterr().err, tmp_path / ".pairs.jsonl.partial", "sampling.temperature", "0.9")
 
 
 def test_prompts_without_room_are_skipped_and_counted(run: Path, tmp_path: Path, capsys, monkeypatch):
