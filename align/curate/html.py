@@ -10,7 +10,7 @@ _DARK = {
     "soft": "#b0b4ba",
     "line": "#363a3f",
     "box": "#18191b",
-    "blue": "#70b8ff",
+    "bar": "#70b8ff",
 }
 
 _STYLE = """* { box-sizing: border-box; }
